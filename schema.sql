@@ -1,0 +1,204 @@
+-- The database of the email tracker. Times are integers: milliseconds since 1970, UTC; a "quarter" is
+-- a time divided by 900,000: a quarter of an hour, the finest step in which every time zone begins its day.
+-- event_type: 1 open, 2 click. state: 1 person, 2 unconfirmed, 3 machine, 4 set aside (in no number).
+begin;
+
+create table secrets (
+    name  text primary key,              -- 'link': signs links. 'instance': ties this database to its spool.
+    value text not null check (length(value) >= 16)
+) without rowid;
+
+create table tenants (
+    number        integer primary key,
+    id            text not null unique check (length(id) between 3 and 64),           -- dashboard id: private
+    mail_id       text not null unique check (length(mail_id) between 3 and 64),      -- stands in mail
+    name          text not null check (length(name) between 1 and 200),
+    tracking_host text unique check (length(tracking_host) <= 253),
+    any_domain    integer not null default 0 check (any_domain in (0, 1)),
+    suspended     integer not null default 0 check (suspended in (0, 1)),
+    api_key_hash  text check (length(api_key_hash) = 64),                             -- SHA-256, hexadecimal
+    id_in_mail_at integer,               -- when a hit last carried the dashboard id; null: never
+    created_at    integer not null
+);
+
+create table tenant_hosts (              -- where a tenant's links may lead, and where they may not
+    tenant integer not null references tenants (number),
+    rule   text not null check (rule in ('allow', 'block')),
+    host   text not null check (length(host) between 3 and 260),
+    primary key (tenant, rule, host)
+) without rowid;
+
+create table retired_ids (               -- mail ids of removed tenants: mail with them is still out there
+    mail_id    text primary key,
+    retired_at integer not null
+) without rowid;
+
+create table emails (
+    id         integer primary key,
+    tenant     integer not null references tenants (number),
+    key        text not null check (length(key) between 1 and 200),
+    subject    text not null default '' check (length(subject) <= 998),               -- RFC 5322 §2.1.1
+    recipient  text not null default '' check (length(recipient) <= 320),             -- RFC 3696, erratum 1690
+    campaign   text not null default '' check (length(campaign) <= 200),
+    registered integer not null check (registered in (0, 1)),  -- 0: known only from its hits
+    created_at integer not null,         -- registration, or the earliest hit of an unregistered email
+    sent_at    integer check ((sent_at is null) = (registered = 0)),
+    unique (tenant, key)
+);
+create index emails_by_age on emails (tenant, created_at);
+
+create table user_agents (id integer primary key, user_agent text not null unique check (length(user_agent) <= 512));
+
+create table urls (
+    id     integer primary key,
+    tenant integer not null references tenants (number),
+    url    text not null check (length(url) <= 4096),
+    host   text not null,
+    unique (tenant, url)
+);
+
+create table judgements (                -- the few pairs of verdict and reason that occur
+    id      integer primary key,
+    verdict text not null,
+    reason  text not null,
+    state   integer not null check (state between 1 and 4),
+    unique (verdict, reason, state)
+);
+
+create table event_rows (                -- one row a hit; read them through the view "events"
+    id         integer primary key,
+    tenant     integer not null references tenants (number),
+    email      integer not null references emails (id),
+    at         integer not null check (at > 0),
+    type       integer not null check (type in (1, 2)),
+    method     text check (method in ('HEAD')),                -- null: GET
+    judgement  integer not null references judgements (id),
+    user_agent integer not null references user_agents (id),
+    url        integer references urls (id),
+    ip_address text,
+    purpose    text
+);
+create index event_rows_by_email on event_rows (email, at);
+create index event_rows_by_tenant on event_rows (tenant, at);
+
+create view events as
+select event_rows.id,
+       event_rows.email as email_id,
+       case event_rows.type when 1 then 'open' else 'click' end as event_type,
+       strftime('%Y-%m-%dT%H:%M:%fZ', event_rows.at / 1000.0, 'unixepoch') as timestamp,
+       user_agents.user_agent,
+       event_rows.ip_address,
+       urls.url,
+       coalesce(event_rows.method, 'GET') as method,
+       judgements.verdict,
+       judgements.reason,
+       event_rows.tenant
+from event_rows
+join judgements on judgements.id = event_rows.judgement
+join user_agents on user_agents.id = event_rows.user_agent
+left join urls on urls.id = event_rows.url;
+
+-- Counts of one email, and of one link in one email: how many hits of each state, and the earliest.
+-- The best state (person, then unconfirmed, then machine) is the one an email is unique under.
+create table email_counts (
+    email integer primary key references emails (id),
+    open_person       integer not null, open_person_first       integer,
+    open_unconfirmed  integer not null, open_unconfirmed_first  integer,
+    open_machine      integer not null, open_machine_first      integer,
+    click_person      integer not null, click_person_first      integer,
+    click_unconfirmed integer not null, click_unconfirmed_first integer,
+    click_machine     integer not null, click_machine_first     integer
+);
+
+create table link_counts (
+    email integer not null references emails (id),
+    url   integer not null references urls (id),
+    click_person      integer not null, click_person_first      integer,
+    click_unconfirmed integer not null, click_unconfirmed_first integer,
+    click_machine     integer not null, click_machine_first     integer,
+    primary key (email, url)
+) without rowid;
+
+create view email_bests as               -- under which state each email is unique, and since when
+select email, 1 as type,
+       case when open_person then 1 when open_unconfirmed then 2 else 3 end as state,
+       case when open_person then open_person_first when open_unconfirmed then open_unconfirmed_first
+            else open_machine_first end as at
+from email_counts where open_person or open_unconfirmed or open_machine
+union all
+select email, 2,
+       case when click_person then 1 when click_unconfirmed then 2 else 3 end,
+       case when click_person then click_person_first when click_unconfirmed then click_unconfirmed_first
+            else click_machine_first end
+from email_counts where click_person or click_unconfirmed or click_machine;
+
+-- Roll-ups: what the dashboard reads. Each equals a recount of the tables above ("tracker.py check").
+create table activity (                  -- by the time of the hit; uniques by the time an email became unique
+    tenant  integer not null,
+    quarter integer not null,
+    type    integer not null,
+    state   integer not null,
+    hits    integer not null,
+    emails  integer not null,
+    primary key (tenant, quarter, type, state)
+) without rowid;
+
+create table cohorts (                   -- by the time of sending; quarter -1: emails nobody registered
+    tenant  integer not null,
+    quarter integer not null,
+    emails  integer not null,
+    opened_person  integer not null, opened_unconfirmed  integer not null, opened_machine  integer not null,
+    clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,
+    primary key (tenant, quarter)
+) without rowid;
+
+create table campaigns (
+    tenant   integer not null,
+    campaign text not null,
+    emails   integer not null,
+    opened_person  integer not null, opened_unconfirmed  integer not null, opened_machine  integer not null,
+    clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,
+    primary key (tenant, campaign)
+) without rowid;
+
+create table links (
+    tenant integer not null,
+    url    integer not null,
+    clicks_person integer not null, clicks_unconfirmed integer not null, clicks_machine integer not null,
+    emails_person integer not null, emails_unconfirmed integer not null, emails_machine integer not null,
+    primary key (tenant, url)
+) without rowid;
+
+create table named_hosts (               -- plain links that met the naming page
+    tenant integer not null,
+    host   text not null,
+    reason text not null,
+    clicks integer not null,
+    primary key (tenant, host, reason)
+) without rowid;
+
+create table unregistered_days (         -- how many emails hits made in a day (see UNREGISTERED_A_DAY)
+    tenant integer not null,
+    day    integer not null,
+    emails integer not null,
+    primary key (tenant, day)
+) without rowid;
+
+create table dropped (                   -- hits that became no event, by reason; tenant 0: nobody's
+    tenant integer not null,
+    reason text not null,
+    day    integer not null,
+    hits   integer not null,
+    primary key (tenant, reason, day)
+) without rowid;
+
+create table positions (                 -- how far each segment of the spool is drained, in bytes
+    segment    text primary key,
+    position   integer not null check (position >= 0),
+    updated_at integer not null
+) without rowid;
+
+create table ingested (hit_id text primary key) without rowid;
+
+pragma user_version = 1;
+commit;

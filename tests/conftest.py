@@ -1,0 +1,248 @@
+"""The cast and the stage: Acme and Globex are tenants, the stranger has no id; each test has a database of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import webtest
+
+import tracker
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+BASE = "https://track.example.com"
+CHROME = (
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
+)
+NOW = 1_795_544_485_430  # a Tuesday in November 2026
+
+
+def missing(what: str) -> None:
+    """Skip for a missing tool, but not where CI promises that it is there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is missing, and CI must have it")
+    pytest.skip(f"{what} is missing")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Other people's real material, which is beside the project and not in it."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder with other people's mail and user agents is not there")
+    return SHARED
+
+
+@dataclass
+class Stage:
+    """A database with Acme (domain acme.com) and Globex (any domain), and an App over it without a drain thread."""
+
+    settings: tracker.Settings
+    app: tracker.App
+    acme: tracker.Tenant
+    globex: tracker.Tenant
+    web: webtest.TestApp
+    database: tracker.Database = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.database = self.app.database
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.folder)
+
+    @property
+    def spool(self) -> Path:
+        return self.folder / "spool"
+
+    def pixel(self, key: str, tenant: tracker.Tenant | None = None, agent: str = CHROME, **more: Any) -> Any:
+        """One open."""
+        return self.web.get(f"/{(tenant or self.acme).mail_id}/pixel/{key}.gif", headers={"User-Agent": agent}, **more)
+
+    def drain(self) -> tracker.DrainReport:
+        """Drain, as if every writer had gone."""
+        self.app.spool.close()
+        return tracker.drain(self.database)
+
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Ask the database."""
+        with self.database.reading() as connection:
+            return [tuple(row) for row in connection.execute(sql, values)]
+
+    def check(self) -> list[str]:
+        """What `check` finds wrong with the numbers."""
+        with self.database.reading() as connection:
+            return tracker.integrity_faults(connection) + tracker.rollup_differences(connection)
+
+    def change(self, tenant: tracker.Tenant, **changes: Any) -> None:
+        """Change a tenant, and let the app see it at once."""
+        with tracker.changing_tenants(self.database) as connection:
+            for rule in ("allow", "block"):
+                tracker.set_tenant_hosts(connection, tenant.number, rule, changes.pop(rule, []))
+            tracker.change_tenant(connection, tenant.number, **changes)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Let the app look at tenants.json now, not in a second."""
+        self.app.directory._look_at = 0.0
+
+
+def make_stage(folder: Path, **settings: str) -> Stage:
+    """A stage in a folder; settings by their variables."""
+    environ = {"DATABASE_URL": f"sqlite:{folder / 'data' / 'tracking.db'}", "BASE_URL": BASE, **settings}
+    made = tracker.load_settings(environ, os.devnull)
+    database = tracker.create_database(made.database, tracker.resource("schema.sql").decode())
+    with tracker.changing_tenants(database) as connection:
+        acme = tracker.add_tenant(connection, "Acme", NOW, allow=["acme.com"])
+        globex = tracker.add_tenant(connection, "Globex", NOW, any_domain=True)
+    database.close()
+    app = tracker.App(made)
+    return Stage(made, app, acme, globex, webtest.TestApp(tracker.wsgi(app)))
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """A fresh stage."""
+    made = make_stage(tmp_path)
+    yield made
+    made.app.close()
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
+    """Makes stages with settings of the test's own."""
+    made: list[Stage] = []
+
+    def make(**settings: str) -> Stage:
+        made.append(make_stage(tmp_path / f"stage{len(made)}", **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.app.close()
+
+
+def hit(stage: Stage, key: str, at: int = NOW, **more: Any) -> bytes:
+    """A line of the spool for Acme: an open by Chrome unless told otherwise; `at` in milliseconds."""
+    fields: dict[str, Any] = {
+        "id": os.urandom(12).hex(),
+        "t": at / 1000,
+        "method": "GET",
+        "host": "track.example.com",
+        "uri": f"/{stage.acme.mail_id}/pixel/{key}.gif",
+        "ip": "198.51.100.0",
+        "ua": CHROME,
+        "answer": "pixel",
+    }
+    fields.update(more)
+    return tracker.hit_line(fields)
+
+
+def click(stage: Stage, key: str, url: str = "https://acme.com/", at: int = NOW, **more: Any) -> bytes:
+    """A line of the spool for a click in Acme's mail that was redirected."""
+    uri = f"/{stage.acme.mail_id}/click/{key}?url={url}"
+    return hit(stage, key, at, **{"uri": uri, "answer": "302", **more})
+
+
+def segment(stage: Stage, *lines: bytes, at: int = NOW) -> Path:
+    """A finished segment of these lines."""
+    path = stage.spool / f"{at:013d}-{os.getpid()}-{os.urandom(6).hex()}.jsonl"
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+class Server:
+    """The real server: `tracker.py serve` under gunicorn, in a folder of its own, on a free port."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port = self.listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "server.log"
+        plain = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "CI", "TMPDIR")}
+        self.environ = {
+            **plain,
+            "DATABASE_URL": f"sqlite:{folder / 'data' / 'tracking.db'}",
+            "BASE_URL": self.url,
+            # Handing over the listening socket leaves no moment in which another process could take the port.
+            "BIND": f"fd://{self.listener.fileno()}",
+            **settings,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Server:
+        """Start and wait until the first worker answers."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "serve"],
+                env=self.environ,
+                stdout=log,
+                stderr=log,
+                pass_fds=[self.listener.fileno()],
+                cwd=self.folder,
+            )
+        deadline = time.monotonic() + 20
+        while b"Booting worker" not in self.log.read_bytes():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the server did not start:\n{self.log.read_text()}")
+            time.sleep(0.02)
+        return self
+
+    def workers(self) -> list[int]:
+        """The process ids of the workers that live."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children]
+
+    def stop(self) -> str:
+        """SIGTERM, wait, and return the log."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(timeout=60)
+        self.process = None
+        return self.log.read_text()
+
+    def run(self, *words: str, status: int = 0) -> str:
+        """Run a command of tracker.py on the server's database; returns its stdout."""
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, *words],
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=self.folder,
+        )
+        assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def tenant(self, name: str, *options: str) -> dict[str, Any]:
+        """Make a tenant; returns its ids and URLs."""
+        made: dict[str, Any] = json.loads(self.run("tenant", "add", name, "--json", *options))
+        return made
+
+    def first_tenant(self) -> str:
+        """The mail id of the tenant that the first run made."""
+        match = re.search(r"^(\S+) .* default$", self.run("tenant", "list"), re.MULTILINE)
+        assert match
+        return match[1]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A running server with two workers."""
+    made = Server(tmp_path).start()
+    yield made
+    made.stop()
+    made.listener.close()

@@ -1,0 +1,4388 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["gunicorn==27.0.1"]
+# ///
+"""Email tracker: who opened and clicked the mail you sent, told truthfully, from one file on your own server.
+
+A hit (a request for a pixel or a link) is appended to a spool and answered; a drain judges hits in batches and
+moves them into SQLite, exactly once; the dashboard reads roll-ups. The sections below use only what stands above
+them; `grep '^# == ' tracker.py` prints the contents. README.md says how to run it and what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import bisect
+import contextlib
+import errno
+import fcntl
+import hashlib
+import hmac
+import html
+import ipaddress
+import json
+import math
+import os
+import re
+import secrets
+import sqlite3
+import stat
+import string
+import sys
+import threading
+import time
+import traceback
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
+from urllib.parse import parse_qsl, quote, unquote, unquote_plus
+
+if TYPE_CHECKING:
+    import argparse
+    import logging
+
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+__version__ = "0.1.0"
+
+# == Settings ==========================================================================================
+# What the operator says through the environment. Uses nothing else; nothing here touches a file but `--env` and X_FILE.
+
+ENV_FILE = "/etc/email-tracker.env"
+NETWORK_FILE_SYSTEMS = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "afs",
+    "ceph",
+    "glusterfs",
+    "fuse.sshfs",
+    "fuse.s3fs",
+}
+
+
+class SettingsError(Exception):
+    """Everything that is wrong with the settings, one sentence a fault."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise ValueError(f"expected a whole number from {least} to {most}")
+        return int(text)
+
+    return convert
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"expected one of: {', '.join(words)}")
+        return text
+
+    return convert
+
+
+def _bind(text: str) -> str:
+    if not re.fullmatch(r"unix:/.+|fd://[0-9]+|(\[[0-9A-Fa-f:.]+\]|[^\s:/]+):[0-9]{1,5}", text):
+        raise ValueError("expected unix:/path/to/socket or HOST:PORT, for example 127.0.0.1:3000")
+    return text
+
+
+def _database_path(text: str) -> str:
+    expected = "expected sqlite:PATH, for example sqlite:data/tracking.db or sqlite:/var/lib/email-tracker/tracking.db"
+    scheme, colon, path = text.partition(":")
+    if scheme != "sqlite" or not colon or not path or path == ":memory:" or "\0" in path or "?" in path:
+        raise ValueError(expected)
+    if path.startswith("//") and not path.startswith("////"):
+        # sqlite:///x is relative to some programs and absolute to others: don't guess where the data is.
+        raise ValueError(f"{text} can be read in two ways; {expected}")
+    return re.sub("^/+", "/", path)
+
+
+def _base_url(text: str) -> str:
+    match = re.fullmatch(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?/?", text.lower())
+    if not match:
+        raise ValueError(
+            "expected http:// or https:// and a host, without a path, for example https://track.example.com"
+        )
+    return text.lower().rstrip("/")
+
+
+def _secrets(text: str) -> tuple[str, ...]:
+    keys = tuple(re.split(r"[\s,]+", text.strip()))
+    if any(len(key) < 32 for key in keys):
+        raise ValueError("expected keys of at least 32 characters, newest first, separated by commas or spaces")
+    return keys
+
+
+def _api_key(text: str) -> str:
+    if not re.fullmatch(r"[!-~]{16,}", text):
+        raise ValueError("expected at least 16 characters without spaces")
+    return text
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    entries = tuple(entry for entry in re.split(r"[\s,]+", text) if entry)
+    for entry in entries:
+        try:
+            entry == "*" or ipaddress.ip_network(entry)
+        except ValueError:
+            raise ValueError(f"expected addresses or networks such as 10.0.0.0/8, or *; {entry!r} is neither") from None
+    return entries
+
+
+def _setting(
+    variable: str, convert: Callable[[str], Any], default: str, help_text: str, *, secret: bool = False
+) -> Any:
+    """Declare one setting: the single source for parsing, `config` and the table in README."""
+    about = {"variable": variable, "convert": convert, "default": default, "help": help_text, "secret": secret}
+    return field(default=convert(default) if default else None, metadata=about)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    port: int = _setting("PORT", _whole_number(1, 65535), "3000", "TCP port to listen on, on all addresses")
+    bind: str | None = _setting(
+        "BIND", _bind, "", "listen here instead: `unix:/run/email-tracker/app.sock` or `HOST:PORT`"
+    )
+    database: str = _setting(
+        "DATABASE_URL",
+        _database_path,
+        "sqlite:data/tracking.db",
+        "the database; the spool is kept beside it, so give each database its own folder on a local disk",
+    )
+    base_url: str | None = _setting(
+        "BASE_URL", _base_url, "", "the public address that stands in links, such as `https://track.example.com`"
+    )
+    web_concurrency: int = _setting("WEB_CONCURRENCY", _whole_number(1, 64), "2", "worker processes")
+    api_key: str | None = _setting(
+        "API_KEY", _api_key, "", "the operator's key for `POST /tenants`; unset: that URL does not exist", secret=True
+    )
+    secret_key: tuple[str, ...] | None = _setting(
+        "SECRET_KEY",
+        _secrets,
+        "",
+        "keys that sign links, newest first: the first signs, all verify, and so does the database's own",
+        secret=True,
+    )
+    forwarded_allow_ips: tuple[str, ...] = _setting(
+        "FORWARDED_ALLOW_IPS",
+        _networks,
+        "127.0.0.1,::1",
+        "proxies whose `X-Forwarded-For` is believed, counted from the right; `*`: whoever connects",
+    )
+    ip_addresses: str = _setting(
+        "IP_ADDRESSES",
+        _one_of("truncated", "full", "none"),
+        "truncated",
+        "what is kept of a reader's address: `truncated` (IPv4 /24, IPv6 /48), `full` or `none`",
+    )
+    local: bool = False  # `--local`: links may lead to this machine
+
+    @property
+    def folder(self) -> str:
+        """Where everything beside the database lives: spool, lock, tenants.json, secret.key."""
+        return os.path.dirname(os.path.abspath(self.database))
+
+    @property
+    def address(self) -> str:
+        """What gunicorn binds."""
+        return self.bind or f"0.0.0.0:{self.port}"
+
+    def public_url(self, tracking_host: str | None = None) -> str | None:
+        """The address links begin with, or None where nobody said it and `--local` was not given."""
+        if tracking_host:
+            return f"{(self.base_url or 'https:').partition(':')[0]}://{tracking_host}"
+        return self.base_url or (f"http://localhost:{self.port}" if self.local else None)
+
+
+def read_env_file(path: str) -> dict[str, str]:
+    """Read NAME=value lines (comments and quotes as in systemd's EnvironmentFile)."""
+    values = {}
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, raw_line in enumerate(lines, 1):
+                line = raw_line.strip()
+                if not line or line[0] in "#;":
+                    continue
+                name, equals, value = line.partition("=")
+                if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
+                    raise SettingsError([f"{path}, line {number}: expected NAME=value"])
+                value = value.strip()
+                if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+                    value = value[1:-1]
+                values[name.strip()] = value
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError([f"{path}: can't be read: {error}"]) from None
+    return values
+
+
+def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, local: bool = False) -> Settings:
+    """Make Settings of the environment and, for what it does not say, of an env file.
+
+    Raises SettingsError with all faults at once, so that one look mends them all.
+    """
+    if env_file is None and os.access(ENV_FILE, os.R_OK):
+        env_file = ENV_FILE
+    given = {**(read_env_file(env_file) if env_file else {}), **environ}
+    faults: list[str] = []
+    values: dict[str, Any] = {"local": local}
+    for each in fields(Settings):
+        if "variable" not in each.metadata:
+            continue
+        variable = each.metadata["variable"]
+        text = given.get(variable, "").strip()
+        path = given.get(f"{variable}_FILE", "")
+        try:
+            if text and path:
+                raise ValueError(f"set {variable} or {variable}_FILE, not both")
+            if path:
+                with open(path, encoding="utf-8") as secret_file:
+                    text = secret_file.read().strip()
+            if text:
+                values[each.name] = each.metadata["convert"](text)
+        except (OSError, ValueError) as error:
+            shown = f" is {text!r}" if text and not each.metadata["secret"] else ""
+            faults.append(f"{variable}{shown}: {error}")
+    if given.get("RETENTION_DAYS", "").strip():
+        faults.append("RETENTION_DAYS: this version removes nothing by itself, so it expects this to be unset")
+    if not faults:
+        faults = [fault for fault in [network_file_system_fault(Settings(**values).folder)] if fault]
+    if faults:
+        raise SettingsError(faults)
+    return Settings(**values)
+
+
+def network_file_system_fault(folder: str) -> str | None:
+    """Say so if the folder is on a network file system, where neither locks nor WAL can be trusted."""
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+            entries = [line.split(" ")[1:3] for line in mounts]
+    except OSError:
+        return None  # not Linux: nothing to ask
+    real = os.path.realpath(folder)
+    above = [(point, kind) for point, kind in entries if os.path.commonpath([real, point or "/"]) == point]
+    kind = max(above, key=lambda entry: len(entry[0]), default=("", ""))[1]
+    if kind in NETWORK_FILE_SYSTEMS:
+        return f"DATABASE_URL: {real} is on {kind}; expected a local disk: SQLite's locks do not hold on a network file system"
+    return None
+
+
+# == Links =============================================================================================
+# Ids, keys, signatures and targets. Pure: no file, no database, no clock.
+
+MAX_TARGET = 4096  # characters; what browsers and mail programs handle everywhere
+ID = re.compile(r"[A-Za-z0-9_-]{3,64}")
+KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
+ROUTE_WORDS = {
+    *("admin", "api", "assets", "campaigns", "click", "dashboard", "emails", "events", "favicon", "forget", "health"),
+    *("links", "messages", "pixel", "robots", "static", "stats", "tenants"),
+}
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+BREAKS = re.compile(r"[\r\n\0]")
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class BadTarget(ValueError):
+    """Why a URL can't be a link's target, in a sentence for the person who wrote it."""
+
+
+class Target(NamedTuple):
+    location: str  # ASCII, ready for the Location header
+    host: str  # lower case, IDNA, without a final dot
+    port: int
+
+
+def new_dashboard_id() -> str:
+    """128 random bits; never begins with "-", which would be an option on a command line."""
+    while True:
+        made = secrets.token_urlsafe(16)
+        if made[0] != "-":
+            return made
+
+
+def new_mail_id() -> str:
+    """Short, since it stands in every link; without letters and digits that are read for each other."""
+    return "".join(secrets.choice("abcdefghjkmnpqrstuvwxyz23456789") for _ in range(8))
+
+
+new_key = new_dashboard_id  # the key of an email is as hard to guess, and a word on command lines too
+
+
+def id_fault(text: str) -> str | None:
+    """Why a text can't be a tenant's id, or None."""
+    if not ID.fullmatch(text) or text[0] == "-":
+        return "expected 3 to 64 of the characters A-Z a-z 0-9 _ -, not beginning with -"
+    if text.lower() in ROUTE_WORDS:
+        return f"{text!r} is a word of the URLs; choose another"
+    return None
+
+
+def is_key(text: str) -> bool:
+    """Whether a text can be the key of an email."""
+    return KEY.fullmatch(text) is not None and text not in (".", "..")
+
+
+def _field(text: str) -> bytes:
+    # The length before each field keeps fields from sliding into each other.
+    encoded = text.encode()
+    return len(encoded).to_bytes(4, "big") + encoded
+
+
+def sign(secret: str, mail_id: str, target: str) -> str:
+    """Sign a click link: 16 characters for the target as it stands in the path."""
+    tenant_key = hmac.digest(secret.encode(), b"tenant 1" + mail_id.encode(), "sha256")
+    mac = hmac.digest(tenant_key, _field("click 1") + _field(target), "sha256")
+    return base64.urlsafe_b64encode(mac[:12]).decode()
+
+
+def verify(secrets_: Sequence[str], mail_id: str, target: str, signature: str) -> bool:
+    """Whether one of the secrets made this signature."""
+    given = signature.encode("utf-8", "replace")
+    return any(hmac.compare_digest(sign(secret, mail_id, target).encode(), given) for secret in secrets_)
+
+
+def encode_target(url: str) -> str:
+    """Put a URL into a path segment: UTF-8 in base64url without padding."""
+    return base64.urlsafe_b64encode(url.encode()).decode().rstrip("=")
+
+
+def decode_target(segment: str) -> str | None:
+    """Read what encode_target wrote; None for anything else, other spellings of the same bytes included."""
+    try:
+        url = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)).decode()
+    except (ValueError, UnicodeDecodeError):
+        return None
+    return url if encode_target(url) == segment else None
+
+
+def pixel_path(mail_id: str, key: str) -> str:
+    """The path of an email's pixel."""
+    return f"/{mail_id}/pixel/{quote(key, safe='~+@=:')}.gif"
+
+
+def click_path(secret: str, mail_id: str, key: str, url: str) -> str:
+    """The signed path of one link in one email. Raises BadTarget."""
+    read_target(url)
+    target = encode_target(url)
+    return f"/{mail_id}/click/{quote(key, safe='~+@=:')}/{sign(secret, mail_id, target)}/{target}"
+
+
+def split_target(uri: str) -> tuple[tuple[str, ...], str]:
+    """Split a request target into decoded path segments and the raw query: the one reading of a path there is.
+
+    The path is split on "/" first and decoded once, so that %2F in a segment stays inside it.
+    """
+    if not uri.startswith("/"):
+        uri = re.sub(r"^(?i:https?)://[^/?]*", "", uri)  # absolute form, RFC 9112 §3.2.2
+    path, _, query = uri.partition("?")
+    return tuple(unquote(segment, errors="replace") for segment in path.split("/")[1:]), query
+
+
+def plain_url(query: str) -> str | None:
+    """The target of a plain link, from the raw query; None if it names none.
+
+    A value with "://" in it was written by hand and not encoded, so all that follows belongs to it, "&" included.
+    """
+    match = re.search(r"(?:^|&)url=(([^&]*).*)", query, re.DOTALL)
+    if not match:
+        return None
+    rest, value = match.groups()
+    return str(rest) if "://" in value else unquote_plus(value, errors="replace")
+
+
+class Pixel(NamedTuple):
+    mail_id: str
+    key: str
+
+
+class SignedClick(NamedTuple):
+    mail_id: str
+    key: str
+    signature: str
+    target: str
+
+
+class PlainClick(NamedTuple):
+    mail_id: str
+    key: str
+    url: str | None
+
+
+def recognise(segments: tuple[str, ...], query: str) -> Pixel | SignedClick | PlainClick | None:
+    """Say which hit a split request target is; None if it is no hit. Workers and drain both ask this function."""
+    match segments:
+        case (mail_id, "pixel", name) if mail_id and name.endswith(".gif"):
+            return Pixel(mail_id, name[:-4])
+        case (mail_id, "click", key, signature, target) if mail_id and key:
+            return SignedClick(mail_id, key, signature, target)
+        case (mail_id, "click", key) if mail_id and key:
+            return PlainClick(mail_id, key, plain_url(query))
+    return None
+
+
+def read_target(url: str) -> Target:
+    """Read a URL as a browser would (url.spec.whatwg.org) and make it safe for a Location header.
+
+    Where browsers mend a URL in ways that have misled filters (backslashes, missing slashes, tabs, credentials, odd
+    spellings of an IPv4 address) it is refused: a sender never needs it, so nothing is left to disagree about.
+    Raises BadTarget.
+    """
+    if len(url) > MAX_TARGET:
+        raise BadTarget(f"it has {len(url):,} characters; expected at most {MAX_TARGET:,}")
+    if CONTROL.search(url):
+        raise BadTarget("it holds a control character; expected none")
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", url := url.strip(" "))
+    if not match:
+        raise BadTarget("it is relative or empty; expected http:// or https:// and a host")
+    scheme = match[1].lower()
+    if scheme not in DEFAULT_PORTS:
+        raise BadTarget(f"its scheme is {scheme}; expected http or https")
+    match = re.match(r"[^:]+://([^/?#]+)", url)
+    if not match:
+        raise BadTarget("it is malformed; expected http:// or https:// and a host")
+    authority, rest = match[1], url[match.end() :]
+    if "\\" in authority + re.split("[?#]", rest)[0]:
+        raise BadTarget("it holds a backslash, which browsers read as a slash; expected none before the query")
+    if "@" in authority:
+        raise BadTarget("it holds credentials (an @ before the path); expected a host alone")
+    name, port = _split_port(authority)
+    host = read_host(name)
+    port_number = int(port) if port else DEFAULT_PORTS[scheme]
+    if not 0 < port_number < 65536:
+        raise BadTarget(f"its port is {port}; expected 1 to 65535")
+    try:
+        tail = quote(rest, safe="!#$%&'()*+,/:;=?@[]\\^_`{|}~")
+    except UnicodeEncodeError:
+        raise BadTarget("it holds half a character (a lone surrogate); expected whole ones") from None
+    shown_port = "" if port_number == DEFAULT_PORTS[scheme] else f":{port_number}"
+    return Target(f"{scheme}://{host}{shown_port}{tail}", host.rstrip("."), port_number)
+
+
+def _split_port(authority: str) -> tuple[str, str]:
+    match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,5}))?", authority)
+    if not match:
+        raise BadTarget("its host and port are malformed; expected HOST or HOST:PORT")
+    return match[1], match[2] or ""
+
+
+@lru_cache(maxsize=1024)
+def read_host(name: str) -> str:
+    """Read a host as a browser would: IDNA, lower case, canonical addresses. Raises BadTarget."""
+    malformed = BadTarget(f"its host {name[:80]!r} is malformed; expected a domain name or an IP address")
+    if len(name) > 1000:
+        raise malformed
+    if name.startswith("["):
+        try:
+            return f"[{ipaddress.IPv6Address(name[1:-1]).compressed}]" if "%" not in name else _refuse(malformed)
+        except ValueError:
+            raise malformed from None
+    try:
+        name = unquote(name, errors="strict")
+    except UnicodeDecodeError:
+        raise malformed from None
+    labels = _mapped(name).split(".")
+    if len(labels) > 1 and not labels[-1]:
+        labels.pop()  # one final dot is the root, and the same host
+        final_dot = "."
+    else:
+        final_dot = ""
+    if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
+        # Browsers read 0x7f.1 and 2130706433 as addresses; only the usual spelling is a host here.
+        if not _is_ipv4(".".join(labels)):
+            raise malformed
+        return ".".join(labels)
+    host = ".".join(_ascii_label(label) or _refuse(malformed) for label in labels)
+    return host + final_dot if len(host) <= 253 else _refuse(malformed)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    raise error
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        return str(ipaddress.IPv4Address(text)) == text
+    except ValueError:
+        return False
+
+
+def _mapped(name: str) -> str:
+    # UTS 46, non-transitional, as browsers do it: one character after the other is lowered (so that a final sigma
+    # stays a sigma), then NFKC; the ideographic full stop is a dot. What UTS 46 would drop or forbid is not a
+    # letter, mark or digit and is refused by _ascii_label.
+    for _ in range(2):  # NFKC makes capitals of letter-like symbols
+        name = unicodedata.normalize("NFKC", "".join(c.lower() for c in name))
+    return name.replace("。", ".")
+
+
+def _ascii_label(label: str) -> str | None:
+    """One label of a host in ASCII, or None if no browser and no registry would have it."""
+    if label.isascii():
+        return label if re.fullmatch(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", label) else None
+    letters = all(unicodedata.category(c)[0] in "LMN" or c == "-" for c in label)
+    # ẞ changed its meaning between versions of UTS 46; a leading mark has nothing to stand on.
+    if (
+        not letters
+        or "ẞ" in label
+        or unicodedata.category(label[0])[0] == "M"
+        or label.startswith("xn--")
+        or "-" in (label[0], label[-1])
+    ):
+        return None
+    encoded = "xn--" + label.encode("punycode").decode()
+    return encoded if len(encoded) <= 63 else None
+
+
+def read_destination(text: str) -> str:
+    """Read HOST or HOST:PORT as `--domain` and `--block` take it; raises ValueError with what was expected."""
+    try:
+        name, port = _split_port(text.strip())
+        host = read_host(name).rstrip(".")
+    except BadTarget:
+        raise ValueError(f"{text!r}: expected a domain such as acme.com, or HOST:PORT") from None
+    if "." not in host and ":" not in host:
+        raise ValueError(f"{text!r}: expected at least two labels, such as acme.com")
+    return f"{host}:{int(port)}" if port else host
+
+
+def covers(destinations: Iterable[str], target: Target) -> bool:
+    """Whether a list of destinations holds this target: its host or a domain above it, on a default port or the port given."""
+    labels = target.host.split(".")
+    names = {target.host} | {".".join(labels[n:]) for n in range(len(labels))}
+    if target.port not in DEFAULT_PORTS.values():
+        names = {f"{name}:{target.port}" for name in names}
+    return any(name in destinations for name in names)
+
+
+def is_ours(own: Iterable[tuple[str, int]], target: Target) -> bool:
+    """Whether a target leads back to this server, given as its hosts and ports (80 and 443 are one server)."""
+    web = set(DEFAULT_PORTS.values())
+    return any(host == target.host and (port == target.port or {port, target.port} <= web) for host, port in own)
+
+
+# == Verdicts ==========================================================================================
+# Who made a hit, and why we think so. Pure: one function judges the hits of one email.
+
+OPEN, CLICK = 1, 2
+PERSON, UNCONFIRMED, MACHINE, ASIDE = 1, 2, 3, 4
+TYPES = {OPEN: "open", CLICK: "click"}
+STATES = {PERSON: "person", UNCONFIRMED: "unconfirmed", MACHINE: "machine"}  # best first; set aside is in no number
+
+REASONS = {
+    "mail-client": "A mail program that people read mail with.",
+    "browser": "A web browser.",
+    "image-proxy": "A mail provider's image proxy, which fetches images when the person opens the mail.",
+    "apple-mpp": "Apple Mail Privacy Protection loads images in advance; nobody can tell whether the person looked.",
+    "prefetch-header": "The browser said that it was fetching ahead; nobody can tell whether the person looked.",
+    "head": "A HEAD request: programs check links and images this way, people never do.",
+    "bot-word": "It names itself as a bot, a scanner, a preview or a programming library.",
+    "no-user-agent": "It did not say what it is; mail programs and browsers always do.",
+    "not-a-browser": "It looks like neither a browser nor a known mail program.",
+    "proxy-click": "An image proxy followed a link; a person's click comes from a browser.",
+    "destination-not-allowed": "The link leads to a host that the tenant has not allowed, so the reader met the naming page.",
+    "destination-blocked": "The tenant has blocked the host that the link leads to, so the reader met the naming page.",
+    "suspended": "The tenant was suspended, so the reader met the naming page.",
+}
+
+# Names of products, whole or as they begin a word; order is precedence: people's programs are asked before bot words.
+IMAGE_PROXY = re.compile(
+    r"GoogleImageProxy|ggpht\.com|YahooMailProxy|YahooCacheSystem|(?:Email|Mail|Image)Proxy|mail\.ukr\.net proxy|"
+    r"FastmailUA|Shortwave Image",
+    re.I,
+)
+MAIL_CLIENT = re.compile(
+    r"Outlook|ms-?office|Thunderbird|Airmail|Postbox|Lotus-?Notes|The Bat!|eM ?Client|MailMaster|KMail|Evolution|Zimbra|Sparrow|"
+    r"Spicebird|Eudora|Foxmail|Windows[ -]Live ?Mail|Barca|BlueMail|FossaMail|PocoMail|Mobmail|YahooMobile|Yahoo.?Mail\b|"
+    r"SeaMonkey|Claws Mail|Sylpheed|^Mail/|CFNetwork/.*Darwin|GSA/|CUBOT",
+    re.I,
+)
+BOT_WORD = re.compile(
+    r"bot\b|bot[/_-]|\bbots?\b|crawl|spider|scan|slurp|archiver|preview|facebookexternalhit|embedly|monitor|uptime|pingdom|headless|phantom|"
+    r"lighthouse|\bcurl/|\bwget/|python|libwww|\bjava/|okhttp|go-http|axios|node-fetch|httpclient|http_|guzzle|"
+    r"\bruby\b|\bperl\b|barracuda|proofpoint|mimecast|virustotal|kaspersky lab|safeweb|cerberian|google-|whatsapp|img-?proxy|fetcher|validator|checker|https?://",
+    re.I,
+)
+
+
+class Hit(NamedTuple):
+    """One request for a pixel or a link, as the spool has it."""
+
+    id: str
+    at: int  # milliseconds since 1970, UTC
+    type: int
+    method: str
+    mail_id: str
+    key: str
+    url: str | None
+    host: str
+    ip_address: str
+    user_agent: str
+    purpose: str
+    answer: str
+    why: str  # for an answer that is not the usual one: a reason
+
+
+class Judgement(NamedTuple):
+    verdict: str
+    reason: str
+    state: int
+
+
+VERDICT_STATES = {"human": PERSON, "proxy": PERSON, "prefetch": UNCONFIRMED, "bot": MACHINE}
+
+
+def judge(hits: Sequence[Hit]) -> list[Judgement]:
+    """Judge the hits of one email: a verdict, its reason and the state it stands for, one a hit."""
+    return [_judge_one(hit) for hit in hits]
+
+
+def _judge_one(hit: Hit) -> Judgement:
+    if hit.method == "HEAD":
+        verdict, reason = "bot", "head"
+    elif re.search("prefetch|preview|prerender", hit.purpose, re.I):
+        verdict, reason = "prefetch", "prefetch-header"
+    else:
+        verdict, reason = _judge_agent(hit.user_agent, hit.type)
+    if hit.why in REASONS:
+        # Who it was stays known, but a click that met the naming page counts in no rate.
+        return Judgement(verdict, hit.why, ASIDE)
+    return Judgement(verdict, reason, VERDICT_STATES[verdict])
+
+
+@lru_cache(maxsize=4096)
+def _judge_agent(agent: str, kind: int) -> tuple[str, str]:
+    """Judge by user agent alone; the first rule that fits wins."""
+    agent = agent.strip()
+    if not agent or agent == "-":
+        return "bot", "no-user-agent"
+    if agent == "Mozilla/5.0":
+        return ("prefetch", "apple-mpp") if kind == OPEN else ("bot", "not-a-browser")
+    if IMAGE_PROXY.search(agent):
+        return ("proxy", "image-proxy") if kind == OPEN else ("bot", "proxy-click")
+    if MAIL_CLIENT.search(agent):
+        return "human", "mail-client"
+    if BOT_WORD.search(agent):
+        return "bot", "bot-word"
+    if not agent.startswith(("Mozilla/", "Opera/")) or len(agent) < 25:
+        return "bot", "not-a-browser"
+    return "human", "browser"
+
+
+# == Store =============================================================================================
+# The database: the only section with SQL. Tenant is always the second argument.
+
+SCHEMA_VERSION = 1
+QUARTER_MS = 900_000
+DAY_MS = 86_400_000
+NO_QUARTER = -1  # the cohort of the emails that nobody registered: they have no time of sending
+UNREGISTERED_A_DAY = 10_000  # emails that hits alone may make for a tenant: forged keys must not fill the disk
+BUSY_MS = 5_000  # how long to wait for a lock that is not ours (a shell, a copy)
+CHECKPOINT_BYTES = 4 << 20  # of WAL, before it is moved into the database
+MAX_AGENT = 512
+
+TENANT_COLUMNS = (
+    "number, id, mail_id, name, tracking_host, any_domain, suspended, api_key_hash, id_in_mail_at, created_at"
+)
+TALLY_COLUMNS = tuple(f"{state}{part}" for state in STATES.values() for part in ("", "_first"))
+EMAIL_COUNT_COLUMNS = ", ".join(f"{TYPES[kind]}_{column}" for kind in TYPES for column in TALLY_COLUMNS)
+LINK_COUNT_COLUMNS = ", ".join(f"click_{column}" for column in TALLY_COLUMNS)
+GROUP_COLUMNS = tuple(f"{verb}_{state}" for verb in ("opened", "clicked") for state in STATES.values())
+LINK_COLUMNS = tuple(f"{noun}_{state}" for noun in ("clicks", "emails") for state in STATES.values())
+
+
+class StoreError(Exception):
+    """What keeps a command or a page from working, in a sentence for the operator."""
+
+
+class Conflict(StoreError):
+    """What was asked for is taken, or is no longer there."""
+
+
+class Busy(StoreError):
+    """Somebody else is writing, and the caller did not want to wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    number: int
+    id: str
+    mail_id: str
+    name: str
+    tracking_host: str | None
+    any_domain: bool
+    suspended: bool
+    api_key_hash: str | None
+    id_in_mail_at: int | None
+    created_at: int
+
+    @property
+    def one_id(self) -> bool:
+        """Whether the id that stands in mail also opens the dashboard."""
+        return self.id == self.mail_id
+
+
+class WriteLock:
+    """An exclusive flock on `write.lock`, which every writer of a database holds while it writes."""
+
+    def __init__(self, folder: str) -> None:
+        self._path = os.path.join(folder, "write.lock")
+        self._fd = -1
+
+    @contextlib.contextmanager
+    def held(self, *, wait: bool) -> Iterator[None]:
+        """Hold the lock. Raises Busy if another process has it and wait is False."""
+        if self._fd < 0:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise Busy("another process is writing") from None
+        try:
+            yield
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+
+class Database:
+    """One SQLite file and, in each process, one connection to it, shared by the process's threads under a mutex.
+
+    Every write holds `write.lock`, checkpoints too: SQLite before 3.51.3 can corrupt a WAL that two connections reset
+    at once (sqlite.org/wal.html, "walreset"), and a queue of flock is fairer than SQLite's polling.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self.folder = os.path.dirname(self.path)
+        self._mutex = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._pid = 0
+        self._inode: tuple[int, int] | None = None
+        self._lock = WriteLock(self.folder)
+        self._inherited: list[sqlite3.Connection | None] = []
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._connection is not None and self._pid == os.getpid():
+            return self._connection
+        # A connection must not be used or closed on the far side of a fork: keep it from being collected.
+        self._inherited.append(self._connection)
+        self._connection, self._lock, self._pid = None, WriteLock(self.folder), os.getpid()
+        inode = self._file_inode()
+        connection = sqlite3.connect(
+            f"file:{quote(self.path)}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=BUSY_MS / 1000,
+        )
+        try:
+            connection.execute("pragma synchronous = full")
+            connection.execute("pragma wal_autocheckpoint = 0")
+            version = connection.execute("pragma user_version").fetchone()[0]
+            if version != SCHEMA_VERSION:
+                raise StoreError(
+                    f"{self.path} has schema version {version}, this program knows {SCHEMA_VERSION}; "
+                    + (
+                        "use the newer program"
+                        if version > SCHEMA_VERSION
+                        else "expected a database made by `serve` or `tenant add`"
+                    )
+                )
+            if self._file_inode() != inode:
+                raise StoreError(f"{self.path} was replaced while it was being opened; try again")
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._inode = connection, inode
+        return connection
+
+    def _file_inode(self) -> tuple[int, int]:
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            raise StoreError(f"no database at {self.path}") from None
+        return found.st_dev, found.st_ino
+
+    def _check_identity(self, connection: sqlite3.Connection) -> None:
+        # SQLite writes happily into a deleted file; what is committed there is lost.
+        if self._file_inode() != self._inode:
+            raise StoreError(f"{self.path} was replaced by another file; restart to use it")
+        row = connection.execute("select value from secrets where name = 'instance'").fetchone()
+        spool_instance = read_small_file(self.folder, "spool", "instance")
+        if row is None or row[0] != spool_instance:
+            raise StoreError(
+                f"{self.path} and {os.path.join(self.folder, 'spool')} do not belong together (instance "
+                f"{row and row[0]} and {spool_instance}); put back the pair that does"
+            )
+
+    @contextlib.contextmanager
+    def transaction(self, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
+        """One write transaction, alone among all processes; committed at the end, rolled back by any error.
+
+        Raises Busy if somebody else writes and wait is False; StoreError if the database is gone or another.
+        """
+        with self._mutex, _plain_errors(self.path):
+            connection = self._connect()
+            with self._lock.held(wait=wait):
+                self._check_identity(connection)
+                connection.execute(f"pragma busy_timeout = {BUSY_MS if wait else 0}")
+                connection.execute("begin immediate")
+                try:
+                    yield connection
+                    connection.execute("commit")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("rollback")
+                    raise
+                self._checkpoint_if_due(connection)
+
+    def _checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
+        with contextlib.suppress(OSError, sqlite3.OperationalError):  # a reader holds it up: next time
+            if os.stat(f"{self.path}-wal").st_size >= CHECKPOINT_BYTES:
+                connection.execute("pragma busy_timeout = 0")
+                connection.execute("pragma wal_checkpoint(truncate)")
+
+    @contextlib.contextmanager
+    def reading(self, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
+        """One consistent view of the database; nothing can be written."""
+        with self._mutex, _plain_errors(self.path):
+            connection = self._connect()
+            connection.execute(f"pragma busy_timeout = {BUSY_MS if wait else 0}")
+            connection.execute("begin")
+            try:
+                self._check_identity(connection)
+                yield connection
+            finally:
+                connection.execute("rollback")
+
+    def close(self) -> None:
+        """Close this process's connection; the last one to close moves the WAL into the database."""
+        with self._mutex:
+            if self._connection is not None and self._pid == os.getpid():
+                with self._lock.held(wait=True):
+                    self._connection.close()
+                self._connection = None
+
+
+@contextlib.contextmanager
+def _plain_errors(path: str) -> Iterator[None]:
+    """Turn what the machine does to SQLite into sentences that name the file; mistakes in our SQL stay as they are."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if "locked" in str(error):
+            raise Busy(f"{path}: {error} by another process") from error
+        if re.search("full|I/O error|unable to open|readonly|malformed|not a database", str(error)):
+            raise StoreError(f"{path}: {error}") from error
+        raise
+
+
+def read_small_file(*path: str) -> str | None:
+    """The text of a file of one line, or None if it is not there."""
+    try:
+        with open(os.path.join(*path), encoding="utf-8", errors="replace") as small_file:
+            return small_file.read().strip()
+    except OSError:
+        return None
+
+
+def write_small_file(path: str, text: str, mode: int) -> None:
+    """Replace a file whole: readers see the old text or the new, never a part."""
+    temporary = f"{path}.{secrets.token_hex(6)}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "w", encoding="utf-8") as new_file:
+            new_file.write(text)
+            new_file.flush()
+            os.fsync(new_file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_folder(os.path.dirname(path))
+
+
+def sync_folder(folder: str) -> None:
+    """Make creations, renames and removals in a folder survive a power failure."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def create_database(path: str, schema: str) -> Database:
+    """Make the database, its spool and its secret where there are none; open them where they belong together.
+
+    Raises StoreError if traces say that a database was here: a new one would hide the loss.
+    """
+    database = Database(path)
+    folder = database.folder
+    try:
+        os.makedirs(folder, mode=0o750, exist_ok=True)
+        with WriteLock(folder).held(wait=True):
+            if not os.path.exists(database.path):
+                _refuse_lost_database(database.path)
+                _build_database(database.path, schema)
+            adopt_folder(database.path)
+    except OSError as error:
+        raise StoreError(
+            f"can't write to {folder}: {error.strerror}; expected a folder this user may write to"
+        ) from error
+    return database
+
+
+def _refuse_lost_database(path: str) -> None:
+    for name in ("spool/instance", "secret.key"):
+        trace = os.path.join(os.path.dirname(path), name)
+        if os.path.exists(trace):
+            raise StoreError(
+                f"no database at {path}, but {trace} says that there was one: restore it from a backup, or, "
+                f"to begin anew, move the whole folder {os.path.dirname(path)} away"
+            )
+
+
+def _build_database(path: str, schema: str) -> None:
+    """Build under another name and rename, so that nobody ever opens a half-made database."""
+    temporary = f"{path}.{secrets.token_hex(6)}.new"
+    umask = os.umask(0o077)  # recipients' addresses are in it
+    try:
+        connection = sqlite3.connect(temporary, isolation_level=None)
+        connection.executescript(schema)
+        for name in ("link", "instance"):
+            connection.execute("insert into secrets (name, value) values (?, ?)", (name, secrets.token_hex(32)))
+        connection.execute("pragma journal_mode = wal")
+        connection.close()
+        os.rename(temporary, path)
+    finally:
+        os.umask(umask)
+    sync_folder(os.path.dirname(path))
+
+
+def adopt_folder(path: str) -> None:
+    """Give a database without a spool (new, or restored from a backup) its spool and the fast copy of its secret.
+
+    Raises StoreError if secret.key is not the database's secret.
+    """
+    folder = os.path.dirname(path)
+    connection = sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=BUSY_MS / 1000)
+    try:
+        with _plain_errors(path):
+            rows = dict(connection.execute("select name, value from secrets").fetchall())
+    finally:
+        connection.close()
+    spool = os.path.join(folder, "spool")
+    os.makedirs(os.path.join(spool, "rejected"), mode=0o750, exist_ok=True)
+    if read_small_file(spool, "instance") is None:
+        write_small_file(os.path.join(spool, "instance"), rows["instance"] + "\n", 0o640)
+    key_file = os.path.join(folder, "secret.key")
+    kept = read_small_file(key_file)
+    if kept is None and "link" in rows:
+        write_small_file(key_file, rows["link"] + "\n", 0o600)
+    elif kept != rows.get("link"):
+        raise StoreError(
+            f"{key_file} and the secret in {path} differ, and mail already sent carries links signed with one of them: "
+            f"if the database is right, move {key_file} away; if the file is right, restore the database it belongs to"
+        )
+
+
+def stored_secret(connection: sqlite3.Connection) -> str | None:
+    """The key for links that the database holds."""
+    row = connection.execute("select value from secrets where name = 'link'").fetchone()
+    return row and str(row[0])
+
+
+# -- Tenants
+
+
+def _tenant(row: Sequence[Any]) -> Tenant:
+    number, id_, mail_id, name, host, any_domain, suspended, *others = row
+    return Tenant(number, id_, mail_id, name, host, bool(any_domain), bool(suspended), *others)
+
+
+def tenant_by_id(connection: sqlite3.Connection, id_: str) -> Tenant | None:
+    """The tenant with this dashboard id."""
+    row = connection.execute(f"select {TENANT_COLUMNS} from tenants where id = ?", (id_,)).fetchone()
+    return row and _tenant(row)
+
+
+def list_tenants(connection: sqlite3.Connection) -> list[Tenant]:
+    """All tenants, oldest first."""
+    return [_tenant(row) for row in connection.execute(f"select {TENANT_COLUMNS} from tenants order by number")]
+
+
+def find_tenant(connection: sqlite3.Connection, word: str) -> Tenant:
+    """The tenant that a command's word means: a dashboard id, a mail id or a name. Raises StoreError."""
+    sql = f"select {TENANT_COLUMNS} from tenants where :word in (id, mail_id) or name = :word order by :word in (id, mail_id) desc"
+    found = [_tenant(row) for row in connection.execute(sql, {"word": word})]
+    if not found:
+        raise StoreError(f"no tenant {word!r}; `tenant list` shows them")
+    if len(found) > 1 and word not in (found[0].id, found[0].mail_id):
+        ids = ", ".join(tenant.mail_id for tenant in found)
+        raise StoreError(f"{len(found)} tenants have the name {word!r}; say which by its mail id: {ids}")
+    return found[0]
+
+
+def id_taken(connection: sqlite3.Connection, id_: str) -> bool:
+    """Whether an id is or was in use, as a dashboard id or a mail id."""
+    sql = "select 1 from tenants where :id in (id, mail_id) union all select 1 from retired_ids where mail_id = :id"
+    return connection.execute(sql, {"id": id_}).fetchone() is not None
+
+
+def add_tenant(
+    connection: sqlite3.Connection,
+    name: str,
+    now: int,
+    *,
+    id_: str | None = None,
+    allow: Iterable[str] = (),
+    any_domain: bool = False,
+    tracking_host: str | None = None,
+) -> Tenant:
+    """Make a tenant; with id_, that is both its ids. Raises Conflict if the id or the tracking host is taken."""
+    if id_ is not None and id_taken(connection, id_):
+        raise Conflict(f"the id {id_!r} is taken, now or by mail already sent; choose another")
+    _refuse_taken_host(connection, 0, tracking_host)
+    mail_id = id_ or new_mail_id()
+    while id_ is None and id_taken(connection, mail_id):
+        mail_id = new_mail_id()
+    values = (id_ or new_dashboard_id(), mail_id, name, tracking_host, any_domain, now)
+    sql = "insert into tenants (id, mail_id, name, tracking_host, any_domain, created_at) values (?, ?, ?, ?, ?, ?)"
+    number = connection.execute(sql, values).lastrowid
+    assert number is not None
+    set_tenant_hosts(connection, number, "allow", allow)
+    found = tenant_by_id(connection, values[0])
+    assert found is not None
+    return found
+
+
+def _refuse_taken_host(connection: sqlite3.Connection, tenant: int, tracking_host: str | None) -> None:
+    sql = "select mail_id from tenants where tracking_host = ? and number <> ?"
+    row = connection.execute(sql, (tracking_host, tenant)).fetchone()
+    if row:
+        raise Conflict(f"the tracking host {tracking_host} belongs to another tenant ({row[0]})")
+
+
+def change_tenant(connection: sqlite3.Connection, tenant: int, **changes: Any) -> None:
+    """Set columns of a tenant: name, tracking_host, any_domain, suspended, api_key_hash, id, id_in_mail_at."""
+    _refuse_taken_host(connection, tenant, changes.get("tracking_host"))
+    for column, value in changes.items():
+        connection.execute(f"update tenants set {column} = ? where number = ?", (value, tenant))
+
+
+def tenant_hosts(connection: sqlite3.Connection, tenant: int) -> dict[str, list[str]]:
+    """The hosts a tenant allows and blocks: {"allow": [...], "block": [...]}."""
+    found: dict[str, list[str]] = {"allow": [], "block": []}
+    for rule, host in connection.execute("select rule, host from tenant_hosts where tenant = ?", (tenant,)):
+        found[rule].append(host)
+    return found
+
+
+def set_tenant_hosts(
+    connection: sqlite3.Connection, tenant: int, rule: str, add: Iterable[str], remove: Iterable[str] = ()
+) -> None:
+    """Add and remove hosts of a rule, "allow" or "block"."""
+    connection.executemany(
+        "insert or ignore into tenant_hosts values (?, ?, ?)", [(tenant, rule, host) for host in add]
+    )
+    connection.executemany(
+        "delete from tenant_hosts where tenant = ? and rule = ? and host = ?", [(tenant, rule, host) for host in remove]
+    )
+
+
+def remove_tenant(connection: sqlite3.Connection, tenant: Tenant, now: int) -> None:
+    """Delete all of a tenant's data. Its mail id is kept from ever being another's: mail with it is still out there."""
+    number = (tenant.number,)
+    connection.execute("delete from event_rows where tenant = ?", number)
+    for table in ("email_counts", "link_counts"):
+        connection.execute(f"delete from {table} where email in (select id from emails where tenant = ?)", number)
+    for table in (
+        "activity",
+        "cohorts",
+        "campaigns",
+        "links",
+        "named_hosts",
+        "unregistered_days",
+        "dropped",
+        "tenant_hosts",
+        "urls",
+        "emails",
+    ):
+        connection.execute(f"delete from {table} where tenant = ?", number)
+    connection.execute("delete from tenants where number = ?", number)
+    connection.execute("insert or ignore into retired_ids values (?, ?)", (tenant.mail_id, now))
+
+
+def directory(connection: sqlite3.Connection) -> dict[str, Any]:
+    """What workers must know of tenants without a database; no dashboard ids, since the file is read on every server."""
+    tenants = {}
+    for tenant in list_tenants(connection):
+        hosts = tenant_hosts(connection, tenant.number)
+        tenants[tenant.mail_id] = {
+            "tracking_host": tenant.tracking_host,
+            "any_domain": tenant.any_domain,
+            "suspended": tenant.suspended,
+            "allow": hosts["allow"],
+            "block": hosts["block"],
+        }
+    retired = [row[0] for row in connection.execute("select mail_id from retired_ids")]
+    return {"tenants": tenants, "retired": retired}
+
+
+def write_directory(database: Database, connection: sqlite3.Connection) -> None:
+    """Rewrite tenants.json."""
+    write_small_file(
+        os.path.join(database.folder, "tenants.json"), json.dumps(directory(connection), indent=1) + "\n", 0o640
+    )
+
+
+@contextlib.contextmanager
+def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
+    """A transaction that changes tenants, and tenants.json after it."""
+    with database.transaction() as connection:
+        yield connection
+    with database.transaction() as connection:  # under the lock, so that the last to write has seen every change
+        write_directory(database, connection)
+
+
+# -- Roll-ups
+
+
+Tally = list[Any]  # [hits, earliest] for each of the states person, unconfirmed, machine: as TALLY_COLUMNS
+NO_HITS: tuple[Any, ...] = (0, None) * len(STATES)
+
+
+class Email(NamedTuple):
+    """What the roll-ups need to know of an email."""
+
+    id: int
+    tenant: int
+    registered: bool
+    sent_at: int | None
+    campaign: str
+
+
+def add_to_tally(tally: Tally, state: int, at: int) -> None:
+    """Count one hit, keeping the earliest time whatever the order."""
+    place = 2 * (state - 1)
+    tally[place] += 1
+    tally[place + 1] = at if tally[place + 1] is None else min(at, tally[place + 1])
+
+
+def best_of(tally: Sequence[Any]) -> tuple[int, int] | None:
+    """The best state of a tally and since when, or None without hits."""
+    for state in STATES:
+        if tally[2 * (state - 1)]:
+            return state, tally[2 * (state - 1) + 1]
+    return None
+
+
+class RollupChanges:
+    """What a transaction adds to and takes from the roll-ups, gathered in memory and written once, by `write`."""
+
+    def __init__(self) -> None:
+        self._activity: dict[tuple[int, int, int, int], list[int]] = defaultdict(lambda: [0, 0])
+        self._cohorts: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * 7)
+        self._campaigns: dict[tuple[int, str], list[int]] = defaultdict(lambda: [0] * 7)
+        self._links: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * 6)
+        self._named: dict[tuple[int, str, str], list[int]] = defaultdict(lambda: [0])
+
+    def hits(self, tenant: int, quarter: int, kind: int, state: int, count: int) -> None:
+        """Count hits by their own time."""
+        self._activity[tenant, quarter, kind, state][0] += count
+
+    def named(self, tenant: int, host: str, reason: str, count: int) -> None:
+        """Count clicks that met the naming page."""
+        self._named[tenant, host, reason][0] += count
+
+    def _groups(self, email: Email) -> list[list[int]]:
+        if not email.registered or email.sent_at is None:
+            return [self._cohorts[email.tenant, NO_QUARTER]]
+        groups = [self._cohorts[email.tenant, email.sent_at // QUARTER_MS]]
+        if email.campaign:
+            groups.append(self._campaigns[email.tenant, email.campaign])
+        return groups
+
+    def email(self, email: Email, sign: int, counts: Sequence[Any] = NO_HITS * 2) -> None:
+        """Put an email, with the states it already has, into its cohort and campaign (sign 1) or take it out (-1)."""
+        for group in self._groups(email):
+            group[0] += sign
+            for kind in TYPES:
+                best = best_of(counts[6 * (kind - 1) : 6 * kind])
+                if best:
+                    group[3 * (kind - 1) + best[0]] += sign
+
+    def moved(self, email: Email, kind: int, old: Sequence[Any], new: Sequence[Any]) -> None:
+        """An email's tally went from old to new: move it from the state it was unique under to the one it is."""
+        if (before := best_of(old)) == (after := best_of(new)):
+            return
+        for best, sign in ((before, -1), (after, 1)):
+            if best:
+                state, at = best
+                self._activity[email.tenant, at // QUARTER_MS, kind, state][1] += sign
+                for group in self._groups(email):
+                    group[3 * (kind - 1) + state] += sign
+
+    def link(self, tenant: int, url: int, old: Sequence[Any], new: Sequence[Any]) -> None:
+        """The tally of one link in one email went from old to new."""
+        row = self._links[tenant, url]
+        for state in STATES:
+            row[state - 1] += new[2 * (state - 1)] - old[2 * (state - 1)]
+        for best, sign in ((best_of(old), -1), (best_of(new), 1)):
+            if best:
+                row[2 + best[0]] += sign
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Add everything gathered to the tables."""
+        groups = ("emails", *GROUP_COLUMNS)
+        tables: tuple[tuple[str, tuple[str, ...], tuple[str, ...], Mapping[Any, list[int]]], ...] = (
+            ("activity", ("tenant", "quarter", "type", "state"), ("hits", "emails"), self._activity),
+            ("cohorts", ("tenant", "quarter"), groups, self._cohorts),
+            ("campaigns", ("tenant", "campaign"), groups, self._campaigns),
+            ("links", ("tenant", "url"), LINK_COLUMNS, self._links),
+            ("named_hosts", ("tenant", "host", "reason"), ("clicks",), self._named),
+        )
+        for table, keys, columns, rows in tables:
+            changed = [(*key, *values) for key, values in rows.items() if any(values)]
+            marks = ", ".join("?" * (len(keys) + len(columns)))
+            sums = ", ".join(f"{column} = {column} + excluded.{column}" for column in columns)
+            connection.executemany(
+                f"insert into {table} ({', '.join(keys + columns)}) values ({marks}) on conflict do update set {sums}",
+                changed,
+            )
+
+
+# Each roll-up as a recount of the tables it sums up, in the order in which they build on each other.
+_TALLIES = ", ".join(
+    f"count(case when type = {kind} and state = {state} then 1 end), min(case when type = {kind} and state = {state} then at end)"
+    for kind in TYPES
+    for state in STATES
+)
+_CLICK_TALLIES = ", ".join(
+    f"count(case when state = {state} then 1 end), min(case when state = {state} then at end)" for state in STATES
+)
+_GROUPED = (
+    "count(*), "
+    + ", ".join(
+        f"count(case when best_{verb}.state = {state} then 1 end)" for verb in ("open", "click") for state in STATES
+    )
+    + " from emails left join email_bests best_open on best_open.email = emails.id and best_open.type = 1"
+    " left join email_bests best_click on best_click.email = emails.id and best_click.type = 2"
+)
+_LINK_BEST = "case when click_person then 1 when click_unconfirmed then 2 else 3 end"
+RECOUNTS = {
+    "email_counts": (
+        f"email, {EMAIL_COUNT_COLUMNS}",
+        f"select email, {_TALLIES} from event_rows join judgements on judgements.id = judgement where state <= 3 group by email",
+    ),
+    "link_counts": (
+        f"email, url, {LINK_COUNT_COLUMNS}",
+        f"select email, url, {_CLICK_TALLIES} from event_rows join judgements on judgements.id = judgement"
+        " where state <= 3 and type = 2 group by email, url",
+    ),
+    "activity": (
+        "tenant, quarter, type, state, hits, emails",
+        f"select tenant, quarter, type, state, sum(hits), sum(emails) from ("
+        f"select tenant, at / {QUARTER_MS} as quarter, type, state, 1 as hits, 0 as emails from event_rows"
+        f" join judgements on judgements.id = judgement union all"
+        f" select tenant, at / {QUARTER_MS}, type, state, 0, 1 from email_bests join emails on emails.id = email) group by 1, 2, 3, 4",
+    ),
+    "cohorts": (
+        f"tenant, quarter, emails, {', '.join(GROUP_COLUMNS)}",
+        f"select tenant, coalesce(sent_at / {QUARTER_MS}, {NO_QUARTER}), {_GROUPED} group by 1, 2",
+    ),
+    "campaigns": (
+        f"tenant, campaign, emails, {', '.join(GROUP_COLUMNS)}",
+        f"select tenant, campaign, {_GROUPED} where registered and campaign <> '' group by 1, 2",
+    ),
+    "links": (
+        f"tenant, url, {', '.join(LINK_COLUMNS)}",
+        "select tenant, url, sum(click_person), sum(click_unconfirmed), sum(click_machine), "
+        + ", ".join(f"sum({_LINK_BEST} = {state})" for state in STATES)
+        + " from link_counts join emails on emails.id = email group by 1, 2",
+    ),
+    "named_hosts": (
+        "tenant, host, reason, clicks",
+        "select event_rows.tenant, host, reason, count(*) from event_rows join judgements on judgements.id = judgement"
+        " join urls on urls.id = event_rows.url where state = 4 group by 1, 2, 3",
+    ),
+}
+
+
+def rollup_differences(connection: sqlite3.Connection, most: int = 20) -> list[str]:
+    """Compare each roll-up with a recount; a line for each row that differs, up to `most` a roll-up."""
+    found = []
+    for table, (columns, recount) in RECOUNTS.items():
+        numbers = [
+            name
+            for name in columns.split(", ")
+            if name not in ("email", "url", "tenant", "quarter", "type", "state", "campaign", "host", "reason")
+        ]
+        kept = f"select {columns} from {table} where {' or '.join(name for name in numbers if not name.endswith('_first'))}"
+        for label, sql in (
+            ("recounted", f"{recount} except {kept}"),
+            ("in the roll-up", f"{kept} except select * from ({recount})"),
+        ):
+            found += [
+                f"{table}: {label} only: {tuple(row)}"
+                for row in connection.execute(f"select * from ({sql}) limit {most}")
+            ]
+    return found
+
+
+def rebuild_rollups(connection: sqlite3.Connection) -> None:
+    """Replace each roll-up by a recount."""
+    for table, (columns, recount) in RECOUNTS.items():
+        connection.execute(f"delete from {table}")
+        connection.execute(f"insert into {table} ({columns}) {recount}")
+
+
+def integrity_faults(connection: sqlite3.Connection) -> list[str]:
+    """What SQLite itself finds wrong with the file, and rows that refer to nothing."""
+    faults = [f"integrity_check: {row[0]}" for row in connection.execute("pragma integrity_check") if row[0] != "ok"]
+    return faults + [f"foreign_key_check: {tuple(row)}" for row in connection.execute("pragma foreign_key_check")]
+
+
+# -- Emails and events
+
+
+def _email(connection: sqlite3.Connection, tenant: int, key: str) -> Email | None:
+    sql = "select id, tenant, registered, sent_at, campaign from emails where tenant = ? and key = ?"
+    row = connection.execute(sql, (tenant, key)).fetchone()
+    return row and Email(row[0], row[1], bool(row[2]), row[3], row[4])
+
+
+def _email_counts(connection: sqlite3.Connection, email: int) -> tuple[Any, ...]:
+    row = connection.execute(f"select {EMAIL_COUNT_COLUMNS} from email_counts where email = ?", (email,)).fetchone()
+    return row or NO_HITS * 2
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a sender says of an email."""
+
+    key: str
+    subject: str = ""
+    recipient: str = ""
+    campaign: str = ""
+
+
+def register_emails(
+    connection: sqlite3.Connection, tenant: int, registrations: Iterable[Registration], now: int
+) -> int:
+    """Register emails, or update those whose key is known; returns how many are new."""
+    changes = RollupChanges()
+    made = 0
+    for each in registrations:
+        old = _email(connection, tenant, each.key)
+        counts = _email_counts(connection, old.id) if old else NO_HITS * 2
+        connection.execute(
+            "insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at)"
+            " values (:tenant, :key, :subject, :recipient, :campaign, 1, :now, :now) on conflict (tenant, key) do update set"
+            " subject = excluded.subject, recipient = excluded.recipient, campaign = excluded.campaign, registered = 1,"
+            " sent_at = coalesce(sent_at, excluded.sent_at)",
+            {
+                "tenant": tenant,
+                "key": each.key,
+                "subject": each.subject,
+                "recipient": each.recipient,
+                "campaign": each.campaign,
+                "now": now,
+            },
+        )
+        new = _email(connection, tenant, each.key)
+        assert new is not None
+        if old:
+            changes.email(old, -1, counts)
+        changes.email(new, 1, counts)
+        made += old is None or not old.registered
+    changes.write(connection)
+    return made
+
+
+def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
+    """Remove an email, its events, and its part in every number; False if there is none with this key."""
+    email = _email(connection, tenant, key)
+    if email is None:
+        return False
+    changes = RollupChanges()
+    hits = (
+        f"select at / {QUARTER_MS}, type, state, count(*) from event_rows join judgements on judgements.id = judgement"
+        " where email = ? group by 1, 2, 3"
+    )
+    for quarter, kind, state, count in connection.execute(hits, (email.id,)):
+        changes.hits(tenant, quarter, kind, state, -count)
+    named = (
+        "select host, reason, count(*) from event_rows join judgements on judgements.id = judgement"
+        " join urls on urls.id = event_rows.url where email = ? and state = 4 group by 1, 2"
+    )
+    for host, reason, count in connection.execute(named, (email.id,)):
+        changes.named(tenant, host, reason, -count)
+    for row in connection.execute(f"select url, {LINK_COUNT_COLUMNS} from link_counts where email = ?", (email.id,)):
+        changes.link(tenant, row[0], row[1:], NO_HITS)
+    counts = _email_counts(connection, email.id)
+    for kind in TYPES:
+        changes.moved(email, kind, counts[6 * (kind - 1) : 6 * kind], NO_HITS)
+    changes.email(email, -1)
+    changes.write(connection)
+    for table in ("event_rows", "email_counts", "link_counts"):
+        connection.execute(f"delete from {table} where email = ?", (email.id,))
+    connection.execute("delete from emails where id = ?", (email.id,))
+    return True
+
+
+class _Recorder:
+    """Writes one batch of hits; what it remembers is good for its transaction only."""
+
+    def __init__(self, connection: sqlite3.Connection, now: int) -> None:
+        self.connection = connection
+        self.now = now
+        self.changes = RollupChanges()
+        self._interned: dict[tuple[Any, ...], int] = {}
+        self._dropped: dict[tuple[int, str, int], int] = defaultdict(int)
+        hosts = "select tracking_host, mail_id from tenants where tracking_host is not null"
+        self._host_owners: dict[str, str] = dict(connection.execute(hosts).fetchall())
+
+    def record(self, hits: Iterable[Hit]) -> None:
+        """Judge and store hits, those of each email together."""
+        by_email: dict[tuple[str, str], list[Hit]] = defaultdict(list)
+        for hit in hits:
+            by_email[hit.mail_id, hit.key].append(hit)
+        tenants = {mail_id: self._tenant_number(mail_id) for mail_id in {mail_id for mail_id, _ in by_email}}
+        for (mail_id, key), group in by_email.items():
+            tenant = tenants[mail_id]
+            kept = [hit for hit in group if not self._drop(hit, tenant)]
+            if tenant is not None and kept:
+                self._record_email(tenant, key, kept)
+        self.changes.write(self.connection)
+        self.connection.executemany(
+            "insert into dropped values (?, ?, ?, ?) on conflict do update set hits = hits + excluded.hits",
+            [(*key, hits_dropped) for key, hits_dropped in self._dropped.items()],
+        )
+
+    def _tenant_number(self, mail_id: str) -> int | None:
+        row = self.connection.execute("select number from tenants where mail_id = ?", (mail_id,)).fetchone()
+        return row and int(row[0])
+
+    def _drop(self, hit: Hit, tenant: int | None) -> bool:
+        """Count a hit that can become no event, by the first reason that fits."""
+        if tenant is None:
+            tenant, reason = 0, "unknown-tenant"
+            row = self.connection.execute(
+                "select number, id_in_mail_at from tenants where id = ?", (hit.mail_id,)
+            ).fetchone()
+            if row:
+                tenant, reason = row[0], "dashboard-id"
+                change_tenant(self.connection, tenant, id_in_mail_at=max(hit.at, row[1] or 0))
+        elif self._host_owners.get(hit.host, hit.mail_id) != hit.mail_id:
+            reason = "wrong-host"
+        elif not is_key(hit.key):
+            reason = "bad-key"
+        elif hit.type == CLICK and hit.answer not in ("302", "named"):
+            reason = "not-redirected"
+        else:
+            return False
+        self._dropped[tenant, reason, hit.at // DAY_MS] += 1
+        return True
+
+    def _record_email(self, tenant: int, key: str, hits: list[Hit]) -> None:
+        email = _email(self.connection, tenant, key) or self._unregistered(tenant, key, min(hit.at for hit in hits))
+        if email is None:
+            for hit in hits:
+                self._dropped[tenant, "unregistered-limit", hit.at // DAY_MS] += 1
+            return
+        if not email.registered:
+            earliest = min(hit.at for hit in hits)
+            self.connection.execute(
+                "update emails set created_at = min(created_at, ?) where id = ?", (earliest, email.id)
+            )
+        judged = list(zip(hits, judge(hits), strict=True))
+        urls = [self._url(tenant, hit.url) if hit.url is not None else None for hit in hits]
+        self.connection.executemany(
+            "insert into event_rows (tenant, email, at, type, method, judgement, user_agent, url, ip_address, purpose)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    tenant,
+                    email.id,
+                    hit.at,
+                    hit.type,
+                    "HEAD" if hit.method == "HEAD" else None,
+                    self._intern("judgements", ("verdict", "reason", "state"), judgement),
+                    self._intern("user_agents", ("user_agent",), (hit.user_agent[:MAX_AGENT],)),
+                    url,
+                    hit.ip_address or None,
+                    hit.purpose or None,
+                )
+                for (hit, judgement), url in zip(judged, urls, strict=True)
+            ],
+        )
+        self._count(email, judged, urls)
+
+    def _count(self, email: Email, judged: list[tuple[Hit, Judgement]], urls: list[int | None]) -> None:
+        """Bring the counts of an email and of its links, and with them the roll-ups, up to date."""
+        old = _email_counts(self.connection, email.id)
+        tallies = {kind: list(old[6 * (kind - 1) : 6 * kind]) for kind in TYPES}
+        clicks: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for (hit, judgement), url in zip(judged, urls, strict=True):
+            self.changes.hits(email.tenant, hit.at // QUARTER_MS, hit.type, judgement.state, 1)
+            if judgement.state == ASIDE:
+                self.changes.named(email.tenant, url_host(hit.url or ""), judgement.reason, 1)
+                continue
+            add_to_tally(tallies[hit.type], judgement.state, hit.at)
+            if url is not None:
+                clicks[url].append((judgement.state, hit.at))
+        for kind, tally in tallies.items():
+            self.changes.moved(email, kind, old[6 * (kind - 1) : 6 * kind], tally)
+        counts = (*tallies[OPEN], *tallies[CLICK])
+        if counts != old:
+            marks = ", ".join("?" * 13)
+            self.connection.execute(
+                f"replace into email_counts (email, {EMAIL_COUNT_COLUMNS}) values ({marks})", (email.id, *counts)
+            )
+        for url, link_hits in clicks.items():
+            self._count_link(email, url, link_hits)
+
+    def _count_link(self, email: Email, url: int, clicks: list[tuple[int, int]]) -> None:
+        sql = f"select {LINK_COUNT_COLUMNS} from link_counts where email = ? and url = ?"
+        old = self.connection.execute(sql, (email.id, url)).fetchone() or NO_HITS
+        tally = list(old)
+        for state, at in clicks:
+            add_to_tally(tally, state, at)
+        self.changes.link(email.tenant, url, old, tally)
+        self.connection.execute(
+            f"replace into link_counts (email, url, {LINK_COUNT_COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?)",
+            (email.id, url, *tally),
+        )
+
+    def _unregistered(self, tenant: int, key: str, at: int) -> Email | None:
+        """Make the email that a hit speaks of, unless hits have made too many today (not: on the day of the hit, so
+        that the order of draining makes no difference)."""
+        day = self.now // DAY_MS
+        row = self.connection.execute(
+            "select emails from unregistered_days where tenant = ? and day = ?", (tenant, day)
+        ).fetchone()
+        if row and row[0] >= UNREGISTERED_A_DAY:
+            return None
+        self.connection.execute(
+            "insert into unregistered_days values (?, ?, 1) on conflict do update set emails = emails + 1",
+            (tenant, day),
+        )
+        self.connection.execute(
+            "insert into emails (tenant, key, registered, created_at) values (?, ?, 0, ?)", (tenant, key, at)
+        )
+        email = _email(self.connection, tenant, key)
+        assert email is not None
+        self.changes.email(email, 1)
+        return email
+
+    def _url(self, tenant: int, url: str) -> int:
+        return self._intern("urls", ("tenant", "url", "host"), (tenant, url, url_host(url)))
+
+    def _intern(self, table: str, columns: tuple[str, ...], values: tuple[Any, ...]) -> int:
+        """The number of a value that is stored once."""
+        key = (table, *values)
+        known = self._interned.get(key)
+        if known is None:
+            marks = ", ".join("?" * len(values))
+            self.connection.execute(f"insert or ignore into {table} ({', '.join(columns)}) values ({marks})", values)
+            same = " and ".join(f"{column} = ?" for column in columns)
+            known = int(self.connection.execute(f"select id from {table} where {same}", values).fetchone()[0])
+            self._interned[key] = known
+        return known
+
+
+def url_host(url: str) -> str:
+    """The host that a target leads to; what can't be read has none."""
+    try:
+        return read_target(url).host
+    except BadTarget:
+        return ""
+
+
+def record_hits(connection: sqlite3.Connection, hits: Iterable[Hit], now: int) -> None:
+    """Judge hits, store them as events and count them, all within the caller's transaction."""
+    _Recorder(connection, now).record(hits)
+
+
+def ingest_hits(connection: sqlite3.Connection, hits: Iterable[Hit], now: int) -> int:
+    """Record hits that come from a log, each id once however often it is given; returns how many were new."""
+    new = [hit for hit in hits if connection.execute("insert or ignore into ingested values (?)", (hit.id,)).rowcount]
+    record_hits(connection, new, now)
+    return len(new)
+
+
+# -- What the numbers are read from
+
+
+class Cursor(NamedTuple):
+    """Where a page of rows begins: behind the row with this time and id, newest first."""
+
+    at: int
+    id: int
+
+    def __str__(self) -> str:
+        return f"{self.at}-{self.id}"
+
+
+NEWEST = Cursor(1 << 62, 1 << 62)
+
+
+def read_cursor(text: str) -> Cursor | None:
+    """Read what a `next` field said; None if it is no cursor."""
+    match = re.fullmatch(r"([0-9]{1,18})-([0-9]{1,18})", text)
+    return Cursor(int(match[1]), int(match[2])) if match else None
+
+
+def activity_between(
+    connection: sqlite3.Connection, tenant: int, start: int, end: int
+) -> list[tuple[int, int, int, int, int]]:
+    """Rows (quarter, type, state, hits, emails) of the activity from start up to end, both in quarters."""
+    sql = "select quarter, type, state, hits, emails from activity where tenant = ? and quarter >= ? and quarter < ?"
+    return connection.execute(sql, (tenant, start, end)).fetchall()
+
+
+def first_quarter(connection: sqlite3.Connection, tenant: int) -> int | None:
+    """The quarter with which a tenant's numbers begin: the first sending or the first hit."""
+    sql = (
+        "select min(quarter) from (select min(quarter) as quarter from activity where tenant = :tenant"
+        " union all select min(quarter) from cohorts where tenant = :tenant and quarter >= 0)"
+    )
+    found = connection.execute(sql, {"tenant": tenant}).fetchone()[0]
+    return None if found is None else int(found)
+
+
+def cohort_sums(connection: sqlite3.Connection, tenant: int, start: int, end: int) -> dict[str, int]:
+    """Emails sent from start up to end, in quarters, and how many of them are under which state."""
+    sums = ", ".join(f"coalesce(sum({column}), 0)" for column in ("emails", *GROUP_COLUMNS))
+    sql = f"select {sums} from cohorts where tenant = ? and quarter >= ? and quarter < ?"
+    return dict(zip(("emails", *GROUP_COLUMNS), connection.execute(sql, (tenant, start, end)).fetchone(), strict=True))
+
+
+def named_clicks(connection: sqlite3.Connection, tenant: int) -> list[tuple[str, str, int]]:
+    """Hosts that met the naming page, most clicks first: (host, reason, clicks)."""
+    sql = "select host, reason, clicks from named_hosts where tenant = ? and clicks > 0 order by clicks desc, host limit 20"
+    return connection.execute(sql, (tenant,)).fetchall()
+
+
+def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
+    """When the tenant's latest hit came."""
+    found = connection.execute("select max(at) from event_rows where tenant = ?", (tenant,)).fetchone()[0]
+    return None if found is None else int(found)
+
+
+# The columns of exports: their names are a contract, listed in README.
+EMAIL_FIELDS = (
+    "key", "subject", "recipient", "campaign", "registered", "created_at", "sent_at",
+    "opens_person", "opens_unconfirmed", "opens_machine", "opened_as", "opened_at",
+    "clicks_person", "clicks_unconfirmed", "clicks_machine", "clicked_as", "clicked_at",
+)  # fmt: skip
+EVENT_FIELDS = ("key", "event_type", "timestamp", "method", "verdict", "reason", "url", "user_agent", "ip_address")
+LINK_FIELDS = ("url", *LINK_COLUMNS)
+PERSONAL_FIELDS = frozenset(
+    {"recipient", "subject", "ip_address"}
+)  # left out where an id that stands in mail opens the page
+
+_TIME = "strftime('%Y-%m-%dT%H:%M:%fZ', {0} / 1000.0, 'unixepoch')"
+_STATE = "case {0}.state when 1 then 'person' when 2 then 'unconfirmed' when 3 then 'machine' end"
+_EMAIL_ROWS = (
+    f"select created_at, id, key, subject, recipient, campaign, registered, {_TIME.format('created_at')}, {_TIME.format('sent_at')},"
+    " coalesce(open_person, 0), coalesce(open_unconfirmed, 0), coalesce(open_machine, 0),"
+    f" {_STATE.format('opened')}, {_TIME.format('opened.at')},"
+    " coalesce(click_person, 0), coalesce(click_unconfirmed, 0), coalesce(click_machine, 0),"
+    f" {_STATE.format('clicked')}, {_TIME.format('clicked.at')}"
+    " from (select * from emails where tenant = :tenant and (created_at, id) < (:at, :id) order by created_at desc, id desc limit :most)"
+    " left join email_counts on email_counts.email = id"
+    " left join email_bests opened on opened.email = id and opened.type = 1"
+    " left join email_bests clicked on clicked.email = id and clicked.type = 2"
+    " order by created_at desc, id desc"
+)
+_EVENT_ROWS = (
+    f"select event_rows.at, event_rows.id, key, case type when 1 then 'open' else 'click' end, {_TIME.format('event_rows.at')},"
+    " coalesce(method, 'GET'), verdict, reason, urls.url, user_agents.user_agent, ip_address from event_rows"
+    " join emails on emails.id = email join judgements on judgements.id = judgement"
+    " join user_agents on user_agents.id = event_rows.user_agent left join urls on urls.id = event_rows.url"
+    " where event_rows.tenant = :tenant and (event_rows.at, event_rows.id) < (:at, :id)"
+    " order by event_rows.at desc, event_rows.id desc limit :most"
+)
+_LINK_ROWS = (
+    f"select 0, urls.id, urls.url, {', '.join(LINK_COLUMNS)} from urls join links on links.tenant = urls.tenant and links.url = urls.id"
+    " where urls.tenant = :tenant and urls.id < :id order by urls.id desc limit :most"
+)
+TABLES: dict[str, tuple[tuple[str, ...], str]] = {
+    "emails": (EMAIL_FIELDS, _EMAIL_ROWS),
+    "events": (EVENT_FIELDS, _EVENT_ROWS),
+    "links": (LINK_FIELDS, _LINK_ROWS),
+}
+
+
+def table_page(
+    connection: sqlite3.Connection, tenant: int, table: str, after: Cursor, most: int
+) -> list[tuple[Cursor, tuple[Any, ...]]]:
+    """Up to `most` rows of "emails", "events" or "links" behind a cursor, newest first, each with its own cursor."""
+    values = {"tenant": tenant, "at": after.at, "id": after.id, "most": most}
+    return [(Cursor(row[0], row[1]), row[2:]) for row in connection.execute(TABLES[table][1], values)]
+
+
+# -- Positions of segments
+
+
+def position_of(connection: sqlite3.Connection, segment: str) -> int:
+    """How many bytes of a segment are in the database."""
+    row = connection.execute("select position from positions where segment = ?", (segment,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def set_position(connection: sqlite3.Connection, segment: str, position: int, now: int) -> None:
+    """Remember how far a segment is drained."""
+    connection.execute("replace into positions values (?, ?, ?)", (segment, position, now))
+
+
+def all_positions(connection: sqlite3.Connection) -> dict[str, int]:
+    """All segments that were read, and how far."""
+    return dict(connection.execute("select segment, position from positions").fetchall())
+
+
+def forget_positions(connection: sqlite3.Connection, present: Iterable[str], now: int) -> None:
+    """Forget segments that are gone, a day after: sooner, a crash between commit and unlink would count them twice."""
+    there = set(present)
+    old = connection.execute("select segment from positions where updated_at < ?", (now - DAY_MS,)).fetchall()
+    connection.executemany("delete from positions where segment = ?", [row for row in old if row[0] not in there])
+
+
+# == Spool =============================================================================================
+# Hits on their way: a worker appends lines to its own segment; a drain moves them into the database, exactly once.
+
+SEGMENT = re.compile(r"[0-9]{13}-[0-9]+-[0-9a-f]{8,}\.jsonl")
+MAX_HIT_LINE = 16_384  # bytes with the newline; what we write
+MAX_READ_LINE = 65_536  # bytes; what we read before we skip to the next newline
+SEGMENT_BYTES = 16 << 20
+SEGMENT_SECONDS = 3600
+RETRY_SECONDS = 1.0  # between two tries to open a segment while none can be written
+DRAIN_BATCH = 2_000  # hits a transaction: long enough for one fsync, short enough for others to get their turn
+BACKLOG_BATCH = 50_000  # the same for the command `drain`, which has nobody to wait for it
+READ_BYTES = 4 << 20
+BYTES_A_HIT = 330  # a typical line, to say about how many hits wait
+EARLIEST, LATEST = 946_684_800.0, 4_102_444_800.0  # the years 2000 and 2100, in seconds: another time is no time
+
+
+def now_ms() -> int:
+    """The time, in milliseconds since 1970, UTC."""
+    return time.time_ns() // 1_000_000
+
+
+def log(message: str, **about: object) -> None:
+    """One line to stdout. Never give it a dashboard id, an address or a target."""
+    words = " ".join(f"{name}={value}" for name, value in about.items())
+    line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} [{os.getpid()}] {message} {words}".rstrip()
+    _print(line.replace("\n", "\\n"), sys.stdout)
+
+
+def _print(line: str, stream: TextIO) -> None:
+    """One line, in one write; a log that can't be written must not keep a reader from an answer."""
+    with contextlib.suppress(OSError):
+        stream.write(line + "\n")
+        stream.flush()
+
+
+def hit_line(fields_: Mapping[str, object]) -> bytes:
+    """One hit as the spool keeps it: a line of JSON."""
+    return json.dumps(fields_, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace") + b"\n"
+
+
+class BadLine(ValueError):
+    """Why a line of the spool can't be read as a hit."""
+
+
+def parse_hit(line: bytes) -> Hit:
+    """Read a line of the spool. Unknown fields are ignored; raises BadLine if it is no hit."""
+    try:
+        raw = json.loads(line.decode("utf-8", "backslashreplace"))
+    except (ValueError, RecursionError):
+        raise BadLine("expected one JSON object") from None
+    if not isinstance(raw, dict):
+        raise BadLine("expected one JSON object")
+    at = raw.get("t")
+    if isinstance(at, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", at):
+        at = float(at)  # nginx can only write its $msec as text where it writes JSON strings
+    if isinstance(at, bool) or not isinstance(at, (int, float)) or not EARLIEST < at < LATEST:
+        raise BadLine("t: expected seconds since 1970")
+    text = {name: _text(raw, name) for name in ("id", "method", "host", "uri", "ip", "ua", "answer", "purpose", "why")}
+    hit = recognise(*split_target(text["uri"]))
+    if hit is None:
+        raise BadLine("uri: expected a pixel or a click")
+    url = (
+        hit.url if isinstance(hit, PlainClick) else decode_target(hit.target) if isinstance(hit, SignedClick) else None
+    )
+    if url is None and not isinstance(hit, Pixel) and text["answer"] in ("302", "named"):
+        raise BadLine("uri: expected a link with a target")
+    return Hit(
+        id=text["id"] or hashlib.sha256(line.strip()).hexdigest(),
+        at=math.floor(at * 1000 + 0.5),
+        type=OPEN if isinstance(hit, Pixel) else CLICK,
+        method=text["method"] or "GET",
+        mail_id=hit.mail_id,
+        key=hit.key,
+        url=url and url.strip(" ")[:MAX_TARGET],
+        host=host_name(text["host"]),
+        ip_address=text["ip"][:45],
+        user_agent=text["ua"][:MAX_AGENT],
+        purpose=text["purpose"][:64],
+        answer=text["answer"],
+        why=text["why"],
+    )
+
+
+def _text(raw: Mapping[str, Any], name: str) -> str:
+    value = raw.get(name, "")
+    if not isinstance(value, str):
+        raise BadLine(f"{name}: expected text")
+    # SQLite and UTF-8 have no lone surrogates, and a NUL would end a text early in other programs.
+    return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def host_name(host: str) -> str:
+    """The host of a Host header: lower case, without port and final dot."""
+    return re.sub(r":[0-9]*$", "", host.strip().lower()).rstrip(".")
+
+
+class Spool:
+    """The writing end: appends hits to a segment of this process's own."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.failing = False
+        self._fd = -1
+        self._pid = 0
+        self._size = 0
+        self._opened = 0.0
+        self._retry_at = 0.0
+
+    def append(self, line: bytes) -> bool:
+        """Write one hit; where that is impossible, print it for `ingest` and return False."""
+        now = time.monotonic()
+        if self._pid != os.getpid() or self._size >= SEGMENT_BYTES or now - self._opened >= SEGMENT_SECONDS:
+            self.close()
+        if self._fd < 0 and now >= self._retry_at:
+            self._open(now)
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                # A segment somebody deleted still takes writes, which nobody will ever read.
+                if os.write(self._fd, line) == len(line) and os.fstat(self._fd).st_nlink:
+                    self._size += len(line)
+                    self.failing = False
+                    return True
+            self.close()  # its end may be torn: never write behind that
+            self._retry_at = now + RETRY_SECONDS
+        self.failing = True
+        _print("unspooled " + line.decode().rstrip("\n"), sys.stderr)
+        return False
+
+    def _open(self, now: float) -> None:
+        """Open a segment: locked before it has a name that the drain looks at, or the drain would call it finished."""
+        born = os.path.join(self.folder, f".new-{secrets.token_hex(8)}")
+        name = f"{now_ms():013d}-{os.getpid()}-{secrets.token_hex(6)}.jsonl"
+        fd = -1
+        try:
+            fd = os.open(born, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            os.rename(born, os.path.join(self.folder, name))
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(born)
+            self._retry_at = now + RETRY_SECONDS
+            if not self.failing:
+                log("the spool can't be written", folder=self.folder, error=error.strerror)
+            return
+        self._fd, self._pid, self._size, self._opened = fd, os.getpid(), 0, now
+
+    def close(self) -> None:
+        """Finish the segment; the next hit opens another. After a fork this closes only the copy of the descriptor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+# -- Drain
+
+
+@dataclass(slots=True)
+class DrainReport:
+    hits: int = 0
+    rejected: int = 0
+    troubles: list[str] = field(default_factory=list)
+
+
+class Lines(NamedTuple):
+    """What one read of a segment gave."""
+
+    hits: list[Hit]
+    rejected: list[tuple[int, bytes]]  # offset and beginning of each line that can't be read
+    end: int  # the position after the last line taken
+    more: bool  # whether another read may give more
+
+
+def segment_names(folder: str) -> list[str]:
+    """The segments in a spool, oldest first."""
+    return sorted(name for name in os.listdir(folder) if SEGMENT.fullmatch(name))
+
+
+def drain(
+    database: Database, *, batch: int = DRAIN_BATCH, pause: float = 0.0, wait: bool = True, until: float = math.inf
+) -> DrainReport:
+    """Move all hits that are complete in the spool when this begins into the database.
+
+    Pauses between transactions, in seconds, for others to write; stops at `until` (time.monotonic) with Busy.
+    One segment's trouble doesn't stop the others. Raises Busy, if wait is False and somebody else writes, and StoreError.
+    """
+    report = DrainReport()
+    folder = os.path.join(database.folder, "spool")
+    try:
+        names = segment_names(folder)
+    except OSError as error:
+        raise StoreError(f"can't read the spool {folder}: {error.strerror}") from error
+    for name in names:
+        try:
+            _drain_segment(database, folder, name, report, batch=batch, pause=pause, wait=wait, until=until)
+        except FileNotFoundError:
+            pass  # another drain finished it
+        except OSError as error:
+            report.troubles.append(f"segment {name}: {error.strerror}")
+    return report
+
+
+def _drain_segment(
+    database: Database,
+    folder: str,
+    name: str,
+    report: DrainReport,
+    *,
+    batch: int,
+    pause: float,
+    wait: bool,
+    until: float,
+) -> None:
+    path = os.path.join(folder, name)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        if os.path.islink(path):
+            return  # not ours
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return
+        # First the lock, then the end: the other way round, a hit could be written in between.
+        finished = _lock_finished(fd)
+        goal = os.fstat(fd).st_size
+        more = True
+        while more:
+            if time.monotonic() > until:
+                raise Busy("not all hits could be drained in time")
+            more = _drain_batch(database, folder, name, fd, goal, finished, report, batch=batch, wait=wait)
+            if more and pause:
+                time.sleep(pause)
+        if finished:
+            os.unlink(path)
+            sync_folder(folder)
+    finally:
+        os.close(fd)
+
+
+def _lock_finished(fd: int) -> bool:
+    """Whether the writer of a segment is gone; then nobody else can be told so while we hold the lock."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _drain_batch(
+    database: Database,
+    folder: str,
+    name: str,
+    fd: int,
+    goal: int,
+    finished: bool,
+    report: DrainReport,
+    *,
+    batch: int,
+    wait: bool,
+) -> bool:
+    """Drain one batch of a segment in one transaction; returns whether there is more before the goal."""
+    with database.reading(wait=wait) as connection:
+        if position_of(connection, name) == goal:
+            return False  # the usual case: nothing new, so nothing to lock
+    with database.transaction(wait=wait) as connection:
+        position = position_of(connection, name)
+        if position > goal and position > (size := os.fstat(fd).st_size):
+            report.troubles.append(
+                f"segment {name}: drained to {position} but only {size} bytes long; going on at its end"
+            )
+            set_position(connection, name, size, now_ms())
+            return False
+        lines = read_lines(fd, position, goal, finished, batch)
+        for offset, line in lines.rejected:
+            _keep_rejected(folder, f"{name}-{offset:010d}", line)
+        record_hits(connection, lines.hits, now_ms())
+        if lines.end > position:
+            set_position(connection, name, lines.end, now_ms())
+        os.fdatasync(fd)  # a position must never be ahead of what a power failure leaves of the segment
+    report.hits += len(lines.hits)
+    report.rejected += len(lines.rejected)
+    return lines.more
+
+
+def read_lines(fd: int, position: int, goal: int, finished: bool, most: int) -> Lines:
+    """Read up to `most` complete lines between position and goal; in a finished segment its torn end counts as a bad line."""
+    block = os.pread(fd, min(READ_BYTES, max(goal - position, 0)), position)
+    hits: list[Hit] = []
+    rejected: list[tuple[int, bytes]] = []
+    taken = 0
+    while len(hits) + len(rejected) < most and taken < len(block):
+        newline = block.find(b"\n", taken)
+        if newline < 0:
+            break
+        line = block[taken:newline]
+        try:
+            if len(line) >= MAX_READ_LINE:
+                raise BadLine("too long")
+            if line.strip():
+                hits.append(parse_hit(line))
+        except BadLine:
+            rejected.append((position + taken, line[:MAX_READ_LINE]))
+        taken = newline + 1
+    end = position + taken
+    if taken < len(block) and len(hits) + len(rejected) == most:
+        return Lines(hits, rejected, end, True)
+    if taken:
+        return Lines(hits, rejected, end, end < goal and (finished or len(block) == READ_BYTES))
+    # Not one newline: the end of the segment, or a line longer than anything we write.
+    line_end = _find_newline(fd, position, goal)
+    if line_end is None and not finished:
+        return Lines([], [], position, False)
+    if block:
+        rejected.append((position, block[:MAX_READ_LINE]))
+    end = goal if line_end is None else line_end
+    return Lines([], rejected, end, end < goal)
+
+
+def _find_newline(fd: int, position: int, goal: int) -> int | None:
+    """The position after the next newline, or None."""
+    while position < goal:
+        block = os.pread(fd, min(READ_BYTES, goal - position), position)
+        newline = block.find(b"\n")
+        if newline >= 0:
+            return position + newline + 1
+        if not block:
+            break
+        position += len(block)
+    return None
+
+
+def _keep_rejected(folder: str, name: str, line: bytes) -> None:
+    """Put a line that can't be read where a person finds it; its name makes a retry write the same file."""
+    try:
+        fd = os.open(
+            os.path.join(folder, "rejected", name),
+            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o640,
+        )
+        with open(fd, "wb") as kept:
+            kept.write(line + b"\n")
+    except OSError:
+        # The drain must go on, whatever stands in its way.
+        _print(f"rejected {name} {line[:MAX_HIT_LINE]!r}", sys.stderr)
+
+
+def waiting_bytes(database: Database, connection: sqlite3.Connection) -> int:
+    """How much of the spool is not in the database yet."""
+    positions = all_positions(connection)
+    waiting = 0
+    folder = os.path.join(database.folder, "spool")
+    for name in segment_names(folder):
+        with contextlib.suppress(OSError):
+            waiting += max(os.lstat(os.path.join(folder, name)).st_size - positions.get(name, 0), 0)
+    return waiting
+
+
+def rejected_lines(folder: str) -> int:
+    """How many lines of the spool could not be read."""
+    try:
+        return len(os.listdir(os.path.join(folder, "spool", "rejected")))
+    except OSError:
+        return 0
+
+
+def tidy_spool(database: Database) -> None:
+    """Forget positions of segments that are long gone, and unborn segments whose writer died."""
+    folder = os.path.join(database.folder, "spool")
+    with database.transaction(wait=False) as connection:
+        forget_positions(connection, segment_names(folder), now_ms())
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if name.startswith(".new-") and os.lstat(path).st_mtime < time.time() - DAY_MS / 1000:
+            os.unlink(path)  # it never had a hit: those come after the rename
+
+
+def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[str]]:
+    """Record hits printed as `unspooled`, or whole lines of a spool, each id once.
+
+    Returns how many were new, how many known already, and what could not be read.
+    """
+    new = known = 0
+    troubles = []
+    batch: list[Hit] = []
+
+    def record() -> None:
+        nonlocal new, known
+        with database.transaction() as connection:
+            added = ingest_hits(connection, batch, now_ms())
+        new, known = new + added, known + len(batch) - added
+        batch.clear()
+
+    for number, line in enumerate(lines, 1):
+        before, found, rest = line.partition(b"unspooled {")
+        text = b"{" + rest if found else before if before.lstrip().startswith(b"{") else b""
+        if not text:
+            continue  # another line of the log
+        try:
+            batch.append(parse_hit(text))
+        except BadLine as error:
+            troubles.append(f"line {number}: {error}")
+        if len(batch) >= DRAIN_BATCH:
+            record()
+    record()
+    return new, known, troubles
+
+
+class Drainer:
+    """A daemon thread that drains while its worker serves."""
+
+    WAKE_SECONDS = 0.25
+    PAUSE_SECONDS = 0.02
+    LONGEST_BACKOFF = 10.0
+    TIDY_SECONDS = 3600.0
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.trouble: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
+
+    def start(self) -> None:
+        """Begin to drain."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the transaction under way."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        delay = self.WAKE_SECONDS
+        tidy_at = time.monotonic() + self.TIDY_SECONDS * secrets.randbelow(1000) / 1000  # not all workers at once
+        while not self._stop.wait(delay):
+            try:
+                report = drain(self.database, pause=self.PAUSE_SECONDS, wait=False)
+                if time.monotonic() >= tidy_at:
+                    tidy_at = time.monotonic() + self.TIDY_SECONDS
+                    tidy_spool(self.database)
+                self._say("; ".join(report.troubles) or None)
+                delay = self.WAKE_SECONDS
+            except Busy:
+                delay = self.WAKE_SECONDS  # another worker drains
+            except Exception as error:  # the thread must outlive whatever happens, and says what it was
+                self._say(f"{type(error).__name__}: {error}" if not isinstance(error, StoreError) else str(error))
+                delay = min(delay * 2, self.LONGEST_BACKOFF)
+
+    def _say(self, trouble: str | None) -> None:
+        if trouble != self.trouble:
+            log(f"drain: {trouble}" if trouble else "drain: goes on")
+            self.trouble = trouble
+
+
+def drain_for_reading(database: Database, seconds: float = 2.0) -> bool:
+    """Drain what is in the spool now, before numbers are read; False if the time was up or the database locked."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            drain(database, pause=0, wait=False, until=until)
+            return True
+        except Busy:
+            time.sleep(0.01)
+    return False
+
+
+# == Stats =============================================================================================
+# Read models: what pages, stats.json and commands show. Uses Store; no SQL, no HTML.
+
+RANGES = {"24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days", "12m": "12 months", "all": "all"}
+DEFAULT_RANGE = "30d"
+DAYS_BACK = {"7d": 6, "30d": 29, "90d": 89}  # whole days before today
+MOST_WEEKS = 104  # beyond two years, months
+
+
+class BadPeriod(ValueError):
+    """Why a range or a time zone can't be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A range of time, cut into the steps of a chart; times in milliseconds."""
+
+    name: str
+    zone: tzinfo
+    zone_name: str
+    starts: list[int]  # of each step
+    end: int
+    step: str  # hour, day, week or month
+
+    @property
+    def quarters(self) -> tuple[int, int]:
+        """From which quarter up to which."""
+        return self.starts[0] // QUARTER_MS, -(-self.end // QUARTER_MS)
+
+
+def read_zone(name: str) -> tzinfo:
+    """The time zone of that name. Raises BadPeriod."""
+    if name == "UTC":
+        return timezone.utc
+    import zoneinfo  # only who asks for another zone pays for it
+
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        raise BadPeriod(f"tz is {name[:60]!r}; expected a time zone such as Europe/Rome or UTC") from None
+
+
+def read_period(name: str, zone_name: str, now: int, first: int | None) -> Period:
+    """Cut a range that ends now into steps that begin with the hours, days and weeks of a zone.
+
+    `first` is when the tenant's numbers begin, for the range "all". Raises BadPeriod.
+    """
+    if name not in RANGES:
+        raise BadPeriod(f"range is {name[:60]!r}; expected one of {', '.join(RANGES)}")
+    zone = read_zone(zone_name)
+    local = datetime.fromtimestamp(now / 1000, zone)
+    today = local.date()
+    if name == "24h":
+        hour = math.floor(local.replace(minute=0, second=0, microsecond=0).timestamp()) * 1000
+        return Period(name, zone, zone_name, [hour - 3_600_000 * back for back in range(23, -1, -1)], now + 1, "hour")
+    if name in DAYS_BACK:
+        days = [today - timedelta(days=back) for back in range(DAYS_BACK[name], -1, -1)]
+        return Period(name, zone, zone_name, [_midnight(day, zone) for day in days], now + 1, "day")
+    begin = today - timedelta(weeks=52)
+    if name == "all":
+        begin = min(datetime.fromtimestamp((now if first is None else first) / 1000, zone).date(), today)
+    monday = begin - timedelta(days=begin.weekday())
+    weeks = [monday + timedelta(weeks=n) for n in range((today - monday).days // 7 + 1)]
+    if len(weeks) <= MOST_WEEKS:
+        return Period(name, zone, zone_name, [_midnight(day, zone) for day in weeks], now + 1, "week")
+    months = [date(year, month, 1) for year in range(begin.year, today.year + 1) for month in range(1, 13)]
+    months = [day for day in months if begin.replace(day=1) <= day <= today]
+    return Period(name, zone, zone_name, [_midnight(day, zone) for day in months], now + 1, "month")
+
+
+def _midnight(day: date, zone: tzinfo) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How many emails, and how many of them stand under which state for opens and for clicks."""
+
+    emails: int
+    opened: dict[str, int]
+    clicked: dict[str, int]
+
+    def rate(self, counts: Mapping[str, int]) -> tuple[float, float] | None:
+        """The share of the emails that a person opened or clicked: at least, and with the unconfirmed at most."""
+        if not self.emails:
+            return None
+        return counts["person"] / self.emails, (counts["person"] + counts["unconfirmed"]) / self.emails
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the curve: when it begins, and hits by type and state."""
+
+    start: int
+    hits: dict[int, dict[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """All the numbers of one tenant in one period."""
+
+    period: Period
+    sent: Totals  # of the mail sent in the period, whenever it was opened
+    unregistered: Totals  # of the emails that nobody registered; in no rate
+    hits: dict[int, dict[int, int]]  # in the period, by type and state
+    emails: dict[int, dict[int, int]]  # unique: emails that came under a state in the period
+    steps: list[Step]
+    named: list[tuple[str, str, int]]
+    last_hit_at: int | None
+
+
+def _totals(sums: Mapping[str, int]) -> Totals:
+    opened, clicked = ({state: sums[f"{verb}_{state}"] for state in STATES.values()} for verb in ("opened", "clicked"))
+    return Totals(sums["emails"], opened, clicked)
+
+
+def _no_hits() -> dict[int, dict[int, int]]:
+    return {kind: dict.fromkeys((*STATES, ASIDE), 0) for kind in TYPES}
+
+
+def read_stats(connection: sqlite3.Connection, tenant: int, period: Period) -> Stats:
+    """Read a period's numbers from the roll-ups; events are never counted here."""
+    start, end = period.quarters
+    hits, emails = _no_hits(), _no_hits()
+    steps = [Step(at, _no_hits()) for at in period.starts]
+    for quarter, kind, state, hit_count, email_count in activity_between(connection, tenant, start, end):
+        hits[kind][state] += hit_count
+        emails[kind][state] += email_count
+        place = bisect.bisect_right(period.starts, quarter * QUARTER_MS) - 1
+        steps[max(place, 0)].hits[kind][state] += hit_count
+    return Stats(
+        period=period,
+        sent=_totals(cohort_sums(connection, tenant, start, end)),
+        unregistered=_totals(cohort_sums(connection, tenant, NO_QUARTER, 0)),
+        hits=hits,
+        emails=emails,
+        steps=steps,
+        named=named_clicks(connection, tenant),
+        last_hit_at=last_hit_at(connection, tenant),
+    )
+
+
+def period_of(connection: sqlite3.Connection, tenant: int, name: str, zone_name: str, now: int) -> Period:
+    """The period a reader asks for. Raises BadPeriod."""
+    first = first_quarter(connection, tenant) if name == "all" else None
+    return read_period(name, zone_name, now, None if first is None else first * QUARTER_MS)
+
+
+def iso_time(at: int | None) -> str | None:
+    """A time as ISO 8601, UTC, or None."""
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at / 1000, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
+    """The numbers as stats.json has them; README lists the fields."""
+
+    def by_state(counts: Mapping[int, int]) -> dict[str, int]:
+        return {**{word: counts[state] for state, word in STATES.items()}, "set_aside": counts[ASIDE]}
+
+    def group(totals: Totals) -> dict[str, Any]:
+        return {"emails": totals.emails, "opened": totals.opened, "clicked": totals.clicked}
+
+    period = stats.period
+    return {
+        "tenant": name,
+        "range": {
+            "name": period.name,
+            "from": iso_time(period.starts[0]),
+            "to": iso_time(period.end - 1),
+            "tz": period.zone_name,
+        },
+        "sent": {
+            **group(stats.sent),
+            "open_rate": stats.sent.rate(stats.sent.opened),
+            "click_rate": stats.sent.rate(stats.sent.clicked),
+        },
+        "unregistered": group(stats.unregistered),
+        "activity": {
+            f"{word}s": {
+                "hits": by_state(stats.hits[kind]),
+                "emails": {w: stats.emails[kind][s] for s, w in STATES.items()},
+            }
+            for kind, word in TYPES.items()
+        },
+        "naming_page": [{"host": host, "reason": reason, "clicks": clicks} for host, reason, clicks in stats.named],
+        "last_hit_at": iso_time(stats.last_hit_at),
+        "waiting_hits": waiting,
+        "steps": [
+            {"from": iso_time(step.start), "opens": by_state(step.hits[OPEN]), "clicks": by_state(step.hits[CLICK])}
+            for step in stats.steps
+        ],
+    }
+
+
+# == Pages =============================================================================================
+# HTML from templates/. Everything is escaped unless it is Markup, which only the two render methods make.
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+class Template(string.Template):
+    """A template whose values are escaped as they go in."""
+
+    def render(self, **values: object) -> Markup:
+        """Fill in every $name; a missing one is a KeyError."""
+        return Markup(
+            self.substitute(
+                {
+                    name: value if isinstance(value, Markup) else html.escape(str(value))
+                    for name, value in values.items()
+                }
+            )
+        )
+
+    def render_each(self, rows: Iterable[Mapping[str, object]]) -> Markup:
+        """Render once a row and join."""
+        return Markup("".join(self.render(**row) for row in rows))
+
+
+def resource(name: str) -> bytes:
+    """A file that belongs to this module, beside it or in the same zip."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    try:
+        loader = globals()["__loader__"]
+        return bytes(loader.get_data(path))
+    except OSError:
+        raise StoreError(f"{name} is missing beside tracker.py: copy the whole folder, not tracker.py alone") from None
+
+
+TEMPLATE_NAMES = (
+    "page.html", "dashboard.html", "message.html", "naming.html", "_email_row.html", "_range.html", "_figure.html",
+    "_bar.html", "_mark.html", "_chart.html", "_notice.html", "_older.html", "_table.html",
+)  # fmt: skip
+
+
+class Pages:
+    """The templates and the files they point to, read once."""
+
+    def __init__(self) -> None:
+        self._templates = {name: Template(resource(f"templates/{name}").decode()) for name in TEMPLATE_NAMES}
+        stylesheet = resource("templates/style.css")
+        self.stylesheet_name = f"style.{hashlib.sha256(stylesheet).hexdigest()[:16]}.css"
+        self.icon = resource("templates/icon.svg")
+        self.pixel = resource("pixel.gif")
+        self.assets = {self.stylesheet_name: ("text/css; charset=utf-8", stylesheet)}
+
+    def __getitem__(self, name: str) -> Template:
+        return self._templates[name]
+
+    def page(self, title: str, body: Markup) -> str:
+        """A whole page."""
+        return self["page.html"].render(title=title, stylesheet=self.stylesheet_name, body=body)
+
+    def message(self, title: str, text: str) -> str:
+        """A page that says one thing."""
+        return self.page(title, self["message.html"].render(title=title, text=text))
+
+
+def grouped(number: int) -> str:
+    """1234567 as 1,234,567."""
+    return f"{number:,}"
+
+
+def percent(rate: tuple[float, float] | None) -> str:
+    """A rate, as one figure where it is certain and as a range where it is not."""
+    if rate is None:
+        return "–"
+    low, high = (f"{100 * share:.1f}" for share in rate)
+    return f"{low} %" if low == high else f"{low}–{high} %"
+
+
+def round_top(value: int) -> int:
+    """The least of 2, 4, 5, 10, 20, 40, 50, … that is not below the value: a round end for an axis with a middle."""
+    scale = 1
+    while True:
+        for step in (2, 4, 5, 10):
+            if step * scale >= value and (step * scale) % 2 == 0:
+                return step * scale
+        scale *= 10
+
+
+CHART_WIDTH, CHART_HEIGHT = 720, 150
+CHART_STATES = (PERSON, UNCONFIRMED, MACHINE)
+
+
+def chart(pages: Pages, stats: Stats, kind: int) -> Markup:
+    """Stacked bars of the opens or the clicks, a bar a step, people at the bottom; drawn as SVG."""
+    top = round_top(max((sum(step.hits[kind][state] for state in CHART_STATES) for step in stats.steps), default=0))
+    width = CHART_WIDTH / len(stats.steps)
+    bars, marks = [], []
+    every = -(-len(stats.steps) // 8)  # at most eight labels fit
+    for n, step in enumerate(stats.steps):
+        label = step_label(stats.period, step.start)
+        base = float(CHART_HEIGHT)
+        told = ", ".join(f"{grouped(step.hits[kind][state])} {STATE_WORDS[state]}" for state in CHART_STATES)
+        for state in CHART_STATES:
+            height = CHART_HEIGHT * step.hits[kind][state] / top
+            base -= height
+            if height:
+                bars.append(
+                    {
+                        "x": f"{n * width + width * 0.1:.1f}",
+                        "y": f"{base:.1f}",
+                        "width": f"{width * 0.8:.1f}",
+                        "height": f"{height:.1f}",
+                        "state": STATES[state],
+                        "told": f"{label}: {told}",
+                    }
+                )
+        if n % every == 0:
+            marks.append({"x": f"{n * width + width / 2:.1f}", "y": CHART_HEIGHT + 16, "label": label})
+    return pages["_chart.html"].render(
+        title="Opens" if kind == OPEN else "Clicks",
+        top=grouped(top),
+        middle=grouped(top // 2),
+        bars=pages["_bar.html"].render_each(bars),
+        marks=pages["_mark.html"].render_each(marks),
+    )
+
+
+STATE_WORDS = {PERSON: "by people", UNCONFIRMED: "unconfirmed", MACHINE: "by machines"}
+
+
+def step_label(period: Period, at: int) -> str:
+    """How a step is named under the chart."""
+    local = datetime.fromtimestamp(at / 1000, period.zone)
+    return local.strftime({"hour": "%H:%M", "month": "%b %Y"}.get(period.step, "%d %b"))
+
+
+def shown_time(text: str | None, zone: tzinfo) -> str:
+    """A time of an export, as people read it."""
+    if not text:
+        return ""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(zone).strftime("%d %b %Y %H:%M")
+
+
+def state_summary(row: Mapping[str, Any], noun: str) -> str:
+    """The opens or clicks of one email in words: `2 people, 1 machine`."""
+    words = (("person", "by people"), ("unconfirmed", "unconfirmed"), ("machine", "by machines"))
+    return (
+        ", ".join(f"{grouped(row[f'{noun}_{state}'])} {word}" for state, word in words if row[f"{noun}_{state}"]) or "–"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DashboardModel:
+    """All that the dashboard shows."""
+
+    tenant: Tenant
+    stats: Stats
+    rows: list[dict[str, Any]]  # emails, as EMAIL_FIELDS, without what this reader may not see
+    next: Cursor | None
+    waiting: int
+    drained: bool
+    shows_people: bool  # whether recipients and subjects may be shown
+
+
+def dashboard_page(pages: Pages, model: DashboardModel) -> str:
+    """The dashboard of one tenant."""
+    stats, period = model.stats, model.stats.period
+    base = f"/{model.tenant.id}/dashboard?tz={quote(period.zone_name, safe='')}&range="
+    ranges = [
+        {"url": base + name, "label": label, "current": "page" if name == period.name else "false"}
+        for name, label in RANGES.items()
+    ]
+    older = pages["_older.html"].render(url=f"{base}{period.name}&after={model.next}") if model.next else Markup()
+    body = pages["dashboard.html"].render(
+        name=model.tenant.name,
+        ranges=pages["_range.html"].render_each(ranges),
+        zone=period.zone_name,
+        notices=pages["_notice.html"].render_each({"text": text} for text in dashboard_notices(model)),
+        figures=pages["_figure.html"].render_each(dashboard_figures(stats)),
+        opens=chart(pages, stats, OPEN),
+        clicks=chart(pages, stats, CLICK),
+        emails=email_table(pages, model),
+        older=older,
+        exports=f"/{model.tenant.id}",
+    )
+    return pages.page(f"{model.tenant.name}: opens and clicks", body)
+
+
+def email_table(pages: Pages, model: DashboardModel) -> Markup:
+    """The emails, newest first."""
+    if not model.rows:
+        return pages["_notice.html"].render(
+            text="No emails yet. Register one by POST, or send mail with a pixel: it appears here with its first hit."
+        )
+    rows = [
+        {
+            "title": row.get("subject") or ("(no subject)" if row["registered"] else "(not registered)"),
+            "recipient": row.get("recipient") or row["key"],
+            "campaign": row["campaign"],
+            "sent": shown_time(row["sent_at"] or row["created_at"], model.stats.period.zone),
+            "opens": state_summary(row, "opens"),
+            "clicks": state_summary(row, "clicks"),
+        }
+        for row in model.rows
+    ]
+    return pages["_table.html"].render(rows=pages["_email_row.html"].render_each(rows))
+
+
+def dashboard_figures(stats: Stats) -> list[dict[str, object]]:
+    """The big numbers, each with what it is made of."""
+
+    def made_of(counts: Mapping[str, int]) -> str:
+        people, unconfirmed, machines = (counts[state] for state in STATES.values())
+        return f"{grouped(people)} by people, {grouped(unconfirmed)} unconfirmed, {grouped(machines)} by machines"
+
+    def seen(kind: int) -> str:
+        hits, emails = stats.hits[kind], stats.emails[kind]
+        return ", ".join(
+            f"{grouped(hits[state])} {STATE_WORDS[state]} ({grouped(emails[state])} emails)" for state in STATES
+        )
+
+    sent = stats.sent
+    return [
+        {"label": "Sent", "value": grouped(sent.emails), "detail": "registered emails, sent in this range"},
+        {"label": "Opened", "value": percent(sent.rate(sent.opened)), "detail": f"of these: {made_of(sent.opened)}"},
+        {"label": "Clicked", "value": percent(sent.rate(sent.clicked)), "detail": f"of these: {made_of(sent.clicked)}"},
+        {
+            "label": "Opens",
+            "value": grouped(sum(stats.hits[OPEN][s] for s in STATES)),
+            "detail": f"hits in this range: {seen(OPEN)}",
+        },
+        {
+            "label": "Clicks",
+            "value": grouped(sum(stats.hits[CLICK][s] for s in STATES)),
+            "detail": f"hits in this range: {seen(CLICK)}",
+        },
+    ]
+
+
+def dashboard_notices(model: DashboardModel) -> Iterator[str]:
+    """What a reader must know before believing the numbers."""
+    tenant, stats = model.tenant, model.stats
+    if not model.drained:
+        yield f"About {grouped(model.waiting)} hits are still waiting to be counted; they are safe, load this page again."
+    if tenant.id_in_mail_at and not tenant.one_id:
+        when = shown_time(iso_time(tenant.id_in_mail_at), stats.period.zone)
+        yield (
+            f"This dashboard's id stands in mail (last seen {when}): whoever reads that mail's source can read these numbers, and its hits "
+            f"are not counted. Make a new one with `tenant rotate {tenant.mail_id}`, and put {tenant.mail_id} into mail."
+        )
+    if tenant.suspended:
+        yield "This tenant is suspended: its links show the naming page."
+    if stats.unregistered.emails:
+        people = stats.unregistered.opened["person"] + stats.unregistered.opened["unconfirmed"]
+        yield (
+            f"Apart from the mail sent: {grouped(stats.unregistered.emails)} emails that nobody registered were opened or clicked "
+            f"({grouped(people)} opened, {grouped(stats.unregistered.opened['machine'])} by machines only). They are in no rate."
+        )
+    for host, reason, clicks in stats.named:
+        how = (
+            f"Allow it with `tenant set {tenant.mail_id} --domain {host}`."
+            if reason == "destination-not-allowed"
+            else ""
+        )
+        yield f"{grouped(clicks)} {'click' if clicks == 1 else 'clicks'} to {host} met the naming page ({reason}). {how}".rstrip()
+    if not model.shows_people:
+        yield "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."
+
+
+# == Web ===============================================================================================
+# Requests, responses and errors; nothing here knows what the tracker does.
+
+JSON_TYPE = "application/json; charset=utf-8"
+HTML_TYPE = "text/html; charset=utf-8"
+TEXT_TYPE = "text/plain; charset=utf-8"
+MAX_BODY = 10 << 20
+REASON_PHRASES = {
+    200: "OK", 201: "Created", 302: "Found", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
+    405: "Method Not Allowed", 409: "Conflict", 413: "Content Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
+}  # fmt: skip
+PAGE_HEADERS = [
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("X-Robots-Tag", "noindex"),
+    ("Cache-Control", "no-store"),
+]
+
+Headers = Sequence[tuple[str, str]]
+
+
+class HTTPError(Exception):
+    """An answer that is not the one asked for; may be raised anywhere below the application."""
+
+    def __init__(self, status: int, message: str, headers: Headers = ()) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = headers
+
+
+@lru_cache(maxsize=4096)
+def read_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address, also as `address:port` and `[address]:port`; IPv4 in IPv6 is IPv4. None if it is none."""
+    match = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)", text)
+    if not match:
+        return None
+    try:
+        parsed = ipaddress.ip_address(match[1] or match[2] or match[3])
+    except ValueError:
+        return None
+    return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+class Proxies:
+    """Who may say on whose behalf a request comes."""
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        self._anyone = "*" in allowed
+        self._networks: list[Network] = [ipaddress.ip_network(entry) for entry in allowed if entry != "*"]
+
+    def client(self, peer: str, forwarded: str) -> str:
+        """The client's address: X-Forwarded-For from the right, up to the first that is no proxy of ours.
+
+        Further left stands only what a client may have made up. A peer without an address is a unix socket's.
+        """
+        if peer and not self._anyone and not self._is_proxy(peer):
+            return peer
+        client = peer
+        for address in reversed(forwarded.split(",")):
+            address = address.strip()
+            if not address:
+                continue
+            client = address
+            if not self._is_proxy(address):
+                break
+        return client
+
+    def _is_proxy(self, address: str) -> bool:
+        parsed = read_address(address)
+        return parsed is not None and any(parsed in network for network in self._networks)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    environ: WSGIEnvironment
+    method: str
+    uri: str  # the request target as received
+    segments: tuple[str, ...]
+    query: str
+    host: str  # of the Host header, without port
+    address: str  # the client's, after believed proxies; "" if unknown
+
+    def header(self, name: str) -> str:
+        """A header's value, "" without one. Bytes that are not UTF-8 come as backslash escapes."""
+        return utf8(self.environ.get("HTTP_" + name.upper().replace("-", "_"), ""))
+
+    def parameters(self) -> dict[str, str]:
+        """The query's parameters; the first of a name counts."""
+        found: dict[str, str] = {}
+        for name, value in parse_qsl(self.query, keep_blank_values=True):
+            found.setdefault(name, value)
+        return found
+
+    def bearer(self) -> str | None:
+        """The key of `Authorization: Bearer KEY`."""
+        scheme, _, key = self.header("Authorization").partition(" ")
+        return key.strip() if scheme.lower() == "bearer" else None
+
+    def body(self) -> bytes:
+        """The whole body. Raises HTTPError 413 if it is too large."""
+        stream = self.environ["wsgi.input"]
+        length = self.environ.get("CONTENT_LENGTH") or ""
+        if length and not length.isdecimal():
+            raise HTTPError(400, "Content-Length: expected a number")
+        if not length and not self.environ.get("wsgi.input_terminated"):
+            return b""  # such a server would wait for ever
+        limit = min(int(length), MAX_BODY + 1) if length else MAX_BODY + 1
+        parts: list[bytes] = []
+        while limit > 0 and (part := stream.read(limit)):
+            parts.append(part)
+            limit -= len(part)
+        body = b"".join(parts)
+        if len(body) > MAX_BODY or (length and int(length) > MAX_BODY):
+            raise HTTPError(413, f"expected a body of at most {MAX_BODY >> 20} MB")
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    status: int
+    headers: Headers
+    body: bytes | Iterator[bytes]
+
+
+def utf8(text: str) -> str:
+    """Text that WSGI gave as latin-1, read as the UTF-8 it most likely is."""
+    return text if text.isascii() else text.encode("latin-1", "replace").decode("utf-8", "backslashreplace")
+
+
+def read_request(environ: WSGIEnvironment, proxies: Proxies) -> Request:
+    """What the handlers need of a request. Raises HTTPError 400 for headers that no server should have let through."""
+    uri = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    if not uri:
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        uri = quote(path.encode("latin-1", "replace"), safe="/~+@=:!$&'()*,;") or "/"
+        if environ.get("QUERY_STRING"):
+            uri += "?" + environ["QUERY_STRING"]
+    for name in ("HTTP_HOST", "HTTP_USER_AGENT", "HTTP_AUTHORIZATION", "HTTP_X_FORWARDED_FOR"):
+        if BREAKS.search(environ.get(name, "")):
+            raise HTTPError(400, "a header holds a line break or NUL; expected none")
+    uri = utf8(uri)
+    segments, query = split_target(uri)
+    return Request(
+        environ=environ,
+        method=environ["REQUEST_METHOD"],
+        uri=uri,
+        segments=segments,
+        query=query,
+        host=host_name(utf8(environ.get("HTTP_HOST", ""))),
+        address=proxies.client(environ.get("REMOTE_ADDR", ""), environ.get("HTTP_X_FORWARDED_FOR", "")),
+    )
+
+
+@lru_cache(maxsize=4096)
+def kept_address(address: str, setting: str) -> str:
+    """What is kept of an address before anything is written: IP_ADDRESSES decides."""
+    parsed = read_address(address)
+    if parsed is None or setting == "none":
+        return ""
+    if setting == "full":
+        return str(parsed)
+    prefix = 24 if parsed.version == 4 else 48
+    return str(ipaddress.ip_network(f"{parsed}/{prefix}", strict=False).network_address)
+
+
+def html_response(status: int, page: str, headers: Headers = ()) -> Response:
+    """A page."""
+    return Response(status, [("Content-Type", HTML_TYPE), *PAGE_HEADERS, *headers], page.encode())
+
+
+def json_response(status: int, value: object, headers: Headers = ()) -> Response:
+    """JSON; nobody may keep or frame it."""
+    body = json.dumps(value, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace") + b"\n"
+    return Response(status, [("Content-Type", JSON_TYPE), *PAGE_HEADERS, *headers], body)
+
+
+def send(response: Response, method: str, start_response: StartResponse) -> Iterable[bytes]:
+    """The only place that calls start_response. HEAD gets the headers of a GET and no body."""
+    headers = list(response.headers)
+    if isinstance(response.body, bytes):
+        headers.append(("Content-Length", str(len(response.body))))
+    for name, value in headers:
+        if BREAKS.search(value):
+            raise ValueError(f"header {name} would hold a line break")
+    start_response(f"{response.status} {REASON_PHRASES[response.status]}", headers)
+    if method == "HEAD":
+        if not isinstance(response.body, bytes) and hasattr(response.body, "close"):
+            response.body.close()
+        return [b""]
+    return [response.body] if isinstance(response.body, bytes) else response.body
+
+
+# == Handlers ==========================================================================================
+# One function a route: def name(app, request, …captures) -> Response. Uses everything above.
+
+PIXEL_HEADERS = (
+    ("Content-Type", "image/gif"),
+    ("Cache-Control", "no-store, no-cache, max-age=0, must-revalidate, private"),
+)
+MAX_ROWS = 100_000  # of an export over HTTP: a sync worker that streams for minutes is killed, and blocks pixels
+CHUNK_ROWS = 1_000
+MAX_REGISTRATIONS = 1_000
+PAGE_ROWS = 50
+UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
+FIELD_LIMITS = {"key": 200, "subject": 998, "recipient": 320, "campaign": 200}
+
+
+class Directory:
+    """What tenants.json says; what it last said, when it is gone."""
+
+    def __init__(self, folder: str) -> None:
+        self._path = os.path.join(folder, "tenants.json")
+        self._look_at = 0.0
+        self._seen: tuple[int, int, int] | None = None
+        self.known = False  # whether the file was ever read
+        self.tenants: dict[str, dict[str, Any]] = {}
+        self.retired: frozenset[str] = frozenset()
+        self.host_owners: dict[str, str] = {}
+
+    def refresh(self) -> Directory:
+        """Look at the file, once a second at most."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + 1.0
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                found = os.stat(self._path)
+                seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+                if seen != self._seen:
+                    with open(self._path, encoding="utf-8") as file:
+                        self._load(json.load(file))
+                    self._seen = seen
+        return self
+
+    def _load(self, content: dict[str, Any]) -> None:
+        tenants = content["tenants"]
+        owners = {entry["tracking_host"]: mail_id for mail_id, entry in tenants.items() if entry["tracking_host"]}
+        self.tenants, self.retired, self.host_owners = tenants, frozenset(content["retired"]), owners
+        self.known = True
+
+
+class App:
+    """What outlives a request: settings, spool, database, directory, secrets, pages."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.pages = Pages()
+        self.proxies = Proxies(settings.forwarded_allow_ips)
+        self.database = Database(settings.database)
+        self.spool = Spool(os.path.join(settings.folder, "spool"))
+        self.directory = Directory(settings.folder)
+        self.secrets = link_secrets(settings, self.database)
+        self.drainer: Drainer | None = None
+        self._started_in = 0
+        self._unknown_second = 0
+        self._unknown_count = 0
+        self._own = {read_origin(settings.base_url)} if settings.base_url else set()
+
+    def start(self) -> None:
+        """Begin to drain in this process, once."""
+        if self._started_in != os.getpid():
+            self._started_in = os.getpid()
+            self.drainer = Drainer(self.database)
+            self.drainer.start()
+            atexit.register(self.close)
+
+    def close(self) -> None:
+        """Finish the segment, drain what is left, close the database: for the end of a process."""
+        if self.drainer is not None and self._started_in == os.getpid():
+            self.drainer.stop()
+            self.drainer = None
+            self.spool.close()
+            with contextlib.suppress(StoreError):
+                drain_for_reading(self.database, seconds=10.0)
+        self.spool.close()
+        with contextlib.suppress(StoreError, OSError):
+            self.database.close()
+
+    def _is_flood(self, mail_id: str) -> bool:
+        """Whether this is one hit too many in this second for mail ids that no tenant has."""
+        if not self.directory.known or mail_id in self.directory.tenants:
+            return False
+        second = int(time.monotonic())
+        if second != self._unknown_second:
+            self._unknown_second, self._unknown_count = second, 0
+        self._unknown_count += 1
+        return self._unknown_count > UNKNOWN_A_SECOND
+
+    def record(self, request: Request, mail_id: str, answered: str, why: str = "") -> str:
+        """Append a hit to the spool; says `recorded`, or what became of it."""
+        if self._is_flood(mail_id):
+            return "too many"
+        hit = {
+            "id": secrets.token_hex(12),
+            "t": round(time.time(), 3),
+            "method": request.method,
+            "host": request.host[:253],
+            "uri": request.uri,
+            "ip": kept_address(request.address, self.settings.ip_addresses),
+            "ua": request.header("User-Agent")[:MAX_AGENT],
+            "answer": answered,
+        }
+        purposes = (request.header(name) for name in ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz"))
+        more = {"purpose": next(filter(None, purposes), "")[:64], "gpc": request.header("Sec-GPC")[:8], "why": why}
+        hit.update((name, value) for name, value in more.items() if value)
+        line = hit_line(hit)
+        if len(line) > MAX_HIT_LINE:
+            return "too long"
+        return "recorded" if self.spool.append(line) else "unspooled"
+
+    def owner(self, request: Request) -> str | None:
+        """The mail id whose tracking host this request came to, if it came to one."""
+        return self.directory.refresh().host_owners.get(request.host)
+
+    def own_addresses(self, request: Request) -> set[tuple[str, int]]:
+        """The hosts and ports that lead to this server, as far as it can know."""
+        web = {(host, 443) for host in self.directory.host_owners}
+        return self._own | web | {read_origin("//" + utf8(request.environ.get("HTTP_HOST", "")))}
+
+    @contextlib.contextmanager
+    def numbers(self) -> Iterator[tuple[sqlite3.Connection, int, bool]]:
+        """A reading after a drain, with the bytes that still wait and whether the drain came to its end."""
+        drained = True
+        try:
+            drained = drain_for_reading(self.database)
+        except StoreError as error:
+            drained = False
+            log(f"numbers without a drain: {error}")
+        with self.database.reading() as connection:
+            yield connection, waiting_bytes(self.database, connection), drained
+
+
+def read_origin(url: str) -> tuple[str, int]:
+    """Host and port of a URL of our own; port 443 where none is given (80 is the same server)."""
+    host, _, port = (
+        url.partition("//")[2].rpartition(":") if re.search(r":[0-9]+$", url) else (url.partition("//")[2], "", "443")
+    )
+    return host.lower().rstrip("."), int(port)
+
+
+def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
+    """The keys that verify links, the one that signs first. The database's own always verifies: mail may carry it.
+
+    Read from the fast copy, so that links work without the database. Raises StoreError if there is none at all.
+    """
+    own = read_small_file(settings.folder, "secret.key")
+    if own is None and os.path.exists(database.path):
+        with database.reading() as connection:
+            own = stored_secret(connection)
+    found = (*(settings.secret_key or ()), *((own,) if own else ()))
+    if not found and os.path.exists(database.path):
+        raise StoreError(
+            f"the key that signs links is neither in {database.path} nor in {settings.folder}/secret.key: restore either from a backup, "
+            "or give it as SECRET_KEY; a new one would break every link in mail already sent"
+        )
+    return found
+
+
+# -- Hits
+
+
+def pixel(app: App, request: Request) -> Response:
+    """Always the GIF, whatever is wrong; X-Tracker says what."""
+    hit = recognise(request.segments, request.query)
+    assert isinstance(hit, Pixel)
+    owner = app.owner(request)
+    if owner is not None and owner != hit.mail_id:
+        note = "wrong host"
+    elif not is_key(hit.key):
+        note = "bad key"
+    elif app.directory.known and hit.mail_id not in app.directory.tenants:
+        app.record(request, hit.mail_id, "pixel")  # it may be younger than tenants.json: the drain decides
+        note = "unknown tenant"
+    else:
+        note = app.record(request, hit.mail_id, "pixel")
+    return Response(200, (*PIXEL_HEADERS, ("X-Tracker", note)), app.pages.pixel)
+
+
+def signed_click(app: App, request: Request) -> Response:
+    """Redirect to the signed target, with or without a database."""
+    hit = recognise(request.segments, request.query)
+    assert isinstance(hit, SignedClick)
+    _refuse_wrong_host(app, request, hit.mail_id)
+    if not is_key(hit.key) or not verify(app.secrets, hit.mail_id, hit.target, hit.signature):
+        raise HTTPError(404, "This link is not complete, or it is not one that this server made.")
+    url = decode_target(hit.target)
+    if url is None:
+        raise HTTPError(404, "This link is not complete, or it is not one that this server made.")
+    target = _readable_target(app, request, url)
+    tenant = app.directory.tenants.get(hit.mail_id)
+    if tenant is None and app.directory.known:
+        return _naming_page(
+            app, request, hit.mail_id, target, "suspended"
+        )  # its tenant was removed; nobody vouches for it now
+    reason = _why_not(tenant, target, signed=True) if tenant else None
+    return _answer_click(app, request, hit.mail_id, target, reason)
+
+
+def plain_click(app: App, request: Request) -> Response:
+    """Redirect to a URL that anybody could have written, but only where the tenant's links may lead."""
+    hit = recognise(request.segments, request.query)
+    assert isinstance(hit, PlainClick)
+    _refuse_wrong_host(app, request, hit.mail_id)
+    retired = hit.mail_id in app.directory.retired
+    tenant = app.directory.tenants.get(hit.mail_id)
+    if not is_key(hit.key) or (tenant is None and app.directory.known and not retired):
+        if is_key(hit.key):
+            app.record(request, hit.mail_id, "404")  # a dashboard id, perhaps: then the drain warns its owner
+        raise HTTPError(404, "This link belongs to nobody on this server.")
+    if hit.url is None or not hit.url.strip():
+        raise HTTPError(400, "This link names no destination; expected ?url= and an encoded http or https URL.")
+    target = _readable_target(app, request, hit.url)
+    reason = _why_not(tenant, target, signed=False) if tenant else "suspended" if retired else "destination-not-allowed"
+    return _answer_click(app, request, hit.mail_id, target, reason)
+
+
+def _refuse_wrong_host(app: App, request: Request, mail_id: str) -> None:
+    owner = app.owner(request)
+    if owner is not None and owner != mail_id:
+        raise HTTPError(404, "This link belongs to nobody on this host.")
+
+
+def _readable_target(app: App, request: Request, url: str) -> Target:
+    try:
+        target = read_target(url)
+    except BadTarget as error:
+        raise HTTPError(400, f"This link's destination can't be used: {error}.") from None
+    if is_ours(app.own_addresses(request), target):
+        raise HTTPError(400, "This link's destination can't be used: it leads back to this server.")
+    return target
+
+
+def _why_not(tenant: Mapping[str, Any], target: Target, *, signed: bool) -> str | None:
+    """The reason for which a click meets the naming page, or None if it may be redirected."""
+    if tenant["suspended"]:
+        return "suspended"
+    if covers(tenant["block"], target):
+        return "destination-blocked"
+    if signed or tenant["any_domain"] or covers(tenant["allow"], target):
+        return None
+    return "destination-not-allowed"
+
+
+def _answer_click(app: App, request: Request, mail_id: str, target: Target, reason: str | None) -> Response:
+    if reason:
+        return _naming_page(app, request, mail_id, target, reason)
+    app.record(request, mail_id, "302")
+    headers = [
+        ("Location", target.location),
+        ("Cache-Control", "no-store"),
+        ("X-Robots-Tag", "noindex"),
+        ("Content-Type", TEXT_TYPE),
+    ]
+    return Response(302, headers, b"")
+
+
+def _naming_page(app: App, request: Request, mail_id: str, target: Target, reason: str) -> Response:
+    app.record(request, mail_id, "named", reason)
+    body = app.pages["naming.html"].render(host=target.host, location=target.location)
+    return html_response(200, app.pages.page(f"This link leads to {target.host}", body))
+
+
+# -- Pages and numbers
+
+
+def home(app: App, request: Request) -> Response:
+    """Say what this host is to somebody who found it in a mail."""
+    text = (
+        "This host serves images and links in mail, so that whoever sent the mail can see whether it was read. "
+        "If you have a question about a mail, ask its sender."
+    )
+    return html_response(200, app.pages.message("An email tracker", text))
+
+
+def robots(app: App, request: Request) -> Response:
+    """Nothing here is for search engines."""
+    return Response(200, [("Content-Type", TEXT_TYPE)], b"User-agent: *\nDisallow: /\n")
+
+
+def favicon(app: App, request: Request) -> Response:
+    """The icon of our pages."""
+    return Response(200, [("Content-Type", "image/svg+xml"), ("Cache-Control", "max-age=86400")], app.pages.icon)
+
+
+def asset(app: App, request: Request, name: str) -> Response:
+    """A file whose name holds the hash of its content, so it may be kept for ever."""
+    if name not in app.pages.assets:
+        raise HTTPError(404, "There is no such file.")
+    content_type, content = app.pages.assets[name]
+    headers = [
+        ("Content-Type", content_type),
+        ("Cache-Control", "public, max-age=31536000, immutable"),
+        ("X-Content-Type-Options", "nosniff"),
+    ]
+    return Response(200, headers, content)
+
+
+def health(app: App, request: Request) -> Response:
+    """Whether hits are recorded and counted, and why not."""
+    why = []
+    waiting = None
+    try:
+        with app.database.reading(wait=False) as connection:
+            waiting = waiting_bytes(app.database, connection) // BYTES_A_HIT
+    except StoreError as error:
+        why.append(f"database: {_without_path(error, app)}")
+    except OSError as error:
+        why.append(f"spool: {error.strerror}")
+    if app.spool.failing:
+        why.append("spool: can't be written; hits are printed to stderr as `unspooled`, replay them with `ingest`")
+    if app.drainer is not None and app.drainer.trouble:
+        why.append(f"drain: {_without_path(app.drainer.trouble, app)}")
+    rejected = rejected_lines(app.settings.folder)
+    if rejected:
+        why.append(f"spool: {rejected} lines could not be read and were put into spool/rejected")
+    status = "degraded" if why else "ok"
+    strict = "strict" in request.parameters()
+    value = {"status": status, "why": why, "waiting_hits": waiting, "rejected_lines": rejected, "version": __version__}
+    return json_response(503 if why and strict else 200, value)
+
+
+def _without_path(error: object, app: App) -> str:
+    """Anybody may ask for /health, so it doesn't say where the data is."""
+    return str(error).replace(app.settings.folder + "/", "").replace(app.settings.folder, "the data folder")
+
+
+def _tenant_stats(app: App, request: Request, connection: sqlite3.Connection, tenant: Tenant) -> Stats:
+    parameters = request.parameters()
+    try:
+        period = period_of(
+            connection, tenant.number, parameters.get("range") or DEFAULT_RANGE, parameters.get("tz") or "UTC", now_ms()
+        )
+    except BadPeriod as error:
+        raise HTTPError(400, f"{error}.") from None
+    return read_stats(connection, tenant.number, period)
+
+
+def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
+    """The tenant's page."""
+    after = _cursor(request)
+    shows_people = _shows_people(app, request, tenant)
+    with app.numbers() as (connection, waiting, drained):
+        stats = _tenant_stats(app, request, connection, tenant)
+        rows = table_page(connection, tenant.number, "emails", after, PAGE_ROWS + 1)
+    shown = [_visible(dict(zip(EMAIL_FIELDS, row, strict=True)), shows_people) for _, row in rows[:PAGE_ROWS]]
+    model = DashboardModel(
+        tenant=tenant,
+        stats=stats,
+        rows=shown,
+        next=rows[PAGE_ROWS - 1][0] if len(rows) > PAGE_ROWS else None,
+        waiting=waiting // BYTES_A_HIT,
+        drained=drained,
+        shows_people=shows_people,
+    )
+    return html_response(200, dashboard_page(app.pages, model))
+
+
+def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
+    """The numbers of the dashboard as JSON."""
+    with app.numbers() as (connection, waiting, drained):
+        stats = _tenant_stats(app, request, connection, tenant)
+    return json_response(200, stats_json(stats, tenant.name, 0 if drained else max(waiting // BYTES_A_HIT, 1)))
+
+
+def _shows_people(app: App, request: Request, tenant: Tenant) -> bool:
+    return not tenant.one_id or _has_key(app, request, tenant)
+
+
+def _visible(row: dict[str, Any], shows_people: bool) -> dict[str, Any]:
+    return row if shows_people else {name: value for name, value in row.items() if name not in PERSONAL_FIELDS}
+
+
+def _cursor(request: Request) -> Cursor:
+    text = request.parameters().get("after", "")
+    cursor = read_cursor(text) if text else NEWEST
+    if cursor is None:
+        raise HTTPError(400, "after: expected what `next` said on the page before")
+    return cursor
+
+
+def export(app: App, request: Request, tenant: Tenant) -> Response:
+    """A table as JSON or CSV, newest first, up to MAX_ROWS rows."""
+    table, _, form = request.segments[-1].partition(".")
+    fields_, _ = TABLES[table]
+    if not _shows_people(app, request, tenant):
+        fields_ = tuple(name for name in fields_ if name not in PERSONAL_FIELDS)
+    after = _cursor(request)
+    limit = _limit(request)
+    with app.numbers():
+        pass  # drained, so that the export is complete
+    lock = _export_lock(app.settings.folder)
+    rows = _table_rows(app, tenant, table, after, limit)
+    body = _json_rows(rows, fields_, limit) if form == "json" else _csv_rows(rows, fields_, limit)
+    content_type = JSON_TYPE if form == "json" else "text/csv; charset=utf-8"
+    headers = [
+        ("Content-Type", content_type),
+        *PAGE_HEADERS,
+        ("Content-Disposition", f'attachment; filename="{table}.{form}"'),
+    ]
+    return Response(200, headers, ExportBody(body, lock, request.environ["wsgi.errors"]))
+
+
+def _limit(request: Request) -> int:
+    text = request.parameters().get("limit", str(MAX_ROWS))
+    if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= MAX_ROWS:
+        raise HTTPError(400, f"limit: expected a whole number from 1 to {MAX_ROWS}")
+    return int(text)
+
+
+def _export_lock(folder: str) -> int:
+    """Let one export at a time run on this server; the descriptor holds the lock."""
+    fd = os.open(os.path.join(folder, "export.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise HTTPError(503, "Another export is running; one runs at a time.", [("Retry-After", "10")]) from None
+    return fd
+
+
+class ExportBody:
+    """A body that is made as it is sent; its errors go to our log, since the server would log the private URL with them."""
+
+    def __init__(self, chunks: Iterator[bytes], lock: int, errors: Any) -> None:
+        self._chunks = chunks
+        self._lock = lock
+        self._errors = errors
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._chunks)
+        except StopIteration:
+            raise
+        except Exception:
+            self._errors.write(f"an export broke off\n{traceback.format_exc()}")
+            raise OSError(errno.EPIPE, "an export broke off") from None  # the server cuts the connection, silently
+
+    def close(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
+
+
+def _table_rows(
+    app: App, tenant: Tenant, table: str, after: Cursor, limit: int
+) -> Iterator[tuple[Cursor, dict[str, Any]]]:
+    """Rows a chunk at a time, the database free in between; one more than the limit, if there is one."""
+    left = limit + 1
+    while left > 0:
+        with app.database.reading() as connection:
+            page = table_page(connection, tenant.number, table, after, min(CHUNK_ROWS, left))
+        for cursor, row in page:
+            yield cursor, dict(zip(TABLES[table][0], row, strict=True))
+        if len(page) < min(CHUNK_ROWS, left):
+            return
+        after, left = page[-1][0], left - len(page)
+
+
+def _json_rows(rows: Iterator[tuple[Cursor, dict[str, Any]]], fields_: tuple[str, ...], limit: int) -> Iterator[bytes]:
+    """{"rows": [...], "next": cursor or null}, a row a line."""
+    yield b'{"rows": ['
+    last: Cursor | None = None
+    following: Cursor | None = None
+    for number, (cursor, row) in enumerate(rows):
+        if number == limit:
+            following = last
+            break
+        line = json.dumps({name: row[name] for name in fields_}, ensure_ascii=False)
+        yield (("\n" if number == 0 else ",\n") + line).encode("utf-8", "backslashreplace")
+        last = cursor
+    yield f'\n], "next": {json.dumps(following and str(following))}}}\n'.encode()
+
+
+def _csv_rows(rows: Iterator[tuple[Cursor, dict[str, Any]]], fields_: tuple[str, ...], limit: int) -> Iterator[bytes]:
+    """RFC 4180 with a header; where more follows, the last column of the last line, `next`, says where."""
+    import csv
+    import io
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\r\n")
+    writer.writerow([*fields_, "next"])
+    held: tuple[Cursor, dict[str, Any]] | None = None  # each row waits to learn whether it is the last
+    for number, (cursor, row) in enumerate(rows):
+        if held is not None:
+            writer.writerow([*(csv_cell(held[1][name]) for name in fields_), str(held[0]) if number == limit else ""])
+        held = (cursor, row) if number < limit else None
+        if buffer.tell() > 32_768:
+            yield buffer.getvalue().encode("utf-8", "backslashreplace")
+            buffer.seek(0)
+            buffer.truncate()
+    if held is not None:
+        writer.writerow([*(csv_cell(held[1][name]) for name in fields_), ""])
+    yield buffer.getvalue().encode("utf-8", "backslashreplace")
+
+
+def csv_cell(value: object) -> object:
+    """Keep a spreadsheet from running what a stranger wrote: such text gets an apostrophe (owasp.org, CSV injection)."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+# -- Writing
+
+
+def _has_key(app: App, request: Request, tenant: Tenant) -> bool:
+    """Whether a request carries the tenant's API key or the operator's."""
+    key = request.bearer()
+    return key is not None and (_is_operator(app, key) or hmac.compare_digest(key_hash(key), tenant.api_key_hash or ""))
+
+
+def _is_operator(app: App, key: str) -> bool:
+    return app.settings.api_key is not None and hmac.compare_digest(key.encode(), app.settings.api_key.encode())
+
+
+def key_hash(key: str) -> str:
+    """What is stored of an API key. Keys are 256 random bits, so one round of SHA-256 is enough."""
+    return hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _json_body(request: Request) -> Any:
+    try:
+        return json.loads(request.body().decode("utf-8"), parse_constant=lambda word: _refuse(ValueError(word)))
+    except (ValueError, RecursionError):
+        raise HTTPError(400, "expected JSON in UTF-8") from None
+
+
+def _object(value: object, where: str, known: Iterable[str]) -> dict[str, Any]:
+    """A JSON object with only the fields we know: a misspelt one must not be lost silently."""
+    if not isinstance(value, dict):
+        raise HTTPError(400, f"{where}expected an object")
+    unknown = sorted(set(value) - set(known))
+    if unknown:
+        raise HTTPError(400, f"{where}{unknown[0]}: unknown field; expected some of {', '.join(known)}")
+    return value
+
+
+def _text_field(value: dict[str, Any], name: str, where: str, most: int) -> str:
+    text = value.get(name, "")
+    if not isinstance(text, str):
+        raise HTTPError(400, f"{where}{name}: expected text")
+    if len(text) > most:
+        raise HTTPError(400, f"{where}{name}: expected at most {most} characters, got {len(text)}")
+    if CONTROL.search(text) or re.search("[\ud800-\udfff]", text):
+        raise HTTPError(400, f"{where}{name}: expected text without control characters")
+    return text
+
+
+def _flag_field(value: dict[str, Any], name: str) -> bool:
+    flag = value.get(name, False)
+    if not isinstance(flag, bool):
+        raise HTTPError(400, f"{name}: expected true or false")
+    return flag
+
+
+def _texts_field(value: dict[str, Any], name: str, where: str, most: int) -> list[str]:
+    texts = value.get(name, [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise HTTPError(400, f"{where}{name}: expected a list of texts")
+    if len(texts) > most:
+        raise HTTPError(400, f"{where}{name}: expected at most {most}, got {len(texts)}")
+    return texts
+
+
+def _public_url(app: App, tenant: Tenant) -> str:
+    url = app.settings.public_url(tenant.tracking_host)
+    if url is None:
+        raise HTTPError(409, NO_PUBLIC_URL)
+    return url
+
+
+NO_PUBLIC_URL = (
+    "this server does not know its public address, and a mailing full of localhost links can't be called back: "
+    "set BASE_URL=https://track.example.com (or give the tenant a tracking host), or, to try it on this machine, say --local"
+)
+
+
+def post_emails(app: App, request: Request, tenant: Tenant) -> Response:
+    """Register one email (an object) or up to 1,000 (an array), all or none."""
+    base = _public_url(app, tenant)
+    body = _json_body(request)
+    many = isinstance(body, list)
+    values = body if isinstance(body, list) else [body]
+    if len(values) > MAX_REGISTRATIONS:
+        raise HTTPError(400, f"expected at most {MAX_REGISTRATIONS} emails, got {len(values)}")
+    registrations, answers = [], []
+    for n, value in enumerate(values):
+        registration, links = _read_registration(app, request, tenant, value, f"[{n}]." if many else "", base)
+        registrations.append(registration)
+        answers.append(
+            {"key": registration.key, "pixel_url": base + pixel_path(tenant.mail_id, registration.key), "links": links}
+        )
+    with app.database.transaction() as connection:
+        made = register_emails(connection, tenant.number, registrations, now_ms())
+    return json_response(201 if made else 200, answers if many else answers[0])
+
+
+def _read_registration(
+    app: App, request: Request, tenant: Tenant, raw: object, where: str, base: str
+) -> tuple[Registration, list[dict[str, str]]]:
+    value = _object(raw, where, (*FIELD_LIMITS, "links"))
+    texts = {name: _text_field(value, name, where, most) for name, most in FIELD_LIMITS.items()}
+    if "key" not in value:
+        texts["key"] = new_key()
+    elif not is_key(texts["key"]):
+        raise HTTPError(
+            400, f"{where}key: expected 1 to 200 of the characters A-Z a-z 0-9 . _ ~ + @ = : -, and not . or .."
+        )
+    links = []
+    for n, url in enumerate(_texts_field(value, "links", where, 1000)):
+        try:
+            if is_ours(app.own_addresses(request), read_target(url)):
+                raise BadTarget("it leads back to this server")
+            path = click_path(app.secrets[0], tenant.mail_id, texts["key"], url)
+        except BadTarget as error:
+            raise HTTPError(400, f"{where}links[{n}]: {error}") from None
+        links.append({"url": url, "click_url": base + path})
+    return Registration(**texts), links
+
+
+def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
+    """Remove an email and its part in every number."""
+    drain_for_reading(app.database)
+    with app.database.transaction() as connection:
+        if not delete_email(connection, tenant.number, key):
+            raise HTTPError(404, "There is no such email.")
+    return json_response(200, {"deleted": key})
+
+
+def post_tenants(app: App, request: Request) -> Response:
+    """Create a tenant."""
+    value = _object(_json_body(request), "", ("name", "id", "domains", "any_domain", "tracking_host"))
+    name = _text_field(value, "name", "", 200)
+    if not name.strip():
+        raise HTTPError(400, "name: expected text")
+    try:
+        wanted = new_tenant_options(
+            app.settings,
+            id_=_text_field(value, "id", "", 64) or None,
+            domains=_texts_field(value, "domains", "", 1000),
+            any_domain=_flag_field(value, "any_domain"),
+            tracking_host=_text_field(value, "tracking_host", "", 253) or None,
+        )
+    except ValueError as error:
+        raise HTTPError(400, str(error)) from None
+    if app.settings.public_url(wanted["tracking_host"]) is None:
+        raise HTTPError(409, NO_PUBLIC_URL)
+    with changing_tenants(app.database) as connection:
+        tenant = add_tenant(connection, name.strip(), now_ms(), **wanted)
+    return json_response(201, tenant_summary(app.settings, tenant))
+
+
+def new_tenant_options(
+    settings: Settings, *, id_: str | None, domains: Iterable[str], any_domain: bool, tracking_host: str | None
+) -> dict[str, Any]:
+    """Check what is asked for a new tenant, for add_tenant. Raises ValueError with the field and what was expected."""
+    fault = id_fault(id_) if id_ is not None else None
+    if fault:
+        raise ValueError(f"id: {fault}")
+    host = read_tracking_host(settings, tracking_host) if tracking_host else None
+    return {
+        "id_": id_,
+        "allow": [read_destination(domain) for domain in domains],
+        "any_domain": any_domain,
+        "tracking_host": host,
+    }
+
+
+def read_tracking_host(settings: Settings, text: str) -> str:
+    """Read a tenant's tracking host. Raises ValueError."""
+    host = read_destination(text)
+    if ":" in host or _is_ipv4(host):
+        raise ValueError(f"tracking host {text!r}: expected a domain name such as track.acme.com, without a port")
+    if settings.base_url and host == read_origin(settings.base_url)[0]:
+        raise ValueError(
+            f"tracking host {text!r} is BASE_URL's own host; expected another one, that leads to this server"
+        )
+    return host
+
+
+def tenant_summary(settings: Settings, tenant: Tenant) -> dict[str, Any]:
+    """What somebody needs to use a tenant; None for URLs where nobody said the public address."""
+    public = settings.public_url(tenant.tracking_host)
+    private = settings.public_url() or public
+    return {
+        "name": tenant.name,
+        "id": tenant.id,
+        "mail_id": tenant.mail_id,
+        "dashboard_url": private and f"{private}/{tenant.id}/dashboard",
+        "pixel_url": public and public + pixel_path(tenant.mail_id, "test"),
+    }
+
+
+# == Routes and application ============================================================================
+# Which handler answers what, and who may ask. The access column is the security policy; a test walks it.
+
+ANYONE = "anyone"
+READER = "reader"  # has the dashboard id in the path
+WRITER = "writer"  # has the dashboard id and, where the tenant has one, its API key; or the operator's key
+OPERATOR = "operator"  # has API_KEY
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: str
+    pattern: str
+    handler: Callable[..., Response]
+    access: str
+
+    def match(self, segments: tuple[str, ...]) -> dict[str, str] | None:
+        """What the pattern captures of a path, or None."""
+        parts = self.pattern.split("/")[1:]
+        if len(parts) != len(segments):
+            return None
+        captured = {}
+        for part, segment in zip(parts, segments, strict=True):
+            if not part.startswith("{"):
+                if part != segment:
+                    return None
+                continue
+            name, _, suffix = part[1:].partition("}")
+            if not segment.endswith(suffix) or not segment:
+                return None
+            captured[name] = segment[: len(segment) - len(suffix)]
+        return captured
+
+
+ROUTES = (
+    Route("GET", "/{mail_id}/pixel/{key}.gif", pixel, ANYONE),
+    Route("GET", "/{mail_id}/click/{key}/{signature}/{target}", signed_click, ANYONE),
+    Route("GET", "/{mail_id}/click/{key}", plain_click, ANYONE),
+    Route("GET", "/health", health, ANYONE),
+    Route("GET", "/assets/{name}", asset, ANYONE),
+    Route("GET", "/robots.txt", robots, ANYONE),
+    Route("GET", "/favicon.ico", favicon, ANYONE),
+    Route("GET", "/", home, ANYONE),
+    Route("GET", "/{id}/dashboard", dashboard, READER),
+    Route("GET", "/{id}/stats.json", stats_view, READER),
+    Route("GET", "/{id}/emails.json", export, READER),
+    Route("GET", "/{id}/emails.csv", export, READER),
+    Route("GET", "/{id}/events.json", export, READER),
+    Route("GET", "/{id}/events.csv", export, READER),
+    Route("GET", "/{id}/links.json", export, READER),
+    Route("GET", "/{id}/links.csv", export, READER),
+    Route("POST", "/{id}/emails", post_emails, WRITER),
+    Route("DELETE", "/{id}/emails/{key}", delete_email_view, WRITER),
+    Route("POST", "/tenants", post_tenants, OPERATOR),
+)
+HIT_HANDLERS: dict[type, Callable[[App, Request], Response]] = {
+    Pixel: pixel,
+    SignedClick: signed_click,
+    PlainClick: plain_click,
+}
+
+
+def answer(app: App, environ: WSGIEnvironment) -> Response:
+    """Answer one request, errors included; only the unforeseen is raised."""
+    segments: tuple[str, ...] = ()
+    access = ANYONE
+    try:
+        request = read_request(environ, app.proxies)
+        segments = request.segments
+        method = "GET" if request.method == "HEAD" else request.method
+        hit = recognise(segments, request.query)
+        if hit is not None and method == "GET":
+            return HIT_HANDLERS[type(hit)](app, request)
+        route, captured = _find_route(method, segments)
+        access = route.access
+        return _dispatch(app, request, route, captured)
+    except HTTPError as http_error:
+        return error_response(app, http_error, segments, access)
+    except StoreError as store_error:
+        return error_response(app, _as_http_error(store_error), segments, access)
+
+
+def _as_http_error(error: StoreError) -> HTTPError:
+    if isinstance(error, Conflict):
+        return HTTPError(409, str(error))
+    if isinstance(error, Busy):
+        return HTTPError(503, "The database is busy just now; nothing was changed, try again.", [("Retry-After", "5")])
+    log(f"a page could not be answered: {error}")
+    message = "The database can't be read just now. Hits are recorded all the same, and counted later."
+    return HTTPError(503, message, [("Retry-After", "30")])
+
+
+def _find_route(method: str, segments: tuple[str, ...]) -> tuple[Route, dict[str, str]]:
+    matches = [(route, captured) for route in ROUTES if (captured := route.match(segments)) is not None]
+    if not matches:
+        raise HTTPError(404, "There is nothing at this address.")
+    for route, captured in matches:
+        if route.method == method:
+            return route, captured
+    allowed = {route.method for route, _ in matches}
+    allow = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
+    raise HTTPError(405, f"Expected one of the methods {allow}.", [("Allow", allow)])
+
+
+def _dispatch(app: App, request: Request, route: Route, captured: dict[str, str]) -> Response:
+    """Hold a request against its route's access, then let the handler answer."""
+    if route.access == ANYONE:
+        return route.handler(app, request, **captured)
+    if route.access == OPERATOR:
+        if app.settings.api_key is None:
+            raise HTTPError(404, "There is nothing at this address.")
+        key = request.bearer()
+        if key is None or not _is_operator(app, key):
+            raise HTTPError(
+                401, "Expected the operator's key: Authorization: Bearer API_KEY.", [("WWW-Authenticate", "Bearer")]
+            )
+        return route.handler(app, request, **captured)
+    tenant = _tenant_of(app, request, captured.pop("id"))
+    if route.access == WRITER and (tenant.one_id or tenant.api_key_hash) and not _has_key(app, request, tenant):
+        if tenant.api_key_hash is None:
+            raise HTTPError(
+                403, "This tenant's id stands in mail, so writing needs an API key; make one with `tenant key`."
+            )
+        raise HTTPError(
+            401, "Expected the tenant's API key: Authorization: Bearer KEY.", [("WWW-Authenticate", "Bearer")]
+        )
+    return route.handler(app, request, tenant, **captured)
+
+
+def _tenant_of(app: App, request: Request, id_: str) -> Tenant:
+    with app.database.reading() as connection:
+        tenant = tenant_by_id(connection, id_)
+    owner = app.owner(request)
+    if tenant is None or (owner is not None and owner != tenant.mail_id):
+        raise HTTPError(404, "There is nothing at this address.")
+    return tenant
+
+
+def error_response(app: App, error: HTTPError, segments: tuple[str, ...], access: str) -> Response:
+    """An error as JSON where a program asked, else as a page."""
+    last = segments[-1] if segments else ""
+    if access in (WRITER, OPERATOR) or last.endswith((".json", ".csv")) or last in ("emails", "tenants"):
+        return json_response(error.status, {"error": error.message}, error.headers)
+    return html_response(
+        error.status,
+        app.pages.message(ERROR_TITLES.get(error.status, "This did not work"), error.message),
+        error.headers,
+    )
+
+
+ERROR_TITLES = {400: "This link can't be used", 404: "Not found", 405: "Not like this", 503: "Not now"}
+
+
+def wsgi(app: App) -> WSGIApplication:
+    """The WSGI callable of an App."""
+
+    def respond(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        method = environ["REQUEST_METHOD"]
+        try:
+            response = answer(app, environ)
+        except Exception:
+            # The traceback, since whoever reads the log needs to know where; not the URI, which may hold a private id.
+            environ["wsgi.errors"].write(f"unforeseen error while answering a {method}\n{traceback.format_exc()}")
+            response = html_response(
+                500, app.pages.message("Something broke", "The server made a mistake, which is in its log.")
+            )
+        return send(response, method, start_response)
+
+    return respond
+
+
+_application: App | None = None
+_application_lock = threading.Lock()
+
+
+def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """The WSGI application for `gunicorn tracker`: builds itself, from the environment, on its first call."""
+    global _application
+    if _application is None:
+        with _application_lock:
+            if _application is None:
+                _application = App(load_settings(os.environ))
+    _application.start()
+    return wsgi(_application)(environ, start_response)
+
+
+# == Commands ==========================================================================================
+# The command line: one cmd_* function each, whose docstring is its help. The same Store functions as the web.
+
+GUNICORN_TIMEOUT = 30  # seconds for one request, and for the last ones after SIGTERM
+MAX_REQUEST_LINE = 8190  # gunicorn's most; a signed link with the longest target has about 5,700 characters
+
+
+def cmd_serve(args: argparse.Namespace, settings: Settings) -> int:
+    """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
+    database = create_database(settings.database, resource("schema.sql").decode())
+    try:
+        with changing_tenants(database) as connection:
+            tenants = list_tenants(connection)
+            first = None if tenants else add_tenant(connection, "default", now_ms())
+    finally:
+        database.close()
+    _probe_spool(settings)
+    app = App(settings)
+    if first:
+        _welcome(settings, first)
+    run_gunicorn(settings, app)
+    return 0
+
+
+def _probe_spool(settings: Settings) -> None:
+    """Say at the start, not at the first hit, that the spool can't be written. Raises StoreError."""
+    probe = os.path.join(settings.folder, "spool", f".new-{secrets.token_hex(8)}")
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640))
+        os.unlink(probe)
+    except OSError as error:
+        raise StoreError(
+            f"can't write to the spool {os.path.dirname(probe)}: {error.strerror}; hits would be lost"
+        ) from error
+
+
+def _welcome(settings: Settings, tenant: Tenant) -> None:
+    """What to do first; an id only where a person reads it, never in a log."""
+    if not sys.stdout.isatty():
+        log("made the tenant default; `tracker.py tenant show default` prints its URLs")
+        return
+    here = settings.base_url or f"http://localhost:{settings.port}"
+    print(f'The tenant "default" is ready. Its dashboard, which is private:\n  {here}/{tenant.id}/dashboard')
+    print(
+        f"A pixel to try; the dashboard counts it as opened by a machine:\n  curl {here}{pixel_path(tenant.mail_id, 'test')}"
+    )
+    if settings.public_url() is None:
+        print("Before you send mail, tell the server its public address: BASE_URL=https://track.example.com")
+    print("Next: make a tenant of your own\n  tracker.py tenant add NAME --domain acme.com")
+
+
+def one_line(record: logging.LogRecord) -> str:
+    """Write one of gunicorn's log records on one line, without addresses and paths, which hold private ids."""
+    text = record.getMessage()
+    if record.exc_info:
+        text += " | " + "".join(traceback.format_exception(*record.exc_info)).strip()
+    text = re.sub(r"ip=\S+", "ip=(hidden)", text)
+    text = re.sub(r"(request) /\S*", r"\1 (hidden)", text)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+    return f"{stamp} [{record.process}] {text}".replace("\n", "\\n")
+
+
+def run_gunicorn(settings: Settings, app: App) -> None:
+    """Serve until SIGTERM; then requests already accepted are answered and the spool is drained."""
+    import logging
+
+    from gunicorn.app.base import BaseApplication
+    from gunicorn.glogging import Logger
+
+    class OneLineFormatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return one_line(record)
+
+    class StdoutLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
+        def setup(self, cfg: Any) -> None:
+            super().setup(cfg)
+            handler = logging.StreamHandler(sys.stdout)
+            handler.setFormatter(OneLineFormatter())
+            self.error_log.handlers[:] = [handler]
+
+    class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+        def load_config(self) -> None:
+            for name, value in {**gunicorn_options(settings, app), "logger_class": StdoutLogger}.items():
+                self.cfg.set(name, value)
+
+        def load(self) -> WSGIApplication:
+            return wsgi(app)
+
+    Server().run()
+
+
+def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
+    """How gunicorn is set up, by the names of its settings."""
+    return {
+        "bind": settings.address,
+        "workers": settings.web_concurrency,
+        "worker_class": "sync",
+        "preload_app": True,  # workers share the memory of what is loaded before they are born
+        "control_socket_disable": True,  # it would make a folder in the user's home
+        "timeout": GUNICORN_TIMEOUT,
+        "graceful_timeout": GUNICORN_TIMEOUT,
+        "limit_request_line": MAX_REQUEST_LINE,
+        "accesslog": None,
+        "proc_name": "email-tracker",
+        "worker_tmp_dir": "/dev/shm"
+        if os.access("/dev/shm", os.W_OK)
+        else None,  # a heartbeat must not wait for a disk
+        "post_worker_init": lambda worker: app.start(),
+        "worker_exit": lambda server, worker: app.close(),
+    }
+
+
+def cmd_tenant_add(args: argparse.Namespace, settings: Settings) -> int:
+    """Make a tenant and print its ids and URLs."""
+    if settings.public_url(args.tracking_host) is None:
+        raise StoreError(NO_PUBLIC_URL)
+    if not 0 < len(args.name.strip()) <= 200:
+        raise StoreError("NAME: expected 1 to 200 characters")
+    wanted = new_tenant_options(
+        settings, id_=args.id, domains=args.domain, any_domain=args.any_domain, tracking_host=args.tracking_host
+    )
+    database = create_database(settings.database, resource("schema.sql").decode())
+    with changing_tenants(database) as connection:
+        tenant = add_tenant(connection, args.name.strip(), now_ms(), **wanted)
+    database.close()
+    _print_tenant(args, settings, tenant)
+    if tenant.one_id:
+        _warn(
+            f"with one id for both, every recipient can open this dashboard; it leaves out recipients and subjects. "
+            f"Writing needs an API key: tracker.py tenant key {tenant.mail_id}"
+        )
+    if not wanted["allow"] and not tenant.any_domain:
+        _warn(
+            f"plain links (?url=…) of this tenant lead to the naming page, signed links redirect. To let plain links redirect: "
+            f"tracker.py tenant set {tenant.mail_id} --domain acme.com"
+        )
+    return 0
+
+
+def _print_tenant(args: argparse.Namespace, settings: Settings, tenant: Tenant, **more: object) -> None:
+    summary = {**tenant_summary(settings, tenant), **more}
+    if args.json:
+        print(json.dumps(summary, ensure_ascii=False))
+        return
+    for name, value in summary.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else "(set BASE_URL)" if value is None else value
+        print(f"{name:14} {shown}")
+
+
+def _warn(text: str) -> None:
+    print(f"tracker.py: note: {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _opened(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.database)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def cmd_tenant_set(args: argparse.Namespace, settings: Settings) -> int:
+    """Change what a tenant is called, where its links may lead, and whether they lead anywhere."""
+    changes: dict[str, Any] = {}
+    if args.name is not None:
+        changes["name"] = args.name
+    if args.tracking_host is not None:
+        changes["tracking_host"] = read_tracking_host(settings, args.tracking_host) if args.tracking_host else None
+    if args.any_domain is not None:
+        changes["any_domain"] = args.any_domain
+    if args.suspend is not None:
+        changes["suspended"] = args.suspend
+    allow, disallow = ([read_destination(text) for text in texts] for texts in (args.domain, args.remove_domain))
+    block, unblock = ([read_destination(text) for text in texts] for texts in (args.block, args.unblock))
+    with _opened(settings) as database:
+        with changing_tenants(database) as connection:
+            tenant = find_tenant(connection, args.tenant)
+            change_tenant(connection, tenant.number, **changes)
+            set_tenant_hosts(connection, tenant.number, "allow", allow, disallow)
+            set_tenant_hosts(connection, tenant.number, "block", block, unblock)
+        return _show(args, settings, database, tenant.id)
+
+
+def _show(args: argparse.Namespace, settings: Settings, database: Database, id_: str) -> int:
+    with database.reading() as connection:
+        tenant = find_tenant(connection, id_)
+        hosts = tenant_hosts(connection, tenant.number)
+    _print_tenant(
+        args,
+        settings,
+        tenant,
+        domains=["any"] if tenant.any_domain else hosts["allow"],
+        blocked=hosts["block"],
+        suspended=tenant.suspended,
+        tracking_host=tenant.tracking_host or "",
+        api_key=bool(tenant.api_key_hash),
+    )
+    return 0
+
+
+def cmd_tenant_show(args: argparse.Namespace, settings: Settings) -> int:
+    """Print a tenant's ids, URLs and rules."""
+    with _opened(settings) as database:
+        return _show(args, settings, database, args.tenant)
+
+
+def cmd_tenant_list(args: argparse.Namespace, settings: Settings) -> int:
+    """List tenants with what they sent in 30 days, what people opened of it, and their last hit."""
+    rows: list[dict[str, Any]] = []
+    with _opened(settings) as database:
+        _drain_first(database)
+        with database.reading() as connection:
+            now = now_ms()
+            start, end = (now - 30 * DAY_MS) // QUARTER_MS, now // QUARTER_MS + 1
+            for tenant in list_tenants(connection):
+                sums = cohort_sums(connection, tenant.number, start, end)
+                last = last_hit_at(connection, tenant.number)
+                rows.append(
+                    {
+                        "mail_id": tenant.mail_id,
+                        "name": tenant.name,
+                        "sent": sums["emails"],
+                        "opened": sums["opened_person"],
+                        "opened_unconfirmed": sums["opened_unconfirmed"],
+                        "last_hit_at": iso_time(last) if last and last >= now - 30 * DAY_MS else None,
+                        "suspended": tenant.suspended,
+                    }
+                )
+    if args.json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return 0
+    print(f"{'mail_id':20} {'sent':>8} {'opened':>15}  {'last hit':20} name")
+    for row in rows:
+        opened = (
+            f"{row['opened']}–{row['opened'] + row['opened_unconfirmed']}"
+            if row["opened_unconfirmed"]
+            else str(row["opened"])
+        )
+        suspended = " (suspended)" if row["suspended"] else ""
+        print(
+            f"{row['mail_id']:20} {row['sent']:>8} {opened:>15}  {(row['last_hit_at'] or 'none')[:19]:20} {row['name']}{suspended}"
+        )
+    return 0
+
+
+def _drain_first(database: Database) -> None:
+    try:
+        if not drain_for_reading(database, seconds=10.0):
+            _warn("some hits are still waiting to be counted")
+    except StoreError as error:
+        _warn(f"waiting hits could not be counted: {error}")
+
+
+def cmd_tenant_key(args: argparse.Namespace, settings: Settings) -> int:
+    """Make a tenant a new API key and print it, this once; the old one stops working."""
+    key = secrets.token_urlsafe(32)
+    with _opened(settings) as database, changing_tenants(database) as connection:
+        tenant = find_tenant(connection, args.tenant)
+        change_tenant(connection, tenant.number, api_key_hash=None if args.remove else key_hash(key))
+    if args.remove:
+        print(
+            f"{tenant.name} has no API key now"
+            + ("; writing is closed" if tenant.one_id else "; its dashboard id writes")
+        )
+    else:
+        print(json.dumps({"api_key": key}) if args.json else key)
+    return 0
+
+
+def cmd_tenant_rotate(args: argparse.Namespace, settings: Settings) -> int:
+    """Give a tenant a new dashboard id; the old one opens nothing any more, mail already sent works on."""
+    with _opened(settings) as database:
+        with changing_tenants(database) as connection:
+            tenant = find_tenant(connection, args.tenant)
+            made = new_dashboard_id()
+            change_tenant(connection, tenant.number, id=made, id_in_mail_at=None)
+        return _show(args, settings, database, made)
+
+
+def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> int:
+    """Delete a tenant and all its data. Its mail id stays reserved; links in its old mail show the naming page."""
+    with _opened(settings) as database:
+        with database.reading() as connection:
+            tenant = find_tenant(connection, args.tenant)
+        if not args.yes:
+            print(
+                f"This deletes {tenant.name} with all its emails and numbers. Its old links will show the naming page."
+            )
+            if input("Type its name to go on: ").strip() != tenant.name:
+                raise StoreError("that is not its name; nothing was deleted")
+        with changing_tenants(database) as connection:
+            remove_tenant(connection, find_tenant(connection, tenant.id), now_ms())
+    print(f"deleted {tenant.name}; links in its old mail show the naming page from now on")
+    return 0
+
+
+def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
+    """Print a tenant's numbers as stats.json has them."""
+    with _opened(settings) as database:
+        _drain_first(database)
+        with database.reading() as connection:
+            tenant = find_tenant(connection, args.tenant)
+            period = period_of(connection, tenant.number, args.range, args.tz, now_ms())
+            stats = read_stats(connection, tenant.number, period)
+            waiting = waiting_bytes(database, connection) // BYTES_A_HIT
+    print(json.dumps(stats_json(stats, tenant.name, waiting), ensure_ascii=False, indent=1))
+    return 0
+
+
+def cmd_drain(args: argparse.Namespace, settings: Settings) -> int:
+    """Move the hits that wait in the spool into the database, in large batches; for a backlog."""
+    with _opened(settings) as database:
+        with database.reading() as connection:
+            connection.execute("pragma cache_size = -65536")
+        while True:
+            report = drain(database, batch=BACKLOG_BATCH)
+            if report.hits or report.rejected or not args.follow:
+                print(f"drained {report.hits} hits, put {report.rejected} lines into spool/rejected", flush=True)
+            for trouble in report.troubles:
+                _warn(trouble)
+            if not args.follow:
+                return 1 if report.troubles else 0
+            time.sleep(Drainer.WAKE_SECONDS)
+
+
+def cmd_ingest(args: argparse.Namespace, settings: Settings) -> int:
+    """Count hits that the server printed as `unspooled`: give it the log. Each hit counts once, however often given."""
+    failed = False
+    with _opened(settings) as database:
+        for path in args.file or ["-"]:
+            try:
+                with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as lines:
+                    new, known, troubles = ingest(database, lines)
+            except OSError as error:
+                raise StoreError(f"{path}: can't be read: {error.strerror}") from error
+            print(f"{path}: {new} hits counted, {known} known already, {len(troubles)} not readable")
+            for trouble in troubles:
+                _warn(f"{path}, {trouble}")
+            failed = failed or bool(troubles)
+    return 1 if failed else 0
+
+
+def cmd_check(args: argparse.Namespace, settings: Settings) -> int:
+    """Hold the database against itself: integrity, every roll-up against a recount, positions, tenants.json."""
+    with _opened(settings) as database:
+        with database.reading() as connection:
+            broken = integrity_faults(connection)
+            wrong = rollup_differences(connection)
+            elsewhere = position_faults(database, connection) + directory_faults(database, connection)
+        if args.repair and (wrong or elsewhere):
+            with changing_tenants(database) as connection:  # writes tenants.json too
+                rebuild_rollups(connection)
+            print(f"rebuilt the roll-ups; they differed in {len(wrong)} rows")
+            with database.reading() as connection:
+                wrong = rollup_differences(connection)
+                elsewhere = position_faults(database, connection) + directory_faults(database, connection)
+    faults = broken + wrong + elsewhere
+    for fault in faults:
+        print(fault)
+    print(f"{len(faults)} faults" if faults else "all is well")
+    return 1 if faults else 0
+
+
+def position_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
+    """Segments that are shorter than what was drained of them."""
+    faults = []
+    for name, position in all_positions(connection).items():
+        with contextlib.suppress(FileNotFoundError):
+            size = os.lstat(os.path.join(database.folder, "spool", name)).st_size
+            if size < position:
+                faults.append(f"positions: {name} is drained to {position} but only {size} bytes long")
+    return faults
+
+
+def directory_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
+    """Whether tenants.json says what the database says."""
+    text = read_small_file(database.folder, "tenants.json")
+    try:
+        same = json.loads(text or "") == directory(connection)
+    except ValueError:
+        same = False
+    return [] if same else ["tenants.json: differs from the database; `check --repair` or a restart writes it anew"]
+
+
+def cmd_config(args: argparse.Namespace, settings: Settings) -> int:
+    """Print the settings in force, secrets masked."""
+    shown = {}
+    for each in fields(Settings):
+        if "variable" in each.metadata:
+            value = getattr(settings, each.name)
+            if each.metadata["secret"] and value is not None:
+                value = "(set)"
+            shown[each.metadata["variable"]] = list(value) if isinstance(value, tuple) else value
+    if args.json:
+        print(json.dumps(shown))
+        return 0
+    for name, value in shown.items():
+        text = "(unset)" if value is None else ",".join(value) if isinstance(value, list) else value
+        print(f"{name}={text}")
+    return 0
+
+
+def cmd_demo(args: argparse.Namespace, settings: Settings) -> int:
+    """Fill an empty database with some weeks of made-up mail and hits of two tenants, and print their dashboards."""
+    database = create_database(settings.database, resource("schema.sql").decode())
+    try:
+        with database.reading() as connection:
+            if list_tenants(connection):
+                raise StoreError(
+                    f"{database.path} has tenants already; expected an empty database: set DATABASE_URL to a new one"
+                )
+        with changing_tenants(database) as connection:
+            tenants = [
+                add_tenant(connection, "Acme Shoes", now_ms(), allow=["acme.example.com"]),
+                add_tenant(connection, "Globex Weekly", now_ms(), any_domain=True),
+            ]
+        for tenant in tenants:
+            demo_mail(database, tenant)
+    finally:
+        database.close()
+    for tenant in tenants:
+        print(f"{tenant.name}: {settings.public_url() or f'http://localhost:{settings.port}'}/{tenant.id}/dashboard")
+    return 0
+
+
+DEMO_AGENTS = (  # who opens a made-up mailing, with weights
+    (30, "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)"),
+    (25, "Mozilla/5.0"),
+    (
+        15,
+        "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Mobile/15E148",
+    ),
+    (12, "Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.17928; Pro)"),
+    (8, "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Thunderbird/140.3.0"),
+    (5, "Barracuda Sentinel (EE)"),
+    (5, "python-requests/2.32.4"),
+)
+DEMO_BROWSER = (
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
+)
+DEMO_SUBJECTS = (
+    "New arrivals this week",
+    "Your cart is waiting",
+    "Five things we learned",
+    "Spring sale begins",
+    "Thank you, and a small gift",
+)
+
+
+def demo_mail(database: Database, tenant: Tenant, weeks: int = 6, recipients: int = 150) -> None:
+    """Some weeks of made-up mailings of one tenant, and the hits they got."""
+    import random
+
+    chance = random.Random(tenant.name)
+    now = now_ms()
+    for week in range(weeks, 0, -1):
+        sent_at = now - week * 7 * DAY_MS + chance.randrange(DAY_MS)
+        subject = chance.choice(DEMO_SUBJECTS)
+        mails = [
+            Registration(new_key(), subject, f"reader{n}@example.com", f"Week {weeks - week + 1}: {subject}")
+            for n in range(recipients)
+        ]
+        hits = [hit for mail in mails for hit in _demo_hits(chance, tenant, mail.key, sent_at, now)]
+        with database.transaction() as connection:
+            register_emails(connection, tenant.number, mails, sent_at)
+        for start in range(0, len(hits), DRAIN_BATCH):
+            with database.transaction() as connection:
+                record_hits(connection, hits[start : start + DRAIN_BATCH], now)
+
+
+def _demo_hits(chance: Any, tenant: Tenant, key: str, sent_at: int, now: int) -> Iterator[Hit]:
+    """What becomes of one made-up email: mostly it is opened within a day or two, sometimes clicked."""
+    weights, agents = zip(*DEMO_AGENTS, strict=True)
+    agent = chance.choices(agents, weights)[0]
+    common = {"id": "", "method": "GET", "mail_id": tenant.mail_id, "key": key, "host": "", "purpose": "", "why": ""}
+    address = f"198.51.100.{chance.randrange(1, 255)}"
+    at = sent_at + int(chance.expovariate(1 / (8 * 3_600_000)))
+    if chance.random() < 0.55:
+        for _ in range(chance.choice((1, 1, 1, 2, 3))):
+            if at < now:
+                yield Hit(**common, at=at, type=OPEN, url=None, ip_address=address, user_agent=agent, answer="pixel")
+            at += int(chance.expovariate(1 / (20 * 3_600_000)))
+        if chance.random() < 0.25 and at < now:
+            browser = agent if "Barracuda" in agent or "python" in agent else DEMO_BROWSER
+            url = f"https://acme.example.com/offers/{chance.randrange(1, 6)}"
+            yield Hit(**common, at=at, type=CLICK, url=url, ip_address=address, user_agent=browser, answer="302")
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            self.exit(2, f"{self.prog}: {message}\n{self.format_usage()}")
+
+    parser = Parser(prog="tracker.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"email-tracker {__version__}")
+    parser.add_argument(
+        "--env",
+        metavar="FILE",
+        help=f"settings that the environment does not give (default: {ENV_FILE}, where it exists)",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    options: dict[str, dict[str, Any]] = {
+        "--local": {"action": "store_true", "help": "without BASE_URL, make links to this machine, for a trial"},
+        "--json": {"action": "store_true", "help": "print JSON, for programs"},
+        "TENANT": {"help": "a tenant's dashboard id, mail id or name"},
+    }
+
+    def command(group: Any, name: str, run: Callable[[argparse.Namespace, Settings], int], *shared: str) -> Any:
+        about = (run.__doc__ or "").strip()
+        made = group.add_parser(name, help=about.partition(".")[0], description=about)
+        made.set_defaults(run=run, local=False, json=False)
+        for option in shared:
+            if option == "TENANT":
+                made.add_argument("tenant", metavar="TENANT", **options[option])
+            else:
+                made.add_argument(option, **options[option])
+        return made
+
+    command(commands, "serve", cmd_serve, "--local")
+    group = commands.add_parser("tenant", help="make, change, list and remove tenants")
+    tenant = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add = command(tenant, "add", cmd_tenant_add, "--local", "--json")
+    add.add_argument("name", metavar="NAME", help="what to call the tenant")
+    add.add_argument("--id", help="one id of your own for mail and dashboard (recipients can then open the dashboard)")
+    add.add_argument(
+        "--domain", action="append", default=[], metavar="HOST", help="plain links may lead to this domain; repeatable"
+    )
+    add.add_argument("--any-domain", action="store_true", help="plain links may lead anywhere (an open redirect)")
+    add.add_argument("--tracking-host", metavar="HOST", help="the tenant's own host for links, a CNAME to this server")
+    change = command(tenant, "set", cmd_tenant_set, "TENANT", "--json")
+    change.add_argument("--name", help="another name")
+    change.add_argument(
+        "--domain", action="append", default=[], metavar="HOST", help="plain links may lead there too; repeatable"
+    )
+    change.add_argument(
+        "--remove-domain", action="append", default=[], metavar="HOST", help="… may no longer; repeatable"
+    )
+    change.add_argument(
+        "--any-domain", action=argparse.BooleanOptionalAction, help="whether plain links may lead anywhere"
+    )
+    change.add_argument("--tracking-host", metavar="HOST", help="another tracking host; '' for none")
+    change.add_argument(
+        "--block", action="append", default=[], metavar="HOST", help="no link, signed or plain, leads there; repeatable"
+    )
+    change.add_argument(
+        "--unblock", action="append", default=[], metavar="HOST", help="links may lead there again; repeatable"
+    )
+    change.add_argument(
+        "--suspend", action=argparse.BooleanOptionalAction, help="whether all links show the naming page"
+    )
+    command(tenant, "list", cmd_tenant_list, "--json")
+    command(tenant, "show", cmd_tenant_show, "TENANT", "--json", "--local")
+    command(tenant, "key", cmd_tenant_key, "TENANT", "--json").add_argument(
+        "--remove", action="store_true", help="take the key away"
+    )
+    command(tenant, "rotate", cmd_tenant_rotate, "TENANT", "--json", "--local")
+    command(tenant, "remove", cmd_tenant_remove, "TENANT").add_argument("--yes", action="store_true", help="don't ask")
+    stats = command(commands, "stats", cmd_stats, "TENANT")
+    stats.add_argument("--range", default=DEFAULT_RANGE, choices=RANGES, help=f"default: {DEFAULT_RANGE}")
+    stats.add_argument("--tz", default="UTC", metavar="ZONE", help="time zone, such as Europe/Rome; default: UTC")
+    command(commands, "drain", cmd_drain).add_argument("--follow", action="store_true", help="go on until stopped")
+    command(commands, "ingest", cmd_ingest).add_argument(
+        "file", nargs="*", metavar="FILE", help="a log; without one, standard input"
+    )
+    command(commands, "check", cmd_check).add_argument(
+        "--repair", action="store_true", help="rebuild the roll-ups and tenants.json"
+    )
+    command(commands, "config", cmd_config, "--json")
+    command(commands, "demo", cmd_demo)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 for failure, 2 for usage."""
+    args = command_line().parse_args(argv)
+    if not hasattr(args, "run"):
+        args = command_line().parse_args([*(sys.argv[1:] if argv is None else argv), "serve"])
+    try:
+        if sqlite3.sqlite_version_info < (3, 35):
+            raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; expected 3.35 or later")
+        return int(args.run(args, load_settings(os.environ, args.env, local=args.local)))
+    except SettingsError as error:
+        for fault in error.faults:
+            print(f"tracker.py: {fault}", file=sys.stderr)
+        return 2
+    except (StoreError, BadPeriod, ValueError) as error:
+        print(f"tracker.py: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, EOFError):
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
