@@ -57,8 +57,11 @@ help: ## print this list
 run: runtime-packages ## start the tracker on this machine
 	@exec $(VENV)/bin/python tracker.py serve --local
 
-demo: runtime-packages ## show the tracker with made-up mail
-	@exec $(VENV)/bin/python tracker.py demo
+# A database of its own, made anew each time: the demo must never mix with real numbers.
+demo: runtime-packages ## fill data/demo with some weeks of made-up mail, print its dashboards
+	@rm -rf data/demo
+	@DATABASE_URL=sqlite:data/demo/tracking.db $(VENV)/bin/python tracker.py demo
+	@echo "To look at them: DATABASE_URL=sqlite:data/demo/tracking.db make run"
 
 test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
 	@$(VENV)/bin/python -m pytest $(ARGS)

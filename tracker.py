@@ -2,6 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["gunicorn==27.0.1"]
 # ///
+# SPDX-License-Identifier: MIT
 """Email tracker: who opened and clicked the mail you sent, told truthfully, from one file on your own server.
 
 A hit (a request for a pixel or a link) is appended to a spool and answered; a drain judges hits in batches and
@@ -1219,12 +1220,12 @@ class RollupChanges:
             groups.append(self._campaigns[email.tenant, email.campaign])
         return groups
 
-    def email(self, email: Email, sign: int, counts: Sequence[Any] = NO_HITS * 2) -> None:
+    def email(self, email: Email, sign: int, counts: Sequence[Any] | None = None) -> None:
         """Put an email, with the states it already has, into its cohort and campaign (sign 1) or take it out (-1)."""
         for group in self._groups(email):
             group[0] += sign
             for kind in TYPES:
-                best = best_of(counts[6 * (kind - 1) : 6 * kind])
+                best = best_of((counts or NO_HITS * 2)[6 * (kind - 1) : 6 * kind])
                 if best:
                     group[3 * (kind - 1) + best[0]] += sign
 
@@ -1362,15 +1363,19 @@ def integrity_faults(connection: sqlite3.Connection) -> list[str]:
 # -- Emails and events
 
 
-def _email(connection: sqlite3.Connection, tenant: int, key: str) -> Email | None:
-    sql = "select id, tenant, registered, sent_at, campaign from emails where tenant = ? and key = ?"
+def _email_and_counts(
+    connection: sqlite3.Connection, tenant: int, key: str
+) -> tuple[Email, tuple[Any, ...]] | tuple[None, None]:
+    """An email and its counts, in the order of EMAIL_COUNT_COLUMNS."""
+    sql = (
+        f"select id, registered, sent_at, campaign, {EMAIL_COUNT_COLUMNS} from emails"
+        " left join email_counts on email = id where tenant = ? and key = ?"
+    )
     row = connection.execute(sql, (tenant, key)).fetchone()
-    return row and Email(row[0], row[1], bool(row[2]), row[3], row[4])
-
-
-def _email_counts(connection: sqlite3.Connection, email: int) -> tuple[Any, ...]:
-    row = connection.execute(f"select {EMAIL_COUNT_COLUMNS} from email_counts where email = ?", (email,)).fetchone()
-    return row or NO_HITS * 2
+    if row is None:
+        return None, None
+    counts = row[4:] if row[4] is not None else NO_HITS * 2
+    return Email(row[0], tenant, bool(row[1]), row[2], row[3]), counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -1390,8 +1395,7 @@ def register_emails(
     changes = RollupChanges()
     made = 0
     for each in registrations:
-        old = _email(connection, tenant, each.key)
-        counts = _email_counts(connection, old.id) if old else NO_HITS * 2
+        old, counts = _email_and_counts(connection, tenant, each.key)
         connection.execute(
             "insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at)"
             " values (:tenant, :key, :subject, :recipient, :campaign, 1, :now, :now) on conflict (tenant, key) do update set"
@@ -1406,7 +1410,7 @@ def register_emails(
                 "now": now,
             },
         )
-        new = _email(connection, tenant, each.key)
+        new, _ = _email_and_counts(connection, tenant, each.key)
         assert new is not None
         if old:
             changes.email(old, -1, counts)
@@ -1418,8 +1422,8 @@ def register_emails(
 
 def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
     """Remove an email, its events, and its part in every number; False if there is none with this key."""
-    email = _email(connection, tenant, key)
-    if email is None:
+    email, counts = _email_and_counts(connection, tenant, key)
+    if email is None or counts is None:
         return False
     changes = RollupChanges()
     hits = (
@@ -1436,7 +1440,6 @@ def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
         changes.named(tenant, host, reason, -count)
     for row in connection.execute(f"select url, {LINK_COUNT_COLUMNS} from link_counts where email = ?", (email.id,)):
         changes.link(tenant, row[0], row[1:], NO_HITS)
-    counts = _email_counts(connection, email.id)
     for kind in TYPES:
         changes.moved(email, kind, counts[6 * (kind - 1) : 6 * kind], NO_HITS)
     changes.email(email, -1)
@@ -1447,6 +1450,14 @@ def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
     return True
 
 
+INSERT_EVENT = (
+    "insert into event_rows (tenant, email, at, type, method, judgement, user_agent, url, ip_address, purpose)"
+    " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+REPLACE_EMAIL_COUNTS = f"replace into email_counts (email, {EMAIL_COUNT_COLUMNS}) values (?{', ?' * 12})"
+REPLACE_LINK_COUNTS = f"replace into link_counts (email, url, {LINK_COUNT_COLUMNS}) values (?{', ?' * 7})"
+
+
 class _Recorder:
     """Writes one batch of hits; what it remembers is good for its transaction only."""
 
@@ -1455,6 +1466,9 @@ class _Recorder:
         self.now = now
         self.changes = RollupChanges()
         self._interned: dict[tuple[Any, ...], int] = {}
+        self._events: list[tuple[Any, ...]] = []
+        self._email_counts: list[tuple[Any, ...]] = []
+        self._link_counts: list[tuple[Any, ...]] = []
         self._dropped: dict[tuple[int, str, int], int] = defaultdict(int)
         hosts = "select tracking_host, mail_id from tenants where tracking_host is not null"
         self._host_owners: dict[str, str] = dict(connection.execute(hosts).fetchall())
@@ -1470,6 +1484,12 @@ class _Recorder:
             kept = [hit for hit in group if not self._drop(hit, tenant)]
             if tenant is not None and kept:
                 self._record_email(tenant, key, kept)
+        self._write()
+
+    def _write(self) -> None:
+        self.connection.executemany(INSERT_EVENT, self._events)
+        self.connection.executemany(REPLACE_EMAIL_COUNTS, self._email_counts)
+        self.connection.executemany(REPLACE_LINK_COUNTS, self._link_counts)
         self.changes.write(self.connection)
         self.connection.executemany(
             "insert into dropped values (?, ?, ?, ?) on conflict do update set hits = hits + excluded.hits",
@@ -1502,42 +1522,40 @@ class _Recorder:
         return True
 
     def _record_email(self, tenant: int, key: str, hits: list[Hit]) -> None:
-        email = _email(self.connection, tenant, key) or self._unregistered(tenant, key, min(hit.at for hit in hits))
+        earliest = min(hit.at for hit in hits)
+        email, counts = _email_and_counts(self.connection, tenant, key)
+        if email is None or counts is None:
+            email, counts = self._unregistered(tenant, key, earliest), NO_HITS * 2
         if email is None:
             for hit in hits:
                 self._dropped[tenant, "unregistered-limit", hit.at // DAY_MS] += 1
             return
         if not email.registered:
-            earliest = min(hit.at for hit in hits)
-            self.connection.execute(
-                "update emails set created_at = min(created_at, ?) where id = ?", (earliest, email.id)
-            )
+            sql = "update emails set created_at = ? where id = ? and created_at > ?"
+            self.connection.execute(sql, (earliest, email.id, earliest))
         judged = list(zip(hits, judge(hits), strict=True))
         urls = [self._url(tenant, hit.url) if hit.url is not None else None for hit in hits]
-        self.connection.executemany(
-            "insert into event_rows (tenant, email, at, type, method, judgement, user_agent, url, ip_address, purpose)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    tenant,
-                    email.id,
-                    hit.at,
-                    hit.type,
-                    "HEAD" if hit.method == "HEAD" else None,
-                    self._intern("judgements", ("verdict", "reason", "state"), judgement),
-                    self._intern("user_agents", ("user_agent",), (hit.user_agent[:MAX_AGENT],)),
-                    url,
-                    hit.ip_address or None,
-                    hit.purpose or None,
-                )
-                for (hit, judgement), url in zip(judged, urls, strict=True)
-            ],
-        )
-        self._count(email, judged, urls)
+        self._events += [
+            (
+                tenant,
+                email.id,
+                hit.at,
+                hit.type,
+                "HEAD" if hit.method == "HEAD" else None,
+                self._intern("judgements", ("verdict", "reason", "state"), judgement),
+                self._intern("user_agents", ("user_agent",), (hit.user_agent[:MAX_AGENT],)),
+                url,
+                hit.ip_address or None,
+                hit.purpose or None,
+            )
+            for (hit, judgement), url in zip(judged, urls, strict=True)
+        ]
+        self._count(email, counts, judged, urls)
 
-    def _count(self, email: Email, judged: list[tuple[Hit, Judgement]], urls: list[int | None]) -> None:
+    def _count(
+        self, email: Email, old: tuple[Any, ...], judged: list[tuple[Hit, Judgement]], urls: list[int | None]
+    ) -> None:
         """Bring the counts of an email and of its links, and with them the roll-ups, up to date."""
-        old = _email_counts(self.connection, email.id)
         tallies = {kind: list(old[6 * (kind - 1) : 6 * kind]) for kind in TYPES}
         clicks: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for (hit, judgement), url in zip(judged, urls, strict=True):
@@ -1552,10 +1570,7 @@ class _Recorder:
             self.changes.moved(email, kind, old[6 * (kind - 1) : 6 * kind], tally)
         counts = (*tallies[OPEN], *tallies[CLICK])
         if counts != old:
-            marks = ", ".join("?" * 13)
-            self.connection.execute(
-                f"replace into email_counts (email, {EMAIL_COUNT_COLUMNS}) values ({marks})", (email.id, *counts)
-            )
+            self._email_counts.append((email.id, *counts))
         for url, link_hits in clicks.items():
             self._count_link(email, url, link_hits)
 
@@ -1566,10 +1581,7 @@ class _Recorder:
         for state, at in clicks:
             add_to_tally(tally, state, at)
         self.changes.link(email.tenant, url, old, tally)
-        self.connection.execute(
-            f"replace into link_counts (email, url, {LINK_COUNT_COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?)",
-            (email.id, url, *tally),
-        )
+        self._link_counts.append((email.id, url, *tally))
 
     def _unregistered(self, tenant: int, key: str, at: int) -> Email | None:
         """Make the email that a hit speaks of, unless hits have made too many today (not: on the day of the hit, so
@@ -1587,7 +1599,7 @@ class _Recorder:
         self.connection.execute(
             "insert into emails (tenant, key, registered, created_at) values (?, ?, 0, ?)", (tenant, key, at)
         )
-        email = _email(self.connection, tenant, key)
+        email, _ = _email_and_counts(self.connection, tenant, key)
         assert email is not None
         self.changes.email(email, 1)
         return email
@@ -1853,6 +1865,8 @@ def _text(raw: Mapping[str, Any], name: str) -> str:
     value = raw.get(name, "")
     if not isinstance(value, str):
         raise BadLine(f"{name}: expected text")
+    if value.isascii() and "\0" not in value:
+        return value
     # SQLite and UTF-8 have no lone surrogates, and a NUL would end a text early in other programs.
     return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
@@ -2507,7 +2521,7 @@ def percent(rate: tuple[float, float] | None) -> str:
     if rate is None:
         return "–"
     low, high = (f"{100 * share:.1f}" for share in rate)
-    return f"{low} %" if low == high else f"{low}–{high} %"
+    return f"{low}\N{NO-BREAK SPACE}%" if low == high else f"{low}–{high}\N{NO-BREAK SPACE}%"
 
 
 def round_top(value: int) -> int:
@@ -4083,7 +4097,7 @@ def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
-    """Print a tenant's numbers as stats.json has them."""
+    """Print a tenant's numbers; with --json as stats.json has them."""
     with _opened(settings) as database:
         _drain_first(database)
         with database.reading() as connection:
@@ -4091,7 +4105,14 @@ def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
             period = period_of(connection, tenant.number, args.range, args.tz, now_ms())
             stats = read_stats(connection, tenant.number, period)
             waiting = waiting_bytes(database, connection) // BYTES_A_HIT
-    print(json.dumps(stats_json(stats, tenant.name, waiting), ensure_ascii=False, indent=1))
+    if args.json:
+        print(json.dumps(stats_json(stats, tenant.name, waiting), ensure_ascii=False, indent=1))
+        return 0
+    print(f"{tenant.name}: {RANGES[args.range]}, {args.tz}")
+    for figure in dashboard_figures(stats):
+        print(f"{figure['label']:8} {figure['value']!s:>12}   {figure['detail']}")
+    if waiting:
+        print(f"about {waiting} hits are still waiting to be counted")
     return 0
 
 
@@ -4178,6 +4199,8 @@ def cmd_config(args: argparse.Namespace, settings: Settings) -> int:
             value = getattr(settings, each.name)
             if each.metadata["secret"] and value is not None:
                 value = "(set)"
+            if each.name == "database":
+                value = f"sqlite:{value}"
             shown[each.metadata["variable"]] = list(value) if isinstance(value, tuple) else value
     if args.json:
         print(json.dumps(shown))
@@ -4298,7 +4321,7 @@ def command_line() -> argparse.ArgumentParser:
 
     def command(group: Any, name: str, run: Callable[[argparse.Namespace, Settings], int], *shared: str) -> Any:
         about = (run.__doc__ or "").strip()
-        made = group.add_parser(name, help=about.partition(".")[0], description=about)
+        made = group.add_parser(name, help=re.split(r"[.:;]\s", about)[0].rstrip("."), description=about)
         made.set_defaults(run=run, local=False, json=False)
         for option in shared:
             if option == "TENANT":
@@ -4346,7 +4369,7 @@ def command_line() -> argparse.ArgumentParser:
     )
     command(tenant, "rotate", cmd_tenant_rotate, "TENANT", "--json", "--local")
     command(tenant, "remove", cmd_tenant_remove, "TENANT").add_argument("--yes", action="store_true", help="don't ask")
-    stats = command(commands, "stats", cmd_stats, "TENANT")
+    stats = command(commands, "stats", cmd_stats, "TENANT", "--json")
     stats.add_argument("--range", default=DEFAULT_RANGE, choices=RANGES, help=f"default: {DEFAULT_RANGE}")
     stats.add_argument("--tz", default="UTC", metavar="ZONE", help="time zone, such as Europe/Rome; default: UTC")
     command(commands, "drain", cmd_drain).add_argument("--follow", action="store_true", help="go on until stopped")
