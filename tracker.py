@@ -58,17 +58,8 @@ __version__ = "0.1.0"
 
 ENV_FILE = "/etc/email-tracker.env"
 NETWORK_FILE_SYSTEMS = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "9p",
-    "afs",
-    "ceph",
-    "glusterfs",
-    "fuse.sshfs",
-    "fuse.s3fs",
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "afs", "ceph", "fuse.ceph", "lustre", "glusterfs"),
+    *("fuse.glusterfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone"),
 }
 
 
@@ -98,8 +89,13 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return convert
 
 
+def _is_port(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65536
+
+
 def _bind(text: str) -> str:
-    if not re.fullmatch(r"unix:/.+|fd://[0-9]+|(\[[0-9A-Fa-f:.]+\]|[^\s:/]+):[0-9]{1,5}", text):
+    match = re.fullmatch(r"unix:/.+|fd://[0-9]+|(?:\[[0-9A-Fa-f:.]+\]|[^\s:/]+):([0-9]+)", text)
+    if not match or (match[1] and not _is_port(match[1])):
         raise ValueError("expected unix:/path/to/socket or HOST:PORT, for example 127.0.0.1:3000")
     return text
 
@@ -116,18 +112,24 @@ def _database_path(text: str) -> str:
 
 
 def _base_url(text: str) -> str:
-    match = re.fullmatch(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?/?", text.lower())
-    if not match:
-        raise ValueError(
-            "expected http:// or https:// and a host, without a path, for example https://track.example.com"
-        )
+    label = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+    match = re.fullmatch(rf"https?://({label}(?:\.{label})*|\[([0-9a-f:.]+)\])(?::([0-9]+))?/?", text.lower())
+    expected = "expected http:// or https:// and a host, without a path, for example https://track.example.com"
+    if not match or (match[3] and not _is_port(match[3])):
+        raise ValueError(expected)
+    try:
+        match[2] and ipaddress.IPv6Address(match[2])
+    except ValueError:
+        raise ValueError(expected) from None
     return text.lower().rstrip("/")
 
 
 def _secrets(text: str) -> tuple[str, ...]:
     keys = tuple(re.split(r"[\s,]+", text.strip()))
-    if any(len(key) < 32 for key in keys):
-        raise ValueError("expected keys of at least 32 characters, newest first, separated by commas or spaces")
+    if not all(re.fullmatch("[!-~]{32,}", key) for key in keys):
+        raise ValueError(
+            "expected keys of at least 32 characters, newest first, in ASCII, separated by commas or spaces"
+        )
     return keys
 
 
@@ -212,25 +214,43 @@ class Settings:
         return self.base_url or (f"http://localhost:{self.port}" if self.local else None)
 
 
-def read_env_file(path: str) -> dict[str, str]:
-    """Read NAME=value lines (comments and quotes as in systemd's EnvironmentFile)."""
+def read_env_file(path: str, faults: list[str]) -> dict[str, str]:
+    """Read NAME=value lines (comments and quotes as in systemd's EnvironmentFile); what is wrong goes to faults."""
     values = {}
     try:
-        with open(path, encoding="utf-8") as lines:
-            for number, raw_line in enumerate(lines, 1):
-                line = raw_line.strip()
-                if not line or line[0] in "#;":
-                    continue
-                name, equals, value = line.partition("=")
-                if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
-                    raise SettingsError([f"{path}, line {number}: expected NAME=value"])
-                value = value.strip()
-                if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-                    value = value[1:-1]
-                values[name.strip()] = value
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError([f"{path}: can't be read: {error}"]) from None
+        faults.append(f"{path}: can't be read: {error}")
+        return {}
+    for number, raw_line in enumerate(lines, 1):
+        line = raw_line.strip()
+        if not line or line[0] in "#;":
+            continue
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            faults.append(f"{path}, line {number}: expected NAME=value")
+            continue
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        values[name] = value
     return values
+
+
+def _given(variable: str, sources: Sequence[Mapping[str, str]]) -> str:
+    """A variable's text, itself or from the file that X_FILE names; the first source that says either wins."""
+    for source in sources:
+        text, path = source.get(variable, "").strip(), source.get(f"{variable}_FILE", "").strip()
+        if text and path:
+            raise ValueError(f"set {variable} or {variable}_FILE, not both")
+        if path:
+            with open(path, encoding="utf-8") as file:
+                text = file.read().strip()
+            if not text:
+                raise ValueError(f"{path} is empty; expected the value in it")
+        if text:
+            return text
+    return ""
 
 
 def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, local: bool = False) -> Settings:
@@ -238,49 +258,52 @@ def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, lo
 
     Raises SettingsError with all faults at once, so that one look mends them all.
     """
+    faults: list[str] = []
     if env_file is None and os.access(ENV_FILE, os.R_OK):
         env_file = ENV_FILE
-    given = {**(read_env_file(env_file) if env_file else {}), **environ}
-    faults: list[str] = []
+    sources = [environ, read_env_file(env_file, faults) if env_file else {}]
     values: dict[str, Any] = {"local": local}
     for each in fields(Settings):
         if "variable" not in each.metadata:
             continue
         variable = each.metadata["variable"]
-        text = given.get(variable, "").strip()
-        path = given.get(f"{variable}_FILE", "")
+        text = ""
         try:
-            if text and path:
-                raise ValueError(f"set {variable} or {variable}_FILE, not both")
-            if path:
-                with open(path, encoding="utf-8") as secret_file:
-                    text = secret_file.read().strip()
+            text = _given(variable, sources)
             if text:
                 values[each.name] = each.metadata["convert"](text)
         except (OSError, ValueError) as error:
             shown = f" is {text!r}" if text and not each.metadata["secret"] else ""
             faults.append(f"{variable}{shown}: {error}")
-    if given.get("RETENTION_DAYS", "").strip():
+    if any(source.get("RETENTION_DAYS", "").strip() for source in sources):
         faults.append("RETENTION_DAYS: this version removes nothing by itself, so it expects this to be unset")
     if not faults:
-        faults = [fault for fault in [network_file_system_fault(Settings(**values).folder)] if fault]
+        fault = network_file_system_fault(os.path.realpath(Settings(**values).folder), _mounts())
+        faults += [fault] if fault else []
     if faults:
         raise SettingsError(faults)
     return Settings(**values)
 
 
-def network_file_system_fault(folder: str) -> str | None:
-    """Say so if the folder is on a network file system, where neither locks nor WAL can be trusted."""
+def _mounts() -> str:
     try:
         with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
-            entries = [line.split(" ")[1:3] for line in mounts]
+            return mounts.read()
     except OSError:
-        return None  # not Linux: nothing to ask
-    real = os.path.realpath(folder)
-    above = [(point, kind) for point, kind in entries if os.path.commonpath([real, point or "/"]) == point]
-    kind = max(above, key=lambda entry: len(entry[0]), default=("", ""))[1]
+        return ""  # not Linux: nothing to ask
+
+
+def network_file_system_fault(folder: str, mounts: str) -> str | None:
+    """Say so if a folder is on a network file system; mounts as in /proc/self/mounts, where the last on a point counts."""
+    kind, depth = "", -1
+    for line in mounts.splitlines():
+        _, point, this_kind, *_ = (
+            re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), part) for part in line.split(" ")
+        )
+        if (folder + "/").startswith(point.rstrip("/") + "/") and len(point) >= depth:
+            kind, depth = this_kind, len(point)
     if kind in NETWORK_FILE_SYSTEMS:
-        return f"DATABASE_URL: {real} is on {kind}; expected a local disk: SQLite's locks do not hold on a network file system"
+        return f"DATABASE_URL: {folder} is on {kind}; expected a local disk: SQLite's locks do not hold on a network"
     return None
 
 
@@ -288,6 +311,7 @@ def network_file_system_fault(folder: str) -> str | None:
 # Ids, keys, signatures and targets. Pure: no file, no database, no clock.
 
 MAX_TARGET = 4096  # characters; what browsers and mail programs handle everywhere
+MAX_ENCODED_TARGET = (4 * MAX_TARGET + 2) // 3  # in a signed link: more bytes would not fit a request line
 ID = re.compile(r"[A-Za-z0-9_-]{3,64}")
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
 ROUTE_WORDS = {
@@ -381,6 +405,8 @@ def click_path(secret: str, mail_id: str, key: str, url: str) -> str:
     """The signed path of one link in one email. Raises BadTarget."""
     read_target(url)
     target = encode_target(url)
+    if len(target) > MAX_ENCODED_TARGET:
+        raise BadTarget(f"it has {len(url.encode()):,} bytes in UTF-8; expected at most {MAX_TARGET:,}")
     return f"/{mail_id}/click/{quote(key, safe='~+@=:')}/{sign(secret, mail_id, target)}/{target}"
 
 
@@ -490,7 +516,7 @@ def read_host(name: str) -> str:
         raise malformed
     if name.startswith("["):
         try:
-            return f"[{ipaddress.IPv6Address(name[1:-1]).compressed}]" if "%" not in name else _refuse(malformed)
+            return f"[{_ipv6(name[1:-1])}]"
         except ValueError:
             raise malformed from None
     try:
@@ -516,6 +542,14 @@ def _refuse(error: Exception) -> NoReturn:
     raise error
 
 
+def _ipv6(text: str) -> str:
+    address = ipaddress.IPv6Address(text)
+    if address.scope_id:
+        raise ValueError("browsers take no zone")
+    # Browsers write the embedded IPv4 address in hexadecimal; Python does or doesn't, by its version.
+    return f"::ffff:{int(address) >> 16 & 0xFFFF:x}:{int(address) & 0xFFFF:x}" if address.ipv4_mapped else str(address)
+
+
 def _is_ipv4(text: str) -> bool:
     try:
         return str(ipaddress.IPv4Address(text)) == text
@@ -523,13 +557,27 @@ def _is_ipv4(text: str) -> bool:
         return False
 
 
+# Letters and marks that UTS 46 drops or forbids, or has changed its mind about, and signs that hold a dot.
+UNSURE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u1e9e\u2024-\u2026\u2488-\u249b\u3164\u33c2\u33d8"
+    "\ufe00-\ufe0f\ufe52\uffa0\U000e0100-\U000e01ef]"
+)
+
+
 def _mapped(name: str) -> str:
-    # UTS 46, non-transitional, as browsers do it: one character after the other is lowered (so that a final sigma
-    # stays a sigma), then NFKC; the ideographic full stop is a dot. What UTS 46 would drop or forbid is not a
-    # letter, mark or digit and is refused by _ascii_label.
-    for _ in range(2):  # NFKC makes capitals of letter-like symbols
-        name = unicodedata.normalize("NFKC", "".join(c.lower() for c in name))
-    return name.replace("。", ".")
+    """Map a host as browsers do (UTS 46, non-transitional: ß and ς stay); "" for what it is not sure of.
+
+    What UTS 46 would drop or forbid otherwise is not a letter, mark or digit, and is refused by _ascii_label.
+    """
+
+    def nfkc(text: str) -> str:
+        return unicodedata.normalize("NFKC", text)
+
+    if name.isascii():
+        return name.lower()
+    if UNSURE.search(name):
+        return ""
+    return nfkc("".join(c if c in "ßς" else nfkc(nfkc(c).casefold()) for c in name)).replace("。", ".")
 
 
 def _ascii_label(label: str) -> str | None:
@@ -537,10 +585,8 @@ def _ascii_label(label: str) -> str | None:
     if label.isascii():
         return label if re.fullmatch(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", label) else None
     letters = all(unicodedata.category(c)[0] in "LMN" or c == "-" for c in label)
-    # ẞ changed its meaning between versions of UTS 46; a leading mark has nothing to stand on.
     if (
         not letters
-        or "ẞ" in label
         or unicodedata.category(label[0])[0] == "M"
         or label.startswith("xn--")
         or "-" in (label[0], label[-1])
@@ -559,15 +605,17 @@ def read_destination(text: str) -> str:
         raise ValueError(f"{text!r}: expected a domain such as acme.com, or HOST:PORT") from None
     if "." not in host and ":" not in host:
         raise ValueError(f"{text!r}: expected at least two labels, such as acme.com")
+    if port and not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r}: expected a port from 1 to 65535")
     return f"{host}:{int(port)}" if port else host
 
 
-def covers(destinations: Iterable[str], target: Target) -> bool:
+def covers(destinations: Iterable[str], target: Target, *, any_port: bool = False) -> bool:
     """Whether a list of destinations holds this target: its host or a domain above it, on a default port or the port given."""
     labels = target.host.split(".")
     names = {target.host} | {".".join(labels[n:]) for n in range(len(labels))}
-    if target.port not in DEFAULT_PORTS.values():
-        names = {f"{name}:{target.port}" for name in names}
+    with_port = {f"{name}:{target.port}" for name in names}
+    names = names | with_port if any_port or target.port in DEFAULT_PORTS.values() else with_port
     return any(name in destinations for name in names)
 
 
@@ -610,12 +658,12 @@ IMAGE_PROXY = re.compile(
 MAIL_CLIENT = re.compile(
     r"Outlook|ms-?office|Thunderbird|Airmail|Postbox|Lotus-?Notes|The Bat!|eM ?Client|MailMaster|KMail|Evolution|Zimbra|Sparrow|"
     r"Spicebird|Eudora|Foxmail|Windows[ -]Live ?Mail|Barca|BlueMail|FossaMail|PocoMail|Mobmail|YahooMobile|Yahoo.?Mail\b|"
-    r"SeaMonkey|Claws Mail|Sylpheed|^Mail/|CFNetwork/.*Darwin|GSA/|CUBOT",
+    r"SeaMonkey|Claws Mail|Android-Gmail|MailBar|WindowsMail|Sylpheed|^Mail/|CFNetwork/.*Darwin|GSA/|CUBOT",
     re.I,
 )
 BOT_WORD = re.compile(
     r"bot\b|bot[/_-]|\bbots?\b|crawl|spider|scan|slurp|archiver|preview|facebookexternalhit|embedly|monitor|uptime|pingdom|headless|phantom|"
-    r"lighthouse|\bcurl/|\bwget/|python|libwww|\bjava/|okhttp|go-http|axios|node-fetch|httpclient|http_|guzzle|"
+    r"nikto|openvas|netcraft|selenium|synthetics|httrack|winhttp|gtmetrix|lighthouse|\bcurl/|\bwget/|python|libwww|\bjava/|okhttp|go-http|axios|node-fetch|httpclient|http_|guzzle|"
     r"\bruby\b|\bperl\b|barracuda|proofpoint|mimecast|virustotal|kaspersky lab|safeweb|cerberian|google-|whatsapp|img-?proxy|fetcher|validator|checker|https?://",
     re.I,
 )
@@ -996,7 +1044,7 @@ def adopt_folder(path: str) -> None:
     kept = read_small_file(key_file)
     if kept is None and "link" in rows:
         write_small_file(key_file, rows["link"] + "\n", 0o600)
-    elif kept != rows.get("link"):
+    elif "link" in rows and kept != rows["link"]:
         raise StoreError(
             f"{key_file} and the secret in {path} differ, and mail already sent carries links signed with one of them: "
             f"if the database is right, move {key_file} away; if the file is right, restore the database it belongs to"
@@ -3033,10 +3081,12 @@ class App:
         """The mail id whose tracking host this request came to, if it came to one."""
         return self.directory.refresh().host_owners.get(request.host)
 
-    def own_addresses(self, request: Request) -> set[tuple[str, int]]:
-        """The hosts and ports that lead to this server, as far as it can know."""
-        web = {(host, 443) for host in self.directory.host_owners}
-        return self._own | web | {read_origin("//" + utf8(request.environ.get("HTTP_HOST", "")))}
+    def leads_back(self, request: Request, target: Target) -> bool:
+        """Whether a target leads to this server, as far as it can know: BASE_URL, tracking hosts, and this request's."""
+        own = {*self._own, read_origin("//" + utf8(request.environ.get("HTTP_HOST", "")))}
+        if target.host in self.directory.host_owners:
+            own.add((target.host, DEFAULT_PORTS["https"]))
+        return is_ours(own, target)
 
     @contextlib.contextmanager
     def numbers(self) -> Iterator[tuple[sqlite3.Connection, int, bool]]:
@@ -3053,10 +3103,11 @@ class App:
 
 def read_origin(url: str) -> tuple[str, int]:
     """Host and port of a URL of our own; port 443 where none is given (80 is the same server)."""
-    host, _, port = (
-        url.partition("//")[2].rpartition(":") if re.search(r":[0-9]+$", url) else (url.partition("//")[2], "", "443")
-    )
-    return host.lower().rstrip("."), int(port)
+    match = re.match(r"[^/]*//([^/]*?)(?::([0-9]{0,5}))?(?:/|$)", url)
+    name, port = match.groups() if match else ("", "")
+    with contextlib.suppress(BadTarget):
+        name = read_host(name)
+    return name.lower().rstrip("."), int(port or DEFAULT_PORTS["https"])
 
 
 def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
@@ -3146,7 +3197,7 @@ def _readable_target(app: App, request: Request, url: str) -> Target:
         target = read_target(url)
     except BadTarget as error:
         raise HTTPError(400, f"This link's destination can't be used: {error}.") from None
-    if is_ours(app.own_addresses(request), target):
+    if app.leads_back(request, target):
         raise HTTPError(400, "This link's destination can't be used: it leads back to this server.")
     return target
 
@@ -3155,7 +3206,7 @@ def _why_not(tenant: Mapping[str, Any], target: Target, *, signed: bool) -> str 
     """The reason for which a click meets the naming page, or None if it may be redirected."""
     if tenant["suspended"]:
         return "suspended"
-    if covers(tenant["block"], target):
+    if covers(tenant["block"], target, any_port=True):
         return "destination-blocked"
     if signed or tenant["any_domain"] or covers(tenant["allow"], target):
         return None
@@ -3531,7 +3582,7 @@ def _read_registration(
     links = []
     for n, url in enumerate(_texts_field(value, "links", where, 1000)):
         try:
-            if is_ours(app.own_addresses(request), read_target(url)):
+            if app.leads_back(request, read_target(url)):
                 raise BadTarget("it leads back to this server")
             path = click_path(app.secrets[0], tenant.mail_id, texts["key"], url)
         except BadTarget as error:
