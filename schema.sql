@@ -80,6 +80,7 @@ create table event_rows (                -- one row a hit; read them through the
 );
 create index event_rows_by_email on event_rows (email, at);
 create index event_rows_by_tenant on event_rows (tenant, at);
+create index event_rows_by_url on event_rows (url) where url is not null;
 
 create view events as
 select event_rows.id,

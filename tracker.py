@@ -649,6 +649,8 @@ REASONS = {
     "suspended": "The tenant was suspended, so the reader met the naming page.",
 }
 
+NAMING_REASONS = ("destination-not-allowed", "destination-blocked", "suspended")
+
 # Names of products, whole or as they begin a word; order is precedence: people's programs are asked before bot words.
 IMAGE_PROXY = re.compile(
     r"GoogleImageProxy|ggpht\.com|YahooMailProxy|YahooCacheSystem|(?:Email|Mail|Image)Proxy|mail\.ukr\.net proxy|"
@@ -708,7 +710,7 @@ def _judge_one(hit: Hit) -> Judgement:
         verdict, reason = "prefetch", "prefetch-header"
     else:
         verdict, reason = _judge_agent(hit.user_agent, hit.type)
-    if hit.why in REASONS:
+    if hit.type == CLICK and hit.why in NAMING_REASONS:
         # Who it was stays known, but a click that met the naming page counts in no rate.
         return Judgement(verdict, hit.why, ASIDE)
     return Judgement(verdict, reason, VERDICT_STATES[verdict])
@@ -786,6 +788,19 @@ class Tenant:
         return self.id == self.mail_id
 
 
+@contextlib.contextmanager
+def _plain_errors(path: str) -> Iterator[None]:
+    """Turn what the machine does to SQLite into sentences that name the file; mistakes in our SQL stay as they are."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if "locked" in str(error):
+            raise Busy(f"{path}: {error} by another process") from error
+        if re.search("full|I/O error|unable to open|readonly|malformed|not a database", str(error)):
+            raise StoreError(f"{path}: {error}") from error
+        raise
+
+
 class WriteLock:
     """An exclusive flock on `write.lock`, which every writer of a database holds while it writes."""
 
@@ -797,15 +812,44 @@ class WriteLock:
     def held(self, *, wait: bool) -> Iterator[None]:
         """Hold the lock. Raises Busy if another process has it and wait is False."""
         if self._fd < 0:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise StoreError(f"can't write to {self._path}: {error.strerror}") from error
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise Busy("another process is writing") from None
-        try:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise Busy("another process is writing") from None
             yield
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+
+def open_connection(path: str) -> sqlite3.Connection:
+    """Connect to a database that is there, and is ours. Raises StoreError if it is neither."""
+    with _plain_errors(path):
+        connection = sqlite3.connect(
+            f"file:{quote(path)}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=BUSY_MS / 1000,
+        )
+        try:
+            version = connection.execute("pragma user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise StoreError(
+                    f"{path} has schema version {version}, this program knows {SCHEMA_VERSION}; use the newer program"
+                )
+            if version < SCHEMA_VERSION:
+                raise StoreError(f"{path} is no database of this program; expected one made by `serve` or `tenant add`")
+            connection.execute("pragma synchronous = full")
+            connection.execute("pragma wal_autocheckpoint = 0")
+        except BaseException:
+            connection.close()
+            raise
+    return connection
 
 
 class Database:
@@ -832,26 +876,8 @@ class Database:
         self._inherited.append(self._connection)
         self._connection, self._lock, self._pid = None, WriteLock(self.folder), os.getpid()
         inode = self._file_inode()
-        connection = sqlite3.connect(
-            f"file:{quote(self.path)}?mode=rw",
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,
-            timeout=BUSY_MS / 1000,
-        )
+        connection = open_connection(self.path)
         try:
-            connection.execute("pragma synchronous = full")
-            connection.execute("pragma wal_autocheckpoint = 0")
-            version = connection.execute("pragma user_version").fetchone()[0]
-            if version != SCHEMA_VERSION:
-                raise StoreError(
-                    f"{self.path} has schema version {version}, this program knows {SCHEMA_VERSION}; "
-                    + (
-                        "use the newer program"
-                        if version > SCHEMA_VERSION
-                        else "expected a database made by `serve` or `tenant add`"
-                    )
-                )
             if self._file_inode() != inode:
                 raise StoreError(f"{self.path} was replaced while it was being opened; try again")
         except BaseException:
@@ -875,8 +901,8 @@ class Database:
         spool_instance = read_small_file(self.folder, "spool", "instance")
         if row is None or row[0] != spool_instance:
             raise StoreError(
-                f"{self.path} and {os.path.join(self.folder, 'spool')} do not belong together (instance "
-                f"{row and row[0]} and {spool_instance}); put back the pair that does"
+                f"{self.path} and {os.path.join(self.folder, 'spool')} do not belong together "
+                "(spool/instance names another database, or is gone); put back the pair that does"
             )
 
     @contextlib.contextmanager
@@ -890,14 +916,13 @@ class Database:
             with self._lock.held(wait=wait):
                 self._check_identity(connection)
                 connection.execute(f"pragma busy_timeout = {BUSY_MS if wait else 0}")
-                connection.execute("begin immediate")
                 try:
+                    connection.execute("begin immediate")
                     yield connection
                     connection.execute("commit")
-                except BaseException:
+                finally:
                     if connection.in_transaction:
                         connection.execute("rollback")
-                    raise
                 self._checkpoint_if_due(connection)
 
     def _checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
@@ -912,12 +937,18 @@ class Database:
         with self._mutex, _plain_errors(self.path):
             connection = self._connect()
             connection.execute(f"pragma busy_timeout = {BUSY_MS if wait else 0}")
-            connection.execute("begin")
             try:
+                connection.execute("begin")
                 self._check_identity(connection)
                 yield connection
             finally:
-                connection.execute("rollback")
+                if connection.in_transaction:
+                    connection.execute("rollback")
+
+    def enlarge_cache(self, mebibytes: int) -> None:
+        """Give this process's connection more memory, for much work at once."""
+        with self._mutex, _plain_errors(self.path):
+            self._connect().execute(f"pragma cache_size = {-1024 * mebibytes}")
 
     def close(self) -> None:
         """Close this process's connection; the last one to close moves the WAL into the database."""
@@ -926,19 +957,6 @@ class Database:
                 with self._lock.held(wait=True):
                     self._connection.close()
                 self._connection = None
-
-
-@contextlib.contextmanager
-def _plain_errors(path: str) -> Iterator[None]:
-    """Turn what the machine does to SQLite into sentences that name the file; mistakes in our SQL stay as they are."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if "locked" in str(error):
-            raise Busy(f"{path}: {error} by another process") from error
-        if re.search("full|I/O error|unable to open|readonly|malformed|not a database", str(error)):
-            raise StoreError(f"{path}: {error}") from error
-        raise
 
 
 def read_small_file(*path: str) -> str | None:
@@ -1030,7 +1048,7 @@ def adopt_folder(path: str) -> None:
     Raises StoreError if secret.key is not the database's secret.
     """
     folder = os.path.dirname(path)
-    connection = sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=BUSY_MS / 1000)
+    connection = open_connection(path)
     try:
         with _plain_errors(path):
             rows = dict(connection.execute("select name, value from secrets").fetchall())
@@ -1207,7 +1225,13 @@ def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
     with database.transaction() as connection:
         yield connection
     with database.transaction() as connection:  # under the lock, so that the last to write has seen every change
-        write_directory(database, connection)
+        try:
+            write_directory(database, connection)
+        except OSError as error:
+            raise StoreError(
+                f"the database is changed, but workers can't know: {database.folder}/tenants.json can't be written: "
+                f"{error.strerror}; mend that and run `check --repair`"
+            ) from error
 
 
 # -- Roll-ups
@@ -1448,6 +1472,7 @@ def register_emails(
             "insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at)"
             " values (:tenant, :key, :subject, :recipient, :campaign, 1, :now, :now) on conflict (tenant, key) do update set"
             " subject = excluded.subject, recipient = excluded.recipient, campaign = excluded.campaign, registered = 1,"
+            " created_at = case when registered then created_at else excluded.created_at end,"
             " sent_at = coalesce(sent_at, excluded.sent_at)",
             {
                 "tenant": tenant,
@@ -1491,10 +1516,17 @@ def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
     for kind in TYPES:
         changes.moved(email, kind, counts[6 * (kind - 1) : 6 * kind], NO_HITS)
     changes.email(email, -1)
+    urls = connection.execute(
+        "select distinct url from event_rows where email = ? and url is not null", (email.id,)
+    ).fetchall()
     changes.write(connection)
     for table in ("event_rows", "email_counts", "link_counts"):
         connection.execute(f"delete from {table} where email = ?", (email.id,))
     connection.execute("delete from emails where id = ?", (email.id,))
+    for url in urls:  # it may have been this person's own
+        if not connection.execute("select 1 from event_rows where url = ?", url).fetchone():
+            connection.execute("delete from links where url = ?", url)
+            connection.execute("delete from urls where id = ?", url)
     return True
 
 
@@ -1873,7 +1905,7 @@ class BadLine(ValueError):
 def parse_hit(line: bytes) -> Hit:
     """Read a line of the spool. Unknown fields are ignored; raises BadLine if it is no hit."""
     try:
-        raw = json.loads(line.decode("utf-8", "backslashreplace"))
+        raw = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
         raise BadLine("expected one JSON object") from None
     if not isinstance(raw, dict):
@@ -1915,8 +1947,11 @@ def _text(raw: Mapping[str, Any], name: str) -> str:
         raise BadLine(f"{name}: expected text")
     if value.isascii() and "\0" not in value:
         return value
-    # SQLite and UTF-8 have no lone surrogates, and a NUL would end a text early in other programs.
-    return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+    try:
+        data = value.encode("utf-8", "surrogateescape")  # bytes that were no UTF-8
+    except UnicodeEncodeError:
+        data = value.encode("utf-8", "backslashreplace")  # lone surrogates, which JSON can spell and UTF-8 can't
+    return data.decode("utf-8", "backslashreplace").replace("\0", "\\x00")  # a NUL ends a text in other programs
 
 
 def host_name(host: str) -> str:
@@ -1953,7 +1988,8 @@ class Spool:
             self.close()  # its end may be torn: never write behind that
             self._retry_at = now + RETRY_SECONDS
         self.failing = True
-        _print("unspooled " + line.decode().rstrip("\n"), sys.stderr)
+        # ASCII, since nobody knows in which encoding a log is kept.
+        _print("unspooled " + json.dumps(json.loads(line), separators=(",", ":")), sys.stderr)
         return False
 
     def _open(self, now: float) -> None:
@@ -2062,7 +2098,7 @@ def _drain_segment(
             more = _drain_batch(database, folder, name, fd, goal, finished, report, batch=batch, wait=wait)
             if more and pause:
                 time.sleep(pause)
-        if finished:
+        if finished and os.fstat(fd).st_nlink:
             os.unlink(path)
             sync_folder(folder)
     finally:
@@ -2102,6 +2138,8 @@ def _drain_batch(
             )
             set_position(connection, name, size, now_ms())
             return False
+        if os.fstat(fd).st_nlink == 0:
+            return False  # another drain finished it while we waited for the lock
         lines = read_lines(fd, position, goal, finished, batch)
         for offset, line in lines.rejected:
             _keep_rejected(folder, f"{name}-{offset:010d}", line)
@@ -2183,7 +2221,9 @@ def waiting_bytes(database: Database, connection: sqlite3.Connection) -> int:
     folder = os.path.join(database.folder, "spool")
     for name in segment_names(folder):
         with contextlib.suppress(OSError):
-            waiting += max(os.lstat(os.path.join(folder, name)).st_size - positions.get(name, 0), 0)
+            about = os.lstat(os.path.join(folder, name))
+            if stat.S_ISREG(about.st_mode):
+                waiting += max(about.st_size - positions.get(name, 0), 0)
     return waiting
 
 
@@ -2202,8 +2242,9 @@ def tidy_spool(database: Database) -> None:
         forget_positions(connection, segment_names(folder), now_ms())
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
-        if name.startswith(".new-") and os.lstat(path).st_mtime < time.time() - DAY_MS / 1000:
-            os.unlink(path)  # it never had a hit: those come after the rename
+        with contextlib.suppress(OSError):
+            if name.startswith(".new-") and os.lstat(path).st_mtime < time.time() - DAY_MS / 1000:
+                os.unlink(path)  # it never had a hit: those come after the rename
 
 
 def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[str]]:
@@ -2564,6 +2605,11 @@ def grouped(number: int) -> str:
     return f"{number:,}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 email`, `2 emails`."""
+    return f"{grouped(number)} {noun}" if number == 1 else f"{grouped(number)} {noun}s"
+
+
 def percent(rate: tuple[float, float] | None) -> str:
     """A rate, as one figure where it is certain and as a range where it is not."""
     if rate is None:
@@ -2653,8 +2699,7 @@ class DashboardModel:
     stats: Stats
     rows: list[dict[str, Any]]  # emails, as EMAIL_FIELDS, without what this reader may not see
     next: Cursor | None
-    waiting: int
-    drained: bool
+    waiting: int  # about how many hits could not be drained in time
     shows_people: bool  # whether recipients and subjects may be shown
 
 
@@ -2712,7 +2757,7 @@ def dashboard_figures(stats: Stats) -> list[dict[str, object]]:
     def seen(kind: int) -> str:
         hits, emails = stats.hits[kind], stats.emails[kind]
         return ", ".join(
-            f"{grouped(hits[state])} {STATE_WORDS[state]} ({grouped(emails[state])} emails)" for state in STATES
+            f"{grouped(hits[state])} {STATE_WORDS[state]} ({counted(emails[state], 'email')})" for state in STATES
         )
 
     sent = stats.sent
@@ -2736,8 +2781,9 @@ def dashboard_figures(stats: Stats) -> list[dict[str, object]]:
 def dashboard_notices(model: DashboardModel) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
     tenant, stats = model.tenant, model.stats
-    if not model.drained:
-        yield f"About {grouped(model.waiting)} hits are still waiting to be counted; they are safe, load this page again."
+    if model.waiting:
+        are = "hit is" if model.waiting == 1 else "hits are"
+        yield f"About {grouped(model.waiting)} {are} still waiting to be counted, and safe; load this page again."
     if tenant.id_in_mail_at and not tenant.one_id:
         when = shown_time(iso_time(tenant.id_in_mail_at), stats.period.zone)
         yield (
@@ -2749,8 +2795,9 @@ def dashboard_notices(model: DashboardModel) -> Iterator[str]:
     if stats.unregistered.emails:
         people = stats.unregistered.opened["person"] + stats.unregistered.opened["unconfirmed"]
         yield (
-            f"Apart from the mail sent: {grouped(stats.unregistered.emails)} emails that nobody registered were opened or clicked "
-            f"({grouped(people)} opened, {grouped(stats.unregistered.opened['machine'])} by machines only). They are in no rate."
+            f"Apart from the mail sent, there were hits for {counted(stats.unregistered.emails, 'email')} that nobody "
+            f"registered: {grouped(people)} opened, {grouped(stats.unregistered.opened['machine'])} by machines only. "
+            "They are in no rate."
         )
     for host, reason, clicks in stats.named:
         how = (
@@ -2758,7 +2805,7 @@ def dashboard_notices(model: DashboardModel) -> Iterator[str]:
             if reason == "destination-not-allowed"
             else ""
         )
-        yield f"{grouped(clicks)} {'click' if clicks == 1 else 'clicks'} to {host} met the naming page ({reason}). {how}".rstrip()
+        yield f"{counted(clicks, 'click')} to {host} met the naming page ({reason}). {how}".rstrip()
     if not model.shows_people:
         yield "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."
 
@@ -2876,12 +2923,17 @@ class Request:
             return b""  # such a server would wait for ever
         limit = min(int(length), MAX_BODY + 1) if length else MAX_BODY + 1
         parts: list[bytes] = []
-        while limit > 0 and (part := stream.read(limit)):
-            parts.append(part)
-            limit -= len(part)
+        try:
+            while limit > 0 and (part := stream.read(limit)):
+                parts.append(part)
+                limit -= len(part)
+        except Exception:  # gunicorn's errors for broken chunks have no common ancestor but this
+            raise HTTPError(400, "expected a whole body; it broke off") from None
         body = b"".join(parts)
         if len(body) > MAX_BODY or (length and int(length) > MAX_BODY):
             raise HTTPError(413, f"expected a body of at most {MAX_BODY >> 20} MB")
+        if length and len(body) < int(length):
+            raise HTTPError(400, f"expected a whole body of {length} bytes; it broke off after {len(body)}")
         return body
 
 
@@ -3320,8 +3372,7 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
         stats=stats,
         rows=shown,
         next=rows[PAGE_ROWS - 1][0] if len(rows) > PAGE_ROWS else None,
-        waiting=waiting // BYTES_A_HIT,
-        drained=drained,
+        waiting=0 if drained else max(waiting // BYTES_A_HIT, 1),
         shows_people=shows_people,
     )
     return html_response(200, dashboard_page(app.pages, model))
@@ -3501,7 +3552,7 @@ def _json_body(request: Request) -> Any:
 def _object(value: object, where: str, known: Iterable[str]) -> dict[str, Any]:
     """A JSON object with only the fields we know: a misspelt one must not be lost silently."""
     if not isinstance(value, dict):
-        raise HTTPError(400, f"{where}expected an object")
+        raise HTTPError(400, f"{where.rstrip('.')}: expected an object".lstrip(": "))
     unknown = sorted(set(value) - set(known))
     if unknown:
         raise HTTPError(400, f"{where}{unknown[0]}: unknown field; expected some of {', '.join(known)}")
@@ -3631,22 +3682,24 @@ def new_tenant_options(
     if fault:
         raise ValueError(f"id: {fault}")
     host = read_tracking_host(settings, tracking_host) if tracking_host else None
-    return {
-        "id_": id_,
-        "allow": [read_destination(domain) for domain in domains],
-        "any_domain": any_domain,
-        "tracking_host": host,
-    }
+    try:
+        allow = [read_destination(domain) for domain in domains]
+    except ValueError as error:
+        raise ValueError(f"domains: {error}") from None
+    return {"id_": id_, "allow": allow, "any_domain": any_domain, "tracking_host": host}
 
 
 def read_tracking_host(settings: Settings, text: str) -> str:
     """Read a tenant's tracking host. Raises ValueError."""
-    host = read_destination(text)
+    try:
+        host = read_destination(text)
+    except ValueError as error:
+        raise ValueError(f"tracking_host: {error}") from None
     if ":" in host or _is_ipv4(host):
-        raise ValueError(f"tracking host {text!r}: expected a domain name such as track.acme.com, without a port")
+        raise ValueError(f"tracking_host {text!r}: expected a domain name such as track.acme.com, without a port")
     if settings.base_url and host == read_origin(settings.base_url)[0]:
         raise ValueError(
-            f"tracking host {text!r} is BASE_URL's own host; expected another one, that leads to this server"
+            f"tracking_host {text!r} is BASE_URL's own host; expected another one that leads to this server"
         )
     return host
 
@@ -3903,11 +3956,11 @@ def _welcome(settings: Settings, tenant: Tenant) -> None:
 
 def one_line(record: logging.LogRecord) -> str:
     """Write one of gunicorn's log records on one line, without addresses and paths, which hold private ids."""
-    text = record.getMessage()
+    text = re.sub(r"(Invalid request .*?)['\"].*", r"\1(hidden)", record.getMessage(), flags=re.DOTALL)
+    text = re.sub(r"(Error handling request) .*", r"\1 (hidden)", text, flags=re.DOTALL)
     if record.exc_info:
         text += " | " + "".join(traceback.format_exception(*record.exc_info)).strip()
     text = re.sub(r"ip=\S+", "ip=(hidden)", text)
-    text = re.sub(r"(request) /\S*", r"\1 (hidden)", text)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
     return f"{stamp} [{record.process}] {text}".replace("\n", "\\n")
 
@@ -3962,18 +4015,25 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
     }
 
 
+def read_tenant_name(text: str) -> str:
+    """Read what a tenant is to be called. Raises ValueError."""
+    name = text.strip()
+    if not 0 < len(name) <= 200 or CONTROL.search(name) or re.search("[\ud800-\udfff]", name):
+        raise ValueError(f"name {text[:60]!r}: expected one line of 1 to 200 characters")
+    return name
+
+
 def cmd_tenant_add(args: argparse.Namespace, settings: Settings) -> int:
     """Make a tenant and print its ids and URLs."""
     if settings.public_url(args.tracking_host) is None:
         raise StoreError(NO_PUBLIC_URL)
-    if not 0 < len(args.name.strip()) <= 200:
-        raise StoreError("NAME: expected 1 to 200 characters")
+    name = read_tenant_name(args.name)
     wanted = new_tenant_options(
         settings, id_=args.id, domains=args.domain, any_domain=args.any_domain, tracking_host=args.tracking_host
     )
     database = create_database(settings.database, resource("schema.sql").decode())
     with changing_tenants(database) as connection:
-        tenant = add_tenant(connection, args.name.strip(), now_ms(), **wanted)
+        tenant = add_tenant(connection, name, now_ms(), **wanted)
     database.close()
     _print_tenant(args, settings, tenant)
     if tenant.one_id:
@@ -4007,6 +4067,8 @@ def _warn(text: str) -> None:
 def _opened(settings: Settings) -> Iterator[Database]:
     database = Database(settings.database)
     try:
+        with database.reading():
+            pass  # a missing database is named first, before anything else that is missing with it
         yield database
     finally:
         database.close()
@@ -4016,7 +4078,7 @@ def cmd_tenant_set(args: argparse.Namespace, settings: Settings) -> int:
     """Change what a tenant is called, where its links may lead, and whether they lead anywhere."""
     changes: dict[str, Any] = {}
     if args.name is not None:
-        changes["name"] = args.name
+        changes["name"] = read_tenant_name(args.name)
     if args.tracking_host is not None:
         changes["tracking_host"] = read_tracking_host(settings, args.tracking_host) if args.tracking_host else None
     if args.any_domain is not None:
@@ -4170,8 +4232,7 @@ def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
 def cmd_drain(args: argparse.Namespace, settings: Settings) -> int:
     """Move the hits that wait in the spool into the database, in large batches; for a backlog."""
     with _opened(settings) as database:
-        with database.reading() as connection:
-            connection.execute("pragma cache_size = -65536")
+        database.enlarge_cache(64)
         while True:
             report = drain(database, batch=BACKLOG_BATCH)
             if report.hits or report.rejected or not args.follow:
@@ -4437,13 +4498,12 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for failure, 2 for usage."""
-    args = command_line().parse_args(argv)
-    if not hasattr(args, "run"):
-        args = command_line().parse_args([*(sys.argv[1:] if argv is None else argv), "serve"])
+    _open_closed_streams()
     try:
-        if sqlite3.sqlite_version_info < (3, 35):
-            raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; expected 3.35 or later")
-        return int(args.run(args, load_settings(os.environ, args.env, local=args.local)))
+        try:
+            return _run(sys.argv[1:] if argv is None else list(argv))
+        finally:
+            sys.stdout.flush()
     except SettingsError as error:
         for fault in error.faults:
             print(f"tracker.py: {fault}", file=sys.stderr)
@@ -4453,9 +4513,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (KeyboardInterrupt, EOFError):
         return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+    except OSError as error:
+        # What could not be written must not be tried again at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):  # whoever read our output has gone, and knows
+            print(f"tracker.py: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         return 1
+
+
+def _run(argv: list[str]) -> int:
+    args = command_line().parse_args(argv)
+    if not hasattr(args, "run"):
+        args = command_line().parse_args([*argv, "serve"])
+    if sqlite3.sqlite_version_info < (3, 35):
+        raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; expected 3.35 or later")
+    return int(args.run(args, load_settings(os.environ, args.env, local=args.local)))
+
+
+def _open_closed_streams() -> None:
+    """Put /dev/null where a standard stream is closed: a file of ours must never get its number."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
 if __name__ == "__main__":
