@@ -3456,6 +3456,7 @@ class ExportBody:
         try:
             return next(self._chunks)
         except StopIteration:
+            self.close()  # before the server says that this was all: whoever has it may ask for the next page
             raise
         except Exception:
             self._errors.write(f"an export broke off\n{traceback.format_exc()}")

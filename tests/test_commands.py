@@ -1,0 +1,913 @@
+"""The commands, run in this process as a person runs them: what they print, what they change, how they fail."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import webtest
+from conftest import BASE, CHROME, NOW, ROOT, Stage, click, hit, segment
+
+import tracker
+
+MACHINE = "python-requests/2.32.4"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass
+class Terminal:
+    """Where commands are run: settings in the environment, a folder without a database."""
+
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch
+    apps: list[tracker.App] = field(default_factory=list)
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "data" / "tracking.db"
+
+    @property
+    def spool(self) -> Path:
+        return self.database.parent / "spool"
+
+    def __call__(self, *words: str, status: int = 0, stdin: str = "") -> Said:
+        """Run a command that must end with this status."""
+        self.capsys.readouterr()
+        self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
+        try:
+            ended = tracker.main(["--env", os.devnull, *words])
+        except SystemExit as stop:  # argparse leaves this way
+            ended = stop.code if isinstance(stop.code, int) else -1
+        said = Said(ended, *self.capsys.readouterr())
+        assert said.status == status, said
+        assert "Traceback" not in said.out + said.err
+        return said
+
+    def add(self, name: str, *options: str) -> dict[str, Any]:
+        """Make a tenant; returns its ids and URLs."""
+        made: dict[str, Any] = self("tenant", "add", name, "--json", *options).json
+        return made
+
+    def web(self) -> webtest.TestApp:
+        """An App over the terminal's database."""
+        app = tracker.App(tracker.load_settings(os.environ, os.devnull))
+        self.apps.append(app)
+        return webtest.TestApp(tracker.wsgi(app))
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Ask the database."""
+        with contextlib.closing(sqlite3.connect(self.database)) as connection:
+            return connection.execute(sql).fetchall()
+
+    def change(self, sql: str) -> None:
+        """Change the database behind the program's back."""
+        with contextlib.closing(sqlite3.connect(self.database)) as connection, connection:
+            connection.execute(sql)
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    """A terminal; its database is that of `stage`, in the tests that ask for both."""
+    for each in dataclasses.fields(tracker.Settings):
+        if "variable" in each.metadata:
+            monkeypatch.delenv(each.metadata["variable"], raising=False)
+            monkeypatch.delenv(f"{each.metadata['variable']}_FILE", raising=False)
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:{tmp_path / 'data' / 'tracking.db'}")
+    monkeypatch.setenv("BASE_URL", BASE)
+    monkeypatch.chdir(tmp_path)
+    made = Terminal(tmp_path, capsys, monkeypatch)
+    yield made
+    for app in made.apps:
+        app.close()
+
+
+def as_process(run: Terminal, *words: str, shell: str = '"$@"') -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, by a shell that may redirect it."""
+    environ = {name: os.environ[name] for name in ("PATH", "DATABASE_URL", "BASE_URL")}
+    command = ["sh", "-c", shell, "sh", sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, *words]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, cwd=run.folder)
+
+
+# == tenant add ==
+
+
+def test_tenant_add_prints_ids_and_urls(run: Terminal) -> None:
+    said = run("tenant", "add", "Acme", "--domain", "acme.com")
+    shown = dict(line.split(maxsplit=1) for line in said.out.splitlines())
+    assert shown["name"] == "Acme"
+    assert shown["dashboard_url"] == f"{BASE}/{shown['id']}/dashboard"
+    assert shown["pixel_url"].startswith(f"{BASE}/{shown['mail_id']}/pixel/")
+    assert shown["id"] != shown["mail_id"]
+    assert said.err == ""
+
+
+def test_tenant_add_json_has_the_same_fields_and_urls_that_work(run: Terminal) -> None:
+    made = run.add("Acme", "--domain", "acme.com")
+    assert set(made) == {"name", "id", "mail_id", "dashboard_url", "pixel_url"}
+    web = run.web()
+    assert web.get(made["pixel_url"].removeprefix(BASE)).headers["X-Tracker"] == "recorded"
+    assert "Acme" in web.get(made["dashboard_url"].removeprefix(BASE))
+
+
+def test_tenant_add_with_id_makes_both_ids_that_and_warns_who_can_open_the_dashboard(run: Terminal) -> None:
+    said = run("tenant", "add", "Acme", "--id", "abc123", "--any-domain", "--json")
+    assert (said.json["id"], said.json["mail_id"]) == ("abc123", "abc123")
+    assert "every recipient can open this dashboard" in said.err
+    web = run.web()
+    assert web.get("/abc123/pixel/e1.gif").headers["X-Tracker"] == "recorded"
+    assert web.get("/abc123/click/e1?url=https://acme.com/").status_int == 302
+    assert web.get("/abc123/dashboard").status_int == 200
+
+
+@pytest.mark.parametrize("options", [(), ("--id", "abc123")], ids=["two ids", "one id"])
+def test_tenant_add_without_a_domain_says_how_plain_links_are_made_to_redirect(
+    options: tuple[str, ...], run: Terminal
+) -> None:
+    said = run("tenant", "add", "Acme", "--json", *options)
+    assert f"tenant set {said.json['mail_id']} --domain" in said.err
+
+
+@pytest.mark.parametrize(
+    ("options", "host", "status"),
+    [
+        (("--domain", "acme.com"), "acme.com", 302),
+        (("--domain", "acme.com"), "shop.acme.com", 302),
+        (("--domain", "acme.com"), "globex.com", 200),
+        (("--domain", "acme.com", "--domain", "globex.com"), "globex.com", 302),
+        (("--domain", "acme.com:8443"), "acme.com:8443", 302),
+        (("--domain", "acme.com:8443"), "acme.com", 200),
+        (("--domain", "münchen.example"), "xn--mnchen-3ya.example", 302),
+        (("--any-domain",), "anything.example", 302),
+        ((), "acme.com", 200),
+    ],
+)
+def test_tenant_add_says_where_plain_links_may_lead(
+    options: tuple[str, ...], host: str, status: int, run: Terminal
+) -> None:
+    made = run.add("Acme", *options)
+    answer = run.web().get(f"/{made['mail_id']}/click/e1?url=https://{host}/")
+    assert answer.status_int == status
+
+
+def test_tenant_add_with_a_tracking_host_makes_links_on_that_host(run: Terminal) -> None:
+    made = run.add("Acme", "--tracking-host", "Track.Acme.com")
+    assert made["pixel_url"].startswith(f"https://track.acme.com/{made['mail_id']}/pixel/")
+
+
+@pytest.mark.parametrize("words", [("tenant", "add", "Acme"), ("tenant", "add", "Acme", "--json")])
+def test_tenant_add_without_a_public_address_refuses_with_the_reason(words: tuple[str, ...], run: Terminal) -> None:
+    run.monkeypatch.delenv("BASE_URL")
+    said = run(*words, status=1)
+    assert said.out == ""
+    assert "BASE_URL" in said.err and "--local" in said.err and "called back" in said.err
+    assert not run.database.exists()
+
+
+def test_tenant_add_local_makes_links_to_this_machine(run: Terminal) -> None:
+    run.monkeypatch.delenv("BASE_URL")
+    run.monkeypatch.setenv("PORT", "3210")
+    assert run.add("Acme", "--local")["dashboard_url"].startswith("http://localhost:3210/")
+
+
+def test_tenant_add_with_only_a_tracking_host_needs_no_base_url(run: Terminal) -> None:
+    run.monkeypatch.delenv("BASE_URL")
+    assert run.add("Acme", "--tracking-host", "track.acme.com")["pixel_url"].startswith("https://track.acme.com/")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--id", "ab"), "3 to 64"),
+        (("--id", "a b c"), "3 to 64"),
+        (("--id", "x" * 65), "3 to 64"),
+        (("--id", "pixel"), "word of the URLs"),
+        (("--domain", "https://acme.com/"), "acme.com"),
+        (("--domain", "localhost"), "two labels"),
+        (("--domain", ""), "expected a domain"),
+        (("--domain", "acme.com:port"), "HOST:PORT"),
+        (("--tracking-host", "localhost"), "two labels"),
+        (("--tracking-host", "track.acme.com:8080"), "without a port"),
+        (("--tracking-host", "192.0.2.1"), "domain name"),
+        (("--tracking-host", BASE.partition("//")[2]), "BASE_URL"),
+    ],
+)
+def test_tenant_add_names_what_is_wrong_with_an_option(options: tuple[str, ...], reason: str, run: Terminal) -> None:
+    said = run("tenant", "add", "Acme", *options, status=1)
+    assert said.out == "" and reason in said.err
+    assert not run.database.exists()
+
+
+@pytest.mark.parametrize("name", ["", " ", "x" * 201, "two\nlines", "a\x1b[31mred"], ids=repr)
+def test_a_tenants_name_is_one_line_of_1_to_200_characters(name: str, run: Terminal) -> None:
+    assert run("tenant", "add", name, status=1).err
+    run.add("Acme")
+    assert run("tenant", "set", "Acme", "--name", name, status=1).err
+    assert [tenant["name"] for tenant in run("tenant", "list", "--json").json] == ["Acme"]
+
+
+def test_an_id_or_tracking_host_that_is_taken_is_refused(run: Terminal) -> None:
+    run.add("Acme", "--id", "abc123")
+    globex = run.add("Globex", "--tracking-host", "track.globex.com")
+    assert "taken" in run("tenant", "add", "Other", "--id", "abc123", status=1).err
+    assert "taken" in run("tenant", "add", "Other", "--id", globex["mail_id"], status=1).err
+    said = run("tenant", "add", "Other", "--tracking-host", "track.globex.com", status=1)
+    assert globex["mail_id"] in said.err
+    assert len(run("tenant", "list", "--json").json) == 2
+
+
+# == tenant set, show, list ==
+
+
+def test_tenant_set_changes_name_and_rules_and_shows_them(run: Terminal) -> None:
+    made = run.add("Acme", "--domain", "acme.com")
+    words = ("--name", "Acme Shoes", "--domain", "shoes.com", "--remove-domain", "acme.com", "--block", "evil.com")
+    shown = run("tenant", "set", "Acme", "--json", *words).json
+    assert (shown["name"], shown["domains"], shown["blocked"]) == ("Acme Shoes", ["shoes.com"], ["evil.com"])
+    assert (shown["id"], shown["mail_id"]) == (made["id"], made["mail_id"])
+    assert run("tenant", "set", "Acme Shoes", "--any-domain", "--json").json["domains"] == ["any"]
+    assert run("tenant", "set", "Acme Shoes", "--no-any-domain", "--json").json["domains"] == ["shoes.com"]
+    assert run("tenant", "set", "Acme Shoes", "--unblock", "evil.com", "--json").json["blocked"] == []
+
+
+def test_tenant_set_is_seen_by_the_server(run: Terminal) -> None:
+    made = run.add("Acme", "--domain", "acme.com")
+    path = f"/{made['mail_id']}/click/e1?url=https://acme.com/"
+    assert run.web().get(path).status_int == 302
+    run("tenant", "set", "Acme", "--suspend")
+    assert run.web().get(path).status_int == 200
+    run("tenant", "set", "Acme", "--no-suspend", "--block", "acme.com")
+    assert run.web().get(path).status_int == 200
+    run("tenant", "set", "Acme", "--unblock", "acme.com")
+    assert run.web().get(path).status_int == 302
+
+
+def test_tenant_set_gives_and_takes_a_tracking_host(run: Terminal) -> None:
+    run.add("Acme")
+    shown = run("tenant", "set", "Acme", "--tracking-host", "track.acme.com", "--json").json
+    assert shown["pixel_url"].startswith("https://track.acme.com/")
+    assert run("tenant", "set", "Acme", "--tracking-host", "", "--json").json["pixel_url"].startswith(BASE)
+
+
+@pytest.mark.parametrize("options", [("--domain", "a/b"), ("--block", "x"), ("--tracking-host", "no dots")])
+def test_tenant_set_changes_nothing_when_an_option_is_wrong(options: tuple[str, ...], run: Terminal) -> None:
+    run.add("Acme", "--domain", "acme.com")
+    before = run("tenant", "show", "Acme").out
+    assert run("tenant", "set", "Acme", "--name", "Other", *options, status=1).err
+    assert run("tenant", "show", "Acme").out == before
+
+
+@pytest.mark.parametrize("by", ["id", "mail_id", "name"])
+def test_a_tenant_is_known_by_dashboard_id_mail_id_and_name(by: str, run: Terminal) -> None:
+    made = run.add("Acme & Söhne")
+    run.add("Globex")
+    assert run("tenant", "show", made[by], "--json").json["id"] == made["id"]
+
+
+def test_a_name_that_two_tenants_have_is_an_error_that_lists_their_mail_ids(run: Terminal) -> None:
+    ids = [run.add("Acme")["mail_id"] for _ in range(2)]
+    for words in (("tenant", "show"), ("tenant", "set"), ("tenant", "key"), ("tenant", "rotate"), ("stats",)):
+        said = run(*words, "Acme", status=1)
+        assert all(mail_id in said.err for mail_id in ids) and said.out == ""
+    assert "Acme" in run("tenant", "remove", "Acme", "--yes", status=1).err
+    assert len(run("tenant", "list", "--json").json) == 2
+
+
+def test_a_mail_id_is_a_mail_id_even_where_another_tenant_has_it_as_its_name(run: Terminal) -> None:
+    first = run.add("Acme")
+    run.add(first["mail_id"])
+    assert run("tenant", "show", first["mail_id"], "--json").json["id"] == first["id"]
+
+
+def test_an_unknown_tenant_is_an_error_that_says_how_to_find_the_known(run: Terminal) -> None:
+    run.add("Acme")
+    assert "tenant list" in run("tenant", "show", "Nobody", status=1).err
+
+
+def test_tenant_show_without_base_url_says_to_set_it(run: Terminal) -> None:
+    run.add("Acme")
+    run.monkeypatch.delenv("BASE_URL")
+    assert "BASE_URL" in run("tenant", "show", "Acme").out
+    assert "http://localhost:3000/" in run("tenant", "show", "Acme", "--local").out
+
+
+def test_tenant_list_has_the_numbers_of_30_days_and_counts_what_waits(stage: Stage, run: Terminal) -> None:
+    now = tracker.now_ms()
+    with stage.database.transaction() as connection:
+        mails = [tracker.Registration(f"k{number}") for number in range(4)]
+        tracker.register_emails(connection, stage.acme.number, mails, now)
+        tracker.register_emails(connection, stage.acme.number, [tracker.Registration("old")], now - 40 * 86_400_000)
+    lines = [hit(stage, "k0", now), hit(stage, "k1", now, ua="Mozilla/5.0"), hit(stage, "k2", now, ua=MACHINE)]
+    segment(stage, *lines, hit(stage, "old", now))  # they wait in the spool: the command must drain first
+    acme, globex = run("tenant", "list", "--json").json
+    assert (acme["name"], acme["sent"], acme["opened"], acme["opened_unconfirmed"]) == ("Acme", 4, 1, 1)
+    assert acme["mail_id"] == stage.acme.mail_id and acme["last_hit_at"] and not acme["suspended"]
+    assert (globex["name"], globex["sent"], globex["last_hit_at"]) == ("Globex", 0, None)
+    head, *table = run("tenant", "list").out.splitlines()
+    assert head.split()[:3] == ["mail_id", "sent", "opened"]
+    assert table[0].split()[:3] == [stage.acme.mail_id, "4", "1–2"] and table[0].endswith(" Acme")
+    assert "none" in table[1]
+
+
+def test_neither_list_nor_its_json_shows_dashboard_ids(run: Terminal) -> None:
+    made = run.add("Acme")
+    assert made["id"] not in run("tenant", "list").out + run("tenant", "list", "--json").out
+
+
+# == tenant key, rotate, remove ==
+
+
+def write(web: webtest.TestApp, id_: str, key: str, token: str = "") -> int:
+    """Try to register an email; returns the status."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    status = web.post_json(f"/{id_}/emails", {"key": key}, headers=headers, expect_errors=True).status_int
+    return int(status)
+
+
+def test_an_api_key_is_printed_once_stored_hashed_and_needed_from_then_on(run: Terminal) -> None:
+    made = run.add("Acme")
+    assert write(run.web(), made["id"], "k1") == 201
+    key = run("tenant", "key", "Acme").out.strip()
+    assert re.fullmatch(r"[A-Za-z0-9_-]{43}", key)
+    for path in run.database.parent.rglob("*"):
+        if path.is_file():
+            assert key.encode() not in path.read_bytes(), path
+    assert key not in run("tenant", "show", "Acme").out
+    assert write(run.web(), made["id"], "k2") == 401
+    assert write(run.web(), made["id"], "k2", key) == 201
+
+
+def test_another_api_key_ends_the_first_and_remove_ends_both(run: Terminal) -> None:
+    made = run.add("Acme")
+    first = run("tenant", "key", "Acme", "--json").json["api_key"]
+    second = run("tenant", "key", "Acme", "--json").json["api_key"]
+    assert write(run.web(), made["id"], "k1", first) == 401
+    assert write(run.web(), made["id"], "k1", second) == 201
+    assert "no API key" in run("tenant", "key", "Acme", "--remove").out
+    assert run("tenant", "show", "Acme", "--json").json["api_key"] is False
+    assert write(run.web(), made["id"], "k2") == 201
+
+
+def test_writing_for_a_one_id_tenant_needs_a_key(run: Terminal) -> None:
+    run.add("Acme", "--id", "abc123")
+    assert write(run.web(), "abc123", "k1") == 403
+    key = run("tenant", "key", "abc123").out.strip()
+    assert write(run.web(), "abc123", "k1", key) == 201
+    assert "writing is closed" in run("tenant", "key", "abc123", "--remove").out
+    assert write(run.web(), "abc123", "k2") == 403
+
+
+@pytest.mark.parametrize("options", [(), ("--id", "abc123")], ids=["two ids", "one id"])
+def test_after_rotate_the_old_dashboard_is_gone_and_old_mail_works(options: tuple[str, ...], run: Terminal) -> None:
+    made = run.add("Acme", "--domain", "acme.com", *options)
+    rotated = run("tenant", "rotate", "Acme", "--json").json
+    assert rotated["id"] != made["id"] and rotated["mail_id"] == made["mail_id"]
+    web = run.web()
+    assert web.get(f"/{made['id']}/dashboard", expect_errors=True).status_int == 404
+    assert web.get(f"/{rotated['id']}/dashboard").status_int == 200
+    assert web.get(f"/{made['mail_id']}/pixel/e1.gif").headers["X-Tracker"] == "recorded"
+    assert web.get(f"/{made['mail_id']}/click/e1?url=https://acme.com/").status_int == 302
+    stats = web.get(f"/{rotated['id']}/stats.json").json
+    assert stats["unregistered"]["emails"] == 1  # counted for the tenant all the same
+
+
+def test_remove_asks_for_the_name_and_a_wrong_one_deletes_nothing(run: Terminal) -> None:
+    made = run.add("Acme")
+    for wrong in ("acme\n", "\n", made["mail_id"] + "\n"):
+        said = run("tenant", "remove", "Acme", stdin=wrong, status=1)
+        assert "naming page" in said.out and "nothing was deleted" in said.err
+    run("tenant", "remove", "Acme", stdin="", status=1)  # the end of the input
+    assert run("tenant", "show", "Acme", "--json").json["id"] == made["id"]
+    said = run("tenant", "remove", "Acme", stdin="Acme\n")
+    assert "deleted Acme" in said.out and "naming page" in said.out
+    assert run("tenant", "list", "--json").json == []
+
+
+def test_remove_deletes_everything_of_that_tenant_and_nothing_else(stage: Stage, run: Terminal) -> None:
+    for tenant in (stage.acme, stage.globex):
+        answer = stage.web.post_json(
+            f"/{tenant.id}/emails", [{"key": "k1", "campaign": "Spring", "recipient": "a@b.c"}]
+        )
+        assert answer.status_int == 201
+        stage.pixel("k1", tenant)
+        stage.pixel("unregistered", tenant)
+        stage.web.get(f"/{tenant.mail_id}/click/k1?url=https://acme.com/")
+        stage.web.get(f"/{tenant.mail_id}/click/k1?url=https://elsewhere.example/")
+    stage.drain()
+
+    def numbers_of_globex() -> Any:
+        numbers = run("stats", "Globex", "--json").json
+        numbers["range"].pop("to")  # the time goes on
+        return numbers
+
+    before = numbers_of_globex()
+    run("tenant", "remove", "Acme", "--yes")
+    for table in ("emails", "event_rows", "urls", "activity", "cohorts", "campaigns", "links", "named_hosts"):
+        assert {row[0] for row in run.rows(f"select tenant from {table}")} <= {stage.globex.number}, table
+    assert numbers_of_globex() == before
+    assert "no tenant" in run("stats", "Acme", status=1).err
+    assert run("check").out == "all is well\n"
+
+
+def test_links_in_the_mail_of_a_removed_tenant_show_the_naming_page_and_its_mail_id_stays_reserved(
+    run: Terminal,
+) -> None:
+    made = run.add("Acme", "--id", "abc123", "--any-domain")
+    run.add("Globex")
+    key = run("tenant", "key", "Acme").out.strip()
+    web = run.web()
+    answer = web.post_json(
+        "/abc123/emails", {"links": ["https://acme.com/shoes"]}, headers={"Authorization": f"Bearer {key}"}
+    )
+    signed = answer.json["links"][0]["click_url"].removeprefix(BASE)
+    assert web.get(signed).status_int == 302
+    run("tenant", "remove", made["id"], "--yes")
+    web = run.web()
+    for path in (signed, "/abc123/click/e1?url=https://acme.com/shoes"):
+        page = web.get(path)
+        assert page.status_int == 200 and "https://acme.com/shoes" in page
+    assert web.get("/abc123/dashboard", expect_errors=True).status_int == 404
+    assert "taken" in run("tenant", "add", "New", "--id", "abc123", status=1).err
+
+
+# == stats, drain, ingest ==
+
+
+def test_stats_as_json_says_what_stats_json_says(stage: Stage, run: Terminal) -> None:
+    stage.web.post_json(f"/{stage.acme.id}/emails", [{"key": "k1"}, {"key": "k2"}])
+    stage.pixel("k1")
+    stage.web.get(f"/{stage.acme.mail_id}/click/k1?url=https://acme.com/", headers={"User-Agent": CHROME})
+    printed = run("stats", "Acme", "--range", "7d", "--tz", "Europe/Rome", "--json").json
+    served = stage.web.get(f"/{stage.acme.id}/stats.json?range=7d&tz=Europe/Rome").json
+    for numbers in (printed, served):  # the time goes on between the two
+        numbers["range"].pop("to")
+    assert printed == served
+    assert printed["sent"]["emails"] == 2 and printed["sent"]["opened"]["person"] == 1
+    assert printed["activity"]["clicks"]["hits"]["person"] == 1
+
+
+def test_stats_for_people_shows_the_dashboards_figures(stage: Stage, run: Terminal) -> None:
+    stage.web.post_json(f"/{stage.acme.id}/emails", [{"key": "k1"}, {"key": "k2"}])
+    stage.pixel("k1")
+    said = run("stats", "Acme", "--range", "7d", "--tz", "Europe/Rome")
+    first, *figures = said.out.splitlines()
+    assert first == "Acme: 7 days, Europe/Rome"
+    values = {line.split()[0]: line.split()[1] for line in figures}
+    assert values["Sent"] == "2" and values["Opened"] == "50.0"
+
+
+@pytest.mark.parametrize(
+    ("options", "status"), [(("--tz", "Nowhere/Land"), 1), (("--tz", "../../etc/passwd"), 1), (("--range", "9y"), 2)]
+)
+def test_stats_says_what_is_wrong_with_a_zone_or_a_range(options: tuple[str, ...], status: int, run: Terminal) -> None:
+    run.add("Acme")
+    said = run("stats", "Acme", *options, status=status)
+    assert options[1] in said.err and said.out == ""
+
+
+def test_drain_counts_what_waits_and_keeps_apart_what_it_cannot_read(stage: Stage, run: Terminal) -> None:
+    segment(stage, hit(stage, "k1"), b"no hit\n", hit(stage, "k2"), click(stage, "k1"))
+    said = run("drain")
+    assert "drained 3 hits" in said.out and "1 lines" in said.out
+    assert list(run.spool.glob("*.jsonl")) == []
+    assert [path.read_bytes() for path in (run.spool / "rejected").iterdir()] == [b"no hit\n"]
+    assert "drained 0 hits" in run("drain").out
+    assert run.rows("select count(*) from events") == [(3,)]
+
+
+def test_drain_takes_a_backlog_of_more_than_one_batch(stage: Stage, run: Terminal) -> None:
+    run.monkeypatch.setattr(tracker, "BACKLOG_BATCH", 10)
+    for first in (0, 25):
+        segment(stage, *(hit(stage, f"k{number}") for number in range(first, first + 25)), at=NOW + first)
+    assert "drained 50 hits" in run("drain").out
+    assert run.rows("select count(*) from events") == [(50,)]
+
+
+def journal(line: bytes) -> bytes:
+    """A line as a service's log has it."""
+    return b"Nov 24 21:14:45 mail email-tracker[4711]: unspooled " + line
+
+
+def test_ingest_counts_each_hit_of_a_log_once_however_often_it_is_given(stage: Stage, run: Terminal) -> None:
+    log = run.folder / "journal.txt"
+    other = b"Nov 24 21:14:44 mail email-tracker[4711]: [7] Booting worker {with braces}\n"
+    log.write_bytes(other + journal(hit(stage, "k1")) + journal(hit(stage, "k2")) + other + hit(stage, "k3"))
+    assert run("ingest", str(log)).out == f"{log}: 3 hits counted, 0 known already, 0 not readable\n"
+    assert run("ingest", str(log)).out == f"{log}: 0 hits counted, 3 known already, 0 not readable\n"
+    assert run("ingest", str(log), str(log)).out.count("0 hits counted") == 2
+    assert run.rows("select count(*) from events") == [(3,)]
+    assert run("check").out == "all is well\n"
+
+
+def test_ingest_names_the_line_it_cannot_read_and_counts_the_others(stage: Stage, run: Terminal) -> None:
+    log = run.folder / "journal.txt"
+    log.write_bytes(journal(hit(stage, "k1")) + journal(b'{"t": "yesterday"}\n') + journal(hit(stage, "k2")))
+    said = run("ingest", str(log), status=1)
+    assert f"{log}, line 2: t: expected seconds since 1970" in said.err
+    assert "2 hits counted" in said.out and "1 not readable" in said.out
+    assert run.rows("select count(*) from events") == [(2,)]
+
+
+@pytest.mark.parametrize("words", [(), ("-",)])
+def test_ingest_reads_standard_input(words: tuple[str, ...], stage: Stage, run: Terminal) -> None:
+    said = run("ingest", *words, stdin=journal(hit(stage, "k1")).decode())
+    assert said.out == "-: 1 hits counted, 0 known already, 0 not readable\n"
+
+
+def test_ingest_replays_what_a_server_with_a_broken_spool_printed(stage: Stage, run: Terminal) -> None:
+    run.spool.rename(run.spool.with_name("elsewhere"))
+    stage.pixel("k1")
+    printed = run.capsys.readouterr().err
+    run.spool.with_name("elsewhere").rename(run.spool)
+    assert printed.startswith("unspooled {")
+    assert "1 hits counted" in run("ingest", stdin=printed).out
+    assert run.rows("select key from events join emails on emails.id = email_id") == [("k1",)]
+
+
+@pytest.mark.parametrize("path", [".", "no such file"])
+def test_ingest_says_that_a_file_cannot_be_read(path: str, run: Terminal) -> None:
+    run.add("Acme")
+    assert f"{path}: can't be read" in run("ingest", path, status=1).err
+
+
+# == check ==
+
+
+def fill(stage: Stage) -> None:
+    """Some emails with events of each kind."""
+    stage.web.post_json(f"/{stage.acme.id}/emails", [{"key": "k1", "campaign": "Spring"}, {"key": "k2"}])
+    for key in ("k1", "k2", "unregistered"):
+        stage.pixel(key)
+        stage.pixel(key, agent=MACHINE)
+        stage.web.get(f"/{stage.acme.mail_id}/click/{key}?url=https://acme.com/", headers={"User-Agent": CHROME})
+        stage.web.get(f"/{stage.acme.mail_id}/click/{key}?url=https://other.example/")
+    stage.drain()
+
+
+def test_check_finds_nothing_wrong_with_a_database_that_is_right(stage: Stage, run: Terminal) -> None:
+    fill(stage)
+    assert run("check").out == "all is well\n"
+
+
+@pytest.mark.parametrize(
+    ("sql", "named"),
+    [
+        ("update activity set hits = hits + 1 where type = 1", "activity"),
+        ("update activity set emails = 0", "activity"),
+        ("update cohorts set opened_person = opened_person + 1", "cohorts"),
+        ("delete from campaigns", "campaigns"),
+        ("update links set clicks_person = clicks_person + 5", "links"),
+        ("update named_hosts set clicks = 99", "named_hosts"),
+        ("update email_counts set open_machine = 7", "email_counts"),
+        ("delete from link_counts", "link_counts"),
+    ],
+)
+def test_check_lists_what_is_wrong_with_a_roll_up_and_repair_mends_it(
+    sql: str, named: str, stage: Stage, run: Terminal
+) -> None:
+    fill(stage)
+    before = run("stats", "Acme", "--json").json["activity"]
+    run.change(sql)
+    said = run("check", status=1)
+    *faults, summary = said.out.splitlines()
+    assert faults and all(fault.startswith((named, "links", "cohorts", "campaigns", "activity")) for fault in faults)
+    assert any(fault.startswith(f"{named}:") for fault in faults)
+    assert summary == f"{len(faults)} faults"
+    assert run("check", "--repair").out.endswith("all is well\n")
+    assert run("check").out == "all is well\n"
+    assert run("stats", "Acme", "--json").json["activity"] == before
+
+
+@pytest.mark.parametrize("content", [None, "{}", "not JSON"])
+def test_check_notices_that_tenants_json_is_not_right_and_repair_writes_it(content: str | None, run: Terminal) -> None:
+    run.add("Acme")
+    path = run.database.parent / "tenants.json"
+    right = path.read_text()
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    assert "tenants.json" in run("check", status=1).out
+    run("check", "--repair")
+    assert path.read_text() == right
+
+
+def test_check_notices_events_that_belong_to_no_email(stage: Stage, run: Terminal) -> None:
+    fill(stage)
+    run.change("delete from emails where key = 'k2'")
+    assert "foreign_key_check" in run("check", status=1).out
+    # Roll-ups can be counted again; what is lost is lost, and goes on being said.
+    assert "foreign_key_check" in run("check", "--repair", status=1).out
+
+
+def test_check_notices_a_segment_that_is_shorter_than_what_was_drained_of_it(stage: Stage, run: Terminal) -> None:
+    stage.pixel("k1")
+    tracker.drain(stage.database)  # the segment is still its writer's, so it stays
+    [path] = run.spool.glob("*.jsonl")
+    os.truncate(path, 10)
+    assert path.name in run("check", status=1).out
+
+
+# == config, demo ==
+
+
+def test_config_prints_the_settings_in_force_and_masks_secrets(run: Terminal) -> None:
+    secret, key = "s3cret-" * 6, "operator-key-of-32-characters-xx"
+    run.monkeypatch.setenv("SECRET_KEY", secret)
+    run.monkeypatch.setenv("API_KEY", key)
+    run.monkeypatch.setenv("WEB_CONCURRENCY", "7")
+    for options in ((), ("--json",)):
+        said = run("config", *options)
+        assert secret not in said.out and key not in said.out
+    shown = said.json
+    assert set(shown) == {
+        each.metadata["variable"] for each in dataclasses.fields(tracker.Settings) if "variable" in each.metadata
+    }
+    assert (shown["API_KEY"], shown["SECRET_KEY"], shown["WEB_CONCURRENCY"]) == ("(set)", "(set)", 7)
+    assert shown["BASE_URL"] == BASE
+    lines = dict(line.split("=", 1) for line in run("config").out.splitlines())
+    assert lines["WEB_CONCURRENCY"] == "7" and lines["API_KEY"] == "(set)" and set(lines) == set(shown)
+    run.monkeypatch.delenv("API_KEY")
+    assert run("config", "--json").json["API_KEY"] is None
+
+
+def test_config_reads_the_env_file_for_what_the_environment_does_not_say(run: Terminal) -> None:
+    env = run.folder / "tracker.env"
+    env.write_text('# settings\nBASE_URL=https://ignored.example.com\nPORT="4000"\n')
+    assert tracker.main(["--env", str(env), "config", "--json"]) == 0
+    shown = json.loads(run.capsys.readouterr().out)
+    assert (shown["PORT"], shown["BASE_URL"]) == (4000, BASE)
+
+
+def test_all_faults_in_the_settings_are_listed_at_once(run: Terminal) -> None:
+    faulty = {"PORT": "http", "WEB_CONCURRENCY": "0", "BASE_URL": "track.example.com", "DATABASE_URL": "mysql://x"}
+    for name, value in faulty.items():
+        run.monkeypatch.setenv(name, value)
+    run.monkeypatch.setenv("API_KEY_FILE", str(run.folder / "missing"))
+    for words in (("config",), ("tenant", "list"), ("serve",), ()):
+        said = run(*words, status=2)
+        lines = said.err.splitlines()
+        assert len(lines) == 5 and said.out == ""
+        for name, value in faulty.items():
+            [line] = [line for line in lines if line.startswith(f"tracker.py: {name} ")]
+            assert value in line and "expected" in line
+        assert any(line.startswith("tracker.py: API_KEY:") for line in lines)
+
+
+def test_a_faulty_secret_is_named_but_not_shown(run: Terminal) -> None:
+    run.monkeypatch.setenv("SECRET_KEY", "too-short-secret")
+    said = run("config", status=2)
+    assert "SECRET_KEY" in said.err and "too-short-secret" not in said.err
+
+
+@pytest.mark.parametrize("content", [None, "no equals sign\n", b"\xff\xfe=1\n"])
+def test_an_env_file_that_cannot_be_read_is_a_fault_in_the_settings(
+    content: str | bytes | None, run: Terminal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = run.folder / "tracker.env"
+    if content is not None:
+        env.write_bytes(content.encode() if isinstance(content, str) else content)
+    assert tracker.main(["--env", str(env), "config"]) == 2
+    assert str(env) in capsys.readouterr().err
+
+
+def test_demo_fills_an_empty_database_with_two_tenants_whose_dashboards_serve_numbers(run: Terminal) -> None:
+    said = run("demo")
+    urls = re.findall(rf"{re.escape(BASE)}(/\S+/dashboard)", said.out)
+    assert len(urls) == len(set(urls)) == 2
+    assert run("check").out == "all is well\n"
+    web = run.web()
+    for url in urls:
+        assert web.get(url).status_int == 200
+        stats = web.get(url.replace("/dashboard", "/stats.json")).json
+        assert stats["sent"]["emails"] > 100
+        assert all(stats["sent"]["opened"][state] > 0 for state in ("person", "unconfirmed", "machine"))
+        assert stats["sent"]["clicked"]["person"] > 0
+        assert stats["unregistered"]["emails"] == 0
+
+
+def test_demo_refuses_a_database_that_has_tenants(run: Terminal) -> None:
+    run.add("Acme")
+    assert "has tenants already" in run("demo", status=1).err
+    assert [tenant["name"] for tenant in run("tenant", "list", "--json").json] == ["Acme"]
+
+
+def test_demo_needs_no_base_url(run: Terminal) -> None:
+    run.monkeypatch.delenv("BASE_URL")
+    assert run("demo").out.count("http://localhost:3000/") == 2
+
+
+# == What goes wrong ==
+
+NEED_A_DATABASE = (
+    ("tenant", "set", "Acme", "--any-domain"),
+    ("tenant", "list"),
+    ("tenant", "show", "Acme"),
+    ("tenant", "key", "Acme"),
+    ("tenant", "rotate", "Acme"),
+    ("tenant", "remove", "Acme", "--yes"),
+    ("stats", "Acme"),
+    ("drain",),
+    ("ingest",),
+    ("check",),
+    ("check", "--repair"),
+)
+
+
+@pytest.mark.parametrize("words", NEED_A_DATABASE, ids=" ".join)
+def test_a_command_that_needs_a_database_says_that_there_is_none_and_makes_none(
+    words: tuple[str, ...], run: Terminal
+) -> None:
+    said = run(*words, status=1)
+    assert said.err == f"tracker.py: no database at {run.database}\n"
+    assert said.out == ""
+    assert not run.database.parent.exists()
+
+
+@pytest.mark.parametrize("words", NEED_A_DATABASE, ids=" ".join)
+def test_a_command_never_makes_a_database_where_one_was_lost(words: tuple[str, ...], run: Terminal) -> None:
+    run.add("Acme")
+    run.database.unlink()
+    assert "no database at" in run(*words, status=1).err
+    assert not run.database.exists()
+
+
+@pytest.mark.parametrize("words", [("tenant", "add", "Acme"), ("demo",)], ids=" ".join)
+def test_no_command_makes_a_new_database_where_one_was_lost(words: tuple[str, ...], run: Terminal) -> None:
+    run.add("Acme")
+    run.database.unlink()
+    said = run(*words, status=1)
+    assert "says that there was one" in said.err and "backup" in said.err
+    assert not run.database.exists()
+
+
+def folder_in_its_place(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir(parents=True)
+
+
+def empty_file(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+
+def shopping_list(path: Path) -> None:
+    empty_file(path)
+    path.write_text("milk, eggs, bread\n" * 100)
+
+
+def database_of_another_program(path: Path) -> None:
+    empty_file(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("create table notes (note)")
+
+
+@pytest.mark.parametrize("spoil", [folder_in_its_place, empty_file, shopping_list, database_of_another_program])
+@pytest.mark.parametrize("words", [("tenant", "add", "Globex"), ("demo",), *NEED_A_DATABASE], ids=" ".join)
+def test_what_is_no_database_of_ours_is_named_and_left_as_it_is(
+    words: tuple[str, ...], spoil: Callable[[Path], None], run: Terminal
+) -> None:
+    run.add("Acme")
+    spoil(run.database)
+    before = run.database.read_bytes() if run.database.is_file() else None
+    said = run(*words, status=1)
+    assert str(run.database) in said.err and said.out == ""
+    assert (run.database.read_bytes() if run.database.is_file() else None) == before
+
+
+@pytest.mark.parametrize("name", ["write.lock", "tenants.json"])
+def test_a_file_that_cannot_be_written_is_named(name: str, run: Terminal) -> None:
+    run.add("Acme")
+    folder_in_its_place(run.database.parent / name)
+    assert name in run("tenant", "set", "Acme", "--any-domain", status=1).err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("unknown",),
+        ("tenant",),
+        ("tenant", "unknown"),
+        ("tenant", "add"),
+        ("tenant", "add", "Acme", "--unknown"),
+        ("tenant", "add", "Acme", "Globex"),
+        ("tenant", "add", "Acme", "--id"),
+        ("tenant", "show"),
+        ("stats",),
+        ("serve", "now"),
+        ("drain", "--json"),
+        ("--unknown",),
+    ],
+    ids=" ".join,
+)
+def test_a_usage_error_ends_with_status_2_and_the_usage(words: tuple[str, ...], run: Terminal) -> None:
+    said = run(*words, status=2)
+    assert "usage: tracker.py" in said.err and said.out == ""
+    assert not run.database.parent.exists()
+
+
+COMMANDS = {
+    *("serve", "tenant", "stats", "drain", "ingest", "check", "config", "demo"),
+    *(f"tenant {name}" for name in ("add", "set", "list", "show", "key", "rotate", "remove")),
+}
+
+
+def parsers(parser: argparse.ArgumentParser, above: str = "") -> dict[str, tuple[str, argparse.ArgumentParser]]:
+    """All commands below a parser: what the list above them says of each, and its own parser."""
+    found = {}
+    for group in parser._actions:
+        if not isinstance(group, argparse._SubParsersAction):
+            continue
+        listed = {choice.dest: choice.help or "" for choice in group._choices_actions}
+        for name, each in group.choices.items():
+            found[f"{above}{name}"] = (listed.get(name, ""), each)
+            found |= parsers(each, f"{above}{name} ")
+    return found
+
+
+def test_help_says_what_each_command_is_for_and_explains_each_option(run: Terminal) -> None:
+    found = parsers(tracker.command_line())
+    assert set(found) >= COMMANDS
+    for command, (listed, parser) in found.items():
+        assert len(listed.split()) >= 3, command
+        *above, name = command.split()
+        assert re.search(rf"^    {name}\b", run(*above, "--help").out, re.MULTILINE), command
+        said = run(*command.split(), "--help").out
+        assert f"usage: tracker.py {command}" in said
+        for action in parser._actions:
+            if not isinstance(action, argparse._SubParsersAction):
+                assert len((action.help or "").split()) >= 2, f"{command} {action.dest}"
+
+
+def test_version_names_the_program(run: Terminal) -> None:
+    assert run("--version").out == f"email-tracker {tracker.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [("tenant", "list"), ("tenant", "show", "Acme", "--json"), ("config",), ("--help",)])
+def test_a_reader_that_has_gone_ends_a_command_without_a_traceback(words: tuple[str, ...], run: Terminal) -> None:
+    run.add("Acme")
+    command = [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, *words]
+    environ = {name: os.environ[name] for name in ("PATH", "DATABASE_URL", "BASE_URL")}
+    reading, writing = os.pipe()
+    os.close(reading)  # as after `| head -0`
+    try:
+        done = subprocess.run(command, env=environ, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writing)
+    assert (done.stderr, done.returncode in (0, 1)) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("shell", "words"),
+    [
+        ('"$@" >&-', ("tenant", "list")),
+        ('"$@" >/dev/full', ("tenant", "list")),
+        ('"$@" 2>&-', ("tenant", "show", "Nobody")),
+        ('"$@" <&-', ("ingest",)),
+        ('"$@" <&-', ("tenant", "remove", "Acme")),
+    ],
+)
+def test_closed_and_full_streams_end_a_command_without_a_traceback(
+    shell: str, words: tuple[str, ...], run: Terminal
+) -> None:
+    run.add("Acme")
+    done = as_process(run, *words, shell=shell)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert done.returncode in (0, 1)
+    assert [tenant["name"] for tenant in run("tenant", "list", "--json").json] == ["Acme"]
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(run: Terminal) -> None:
+    run.add("Acme")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run.monkeypatch.setattr("builtins.input", interrupted)
+    assert run("tenant", "remove", "Acme", status=1).err == ""

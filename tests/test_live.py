@@ -1,0 +1,867 @@
+"""The real server under load: workers are killed, the database is locked, and every hit is counted once."""
+
+from __future__ import annotations
+
+import contextlib
+import email
+import email.policy
+import http.client
+import json
+import os
+import signal
+import smtplib
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from html import escape
+from html.parser import HTMLParser
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from aiosmtpd.controller import Controller
+from conftest import CHROME, ROOT, SHARED, Server, missing
+
+PIXEL = (ROOT / "pixel.gif").read_bytes()
+CLIENTS = 8
+KILLED_BEFORE_THE_LOCK = (300, 900)  # a worker each, when so many requests of the part are answered
+KILLED_IN_THE_LOCK = (800,)
+KILLED_AFTER_THE_LOCK = (300, 900)
+LOCKED_SECONDS = 3
+EMAILS = 100  # of each of the three tenants
+# Where the folder with real user agents is missing.
+AGENTS = (
+    CHROME,
+    "Mozilla/5.0",
+    "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Thunderbird/140.3.0",
+    "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)",
+    "python-requests/2.32.4",
+)
+
+
+# == Servers ==
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Makes servers that are not started yet, each in a folder of its own."""
+    made: list[Server] = []
+
+    def make(**settings: str) -> Server:
+        folder = tmp_path / f"server{len(made)}"
+        folder.mkdir()
+        made.append(Server(folder, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.listener.close()
+        if each.process is not None:
+            each.stop()
+
+
+def data(server: Server) -> Path:
+    """The folder of a server's database."""
+    return server.folder / "data"
+
+
+def segments(server: Server) -> list[str]:
+    """The segments in a server's spool."""
+    return sorted(path.name for path in (data(server) / "spool").glob("*.jsonl"))
+
+
+def rows(server: Server, sql: str) -> list[tuple[Any, ...]]:
+    """Ask a server's database, whether the server runs or not."""
+    with contextlib.closing(sqlite3.connect(data(server) / "tracking.db", timeout=10)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def counted_keys(server: Server) -> Counter[str]:
+    """How many events each key has."""
+    return Counter(row[0] for row in rows(server, "select key from emails join event_rows on email = emails.id"))
+
+
+def attempt(server: Server) -> subprocess.CompletedProcess[str]:
+    """`serve` where it must not start; waits until it has given up."""
+    command = [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "serve"]
+    environ = {**server.environ, "BIND": f"unix:{server.folder}/socket"}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, cwd=server.folder)
+
+
+def launch(server: Server, *words: str) -> None:
+    """Start `python WORDS` on a server's listener and wait for the first worker."""
+    with server.log.open("ab") as log:
+        server.process = subprocess.Popen(
+            [sys.executable, *words],
+            env=server.environ,
+            stdout=log,
+            stderr=log,
+            pass_fds=[server.listener.fileno()],
+            cwd=server.folder,
+        )
+    wait_until(lambda: b"Booting worker" in server.log.read_bytes(), server)
+
+
+def launch_bare(server: Server) -> None:
+    """`gunicorn tracker`, from another folder, as somebody with a gunicorn of his own would start it."""
+    gunicorn = ("-m", "gunicorn", "--no-control-socket", "--bind", server.environ["BIND"], "--workers", "2")
+    launch(server, *gunicorn, "--pythonpath", str(ROOT), "tracker")
+
+
+def wait_until(true: Callable[[], bool], server: Server, seconds: float = 30) -> None:
+    """Wait for what a server does on its own; gives up when the server has ended or the time is up."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        ended = server.process is not None and server.process.poll() is not None
+        assert not ended and time.monotonic() < deadline, f"waited in vain:\n{server.log.read_text()}"
+        time.sleep(0.02)
+
+
+def terminate(server: Server) -> int:
+    """SIGTERM; returns the exit status."""
+    process = server.process
+    assert process is not None
+    server.stop()
+    assert process.returncode is not None
+    return process.returncode
+
+
+@contextlib.contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Another process holds the database for itself, as a shell with an open transaction does."""
+    program = (
+        "import sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)\n"
+        "connection.execute('begin exclusive')\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "connection.execute('rollback')\n"
+        "connection.close()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        yield
+        holder.stdin.close()
+    assert holder.returncode == 0
+
+
+# == Requests ==
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One request for a pixel or a link. Each comes from an address of its own, which tells it from all others."""
+
+    address: str
+    mail_id: str
+    key: str
+    path: str
+    agent: str
+    method: str
+    url: str | None  # the target; None for a pixel
+    redirects: bool = True  # whether a click is redirected, and not named
+
+    def event(self) -> dict[str, Any]:
+        """The event that must become of it, as exports show it."""
+        return {
+            "key": self.key,
+            "event_type": "click" if self.url else "open",
+            "method": self.method,
+            "url": self.url,
+            "user_agent": self.agent,
+            "ip_address": self.address,
+        }
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of requests."""
+
+    answered: list[Sent] = field(default_factory=list)
+    broken: list[Sent] = field(default_factory=list)  # the connection ended before an answer
+    wrong: list[str] = field(default_factory=list)  # an answer, but not the right one
+    killed: list[int] = field(default_factory=list)
+
+
+def get(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """One request on a connection of its own; headers in lower case."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def fault(sent: Sent, status: int, headers: dict[str, str], body: bytes) -> str | None:
+    """What is wrong with an answer."""
+    if sent.url is None:
+        right = (
+            status == 200 and body == (PIXEL if sent.method == "GET" else b"") and headers["x-tracker"] == "recorded"
+        )
+    elif sent.redirects:
+        right = status == 302 and headers.get("location") == sent.url
+    else:
+        right = status == 200 and (sent.method == "HEAD" or escape(sent.url).encode() in body)
+    return None if right else f"{sent.method} {sent.path}: {status} {headers} {body[:200]!r}"
+
+
+def fire(server: Server, requests: Iterable[Sent], kills: Sequence[int] = (), *, until_broken: bool = False) -> Outcome:
+    """Send requests from several clients at once; kill a worker each time so many are answered."""
+    outcome = Outcome()
+    waiting = iter(requests)
+    mutex = threading.Lock()
+    troubles: list[BaseException] = []
+
+    def client() -> None:
+        while True:
+            with mutex:
+                sent = next(waiting, None)
+            if sent is None or troubles:
+                return
+            headers = {"User_Agent": sent.agent, "X_Forwarded_For": sent.address}
+            try:
+                answer = get(server.port, sent.path, sent.method, **headers)
+            except (ConnectionError, http.client.BadStatusLine, http.client.IncompleteRead):
+                with mutex:
+                    outcome.broken.append(sent)
+                if until_broken:
+                    return
+                continue
+            except BaseException as error:
+                troubles.append(error)
+                return
+            wrong = fault(sent, *answer)
+            with mutex:
+                outcome.answered.append(sent)
+                if wrong:
+                    outcome.wrong.append(wrong)
+
+    clients = [threading.Thread(target=client) for _ in range(CLIENTS)]
+    for each in clients:
+        each.start()
+    try:
+        for number in kills:
+            wait_until(lambda: len(outcome.answered) >= number or bool(troubles), server, 120)  # noqa: B023
+            outcome.killed.append(kill_one(server))
+    except BaseException as error:
+        troubles.append(error)  # the clients stop
+    for each in clients:
+        each.join()
+    if troubles:
+        raise troubles[0]
+    return outcome
+
+
+def kill_one(server: Server) -> int:
+    """SIGKILL a worker; returns its process id."""
+    workers = server.workers()
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    return workers[0]
+
+
+def addresses() -> Iterator[str]:
+    """Addresses that nobody has: the range that RFC 2544 keeps for benchmarks."""
+    return (str(IPv4Address("198.18.0.1") + number) for number in range(100_000))
+
+
+def pixels(mail_id: str, prefix: str, many: int) -> list[Sent]:
+    """Requests for pixels, each of an email that nobody registered."""
+    fresh = addresses()
+    keys = (f"{prefix}-{number}" for number in range(many))
+    return [Sent(next(fresh), mail_id, key, f"/{mail_id}/pixel/{key}.gif", CHROME, "GET", None) for key in keys]
+
+
+# == Mail ==
+
+
+class Mailbox:
+    """An SMTP server that keeps what it is given, as it was on the wire."""
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802  # aiosmtpd's name
+        self.received.append(envelope.content)
+        return "250 OK"
+
+
+class OnOurSocket(Controller):
+    """A controller that serves a socket which listens already, so that no other process can take the port."""
+
+    def _create_server(self) -> Awaitable[Any]:
+        return self.loop.create_server(self._factory_invoker, sock=self.handler.listener)
+
+
+@pytest.fixture
+def mailbox() -> Iterator[Mailbox]:
+    """A running SMTP server on loopback."""
+    box = Mailbox()
+    controller = OnOurSocket(box, hostname="127.0.0.1", port=box.port)
+    controller.start()
+    yield box
+    controller.stop()
+    box.listener.close()
+
+
+class _Addresses(HTMLParser):
+    """Collects what a mail program would fetch and where a reader could click."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        if tag == "img":
+            self.images.append(given["src"] or "")
+        if tag == "a":
+            self.links.append(given["href"] or "")
+
+
+@dataclass(slots=True)
+class Received:
+    """What a reader's program finds in one message."""
+
+    key: str
+    pixel: str
+    links: list[str]
+
+
+def message(key: str, recipient: str, pixel: str, links: Iterable[str]) -> EmailMessage:
+    """A mailing as senders make them: text and HTML, the HTML in quoted-printable."""
+    made = EmailMessage()
+    made["From"] = "News <news@sender.example>"
+    made["To"] = recipient
+    made["Subject"] = "Neuigkeiten für März – 10 % auf alles"
+    made["X-Key"] = key
+    made.set_content("Dies ist eine Nachricht mit Bildern.\n")
+    body = "".join(f'<p>Grüße: <a href="{escape(link)}">hier</a></p>\n' for link in links)
+    made.add_alternative(
+        f'<html><body>{body}<img src="{escape(pixel)}" width="1" height="1" alt=""></body></html>\n',
+        subtype="html",
+        cte="quoted-printable",
+    )
+    return made
+
+
+def read_message(raw: bytes) -> Received:
+    """Take pixel and links out of a message as it was received."""
+    parsed = email.message_from_bytes(raw, policy=email.policy.default)
+    assert isinstance(parsed, EmailMessage)
+    body = parsed.get_body(("html",))
+    assert body is not None
+    found = _Addresses()
+    found.feed(body.get_content())
+    found.close()
+    assert len(found.images) == 1
+    return Received(str(parsed["X-Key"]), found.images[0], found.links)
+
+
+# == The load ==
+
+
+@dataclass(slots=True)
+class Sender:
+    """A tenant in this play, and where its links lead."""
+
+    name: str
+    ids: dict[str, Any]
+    host: str
+    redirects: bool  # whether its plain links do
+    targets: dict[str, str] = field(default_factory=dict)  # by click URL
+
+
+def signed_target(sender: Sender, number: int) -> str:
+    return f"https://{sender.host}/offers/{number}?utm=a%20b&n={number}#part-{number}"
+
+
+def plain_links(server: Server, sender: Sender, key: str, number: int) -> dict[str, str]:
+    """Plain links of an email, encoded and as people write them by hand, by their URL."""
+    base = f"{server.url}/{sender.ids['mail_id']}/click/{quote(key, safe='')}?url="
+    shop = f"https://shop.{sender.host}/"
+    links = {}
+    for n in range(2):
+        encoded, by_hand = f"{shop}?encoded={number}-{n}&more=1#end", f"{shop}?by-hand={number}-{n}&more=1"
+        links[base + quote(encoded, safe="")] = encoded
+        links[base + by_hand] = by_hand
+    return links
+
+
+def register_and_send(server: Server, sender: Sender, mailbox: Mailbox) -> list[Received]:
+    """Register a tenant's emails, send them, and read what was received."""
+    numbers = range(EMAILS)
+    wanted = [
+        {
+            # Some senders bring keys of their own, with all the characters that keys may hold.
+            **({"key": f"order+{number}@{sender.host}:a=b~c.d_e-f"} if number % 2 else {}),
+            "recipient": f"reader{number}@reader.example",
+            "subject": "Neuigkeiten für März – 10 % auf alles",
+            "campaign": f"campaign {number % 3}",
+            "links": [signed_target(sender, 10 * number + n) for n in range(7)],
+        }
+        for number in numbers
+    ]
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("POST", f"/{sender.ids['id']}/emails", json.dumps(wanted))
+        answer = connection.getresponse()
+        made = json.loads(answer.read())
+    assert answer.status == 201 and len(made) == EMAILS
+    before = len(mailbox.received)
+    with smtplib.SMTP("127.0.0.1", mailbox.port) as smtp:
+        for number, each in enumerate(made):
+            links = {link["click_url"]: link["url"] for link in each["links"]}
+            links |= plain_links(server, sender, each["key"], number)
+            sender.targets |= links
+            smtp.send_message(message(each["key"], wanted[number]["recipient"], each["pixel_url"], links))  # type: ignore[arg-type]
+    received = [read_message(raw) for raw in mailbox.received[before:]]
+    assert [each.key for each in received] == [each["key"] for each in made]
+    return received
+
+
+def user_agents() -> list[str]:
+    """Real user agents, where the folder with them is there."""
+    table = SHARED / "useragents.tsv"
+    if not table.is_file():
+        return list(AGENTS)
+    lines = table.read_text(encoding="utf-8").splitlines()[1:]
+    return [line.split("\t")[2].strip() for line in lines]
+
+
+def readers_requests(server: Server, senders: Sequence[Sender], mail: Sequence[list[Received]]) -> list[Sent]:
+    """What readers, proxies and scanners ask for once the mail is there, in an order that mixes tenants."""
+    agents = user_agents()
+    fresh = addresses()
+    made: list[Sent] = []
+
+    def ask(sender: Sender, key: str, url: str, target: str | None, redirects: bool = True) -> None:
+        address = next(fresh)
+        path = url.removeprefix(server.url)
+        assert path.startswith("/")
+        method = "HEAD" if len(made) % 23 == 0 else "GET"
+        agent = agents[len(made) % len(agents)]
+        made.append(Sent(address, sender.ids["mail_id"], key, path, agent, method, target, redirects))
+
+    for number in range(EMAILS):
+        for sender, received in zip(senders, mail, strict=True):
+            each = received[number]
+            for _ in range(5):
+                ask(sender, each.key, each.pixel, None)
+            for link in each.links:
+                ask(sender, each.key, link, sender.targets[link], sender.redirects or "?url=" not in link)
+            mail_id = sender.ids["mail_id"]
+            for n in range(3):
+                key = f"unregistered-{number}-{n}"
+                ask(sender, key, f"{server.url}/{mail_id}/pixel/{key}.gif", None)
+    # A stride that shares no factor with their number meets each once and puts neighbours far apart.
+    stride = 997
+    assert len(made) % stride
+    return [made[place * stride % len(made)] for place in range(len(made))]
+
+
+def exported(server: Server, id_: str, table: str, limit: int = 700) -> list[dict[str, Any]]:
+    """All rows of an export, page by page."""
+    found: list[dict[str, Any]] = []
+    after = ""
+    while True:
+        status, _, body = get(server.port, f"/{id_}/{table}.json?limit={limit}{after}")
+        assert status == 200, body
+        page = json.loads(body)
+        found += page["rows"]
+        if page["next"] is None:
+            return found
+        after = f"&after={page['next']}"
+
+
+def state_of(event: dict[str, Any]) -> str:
+    """What an event counts as."""
+    if event["reason"] in ("destination-not-allowed", "destination-blocked", "suspended"):
+        return "set_aside"
+    return {"human": "person", "proxy": "person", "prefetch": "unconfirmed", "bot": "machine"}[event["verdict"]]
+
+
+STATES = ("person", "unconfirmed", "machine")  # best first
+
+
+def recounted(events: Iterable[dict[str, Any]], registered: set[str]) -> dict[str, Any]:
+    """What stats.json must say, counted from the events."""
+    hits = {kind: Counter[str]() for kind in ("open", "click")}
+    best: dict[str, dict[str, str]] = {"open": {}, "click": {}}
+    keys: set[str] = set()
+    for event in events:
+        state, kind, key = state_of(event), event["event_type"], event["key"]
+        hits[kind][state] += 1
+        keys.add(key)
+        if state != "set_aside":
+            best[kind][key] = min(state, best[kind].get(key, state), key=STATES.index)
+
+    def emails(kind: str, among: Callable[[str], bool]) -> dict[str, int]:
+        found = Counter(state for key, state in best[kind].items() if among(key))
+        return {state: found[state] for state in STATES}
+
+    def group(of_registered: bool) -> dict[str, Any]:
+        def among(key: str) -> bool:
+            return (key in registered) == of_registered
+
+        number = len(registered) if of_registered else len(keys - registered)
+        return {"emails": number, "opened": emails("open", among), "clicked": emails("click", among)}
+
+    return {
+        "sent": group(True),
+        "unregistered": group(False),
+        "activity": {
+            f"{kind}s": {
+                "hits": {state: hits[kind][state] for state in (*STATES, "set_aside")},
+                "emails": emails(kind, lambda key: True),
+            }
+            for kind in hits
+        },
+    }
+
+
+def test_every_answered_request_is_counted_once_while_workers_die_and_the_database_is_locked(
+    servers: Callable[..., Server], mailbox: Mailbox
+) -> None:
+    server = servers(IP_ADDRESSES="full")
+    senders = [
+        Sender("Acme", server.tenant("Acme", "--domain", "acme.example"), "acme.example", redirects=True),
+        Sender("Globex", server.tenant("Globex", "--any-domain"), "globex.example", redirects=True),
+        Sender("Initech", server.tenant("Initech"), "initech.example", redirects=False),
+    ]
+    server.start()
+    mail = [register_and_send(server, sender, mailbox) for sender in senders]
+    assert len(mailbox.received) == 3 * EMAILS
+    requests = readers_requests(server, senders, mail)
+    assert len(requests) >= 5_000
+
+    before, in_lock, after = requests[:1500], requests[1500:3500], requests[3500:]
+    outcomes = [fire(server, before, KILLED_BEFORE_THE_LOCK)]
+    with locked(data(server) / "tracking.db"):
+        release_at = time.monotonic() + LOCKED_SECONDS
+        outcomes.append(fire(server, in_lock, KILLED_IN_THE_LOCK))  # all are answered although the lock is held
+        time.sleep(max(release_at - time.monotonic(), 0))
+    outcomes.append(fire(server, after, KILLED_AFTER_THE_LOCK))
+    answered = [sent for outcome in outcomes for sent in outcome.answered]
+    broken = [sent for outcome in outcomes for sent in outcome.broken]
+    killed = [pid for outcome in outcomes for pid in outcome.killed]
+
+    assert [wrong for outcome in outcomes for wrong in outcome.wrong] == []
+    assert len(answered) + len(broken) == len(requests)
+    assert len(set(killed)) == 5
+    assert len(broken) <= len(killed)  # a worker has one request at a time
+
+    assert terminate(server) == 0
+    assert segments(server) == []
+    assert os.listdir(data(server) / "spool" / "rejected") == []
+    assert server.run("check") == "all is well\n"
+
+    server.start()  # the same numbers, over HTTP
+    for sender, received in zip(senders, mail, strict=True):
+        events = exported(server, sender.ids["id"], "events")
+        of_tenant = {sent.address: sent for sent in requests if sent.mail_id == sender.ids["mail_id"]}
+        times = Counter(event["ip_address"] for event in events)
+        assert [address for address, number in times.items() if number > 1] == []
+        answered_here = {sent.address for sent in answered} & set(of_tenant)
+        assert answered_here - set(times) == set()  # none is lost
+        assert set(times) - answered_here <= {sent.address for sent in broken}  # none is made up
+        assert set(times) <= set(of_tenant)  # none is another tenant's
+        for event in events:
+            expected = of_tenant[event["ip_address"]].event()
+            assert {name: event[name] for name in expected} == expected
+
+        registered = {each.key for each in received}
+        assert {row["key"] for row in exported(server, sender.ids["id"], "emails") if row["registered"]} == registered
+        status, _, body = get(server.port, f"/{sender.ids['id']}/stats.json?range=24h")
+        stats = json.loads(body)
+        assert status == 200 and stats["waiting_hits"] == 0
+        expected = recounted(events, registered)
+        assert stats["activity"] == expected["activity"]
+        assert stats["unregistered"] == expected["unregistered"]
+        assert {name: stats["sent"][name] for name in expected["sent"]} == expected["sent"]
+        named = sum(event["reason"] == "destination-not-allowed" for event in events)
+        assert sum(line["clicks"] for line in stats["naming_page"]) == named
+        assert bool(named) is not sender.redirects
+
+
+def test_sigterm_under_load_answers_what_was_accepted_and_drains_the_spool(server: Server) -> None:
+    mail_id = server.first_tenant()
+    outcomes: list[Outcome] = []
+    load = threading.Thread(
+        target=lambda: outcomes.append(fire(server, pixels(mail_id, "load", 9_000), until_broken=True))
+    )
+    load.start()
+    wait_until(lambda: sum(counted_keys(server).values()) >= 300, server)  # the load is under way
+    assert load.is_alive()
+    status = terminate(server)
+    server.listener.close()  # what no worker had accepted is refused now
+    load.join()
+    assert status == 0
+    assert segments(server) == []
+    [outcome] = outcomes
+    assert outcome.wrong == [] and outcome.broken
+    # A hit that was counted was accepted, so it must have been answered.
+    assert counted_keys(server) == Counter(sent.key for sent in outcome.answered)
+    assert server.run("check") == "all is well\n"
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["serve", "bare gunicorn"])
+def test_hits_that_wait_behind_a_lock_when_sigterm_comes_are_drained_before_the_end(
+    bare: bool, servers: Callable[..., Server]
+) -> None:
+    server = servers()
+    mail_id = server.tenant("Acme")["mail_id"]
+    launch_bare(server) if bare else server.start()
+    with locked(data(server) / "tracking.db"):
+        outcome = fire(server, pixels(mail_id, "waiting", 100))
+        assert outcome.wrong == [] and outcome.broken == []
+        assert segments(server)
+        process = server.process
+        assert process is not None
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    assert segments(server) == []
+    assert counted_keys(server) == Counter(sent.key for sent in outcome.answered)
+    assert server.run("check") == "all is well\n"
+
+
+def test_hits_of_a_server_that_was_killed_outright_are_counted_by_the_next(servers: Callable[..., Server]) -> None:
+    server = servers()
+    mail_id = server.tenant("Acme")["mail_id"]
+    server.start()
+    with locked(data(server) / "tracking.db"):
+        outcome = fire(server, pixels(mail_id, "killed", 100))
+        process = server.process
+        assert process is not None
+        for pid in (process.pid, *server.workers()):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+        assert segments(server)
+    assert len(outcome.answered) == 100
+    server.start()
+    wait_until(lambda: sum(counted_keys(server).values()) >= 100, server)
+    assert terminate(server) == 0
+    assert segments(server) == []
+    assert counted_keys(server) == Counter(sent.key for sent in outcome.answered)
+
+
+def test_a_killed_worker_is_replaced_and_its_hits_are_counted(server: Server) -> None:
+    mail_id = server.first_tenant()
+    old = set(server.workers())
+    first = fire(server, pixels(mail_id, "before", 50))
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+    second = fire(server, pixels(mail_id, "after", 50))
+    wait_until(lambda: len(set(server.workers()) - old) == 2, server)
+    assert first.wrong == second.wrong == []
+    # A killed worker takes no request with it that it had not yet; the listener keeps them for the next.
+    assert (len(first.answered), len(second.answered)) == (50, 50)
+    server.stop()
+    assert counted_keys(server) == Counter(sent.key for sent in (*first.answered, *second.answered))
+
+
+def test_a_tenant_made_while_the_server_runs_is_served_without_a_restart(server: Server) -> None:
+    first = fire(server, pixels(server.first_tenant(), "first", 20))  # workers know the tenants of this moment
+    made = server.tenant("Acme", "--domain", "acme.example")
+    path = f"/{made['mail_id']}/click/k1?url=https://acme.example/"
+    wait_until(lambda: get(server.port, path)[0] == 302, server)
+    assert first.wrong == []
+    assert get(server.port, f"/{made['id']}/dashboard")[0] == 200
+
+
+def test_the_drain_thread_of_bare_gunicorn_counts_hits_while_it_serves(servers: Callable[..., Server]) -> None:
+    server = servers()
+    mail_id = server.tenant("Acme")["mail_id"]
+    launch_bare(server)
+    outcome = fire(server, pixels(mail_id, "bare", 50))
+    assert outcome.wrong == [] and len(outcome.answered) == 50
+    # Nobody asks for numbers, so only the thread can have counted these.
+    wait_until(lambda: sum(counted_keys(server).values()) >= 50, server)
+    assert terminate(server) == 0
+    assert segments(server) == []
+    assert counted_keys(server) == Counter(sent.key for sent in outcome.answered)
+
+
+def test_the_next_page_of_an_export_can_be_asked_for_as_soon_as_one_has_come(servers: Callable[..., Server]) -> None:
+    server = servers()
+    made = server.tenant("Acme")
+    server.start()
+    fire(server, pixels(made["mail_id"], "page", 200))
+    # One export runs at a time, so whoever has all of a page must not find that it still runs.
+    rows_of_pages = exported(server, made["id"], "events", limit=1)
+    assert len({row["key"] for row in rows_of_pages}) == len(rows_of_pages) == 200
+
+
+def test_tracker_without_a_command_serves(servers: Callable[..., Server]) -> None:
+    server = servers()
+    launch(server, str(ROOT / "tracker.py"), "--env", os.devnull)
+    status, _, body = get(server.port, "/health")
+    assert status == 200 and json.loads(body)["status"] == "ok"
+    assert server.first_tenant()
+    assert terminate(server) == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_server_whose_streams_are_closed_serves(closed: str, servers: Callable[..., Server]) -> None:
+    server = servers()
+    command = [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "serve"]
+    with server.log.open("ab") as log:
+        server.process = subprocess.Popen(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", *command],
+            env=server.environ,
+            stdout=log,
+            stderr=log,
+            pass_fds=[server.listener.fileno()],
+            cwd=server.folder,
+        )
+    # Its log may be what is closed, so ask for a worker in another way.
+    wait_until(lambda: bool(server.workers()), server)
+    assert get(server.port, "/health")[0] == 200
+    assert terminate(server) == 0
+
+
+def test_two_servers_on_one_database_count_every_hit_once(servers: Callable[..., Server]) -> None:
+    one = servers()
+    two = servers(DATABASE_URL=one.environ["DATABASE_URL"])
+    # Both at once on an empty folder: one makes the database, the other finds it.
+    starts = [threading.Thread(target=server.start) for server in (one, two)]
+    for start in starts:
+        start.start()
+    for start in starts:
+        start.join()
+    assert [tenant["name"] for tenant in json.loads(one.run("tenant", "list", "--json"))] == ["default"]
+    mail_id = one.first_tenant()
+    outcomes: dict[int, Outcome] = {}
+    loads = [
+        threading.Thread(
+            target=lambda s=server: outcomes.update({s.port: fire(s, pixels(mail_id, f"to-{s.port}", 300))})
+        )
+        for server in (one, two)
+    ]
+    for load in loads:
+        load.start()
+    for load in loads:
+        load.join()
+    assert [outcome.wrong for outcome in outcomes.values()] == [[], []]
+    assert terminate(one) == 0 and terminate(two) == 0
+    answered = [sent.key for outcome in outcomes.values() for sent in outcome.answered]
+    assert len(answered) == 600
+    assert segments(one) == []
+    assert counted_keys(one) == Counter(answered)
+    assert one.run("check") == "all is well\n"
+
+
+# == What keeps a server from starting ==
+
+
+def test_a_file_in_place_of_the_data_folder_keeps_the_server_from_starting(servers: Callable[..., Server]) -> None:
+    server = servers()
+    data(server).write_text("not a folder")
+    done = attempt(server)
+    assert done.returncode == 1
+    assert f"can't write to {data(server)}" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_data_folder_that_nobody_can_make_keeps_the_server_from_starting(servers: Callable[..., Server]) -> None:
+    done = attempt(servers(DATABASE_URL="sqlite:/proc/email-tracker/tracking.db"))
+    assert done.returncode == 1
+    assert "can't write to /proc/email-tracker" in done.stderr and "Traceback" not in done.stderr
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Make a folder read-only. Root may write whatever the permission bits say, but not to a read-only mount."""
+    if os.geteuid() != 0:
+        mode = folder.stat().st_mode
+        try:
+            folder.chmod(0o500)
+            yield
+        finally:
+            folder.chmod(mode)
+        return
+    try:
+        subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        missing("the right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True, capture_output=True)
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("where", "made_before"),
+    [("data", False), ("data", True), ("data/spool", True)],
+    ids=["empty folder", "folder with a database", "spool"],
+)
+def test_a_read_only_folder_keeps_the_server_from_starting(
+    where: str, made_before: bool, servers: Callable[..., Server]
+) -> None:
+    server = servers()
+    data(server).mkdir()
+    if made_before:
+        server.tenant("Acme")
+    with read_only(server.folder / where):
+        done = attempt(server)
+    assert done.returncode == 1
+    assert "can't write to" in done.stderr and str(server.folder / where) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_spool_without_its_database_keeps_the_server_from_making_another(servers: Callable[..., Server]) -> None:
+    server = servers()
+    server.tenant("Acme")
+    (data(server) / "tracking.db").unlink()
+    done = attempt(server)
+    assert done.returncode == 1
+    assert "no database at" in done.stderr and "spool/instance" in done.stderr and "backup" in done.stderr
+    assert not (data(server) / "tracking.db").exists()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_database_of_a_newer_program_keeps_the_server_from_starting(servers: Callable[..., Server]) -> None:
+    server = servers()
+    server.tenant("Acme")
+    with contextlib.closing(sqlite3.connect(data(server) / "tracking.db")) as connection:
+        connection.execute("pragma user_version = 99")
+    done = attempt(server)
+    assert done.returncode == 1
+    assert "schema version 99" in done.stderr and "newer program" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", [None, b"", b"a shopping list\n" * 100], ids=["folder", "empty", "text"])
+def test_what_is_no_database_keeps_the_server_from_starting(
+    content: bytes | None, servers: Callable[..., Server]
+) -> None:
+    server = servers()
+    database = data(server) / "tracking.db"
+    data(server).mkdir()
+    database.mkdir() if content is None else database.write_bytes(content)
+    done = attempt(server)
+    assert done.returncode == 1
+    assert str(database) in done.stderr and "Traceback" not in done.stderr
+    assert database.is_dir() if content is None else database.read_bytes() == content
+
+
+def test_a_settings_fault_keeps_the_server_from_starting_with_status_2(servers: Callable[..., Server]) -> None:
+    done = attempt(servers(WEB_CONCURRENCY="many"))
+    assert done.returncode == 2
+    assert "WEB_CONCURRENCY" in done.stderr and "Traceback" not in done.stderr
