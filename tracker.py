@@ -2204,7 +2204,7 @@ def _keep_rejected(folder: str, name: str, line: bytes) -> None:
     try:
         fd = os.open(
             os.path.join(folder, "rejected", name),
-            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
+            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
             0o640,
         )
         with open(fd, "wb") as kept:
