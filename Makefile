@@ -61,7 +61,7 @@ run: runtime-packages ## start the tracker on this machine
 demo: runtime-packages ## fill data/demo with some weeks of made-up mail, print its dashboards
 	@rm -rf data/demo
 	@DATABASE_URL=sqlite:data/demo/tracking.db $(VENV)/bin/python tracker.py demo
-	@echo "To look at them: DATABASE_URL=sqlite:data/demo/tracking.db make run"
+	@echo "To look at them: DATABASE_URL=sqlite:data/demo/tracking.db $(if $(PORT),PORT=$(PORT) )make run"
 
 test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
 	@$(VENV)/bin/python -m pytest $(ARGS)

@@ -9,7 +9,7 @@ create table secrets (
 ) without rowid;
 
 create table tenants (
-    number        integer primary key,
+    number        integer primary key autoincrement,  -- never another tenant's again
     id            text not null unique check (length(id) between 3 and 64),           -- dashboard id: private
     mail_id       text not null unique check (length(mail_id) between 3 and 64),      -- stands in mail
     name          text not null check (length(name) between 1 and 200),

@@ -27,6 +27,7 @@ import math
 import os
 import re
 import secrets
+import socket
 import sqlite3
 import stat
 import string
@@ -39,7 +40,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime, timedelta, timezone, tzinfo
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
@@ -61,6 +62,10 @@ NETWORK_FILE_SYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "afs", "ceph", "fuse.ceph", "lustre", "glusterfs"),
     *("fuse.glusterfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone"),
 }
+
+
+class BadInput(ValueError):
+    """What a person or a program gave us can't be used; the text says what was expected."""
 
 
 class SettingsError(Exception):
@@ -159,6 +164,8 @@ def _setting(
 
 @dataclass(frozen=True, slots=True)
 class Settings:
+    """All that the operator may say; README's table is made of the same words."""
+
     port: int = _setting("PORT", _whole_number(1, 65535), "3000", "TCP port to listen on, on all addresses")
     bind: str | None = _setting(
         "BIND", _bind, "", "listen here instead: `unix:/run/email-tracker/app.sock` or `HOST:PORT`"
@@ -211,7 +218,13 @@ class Settings:
         """The address links begin with, or None where nobody said it and `--local` was not given."""
         if tracking_host:
             return f"{(self.base_url or 'https:').partition(':')[0]}://{tracking_host}"
-        return self.base_url or (f"http://localhost:{self.port}" if self.local else None)
+        return self.base_url or (self.local_url if self.local else None)
+
+    @property
+    def local_url(self) -> str:
+        """Where the server answers on this machine."""
+        match = re.search(r"[^:]:([0-9]+)$", self.bind or "")
+        return f"http://localhost:{match[1] if match else self.port}"
 
 
 def read_env_file(path: str, faults: list[str]) -> dict[str, str]:
@@ -259,7 +272,7 @@ def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, lo
     Raises SettingsError with all faults at once, so that one look mends them all.
     """
     faults: list[str] = []
-    if env_file is None and os.access(ENV_FILE, os.R_OK):
+    if env_file is None and os.path.exists(ENV_FILE):
         env_file = ENV_FILE
     sources = [environ, read_env_file(env_file, faults) if env_file else {}]
     values: dict[str, Any] = {"local": local}
@@ -323,11 +336,13 @@ BREAKS = re.compile(r"[\r\n\0]")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-class BadTarget(ValueError):
+class BadTarget(BadInput):
     """Why a URL can't be a link's target, in a sentence for the person who wrote it."""
 
 
 class Target(NamedTuple):
+    """Where a link leads, once a URL has been read and found fit."""
+
     location: str  # ASCII, ready for the Location header
     host: str  # lower case, IDNA, without a final dot
     port: int
@@ -597,16 +612,16 @@ def _ascii_label(label: str) -> str | None:
 
 
 def read_destination(text: str) -> str:
-    """Read HOST or HOST:PORT as `--domain` and `--block` take it; raises ValueError with what was expected."""
+    """Read HOST or HOST:PORT as `--domain` and `--block` take it. Raises BadInput."""
     try:
         name, port = _split_port(text.strip())
         host = read_host(name).rstrip(".")
     except BadTarget:
-        raise ValueError(f"{text!r}: expected a domain such as acme.com, or HOST:PORT") from None
+        raise BadInput(f"{text!r}: expected a domain such as acme.com, or HOST:PORT") from None
     if "." not in host and ":" not in host:
-        raise ValueError(f"{text!r}: expected at least two labels, such as acme.com")
+        raise BadInput(f"{text!r}: expected at least two labels, such as acme.com")
     if port and not 0 < int(port) < 65536:
-        raise ValueError(f"{text!r}: expected a port from 1 to 65535")
+        raise BadInput(f"{text!r}: expected a port from 1 to 65535")
     return f"{host}:{int(port)}" if port else host
 
 
@@ -649,7 +664,11 @@ REASONS = {
     "suspended": "The tenant was suspended, so the reader met the naming page.",
 }
 
-NAMING_REASONS = ("destination-not-allowed", "destination-blocked", "suspended")
+NAMING_REASONS = {  # why a click met the naming page, as its dashboard says it
+    "destination-not-allowed": "this tenant has not allowed that host",
+    "destination-blocked": "this tenant has blocked that host",
+    "suspended": "this tenant was suspended",
+}
 
 # Names of products, whole or as they begin a word; order is precedence: people's programs are asked before bot words.
 IMAGE_PROXY = re.compile(
@@ -771,6 +790,8 @@ class Busy(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
+    """A customer of the server, as the table has it."""
+
     number: int
     id: str
     mail_id: str
@@ -809,21 +830,32 @@ class WriteLock:
         self._fd = -1
 
     @contextlib.contextmanager
-    def held(self, *, wait: bool) -> Iterator[None]:
-        """Hold the lock. Raises Busy if another process has it and wait is False."""
+    def held(self, patience: float) -> Iterator[None]:
+        """Hold the lock; waits for it up to `patience` seconds. Raises Busy if another process has it for longer."""
         if self._fd < 0:
             try:
                 self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 raise StoreError(f"can't write to {self._path}: {error.strerror}") from error
         try:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise Busy("another process is writing") from None
+            self._take(patience)
             yield
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _take(self, patience: float) -> None:
+        if patience == math.inf:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            return
+        until = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise Busy("another process is writing") from None
+            time.sleep(0.01)
 
 
 def open_connection(path: str) -> sqlite3.Connection:
@@ -856,10 +888,11 @@ class Database:
     """One SQLite file and, in each process, one connection to it, shared by the process's threads under a mutex.
 
     Every write holds `write.lock`, checkpoints too: SQLite before 3.51.3 can corrupt a WAL that two connections reset
-    at once (sqlite.org/wal.html, "walreset"), and a queue of flock is fairer than SQLite's polling.
+    at once (sqlite.org/wal.html, "walreset"). Commands wait their turn in the lock's queue; a worker has `patience`
+    for some seconds only, since while it waits it answers no pixel.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, patience: float = math.inf) -> None:
         self.path = os.path.abspath(path)
         self.folder = os.path.dirname(self.path)
         self._mutex = threading.RLock()
@@ -867,13 +900,15 @@ class Database:
         self._pid = 0
         self._inode: tuple[int, int] | None = None
         self._lock = WriteLock(self.folder)
-        self._inherited: list[sqlite3.Connection | None] = []
+        self._inherited: list[sqlite3.Connection] = []
+        self._patience = patience
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is not None and self._pid == os.getpid():
             return self._connection
         # A connection must not be used or closed on the far side of a fork: keep it from being collected.
-        self._inherited.append(self._connection)
+        if self._connection is not None:
+            self._inherited.append(self._connection)
         self._connection, self._lock, self._pid = None, WriteLock(self.folder), os.getpid()
         inode = self._file_inode()
         connection = open_connection(self.path)
@@ -890,7 +925,9 @@ class Database:
         try:
             found = os.stat(self.path)
         except OSError:
-            raise StoreError(f"no database at {self.path}") from None
+            raise StoreError(
+                f"no database at {self.path}; `serve` or `tenant add` makes it, DATABASE_URL says where"
+            ) from None
         return found.st_dev, found.st_ino
 
     def _check_identity(self, connection: sqlite3.Connection) -> None:
@@ -913,7 +950,7 @@ class Database:
         """
         with self._mutex, _plain_errors(self.path):
             connection = self._connect()
-            with self._lock.held(wait=wait):
+            with self._lock.held(self._patience if wait else 0):
                 self._check_identity(connection)
                 connection.execute(f"pragma busy_timeout = {BUSY_MS if wait else 0}")
                 try:
@@ -954,7 +991,7 @@ class Database:
         """Close this process's connection; the last one to close moves the WAL into the database."""
         with self._mutex:
             if self._connection is not None and self._pid == os.getpid():
-                with self._lock.held(wait=True):
+                with self._lock.held(self._patience):
                     self._connection.close()
                 self._connection = None
 
@@ -1003,7 +1040,7 @@ def create_database(path: str, schema: str) -> Database:
     folder = database.folder
     try:
         os.makedirs(folder, mode=0o750, exist_ok=True)
-        with WriteLock(folder).held(wait=True):
+        with WriteLock(folder).held(math.inf):
             if not os.path.exists(database.path):
                 _refuse_lost_database(database.path)
                 _build_database(database.path, schema)
@@ -1055,7 +1092,8 @@ def adopt_folder(path: str) -> None:
     finally:
         connection.close()
     spool = os.path.join(folder, "spool")
-    os.makedirs(os.path.join(spool, "rejected"), mode=0o750, exist_ok=True)
+    for name in (spool, os.path.join(spool, "rejected")):
+        os.makedirs(name, mode=0o750, exist_ok=True)
     if read_small_file(spool, "instance") is None:
         write_small_file(os.path.join(spool, "instance"), rows["instance"] + "\n", 0o640)
     key_file = os.path.join(folder, "secret.key")
@@ -1219,11 +1257,27 @@ def write_directory(database: Database, connection: sqlite3.Connection) -> None:
     )
 
 
+def directory_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
+    """Whether tenants.json says what the database says."""
+    text = read_small_file(database.folder, "tenants.json")
+    try:
+        same = json.loads(text or "") == directory(connection)
+    except ValueError:
+        same = False
+    return [] if same else ["tenants.json: differs from the database; `check --repair` or a restart writes it anew"]
+
+
 @contextlib.contextmanager
 def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
     """A transaction that changes tenants, and tenants.json after it."""
     with database.transaction() as connection:
         yield connection
+        probe = os.path.join(database.folder, f"tenants.json.{secrets.token_hex(6)}.new")
+        try:  # before the commit: a change that workers can't be told of is not made
+            write_small_file(probe, "", 0o640)
+            os.unlink(probe)
+        except OSError as error:
+            raise StoreError(f"can't write to {database.folder}: {error.strerror}; nothing was changed") from error
     with database.transaction() as connection:  # under the lock, so that the last to write has seen every change
         try:
             write_directory(database, connection)
@@ -1455,9 +1509,9 @@ class Registration:
     """What a sender says of an email."""
 
     key: str
-    subject: str = ""
-    recipient: str = ""
-    campaign: str = ""
+    subject: str | None = None  # None: not said, so what was said before stays
+    recipient: str | None = None
+    campaign: str | None = None
 
 
 def register_emails(
@@ -1470,8 +1524,9 @@ def register_emails(
         old, counts = _email_and_counts(connection, tenant, each.key)
         connection.execute(
             "insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at)"
-            " values (:tenant, :key, :subject, :recipient, :campaign, 1, :now, :now) on conflict (tenant, key) do update set"
-            " subject = excluded.subject, recipient = excluded.recipient, campaign = excluded.campaign, registered = 1,"
+            " values (:tenant, :key, coalesce(:subject, ''), coalesce(:recipient, ''), coalesce(:campaign, ''), 1, :now, :now)"
+            " on conflict (tenant, key) do update set subject = coalesce(:subject, subject),"
+            " recipient = coalesce(:recipient, recipient), campaign = coalesce(:campaign, campaign), registered = 1,"
             " created_at = case when registered then created_at else excluded.created_at end,"
             " sent_at = coalesce(sent_at, excluded.sent_at)",
             {
@@ -1641,7 +1696,10 @@ class _Recorder:
         for (hit, judgement), url in zip(judged, urls, strict=True):
             self.changes.hits(email.tenant, hit.at // QUARTER_MS, hit.type, judgement.state, 1)
             if judgement.state == ASIDE:
-                self.changes.named(email.tenant, url_host(hit.url or ""), judgement.reason, 1)
+                sql = "select host from urls where id = ?"
+                self.changes.named(
+                    email.tenant, self.connection.execute(sql, (url,)).fetchone()[0], judgement.reason, 1
+                )
                 continue
             add_to_tally(tallies[hit.type], judgement.state, hit.at)
             if url is not None:
@@ -1685,15 +1743,18 @@ class _Recorder:
         return email
 
     def _url(self, tenant: int, url: str) -> int:
-        return self._intern("urls", ("tenant", "url", "host"), (tenant, url, url_host(url)))
+        return self._intern("urls", ("tenant", "url"), (tenant, url), host=url_host(url))
 
-    def _intern(self, table: str, columns: tuple[str, ...], values: tuple[Any, ...]) -> int:
-        """The number of a value that is stored once."""
+    def _intern(self, table: str, columns: tuple[str, ...], values: tuple[Any, ...], **more: object) -> int:
+        """The number of a value that is stored once; `more` goes into a new row only."""
         key = (table, *values)
         known = self._interned.get(key)
         if known is None:
-            marks = ", ".join("?" * len(values))
-            self.connection.execute(f"insert or ignore into {table} ({', '.join(columns)}) values ({marks})", values)
+            names = ", ".join((*columns, *more))
+            marks = ", ".join("?" * (len(values) + len(more)))
+            self.connection.execute(
+                f"insert or ignore into {table} ({names}) values ({marks})", (*values, *more.values())
+            )
             same = " and ".join(f"{column} = ?" for column in columns)
             known = int(self.connection.execute(f"select id from {table} where {same}", values).fetchone()[0])
             self._interned[key] = known
@@ -1701,11 +1762,12 @@ class _Recorder:
 
 
 def url_host(url: str) -> str:
-    """The host that a target leads to; what can't be read has none."""
+    """The host that a target leads to, with the port unless it is a default one; "" for what can't be read."""
     try:
-        return read_target(url).host
+        target = read_target(url)
     except BadTarget:
         return ""
+    return target.host if target.port in DEFAULT_PORTS.values() else f"{target.host}:{target.port}"
 
 
 def record_hits(connection: sqlite3.Connection, hits: Iterable[Hit], now: int) -> None:
@@ -1771,6 +1833,12 @@ def named_clicks(connection: sqlite3.Connection, tenant: int) -> list[tuple[str,
     """Hosts that met the naming page, most clicks first: (host, reason, clicks)."""
     sql = "select host, reason, clicks from named_hosts where tenant = ? and clicks > 0 order by clicks desc, host limit 20"
     return connection.execute(sql, (tenant,)).fetchall()
+
+
+def dropped_hits(connection: sqlite3.Connection, tenant: int) -> dict[str, int]:
+    """How many of a tenant's hits became no event, by reason."""
+    sql = "select reason, sum(hits) from dropped where tenant = ? group by reason order by reason"
+    return dict(connection.execute(sql, (tenant,)).fetchall())
 
 
 def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
@@ -1869,7 +1937,7 @@ SEGMENT_SECONDS = 3600
 RETRY_SECONDS = 1.0  # between two tries to open a segment while none can be written
 DRAIN_BATCH = 2_000  # hits a transaction: long enough for one fsync, short enough for others to get their turn
 BACKLOG_BATCH = 50_000  # the same for the command `drain`, which has nobody to wait for it
-READ_BYTES = 4 << 20
+SEARCH_BYTES = 1 << 20  # at a time, for the end of a line longer than any of ours
 BYTES_A_HIT = 330  # a typical line, to say about how many hits wait
 EARLIEST, LATEST = 946_684_800.0, 4_102_444_800.0  # the years 2000 and 2100, in seconds: another time is no time
 
@@ -1898,7 +1966,7 @@ def hit_line(fields_: Mapping[str, object]) -> bytes:
     return json.dumps(fields_, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace") + b"\n"
 
 
-class BadLine(ValueError):
+class BadLine(BadInput):
     """Why a line of the spool can't be read as a hit."""
 
 
@@ -1970,9 +2038,14 @@ class Spool:
         self._size = 0
         self._opened = 0.0
         self._retry_at = 0.0
+        self._mutex = threading.Lock()
 
     def append(self, line: bytes) -> bool:
         """Write one hit; where that is impossible, print it for `ingest` and return False."""
+        with self._mutex:
+            return self._append(line)
+
+    def _append(self, line: bytes) -> bool:
         now = time.monotonic()
         if self._pid != os.getpid() or self._size >= SEGMENT_BYTES or now - self._opened >= SEGMENT_SECONDS:
             self.close()
@@ -2029,6 +2102,13 @@ class DrainReport:
     troubles: list[str] = field(default_factory=list)
 
 
+# What a line may cause, in contrast to what the machine does (a full disk, a lock, too little memory).
+LINE_FAULTS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError),
+    *(sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError),
+)
+
+
 class Lines(NamedTuple):
     """What one read of a segment gave."""
 
@@ -2036,6 +2116,9 @@ class Lines(NamedTuple):
     rejected: list[tuple[int, bytes]]  # offset and beginning of each line that can't be read
     end: int  # the position after the last line taken
     more: bool  # whether another read may give more
+
+
+LineReader = Callable[[int, int, int, bool, int], Lines]
 
 
 def segment_names(folder: str) -> list[str]:
@@ -2091,18 +2174,30 @@ def _drain_segment(
         # First the lock, then the end: the other way round, a hit could be written in between.
         finished = _lock_finished(fd)
         goal = os.fstat(fd).st_size
+        drain_some = partial(_drain_batch, database, folder, name, fd, goal, finished, report, wait=wait, pause=pause)
         more = True
         while more:
             if time.monotonic() > until:
                 raise Busy("not all hits could be drained in time")
-            more = _drain_batch(database, folder, name, fd, goal, finished, report, batch=batch, wait=wait)
-            if more and pause:
-                time.sleep(pause)
+            more = _drain_past_faults(drain_some, batch)
         if finished and os.fstat(fd).st_nlink:
             os.unlink(path)
             sync_folder(folder)
     finally:
         os.close(fd)
+
+
+def _drain_past_faults(drain_some: Callable[[int, LineReader], bool], batch: int) -> bool:
+    """Drain a batch; if a line in it breaks the program, find that line and put it aside: it must not hold up others."""
+    try:
+        return drain_some(batch, read_lines)
+    except LINE_FAULTS:
+        pass
+    try:
+        return drain_some(1, read_lines)
+    except LINE_FAULTS as error:
+        log("a line of the spool can't be counted and goes to spool/rejected", error=f"{type(error).__name__}: {error}")
+    return drain_some(1, reject_lines)
 
 
 def _lock_finished(fd: int) -> bool:
@@ -2122,9 +2217,11 @@ def _drain_batch(
     goal: int,
     finished: bool,
     report: DrainReport,
-    *,
     batch: int,
+    read: LineReader,
+    *,
     wait: bool,
+    pause: float,
 ) -> bool:
     """Drain one batch of a segment in one transaction; returns whether there is more before the goal."""
     with database.reading(wait=wait) as connection:
@@ -2140,7 +2237,7 @@ def _drain_batch(
             return False
         if os.fstat(fd).st_nlink == 0:
             return False  # another drain finished it while we waited for the lock
-        lines = read_lines(fd, position, goal, finished, batch)
+        lines = read(fd, position, goal, finished, batch)
         for offset, line in lines.rejected:
             _keep_rejected(folder, f"{name}-{offset:010d}", line)
         record_hits(connection, lines.hits, now_ms())
@@ -2149,12 +2246,14 @@ def _drain_batch(
         os.fdatasync(fd)  # a position must never be ahead of what a power failure leaves of the segment
     report.hits += len(lines.hits)
     report.rejected += len(lines.rejected)
+    time.sleep(pause)
     return lines.more
 
 
 def read_lines(fd: int, position: int, goal: int, finished: bool, most: int) -> Lines:
     """Read up to `most` complete lines between position and goal; in a finished segment its torn end counts as a bad line."""
-    block = os.pread(fd, min(READ_BYTES, max(goal - position, 0)), position)
+    size = max(most * BYTES_A_HIT, 2 * MAX_READ_LINE)
+    block = os.pread(fd, min(size, max(goal - position, 0)), position)
     hits: list[Hit] = []
     rejected: list[tuple[int, bytes]] = []
     taken = 0
@@ -2175,7 +2274,7 @@ def read_lines(fd: int, position: int, goal: int, finished: bool, most: int) -> 
     if taken < len(block) and len(hits) + len(rejected) == most:
         return Lines(hits, rejected, end, True)
     if taken:
-        return Lines(hits, rejected, end, end < goal and (finished or len(block) == READ_BYTES))
+        return Lines(hits, rejected, end, end < goal and (finished or len(block) == size))
     # Not one newline: the end of the segment, or a line longer than anything we write.
     line_end = _find_newline(fd, position, goal)
     if line_end is None and not finished:
@@ -2186,10 +2285,17 @@ def read_lines(fd: int, position: int, goal: int, finished: bool, most: int) -> 
     return Lines([], rejected, end, end < goal)
 
 
+def reject_lines(fd: int, position: int, goal: int, finished: bool, most: int) -> Lines:
+    """As read_lines, but nothing is taken for a hit."""
+    lines = read_lines(fd, position, goal, finished, most)
+    text = os.pread(fd, min(lines.end - position, MAX_READ_LINE), position).rstrip(b"\n")
+    return Lines([], [(position, text)], lines.end, lines.more)
+
+
 def _find_newline(fd: int, position: int, goal: int) -> int | None:
     """The position after the next newline, or None."""
     while position < goal:
-        block = os.pread(fd, min(READ_BYTES, goal - position), position)
+        block = os.pread(fd, min(SEARCH_BYTES, goal - position), position)
         newline = block.find(b"\n")
         if newline >= 0:
             return position + newline + 1
@@ -2227,6 +2333,22 @@ def waiting_bytes(database: Database, connection: sqlite3.Connection) -> int:
     return waiting
 
 
+def waiting_hits(database: Database, connection: sqlite3.Connection) -> int:
+    """About how many hits are not in the database yet."""
+    return -(-waiting_bytes(database, connection) // BYTES_A_HIT)
+
+
+def position_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
+    """Segments that are shorter than what was drained of them."""
+    faults = []
+    for name, position in all_positions(connection).items():
+        with contextlib.suppress(FileNotFoundError):
+            size = os.lstat(os.path.join(database.folder, "spool", name)).st_size
+            if size < position:
+                faults.append(f"positions: {name} is drained to {position} but only {size} bytes long")
+    return faults
+
+
 def rejected_lines(folder: str) -> int:
     """How many lines of the spool could not be read."""
     try:
@@ -2248,7 +2370,7 @@ def tidy_spool(database: Database) -> None:
 
 
 def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[str]]:
-    """Record hits printed as `unspooled`, or whole lines of a spool, each id once.
+    """Record the hits that a log holds as `unspooled {…}`, each id once; other lines of the log are passed over.
 
     Returns how many were new, how many known already, and what could not be read.
     """
@@ -2264,12 +2386,11 @@ def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[s
         batch.clear()
 
     for number, line in enumerate(lines, 1):
-        before, found, rest = line.partition(b"unspooled {")
-        text = b"{" + rest if found else before if before.lstrip().startswith(b"{") else b""
-        if not text:
+        _, found, rest = line.partition(b"unspooled {")
+        if not found:
             continue  # another line of the log
         try:
-            batch.append(parse_hit(text))
+            batch.append(parse_hit(b"{" + rest))
         except BadLine as error:
             troubles.append(f"line {number}: {error}")
         if len(batch) >= DRAIN_BATCH:
@@ -2284,6 +2405,7 @@ class Drainer:
     WAKE_SECONDS = 0.25
     PAUSE_SECONDS = 0.02
     LONGEST_BACKOFF = 10.0
+    LONGEST_BUSY = 60.0
     TIDY_SECONDS = 3600.0
 
     def __init__(self, database: Database) -> None:
@@ -2303,6 +2425,7 @@ class Drainer:
 
     def _run(self) -> None:
         delay = self.WAKE_SECONDS
+        drained_at = time.monotonic()
         tidy_at = time.monotonic() + self.TIDY_SECONDS * secrets.randbelow(1000) / 1000  # not all workers at once
         while not self._stop.wait(delay):
             try:
@@ -2312,8 +2435,11 @@ class Drainer:
                     tidy_spool(self.database)
                 self._say("; ".join(report.troubles) or None)
                 delay = self.WAKE_SECONDS
-            except Busy:
+                drained_at = time.monotonic()
+            except Busy as error:
                 delay = self.WAKE_SECONDS  # another worker drains
+                if time.monotonic() - drained_at > self.LONGEST_BUSY:
+                    self._say(f"nothing could be counted for over a minute: {error}")
             except Exception as error:  # the thread must outlive whatever happens, and says what it was
                 self._say(f"{type(error).__name__}: {error}" if not isinstance(error, StoreError) else str(error))
                 delay = min(delay * 2, self.LONGEST_BACKOFF)
@@ -2325,12 +2451,11 @@ class Drainer:
 
 
 def drain_for_reading(database: Database, seconds: float = 2.0) -> bool:
-    """Drain what is in the spool now, before numbers are read; False if the time was up or the database locked."""
+    """Drain what is in the spool now, before numbers are read; False if not all of it could be counted."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
-            drain(database, pause=0, wait=False, until=until)
-            return True
+            return not drain(database, wait=False, until=until).troubles
         except Busy:
             time.sleep(0.01)
     return False
@@ -2345,7 +2470,7 @@ DAYS_BACK = {"7d": 6, "30d": 29, "90d": 89}  # whole days before today
 MOST_WEEKS = 104  # beyond two years, months
 
 
-class BadPeriod(ValueError):
+class BadPeriod(BadInput):
     """Why a range or a time zone can't be read."""
 
 
@@ -2444,6 +2569,7 @@ class Stats:
     emails: dict[int, dict[int, int]]  # unique: emails that came under a state in the period
     steps: list[Step]
     named: list[tuple[str, str, int]]
+    dropped: dict[str, int]  # so far, by reason
     last_hit_at: int | None
 
 
@@ -2474,6 +2600,7 @@ def read_stats(connection: sqlite3.Connection, tenant: int, period: Period) -> S
         emails=emails,
         steps=steps,
         named=named_clicks(connection, tenant),
+        dropped=dropped_hits(connection, tenant),
         last_hit_at=last_hit_at(connection, tenant),
     )
 
@@ -2523,6 +2650,7 @@ def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
             for kind, word in TYPES.items()
         },
         "naming_page": [{"host": host, "reason": reason, "clicks": clicks} for host, reason, clicks in stats.named],
+        "dropped": stats.dropped,
         "last_hit_at": iso_time(stats.last_hit_at),
         "waiting_hits": waiting,
         "steps": [
@@ -2619,10 +2747,10 @@ def percent(rate: tuple[float, float] | None) -> str:
 
 
 def round_top(value: int) -> int:
-    """The least of 2, 4, 5, 10, 20, 40, 50, … that is not below the value: a round end for an axis with a middle."""
+    """The least even one of 2, 3, 4, 6, 8, 10, 20, 30, … that is not below the value: a round axis with a middle."""
     scale = 1
     while True:
-        for step in (2, 4, 5, 10):
+        for step in (2, 3, 4, 6, 8, 10):
             if step * scale >= value and (step * scale) % 2 == 0:
                 return step * scale
         scale *= 10
@@ -2723,6 +2851,7 @@ def dashboard_page(pages: Pages, model: DashboardModel) -> str:
         emails=email_table(pages, model),
         older=older,
         exports=f"/{model.tenant.id}",
+        parameters=f"range={period.name}&tz={quote(period.zone_name, safe='')}",
     )
     return pages.page(f"{model.tenant.name}: opens and clicks", body)
 
@@ -2747,12 +2876,13 @@ def email_table(pages: Pages, model: DashboardModel) -> Markup:
     return pages["_table.html"].render(rows=pages["_email_row.html"].render_each(rows))
 
 
+def made_of(counts: Mapping[str, int]) -> str:
+    """`2 by people, 1 unconfirmed, 0 by machines`."""
+    return ", ".join(f"{grouped(counts[STATES[state]])} {STATE_WORDS[state]}" for state in STATES)
+
+
 def dashboard_figures(stats: Stats) -> list[dict[str, object]]:
     """The big numbers, each with what it is made of."""
-
-    def made_of(counts: Mapping[str, int]) -> str:
-        people, unconfirmed, machines = (counts[state] for state in STATES.values())
-        return f"{grouped(people)} by people, {grouped(unconfirmed)} unconfirmed, {grouped(machines)} by machines"
 
     def seen(kind: int) -> str:
         hits, emails = stats.hits[kind], stats.emails[kind]
@@ -2778,6 +2908,14 @@ def dashboard_figures(stats: Stats) -> list[dict[str, object]]:
     ]
 
 
+def can_allow(host: str, reason: str) -> bool:
+    """Whether `tenant set --domain` would make links to this host redirect."""
+    try:
+        return reason == "destination-not-allowed" and read_destination(host) == host
+    except BadInput:
+        return False
+
+
 def dashboard_notices(model: DashboardModel) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
     tenant, stats = model.tenant, model.stats
@@ -2793,19 +2931,13 @@ def dashboard_notices(model: DashboardModel) -> Iterator[str]:
     if tenant.suspended:
         yield "This tenant is suspended: its links show the naming page."
     if stats.unregistered.emails:
-        people = stats.unregistered.opened["person"] + stats.unregistered.opened["unconfirmed"]
         yield (
-            f"Apart from the mail sent, there were hits for {counted(stats.unregistered.emails, 'email')} that nobody "
-            f"registered: {grouped(people)} opened, {grouped(stats.unregistered.opened['machine'])} by machines only. "
-            "They are in no rate."
+            f"Apart from the mail sent, so far {counted(stats.unregistered.emails, 'email')} that nobody registered got hits. "
+            f"Opened: {made_of(stats.unregistered.opened)}. Clicked: {made_of(stats.unregistered.clicked)}. They are in no rate."
         )
     for host, reason, clicks in stats.named:
-        how = (
-            f"Allow it with `tenant set {tenant.mail_id} --domain {host}`."
-            if reason == "destination-not-allowed"
-            else ""
-        )
-        yield f"{counted(clicks, 'click')} to {host} met the naming page ({reason}). {how}".rstrip()
+        how = f"Allow it with `tenant set {tenant.mail_id} --domain {host}`." if can_allow(host, reason) else ""
+        yield f"{counted(clicks, 'click')} to {host} met the naming page: {NAMING_REASONS[reason]}. {how}".rstrip()
     if not model.shows_people:
         yield "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."
 
@@ -2889,6 +3021,8 @@ class Proxies:
 
 @dataclass(frozen=True, slots=True)
 class Request:
+    """One request, read once."""
+
     environ: WSGIEnvironment
     method: str
     uri: str  # the request target as received
@@ -2939,6 +3073,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
+    """What is sent; it has no behaviour."""
+
     status: int
     headers: Headers
     body: bytes | Iterator[bytes]
@@ -3013,7 +3149,7 @@ def send(response: Response, method: str, start_response: StartResponse) -> Iter
 
 
 # == Handlers ==========================================================================================
-# One function a route: def name(app, request, …captures) -> Response. Uses everything above.
+# What outlives a request, and one function a route: def name(app, request, …) -> Response. Uses everything above.
 
 PIXEL_HEADERS = (
     ("Content-Type", "image/gif"),
@@ -3021,6 +3157,9 @@ PIXEL_HEADERS = (
 )
 MAX_ROWS = 100_000  # of an export over HTTP: a sync worker that streams for minutes is killed, and blocks pixels
 CHUNK_ROWS = 1_000
+WORKER_PATIENCE = 5.0  # seconds that a request waits for its turn to write; then it is a 503
+MANY_WAITING = 100_000  # hits: more than a drain leaves behind when all is well
+MAX_LINKS = 20_000  # in one request: signing a million would take longer than a worker may
 MAX_REGISTRATIONS = 1_000
 PAGE_ROWS = 50
 UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
@@ -3035,6 +3174,7 @@ class Directory:
         self._look_at = 0.0
         self._seen: tuple[int, int, int] | None = None
         self.known = False  # whether the file was ever read
+        self.trouble: str | None = None
         self.tenants: dict[str, dict[str, Any]] = {}
         self.retired: frozenset[str] = frozenset()
         self.host_owners: dict[str, str] = {}
@@ -3044,17 +3184,23 @@ class Directory:
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + 1.0
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            try:
                 found = os.stat(self._path)
                 seen = (found.st_ino, found.st_mtime_ns, found.st_size)
                 if seen != self._seen:
                     with open(self._path, encoding="utf-8") as file:
                         self._load(json.load(file))
                     self._seen = seen
+                self.trouble = None
+            except OSError as error:
+                self.trouble = f"tenants.json: {error.strerror}"
+            except (ValueError, LookupError, TypeError, AttributeError):
+                self.trouble = "tenants.json: expected what this program writes; `check --repair` writes it anew"
         return self
 
     def _load(self, content: dict[str, Any]) -> None:
-        tenants = content["tenants"]
+        names = ("tracking_host", "any_domain", "suspended", "allow", "block")
+        tenants = {mail_id: {name: entry[name] for name in names} for mail_id, entry in content["tenants"].items()}
         owners = {entry["tracking_host"]: mail_id for mail_id, entry in tenants.items() if entry["tracking_host"]}
         self.tenants, self.retired, self.host_owners = tenants, frozenset(content["retired"]), owners
         self.known = True
@@ -3067,15 +3213,21 @@ class App:
         self.settings = settings
         self.pages = Pages()
         self.proxies = Proxies(settings.forwarded_allow_ips)
-        self.database = Database(settings.database)
+        self.database = Database(settings.database, patience=WORKER_PATIENCE)
         self.spool = Spool(os.path.join(settings.folder, "spool"))
         self.directory = Directory(settings.folder)
-        self.secrets = link_secrets(settings, self.database)
+        self._secrets = link_secrets(settings, self.database)
         self.drainer: Drainer | None = None
         self._started_in = 0
         self._unknown_second = 0
         self._unknown_count = 0
         self._own = {read_origin(settings.base_url)} if settings.base_url else set()
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The keys that sign links; looked for again where the database was made after this process began."""
+        self._secrets = self._secrets or link_secrets(self.settings, self.database)
+        return self._secrets
 
     def start(self) -> None:
         """Begin to drain in this process, once."""
@@ -3141,16 +3293,15 @@ class App:
         return is_ours(own, target)
 
     @contextlib.contextmanager
-    def numbers(self) -> Iterator[tuple[sqlite3.Connection, int, bool]]:
-        """A reading after a drain, with the bytes that still wait and whether the drain came to its end."""
-        drained = True
+    def numbers(self) -> Iterator[tuple[sqlite3.Connection, int]]:
+        """A reading after a drain, with about how many hits could not be counted in time."""
+        drained = False
         try:
             drained = drain_for_reading(self.database)
         except StoreError as error:
-            drained = False
             log(f"numbers without a drain: {error}")
         with self.database.reading() as connection:
-            yield connection, waiting_bytes(self.database, connection), drained
+            yield connection, 0 if drained else waiting_hits(self.database, connection)
 
 
 def read_origin(url: str) -> tuple[str, int]:
@@ -3168,7 +3319,7 @@ def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
     Read from the fast copy, so that links work without the database. Raises StoreError if there is none at all.
     """
     own = read_small_file(settings.folder, "secret.key")
-    if own is None and os.path.exists(database.path):
+    if not own and os.path.exists(database.path):
         with database.reading() as connection:
             own = stored_secret(connection)
     found = (*(settings.secret_key or ()), *((own,) if own else ()))
@@ -3183,10 +3334,8 @@ def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
 # -- Hits
 
 
-def pixel(app: App, request: Request) -> Response:
+def pixel(app: App, request: Request, hit: Pixel) -> Response:
     """Always the GIF, whatever is wrong; X-Tracker says what."""
-    hit = recognise(request.segments, request.query)
-    assert isinstance(hit, Pixel)
     owner = app.owner(request)
     if owner is not None and owner != hit.mail_id:
         note = "wrong host"
@@ -3200,10 +3349,8 @@ def pixel(app: App, request: Request) -> Response:
     return Response(200, (*PIXEL_HEADERS, ("X-Tracker", note)), app.pages.pixel)
 
 
-def signed_click(app: App, request: Request) -> Response:
+def signed_click(app: App, request: Request, hit: SignedClick) -> Response:
     """Redirect to the signed target, with or without a database."""
-    hit = recognise(request.segments, request.query)
-    assert isinstance(hit, SignedClick)
     _refuse_wrong_host(app, request, hit.mail_id)
     if not is_key(hit.key) or not verify(app.secrets, hit.mail_id, hit.target, hit.signature):
         raise HTTPError(404, "This link is not complete, or it is not one that this server made.")
@@ -3212,18 +3359,16 @@ def signed_click(app: App, request: Request) -> Response:
         raise HTTPError(404, "This link is not complete, or it is not one that this server made.")
     target = _readable_target(app, request, url)
     tenant = app.directory.tenants.get(hit.mail_id)
-    if tenant is None and app.directory.known:
-        return _naming_page(
-            app, request, hit.mail_id, target, "suspended"
-        )  # its tenant was removed; nobody vouches for it now
+    if hit.mail_id in app.directory.retired:
+        # Its tenant was removed, and nobody vouches for it now. A tenant not known yet is another matter: the
+        # signature proves that this server made the link, perhaps a moment ago.
+        return _naming_page(app, request, hit.mail_id, target, "suspended")
     reason = _why_not(tenant, target, signed=True) if tenant else None
     return _answer_click(app, request, hit.mail_id, target, reason)
 
 
-def plain_click(app: App, request: Request) -> Response:
+def plain_click(app: App, request: Request, hit: PlainClick) -> Response:
     """Redirect to a URL that anybody could have written, but only where the tenant's links may lead."""
-    hit = recognise(request.segments, request.query)
-    assert isinstance(hit, PlainClick)
     _refuse_wrong_host(app, request, hit.mail_id)
     retired = hit.mail_id in app.directory.retired
     tenant = app.directory.tenants.get(hit.mail_id)
@@ -3325,13 +3470,17 @@ def health(app: App, request: Request) -> Response:
     waiting = None
     try:
         with app.database.reading(wait=False) as connection:
-            waiting = waiting_bytes(app.database, connection) // BYTES_A_HIT
+            waiting = waiting_hits(app.database, connection)
     except StoreError as error:
         why.append(f"database: {_without_path(error, app)}")
     except OSError as error:
         why.append(f"spool: {error.strerror}")
     if app.spool.failing:
         why.append("spool: can't be written; hits are printed to stderr as `unspooled`, replay them with `ingest`")
+    if app.directory.refresh().trouble:
+        why.append(f"{app.directory.trouble}; workers go by what they knew")
+    if waiting is not None and waiting > MANY_WAITING:
+        why.append(f"drain: about {waiting} hits wait to be counted")
     if app.drainer is not None and app.drainer.trouble:
         why.append(f"drain: {_without_path(app.drainer.trouble, app)}")
     rejected = rejected_lines(app.settings.folder)
@@ -3363,7 +3512,7 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
     """The tenant's page."""
     after = _cursor(request)
     shows_people = _shows_people(app, request, tenant)
-    with app.numbers() as (connection, waiting, drained):
+    with app.numbers() as (connection, waiting):
         stats = _tenant_stats(app, request, connection, tenant)
         rows = table_page(connection, tenant.number, "emails", after, PAGE_ROWS + 1)
     shown = [_visible(dict(zip(EMAIL_FIELDS, row, strict=True)), shows_people) for _, row in rows[:PAGE_ROWS]]
@@ -3372,7 +3521,7 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
         stats=stats,
         rows=shown,
         next=rows[PAGE_ROWS - 1][0] if len(rows) > PAGE_ROWS else None,
-        waiting=0 if drained else max(waiting // BYTES_A_HIT, 1),
+        waiting=waiting,
         shows_people=shows_people,
     )
     return html_response(200, dashboard_page(app.pages, model))
@@ -3380,9 +3529,9 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
 
 def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
     """The numbers of the dashboard as JSON."""
-    with app.numbers() as (connection, waiting, drained):
+    with app.numbers() as (connection, waiting):
         stats = _tenant_stats(app, request, connection, tenant)
-    return json_response(200, stats_json(stats, tenant.name, 0 if drained else max(waiting // BYTES_A_HIT, 1)))
+    return json_response(200, stats_json(stats, tenant.name, waiting))
 
 
 def _shows_people(app: App, request: Request, tenant: Tenant) -> bool:
@@ -3463,6 +3612,7 @@ class ExportBody:
             raise OSError(errno.EPIPE, "an export broke off") from None  # the server cuts the connection, silently
 
     def close(self) -> None:
+        """Let the next export begin."""
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
@@ -3492,7 +3642,8 @@ def _json_rows(rows: Iterator[tuple[Cursor, dict[str, Any]]], fields_: tuple[str
         if number == limit:
             following = last
             break
-        line = json.dumps({name: row[name] for name in fields_}, ensure_ascii=False)
+        values = {name: bool(row[name]) if name == "registered" else row[name] for name in fields_}
+        line = json.dumps(values, ensure_ascii=False)
         yield (("\n" if number == 0 else ",\n") + line).encode("utf-8", "backslashreplace")
         last = cursor
     yield f'\n], "next": {json.dumps(following and str(following))}}}\n'.encode()
@@ -3596,7 +3747,8 @@ def _public_url(app: App, tenant: Tenant) -> str:
 
 NO_PUBLIC_URL = (
     "this server does not know its public address, and a mailing full of localhost links can't be called back: "
-    "set BASE_URL=https://track.example.com (or give the tenant a tracking host), or, to try it on this machine, say --local"
+    "set BASE_URL=https://track.example.com, or give the tenant a tracking host; to try it on this machine, start "
+    "`serve` (or the command) with --local"
 )
 
 
@@ -3608,9 +3760,13 @@ def post_emails(app: App, request: Request, tenant: Tenant) -> Response:
     values = body if isinstance(body, list) else [body]
     if len(values) > MAX_REGISTRATIONS:
         raise HTTPError(400, f"expected at most {MAX_REGISTRATIONS} emails, got {len(values)}")
-    registrations, answers = [], []
+    registrations, answers, link_count = [], [], 0
     for n, value in enumerate(values):
-        registration, links = _read_registration(app, request, tenant, value, f"[{n}]." if many else "", base)
+        where = f"[{n}]." if many else ""
+        registration, links = _read_registration(app, request, tenant, value, where, base)
+        link_count += len(links)
+        if link_count > MAX_LINKS:
+            raise HTTPError(400, f"{where}links: expected at most {MAX_LINKS} in one request")
         registrations.append(registration)
         answers.append(
             {"key": registration.key, "pixel_url": base + pixel_path(tenant.mail_id, registration.key), "links": links}
@@ -3624,7 +3780,7 @@ def _read_registration(
     app: App, request: Request, tenant: Tenant, raw: object, where: str, base: str
 ) -> tuple[Registration, list[dict[str, str]]]:
     value = _object(raw, where, (*FIELD_LIMITS, "links"))
-    texts = {name: _text_field(value, name, where, most) for name, most in FIELD_LIMITS.items()}
+    texts = {name: _text_field(value, name, where, most) for name, most in FIELD_LIMITS.items() if name in value}
     if "key" not in value:
         texts["key"] = new_key()
     elif not is_key(texts["key"]):
@@ -3655,10 +3811,8 @@ def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> R
 def post_tenants(app: App, request: Request) -> Response:
     """Create a tenant."""
     value = _object(_json_body(request), "", ("name", "id", "domains", "any_domain", "tracking_host"))
-    name = _text_field(value, "name", "", 200)
-    if not name.strip():
-        raise HTTPError(400, "name: expected text")
     try:
+        name = read_tenant_name(_text_field(value, "name", "", 200))
         wanted = new_tenant_options(
             app.settings,
             id_=_text_field(value, "id", "", 64) or None,
@@ -3666,42 +3820,48 @@ def post_tenants(app: App, request: Request) -> Response:
             any_domain=_flag_field(value, "any_domain"),
             tracking_host=_text_field(value, "tracking_host", "", 253) or None,
         )
-    except ValueError as error:
+    except BadInput as error:
         raise HTTPError(400, str(error)) from None
     if app.settings.public_url(wanted["tracking_host"]) is None:
         raise HTTPError(409, NO_PUBLIC_URL)
     with changing_tenants(app.database) as connection:
-        tenant = add_tenant(connection, name.strip(), now_ms(), **wanted)
+        tenant = add_tenant(connection, name, now_ms(), **wanted)
     return json_response(201, tenant_summary(app.settings, tenant))
+
+
+def read_tenant_name(text: str) -> str:
+    """Read what a tenant is to be called. Raises BadInput."""
+    name = text.strip()
+    if not 0 < len(name) <= 200 or CONTROL.search(name) or re.search("[\ud800-\udfff]", name):
+        raise BadInput(f"name: expected one line of 1 to 200 characters, not {text[:60]!r}")
+    return name
 
 
 def new_tenant_options(
     settings: Settings, *, id_: str | None, domains: Iterable[str], any_domain: bool, tracking_host: str | None
 ) -> dict[str, Any]:
-    """Check what is asked for a new tenant, for add_tenant. Raises ValueError with the field and what was expected."""
+    """Check what is asked for a new tenant, for add_tenant. Raises BadInput with the field and what was expected."""
     fault = id_fault(id_) if id_ is not None else None
     if fault:
-        raise ValueError(f"id: {fault}")
+        raise BadInput(f"id: {fault}")
     host = read_tracking_host(settings, tracking_host) if tracking_host else None
     try:
         allow = [read_destination(domain) for domain in domains]
-    except ValueError as error:
-        raise ValueError(f"domains: {error}") from None
+    except BadInput as error:
+        raise BadInput(f"domains: {error}") from None
     return {"id_": id_, "allow": allow, "any_domain": any_domain, "tracking_host": host}
 
 
 def read_tracking_host(settings: Settings, text: str) -> str:
-    """Read a tenant's tracking host. Raises ValueError."""
+    """Read a tenant's tracking host. Raises BadInput."""
     try:
         host = read_destination(text)
-    except ValueError as error:
-        raise ValueError(f"tracking_host: {error}") from None
+    except BadInput as error:
+        raise BadInput(f"tracking_host: {error}") from None
     if ":" in host or _is_ipv4(host):
-        raise ValueError(f"tracking_host {text!r}: expected a domain name such as track.acme.com, without a port")
+        raise BadInput(f"tracking_host {text!r}: expected a domain name such as track.acme.com, without a port")
     if settings.base_url and host == read_origin(settings.base_url)[0]:
-        raise ValueError(
-            f"tracking_host {text!r} is BASE_URL's own host; expected another one that leads to this server"
-        )
+        raise BadInput(f"tracking_host {text!r} is BASE_URL's own; expected another one that leads to this server")
     return host
 
 
@@ -3729,6 +3889,8 @@ OPERATOR = "operator"  # has API_KEY
 
 @dataclass(frozen=True, slots=True)
 class Route:
+    """A line of the table of URLs."""
+
     method: str
     pattern: str
     handler: Callable[..., Response]
@@ -3773,7 +3935,7 @@ ROUTES = (
     Route("DELETE", "/{id}/emails/{key}", delete_email_view, WRITER),
     Route("POST", "/tenants", post_tenants, OPERATOR),
 )
-HIT_HANDLERS: dict[type, Callable[[App, Request], Response]] = {
+HIT_HANDLERS: dict[type, Callable[..., Response]] = {
     Pixel: pixel,
     SignedClick: signed_click,
     PlainClick: plain_click,
@@ -3790,7 +3952,7 @@ def answer(app: App, environ: WSGIEnvironment) -> Response:
         method = "GET" if request.method == "HEAD" else request.method
         hit = recognise(segments, request.query)
         if hit is not None and method == "GET":
-            return HIT_HANDLERS[type(hit)](app, request)
+            return HIT_HANDLERS[type(hit)](app, request, hit)
         route, captured = _find_route(method, segments)
         access = route.access
         return _dispatch(app, request, route, captured)
@@ -3868,7 +4030,7 @@ def error_response(app: App, error: HTTPError, segments: tuple[str, ...], access
     )
 
 
-ERROR_TITLES = {400: "This link can't be used", 404: "Not found", 405: "Not like this", 503: "Not now"}
+ERROR_TITLES = {400: "This address can't be used", 404: "Not found", 405: "Not like this", 503: "Not now"}
 
 
 def wsgi(app: App) -> WSGIApplication:
@@ -3911,19 +4073,20 @@ GUNICORN_TIMEOUT = 30  # seconds for one request, and for the last ones after SI
 MAX_REQUEST_LINE = 8190  # gunicorn's most; a signed link with the longest target has about 5,700 characters
 
 
+def _made(settings: Settings) -> contextlib.closing[Database]:
+    """The database, made where there is none; closed at the end."""
+    return contextlib.closing(create_database(settings.database, resource("schema.sql").decode()))
+
+
 def cmd_serve(args: argparse.Namespace, settings: Settings) -> int:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
-    database = create_database(settings.database, resource("schema.sql").decode())
-    try:
-        with changing_tenants(database) as connection:
-            tenants = list_tenants(connection)
-            first = None if tenants else add_tenant(connection, "default", now_ms())
-    finally:
-        database.close()
+    with _made(settings) as database, changing_tenants(database) as connection:
+        first = None if list_tenants(connection) else add_tenant(connection, "default", now_ms())
     _probe_spool(settings)
     app = App(settings)
     if first:
         _welcome(settings, first)
+    _probe_address(settings)
     run_gunicorn(settings, app)
     return 0
 
@@ -3940,12 +4103,26 @@ def _probe_spool(settings: Settings) -> None:
         ) from error
 
 
+def _probe_address(settings: Settings) -> None:
+    """Say in a sentence that the address is taken; gunicorn would say it eleven times. Raises StoreError."""
+    host, _, port = settings.address.rpartition(":")
+    if not port.isdecimal() or settings.address.startswith(("unix:", "fd:")):
+        return
+    try:
+        socket.create_server(
+            (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ).close()
+    except OSError as error:
+        raise StoreError(f"can't listen on {settings.address}: {error.strerror}; choose another PORT or BIND") from None
+
+
 def _welcome(settings: Settings, tenant: Tenant) -> None:
     """What to do first; an id only where a person reads it, never in a log."""
     if not sys.stdout.isatty():
-        log("made the tenant default; `tracker.py tenant show default` prints its URLs")
+        option = " --local" if settings.local else ""
+        log(f"made the tenant default; its URLs: tracker.py tenant show default{option}")
         return
-    here = settings.base_url or f"http://localhost:{settings.port}"
+    here = settings.base_url or settings.local_url
     print(f'The tenant "default" is ready. Its dashboard, which is private:\n  {here}/{tenant.id}/dashboard')
     print(
         f"A pixel to try; the dashboard counts it as opened by a machine:\n  curl {here}{pixel_path(tenant.mail_id, 'test')}"
@@ -3970,7 +4147,13 @@ def run_gunicorn(settings: Settings, app: App) -> None:
     """Serve until SIGTERM; then requests already accepted are answered and the spool is drained."""
     import logging
 
-    from gunicorn.app.base import BaseApplication
+    # gunicorn reads these itself, and more strictly than we do.
+    os.environ["WEB_CONCURRENCY"] = str(settings.web_concurrency)
+    os.environ["FORWARDED_ALLOW_IPS"] = ",".join(settings.forwarded_allow_ips)
+    try:
+        from gunicorn.app.base import BaseApplication
+    except ImportError:
+        raise StoreError("gunicorn is not installed for this Python; use `make run`, or .venv/bin/python") from None
     from gunicorn.glogging import Logger
 
     class OneLineFormatter(logging.Formatter):
@@ -4016,14 +4199,6 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
     }
 
 
-def read_tenant_name(text: str) -> str:
-    """Read what a tenant is to be called. Raises ValueError."""
-    name = text.strip()
-    if not 0 < len(name) <= 200 or CONTROL.search(name) or re.search("[\ud800-\udfff]", name):
-        raise ValueError(f"name {text[:60]!r}: expected one line of 1 to 200 characters")
-    return name
-
-
 def cmd_tenant_add(args: argparse.Namespace, settings: Settings) -> int:
     """Make a tenant and print its ids and URLs."""
     if settings.public_url(args.tracking_host) is None:
@@ -4032,10 +4207,11 @@ def cmd_tenant_add(args: argparse.Namespace, settings: Settings) -> int:
     wanted = new_tenant_options(
         settings, id_=args.id, domains=args.domain, any_domain=args.any_domain, tracking_host=args.tracking_host
     )
-    database = create_database(settings.database, resource("schema.sql").decode())
-    with changing_tenants(database) as connection:
+    with _made(settings) as database, changing_tenants(database) as connection:
+        namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == name]
         tenant = add_tenant(connection, name, now_ms(), **wanted)
-    database.close()
+    if namesakes:
+        _warn(f"there was a tenant of this name already ({namesakes[0]}); commands must name them by their ids")
     _print_tenant(args, settings, tenant)
     if tenant.one_id:
         _warn(
@@ -4056,7 +4232,13 @@ def _print_tenant(args: argparse.Namespace, settings: Settings, tenant: Tenant, 
         print(json.dumps(summary, ensure_ascii=False))
         return
     for name, value in summary.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else "(set BASE_URL)" if value is None else value
+        shown = (
+            ", ".join(map(str, value))
+            if isinstance(value, list)
+            else "(set BASE_URL, or add --local)"
+            if value is None
+            else value
+        )
         print(f"{name:14} {shown}")
 
 
@@ -4159,12 +4341,15 @@ def cmd_tenant_list(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _drain_first(database: Database) -> None:
+def _drain_first(database: Database) -> bool:
     try:
-        if not drain_for_reading(database, seconds=10.0):
-            _warn("some hits are still waiting to be counted")
+        drained = drain_for_reading(database, seconds=10.0)
     except StoreError as error:
         _warn(f"waiting hits could not be counted: {error}")
+        return False
+    if not drained:
+        _warn("some hits are still waiting to be counted")
+    return drained
 
 
 def cmd_tenant_key(args: argparse.Namespace, settings: Settings) -> int:
@@ -4202,7 +4387,11 @@ def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> int:
             print(
                 f"This deletes {tenant.name} with all its emails and numbers. Its old links will show the naming page."
             )
-            if input("Type its name to go on: ").strip() != tenant.name:
+            try:
+                typed = input("Type its name to go on: ").strip()
+            except EOFError:
+                raise StoreError("expected its name on standard input, or --yes; nothing was deleted") from None
+            if typed != tenant.name:
                 raise StoreError("that is not its name; nothing was deleted")
         with changing_tenants(database) as connection:
             remove_tenant(connection, find_tenant(connection, tenant.id), now_ms())
@@ -4213,12 +4402,12 @@ def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> int:
 def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
     """Print a tenant's numbers; with --json as stats.json has them."""
     with _opened(settings) as database:
-        _drain_first(database)
+        drained = _drain_first(database)
         with database.reading() as connection:
             tenant = find_tenant(connection, args.tenant)
             period = period_of(connection, tenant.number, args.range, args.tz, now_ms())
             stats = read_stats(connection, tenant.number, period)
-            waiting = waiting_bytes(database, connection) // BYTES_A_HIT
+            waiting = 0 if drained else waiting_hits(database, connection)
     if args.json:
         print(json.dumps(stats_json(stats, tenant.name, waiting), ensure_ascii=False, indent=1))
         return 0
@@ -4283,27 +4472,6 @@ def cmd_check(args: argparse.Namespace, settings: Settings) -> int:
     return 1 if faults else 0
 
 
-def position_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
-    """Segments that are shorter than what was drained of them."""
-    faults = []
-    for name, position in all_positions(connection).items():
-        with contextlib.suppress(FileNotFoundError):
-            size = os.lstat(os.path.join(database.folder, "spool", name)).st_size
-            if size < position:
-                faults.append(f"positions: {name} is drained to {position} but only {size} bytes long")
-    return faults
-
-
-def directory_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
-    """Whether tenants.json says what the database says."""
-    text = read_small_file(database.folder, "tenants.json")
-    try:
-        same = json.loads(text or "") == directory(connection)
-    except ValueError:
-        same = False
-    return [] if same else ["tenants.json: differs from the database; `check --repair` or a restart writes it anew"]
-
-
 def cmd_config(args: argparse.Namespace, settings: Settings) -> int:
     """Print the settings in force, secrets masked."""
     shown = {}
@@ -4326,8 +4494,7 @@ def cmd_config(args: argparse.Namespace, settings: Settings) -> int:
 
 def cmd_demo(args: argparse.Namespace, settings: Settings) -> int:
     """Fill an empty database with some weeks of made-up mail and hits of two tenants, and print their dashboards."""
-    database = create_database(settings.database, resource("schema.sql").decode())
-    try:
+    with _made(settings) as database:
         with database.reading() as connection:
             if list_tenants(connection):
                 raise StoreError(
@@ -4340,10 +4507,8 @@ def cmd_demo(args: argparse.Namespace, settings: Settings) -> int:
             ]
         for tenant in tenants:
             demo_mail(database, tenant)
-    finally:
-        database.close()
     for tenant in tenants:
-        print(f"{tenant.name}: {settings.public_url() or f'http://localhost:{settings.port}'}/{tenant.id}/dashboard")
+        print(f"{tenant.name}: {settings.base_url or settings.local_url}/{tenant.id}/dashboard")
     return 0
 
 
@@ -4397,7 +4562,7 @@ def _demo_hits(chance: Any, tenant: Tenant, key: str, sent_at: int, now: int) ->
     weights, agents = zip(*DEMO_AGENTS, strict=True)
     agent = chance.choices(agents, weights)[0]
     common = {"id": "", "method": "GET", "mail_id": tenant.mail_id, "key": key, "host": "", "purpose": "", "why": ""}
-    address = f"198.51.100.{chance.randrange(1, 255)}"
+    address = f"198.51.{chance.randrange(256)}.0"
     at = sent_at + int(chance.expovariate(1 / (8 * 3_600_000)))
     if chance.random() < 0.55:
         for _ in range(chance.choice((1, 1, 1, 2, 3))):
@@ -4454,7 +4619,7 @@ def command_line() -> argparse.ArgumentParser:
     )
     add.add_argument("--any-domain", action="store_true", help="plain links may lead anywhere (an open redirect)")
     add.add_argument("--tracking-host", metavar="HOST", help="the tenant's own host for links, a CNAME to this server")
-    change = command(tenant, "set", cmd_tenant_set, "TENANT", "--json")
+    change = command(tenant, "set", cmd_tenant_set, "TENANT", "--json", "--local")
     change.add_argument("--name", help="another name")
     change.add_argument(
         "--domain", action="append", default=[], metavar="HOST", help="plain links may lead there too; repeatable"
@@ -4509,10 +4674,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for fault in error.faults:
             print(f"tracker.py: {fault}", file=sys.stderr)
         return 2
-    except (StoreError, BadPeriod, ValueError) as error:
+    except (StoreError, BadInput) as error:
         print(f"tracker.py: {error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, EOFError):
+    except KeyboardInterrupt:
         return 1
     except OSError as error:
         # What could not be written must not be tried again at the end of the process.

@@ -538,3 +538,30 @@ def test_a_new_tenant_is_seen_by_the_workers_without_the_database(operated: Stag
     assert known[made["mail_id"]]["allow"] == ["acme.com"]
     # It may lie on every server, so no dashboard id is in it.
     assert made["id"] not in (operated.folder / "tenants.json").read_text()
+
+
+def test_a_field_that_is_not_given_again_stays(stage: Stage) -> None:
+    first = {"key": "k1", "subject": "Sale", "recipient": "ann@example.org", "campaign": "Spring"}
+    stage.web.post_json(f"/{stage.acme.id}/emails", first)
+    stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "k1", "subject": "", "links": ["https://acme.com/"]})
+    assert stage.rows("select subject, recipient, campaign from emails") == [("", "ann@example.org", "Spring")]
+    assert stage.check() == []
+
+
+def test_one_request_can_ask_for_so_many_links_and_no_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "MAX_LINKS", 3)
+    emails = [{"key": f"k{n}", "links": ["https://acme.com/", "https://acme.com/2"]} for n in range(2)]
+    answer = stage.web.post_json(f"/{stage.acme.id}/emails", emails, status=400)
+    assert answer.json["error"] == "[1].links: expected at most 3 in one request"
+    assert stage.rows("select * from emails") == []
+
+
+def test_a_writer_that_waits_too_long_for_its_turn_is_told_to_come_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that waited for ever would answer no pixel meanwhile, and be killed."""
+    monkeypatch.setattr(stage.database, "_patience", 0.05)
+    with tracker.WriteLock(stage.settings.folder).held(0):
+        answer = stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "k1"}, status=503)
+    assert answer.headers["Retry-After"]
+    stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "k1"}, status=201)

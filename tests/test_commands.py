@@ -516,7 +516,14 @@ def journal(line: bytes) -> bytes:
 def test_ingest_counts_each_hit_of_a_log_once_however_often_it_is_given(stage: Stage, run: Terminal) -> None:
     log = run.folder / "journal.txt"
     other = b"Nov 24 21:14:44 mail email-tracker[4711]: [7] Booting worker {with braces}\n"
-    log.write_bytes(other + journal(hit(stage, "k1")) + journal(hit(stage, "k2")) + other + hit(stage, "k3"))
+    log.write_bytes(
+        other
+        + journal(hit(stage, "k1"))
+        + journal(hit(stage, "k2"))
+        + other
+        + journal(hit(stage, "k3"))
+        + hit(stage, "k4")
+    )
     assert run("ingest", str(log)).out == f"{log}: 3 hits counted, 0 known already, 0 not readable\n"
     assert run("ingest", str(log)).out == f"{log}: 0 hits counted, 3 known already, 0 not readable\n"
     assert run("ingest", str(log), str(log)).out.count("0 hits counted") == 2
@@ -744,7 +751,7 @@ def test_a_command_that_needs_a_database_says_that_there_is_none_and_makes_none(
     words: tuple[str, ...], run: Terminal
 ) -> None:
     said = run(*words, status=1)
-    assert said.err == f"tracker.py: no database at {run.database}\n"
+    assert said.err.startswith(f"tracker.py: no database at {run.database}; ") and said.err.count("\n") == 1
     assert said.out == ""
     assert not run.database.parent.exists()
 

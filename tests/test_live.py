@@ -37,6 +37,7 @@ KILLED_BEFORE_THE_LOCK = (300, 900)  # a worker each, when so many requests of t
 KILLED_IN_THE_LOCK = (800,)
 KILLED_AFTER_THE_LOCK = (300, 900)
 LOCKED_SECONDS = 3
+LOCAL_NAME = "localhost"  # else both ends of SMTP ask the DNS who they are, which may take long
 EMAILS = 100  # of each of the three tenants
 # Where the folder with real user agents is missing.
 AGENTS = (
@@ -313,7 +314,7 @@ class OnOurSocket(Controller):
 def mailbox() -> Iterator[Mailbox]:
     """A running SMTP server on loopback."""
     box = Mailbox()
-    controller = OnOurSocket(box, hostname="127.0.0.1", port=box.port)
+    controller = OnOurSocket(box, hostname="127.0.0.1", port=box.port, server_hostname=LOCAL_NAME)
     controller.start()
     yield box
     controller.stop()
@@ -426,7 +427,7 @@ def register_and_send(server: Server, sender: Sender, mailbox: Mailbox) -> list[
         made = json.loads(answer.read())
     assert answer.status == 201 and len(made) == EMAILS
     before = len(mailbox.received)
-    with smtplib.SMTP("127.0.0.1", mailbox.port) as smtp:
+    with smtplib.SMTP("127.0.0.1", mailbox.port, local_hostname=LOCAL_NAME) as smtp:
         for number, each in enumerate(made):
             links = {link["click_url"]: link["url"] for link in each["links"]}
             links |= plain_links(server, sender, each["key"], number)
@@ -865,3 +866,25 @@ def test_a_settings_fault_keeps_the_server_from_starting_with_status_2(servers: 
     done = attempt(servers(WEB_CONCURRENCY="many"))
     assert done.returncode == 2
     assert "WEB_CONCURRENCY" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_settings_that_gunicorn_reads_more_strictly_than_we_do_serve(servers: Callable[..., Server]) -> None:
+    server = servers(FORWARDED_ALLOW_IPS="10.0.0.1 127.0.0.1", WEB_CONCURRENCY="").start()
+    assert get(server.port, "/health")[0] == 200
+    wait_until(lambda: len(server.workers()) == 2, server)
+    assert terminate(server) == 0
+
+
+def test_a_taken_port_is_said_in_one_sentence(servers: Callable[..., Server]) -> None:
+    server = servers()
+    server.environ["BIND"] = f"127.0.0.1:{server.port}"  # its own listener has it
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "serve"],
+        env=server.environ,
+        cwd=server.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "in use" in done.stderr and done.stderr.count("\n") == 1

@@ -44,7 +44,7 @@ def test_the_fields_of_stats_are_those_listed() -> None:
     period = tracker.read_period("7d", "UTC", 1_795_544_485_430, None)
     nothing = tracker.Totals(0, dict.fromkeys(tracker.STATES.values(), 0), dict.fromkeys(tracker.STATES.values(), 0))
     hits = {kind: dict.fromkeys((*tracker.STATES, tracker.ASIDE), 0) for kind in tracker.TYPES}
-    stats = tracker.Stats(period, nothing, nothing, hits, hits, [], [], None)
+    stats = tracker.Stats(period, nothing, nothing, hits, hits, [], [], {}, None)
     assert re.findall(r"`(\w+)`", listed) == list(tracker.stats_json(stats, "Acme", 0))
 
 

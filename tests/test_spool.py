@@ -859,7 +859,9 @@ def test_a_hit_that_can_become_no_event_is_counted_by_its_reason(
 def test_lines_that_lie_across_two_reads_are_read_whole_in_one_drain(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, live: bool
 ) -> None:
-    monkeypatch.setattr(tracker, "READ_BYTES", 70_000)  # more than the longest line, and a fifth of this segment
+    monkeypatch.setattr(
+        tracker, "BYTES_A_HIT", 1
+    )  # so that a read is of two of the longest lines, a third of this segment
     lines = [hit(stage, f"e{n % 10}", NOW + n, purpose="x" * (n * 97 % 800)) for n in range(500)]
     lines[250:250] = [hit(stage, "odd", purpose="x" * 200_000), b"short\n", hit(stage, "odd", purpose="x" * 65_400)]
     path = segment(stage, *lines)
@@ -1237,3 +1239,26 @@ def test_a_drain_that_runs_out_of_time_says_so_and_the_next_goes_on(stage: Stage
     assert not tracker.drain_for_reading(stage.database, seconds=0.0)
     assert tracker.drain_for_reading(stage.database, seconds=30.0)
     assert [key for key, *_ in events_of(stage.database)] == [f"e{n}" for n in range(5)]
+
+
+def test_a_line_that_breaks_the_program_is_put_aside_and_holds_up_no_other(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows such a line; this one stands for it."""
+    judge = tracker.judge
+
+    def broken(hits: list[tracker.Hit]) -> list[tracker.Judgement]:
+        if any(each.user_agent == "the unforeseen" for each in hits):
+            raise TypeError("nobody thought of this")
+        return judge(hits)
+
+    monkeypatch.setattr(tracker, "judge", broken)
+    lines = [hit(stage, f"e{n}", NOW + n) for n in range(7)]
+    lines[3] = hit(stage, "e3", ua="the unforeseen")
+    segment(stage, *lines)
+    report = stage.drain()
+    assert (report.hits, report.rejected) == (6, 1)
+    assert segments(stage.folder) == []
+    (kept,) = (stage.spool / "rejected").iterdir()
+    assert kept.read_bytes() == lines[3]
+    assert stage.check() == []

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 from wsgiref.util import setup_testing_defaults
@@ -28,7 +29,7 @@ from wsgiref.validate import validator
 
 import pytest
 import webtest
-from conftest import CHROME, NOW, Stage, click, hit, make_stage, segment
+from conftest import BASE, CHROME, NOW, Stage, click, hit, make_stage, segment
 
 import tracker
 
@@ -966,14 +967,14 @@ def test_the_dashboard_shows_the_numbers_of_a_small_mailing(stage: Stage) -> Non
     }  # fmt: skip
     unregistered, named = page.notices
     assert "1 email that nobody registered" in unregistered
-    assert "1 opened, 0 by machines only" in unregistered
+    assert "Opened: 1 by people, 0 unconfirmed, 0 by machines" in unregistered
     assert "in no rate" in unregistered
     assert named == (
-        "1 click to elsewhere.example met the naming page (destination-not-allowed). "
+        "1 click to elsewhere.example met the naming page: this tenant has not allowed that host. "
         f"Allow it with `tenant set {stage.acme.mail_id} --domain elsewhere.example`."
     )
     # Those sent last stand first; the hit that made "unknown" came after all of them.
-    assert [[row[0], row[1], row[2], row[4], row[5]] for row in page.rows] == [
+    assert [[row[0], row[1], row[5], row[2], row[3]] for row in page.rows] == [
         ["Subject", "Recipient", "Campaign", "Opens", "Clicks"],
         ["(not registered)", "unknown", "", "1 by people", "–"],
         ["Dear nobody", "nobody@example.org", "spring", "–", "–"],
@@ -1047,7 +1048,7 @@ def test_what_strangers_write_is_shown_and_never_obeyed(stage: Stage, text: str)
     harmless = dashboard(stage, tenant=stage.globex)
     answer = get(stage, f"/{stage.acme.id}/dashboard")
     page = parse(answer)
-    assert page.rows[1][:3] == [text, text, text]
+    assert [page.rows[1][n] for n in (0, 1, 5)] == [text, text, text]
     assert page.title == f"{text}: opens and clicks"
     # The same tags as an empty page and one row: nothing that was written became a tag or an attribute.
     assert {tag for tag, _ in page.tags} - {tag for tag, _ in harmless.tags} <= {
@@ -1169,7 +1170,7 @@ def test_times_are_shown_in_the_time_zone_asked_for(stage: Stage) -> None:
     register(stage, stage.acme, tracker.Registration("e1"), at=at)
     for name in ("UTC", "Asia/Kolkata"):
         local = datetime.fromtimestamp(at / 1000, zoneinfo.ZoneInfo(name))
-        assert dashboard(stage, f"?tz={name}").rows[1][3] == local.strftime("%d %b %Y %H:%M")
+        assert dashboard(stage, f"?tz={name}").rows[1][4] == local.strftime("%d %b %Y %H:%M")
 
 
 @pytest.mark.parametrize(
@@ -1396,6 +1397,7 @@ def test_stats_json_has_the_numbers_of_the_dashboard(stage: Stage) -> None:
             },
         },
         "naming_page": [{"host": "elsewhere.example", "reason": "destination-not-allowed", "clicks": 1}],
+        "dropped": {},
         "waiting_hits": 0,
     }
 
@@ -1433,7 +1435,10 @@ def test_an_export_has_exactly_the_fields_of_the_contract_in_json_and_csv(stage:
     header, *records = read_csv(get(stage, f"/{stage.acme.id}/{table}.csv"))
     assert header == [*TABLE_FIELDS[table], "next"]
     # Two forms of the same: what is null in JSON is empty in CSV.
-    assert records == [["" if value is None else str(value) for value in row.values()] + [""] for row in rows]
+    assert records == [
+        ["" if value is None else str(value + 0 if isinstance(value, bool) else value) for value in row.values()] + [""]
+        for row in rows
+    ]
 
 
 def test_the_rows_of_an_export_say_what_happened(stage: Stage) -> None:
@@ -1744,3 +1749,55 @@ def test_a_header_that_no_server_should_have_let_through_is_refused(stage: Stage
     for junk in ("a\r\nX-Evil: 1", "a\nb", "a\0b"):
         assert_error(get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif", {name: junk}), 400)
     assert spooled(stage) == []
+
+
+# -- Tenants that workers do not know yet, or can't read about
+
+
+def test_a_signed_link_of_a_tenant_that_workers_do_not_know_yet_redirects(stage: Stage) -> None:
+    """tenants.json is looked at once a second; the signature proves that this server made the link."""
+    stage.pixel("k1")
+    with tracker.changing_tenants(stage.database) as connection:
+        young = tracker.add_tenant(connection, "Young", NOW)
+    path = tracker.click_path(stage.app.secrets[0], young.mail_id, "k1", "https://acme.com/")
+    stage.app.directory._look_at = float("inf")
+    assert stage.web.get(path, headers={"User-Agent": CHROME}).status_int == 302
+    stage.drain()
+    assert stage.rows("select verdict, reason from events where url is not null") == [("human", "browser")]
+
+
+def test_an_app_that_is_older_than_its_database_learns_the_secret(tmp_path: Path) -> None:
+    settings = tracker.load_settings(
+        {"DATABASE_URL": f"sqlite:{tmp_path}/data/tracking.db", "BASE_URL": BASE}, os.devnull
+    )
+    app = tracker.App(settings)
+    web = webtest.TestApp(tracker.wsgi(app))
+    assert web.get("/health").json["status"] == "degraded"
+    database = tracker.create_database(settings.database, tracker.resource("schema.sql").decode())
+    with tracker.changing_tenants(database) as connection:
+        acme = tracker.add_tenant(connection, "Acme", NOW)
+    database.close()
+    app.directory._look_at = 0.0
+    made = web.post_json(f"/{acme.id}/emails", {"links": ["https://acme.com/"]}).json
+    assert web.get(made["links"][0]["click_url"].removeprefix(BASE)).location == "https://acme.com/"
+    app.close()
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"tenants": []}', '{"tenants": {"abc": {}}, "retired": []}', "{"])
+def test_a_malformed_directory_of_tenants_stops_no_pixel_and_is_reported(text: str, stage: Stage) -> None:
+    assert stage.pixel("k1").headers["X-Tracker"] == "recorded"
+    (stage.folder / "tenants.json").write_text(text)
+    stage.refresh()
+    assert stage.pixel("k2").headers["X-Tracker"] == "recorded"
+    stage.refresh()
+    health = stage.web.get("/health").json
+    assert health["status"] == "degraded" and any("tenants.json" in why for why in health["why"])
+
+
+def test_the_advice_for_a_host_names_its_port_and_is_left_out_where_it_would_be_refused(stage: Stage) -> None:
+    for n, url in enumerate(("https://acme.com:8443/", "http://intranet/")):
+        stage.web.get(f"/{stage.acme.mail_id}/click/k{n}", params={"url": url}, headers={"User-Agent": CHROME})
+    page = stage.web.get(f"/{stage.acme.id}/dashboard").text
+    assert "--domain acme.com:8443`" in page
+    assert "1 click to intranet met the naming page" in page and "--domain intranet" not in page
+    assert stage.check() == []
