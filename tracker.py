@@ -991,9 +991,13 @@ class Database:
         """Close this process's connection; the last one to close moves the WAL into the database."""
         with self._mutex:
             if self._connection is not None and self._pid == os.getpid():
-                with self._lock.held(self._patience):
+                try:
+                    with self._lock.held(self._patience):
+                        self._connection.close()
+                finally:
+                    # Whoever keeps the lock from us has the database open, so this close is not the last.
                     self._connection.close()
-                self._connection = None
+                    self._connection = None
 
 
 def read_small_file(*path: str) -> str | None:

@@ -127,10 +127,22 @@ def wait_until(true: Callable[[], bool], server: Server, seconds: float = 30) ->
         time.sleep(0.02)
 
 
+def hears_signals(worker: int) -> bool:
+    """Whether a worker is past the moment after its birth in which gunicorn would lose a signal, and then wait 30 s.
+
+    SIGABRT is the last that a worker learns to catch, and its master never does.
+    """
+    with contextlib.suppress(OSError):
+        caught = Path(f"/proc/{worker}/status").read_text().partition("SigCgt:")[2].split()[0]
+        return bool(int(caught, 16) >> (signal.SIGABRT - 1) & 1)
+    return False
+
+
 def terminate(server: Server) -> int:
     """SIGTERM; returns the exit status."""
     process = server.process
     assert process is not None
+    wait_until(lambda: all(hears_signals(worker) for worker in server.workers()), server)
     server.stop()
     assert process.returncode is not None
     return process.returncode
@@ -732,8 +744,8 @@ def test_a_server_whose_streams_are_closed_serves(closed: str, servers: Callable
             pass_fds=[server.listener.fileno()],
             cwd=server.folder,
         )
-    # Its log may be what is closed, so ask for a worker in another way.
-    wait_until(lambda: bool(server.workers()), server)
+    # Its log may be what is closed, so ask for workers in another way.
+    wait_until(lambda: len(server.workers()) == 2, server)
     assert get(server.port, "/health")[0] == 200
     assert terminate(server) == 0
 

@@ -5,6 +5,7 @@ Never a 500, never a header that the request smuggled in, and a log without trac
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -453,7 +454,8 @@ def test_whoever_connects_by_the_unix_socket_is_believed(tmp_path: Path) -> None
         finally:
             server.stop()
             server.listener.close()
-        with tracker.Database(str(tmp_path / "data" / "tracking.db")).reading() as connection_:
+        opened = contextlib.closing(tracker.Database(str(tmp_path / "data" / "tracking.db")))
+        with opened as database, database.reading() as connection_:
             rows = connection_.execute("select ip_address from events order by id").fetchall()
         assert rows == [("203.0.113.0",), (None,)]
 
