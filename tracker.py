@@ -332,6 +332,7 @@ ROUTE_WORDS = {
     *("links", "messages", "pixel", "robots", "static", "stats", "tenants"),
 }
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
 BREAKS = re.compile(r"[\r\n\0]")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -620,7 +621,7 @@ def read_destination(text: str) -> str:
         raise BadInput(f"{text!r}: expected a domain such as acme.com, or HOST:PORT") from None
     if "." not in host and ":" not in host:
         raise BadInput(f"{text!r}: expected at least two labels, such as acme.com")
-    if port and not 0 < int(port) < 65536:
+    if port and not _is_port(port):
         raise BadInput(f"{text!r}: expected a port from 1 to 65535")
     return f"{host}:{int(port)}" if port else host
 
@@ -684,7 +685,8 @@ MAIL_CLIENT = re.compile(
 )
 BOT_WORD = re.compile(
     r"bot\b|bot[/_-]|\bbots?\b|crawl|spider|scan|slurp|archiver|preview|facebookexternalhit|embedly|monitor|uptime|pingdom|headless|phantom|"
-    r"nikto|openvas|netcraft|selenium|synthetics|httrack|winhttp|gtmetrix|lighthouse|\bcurl/|\bwget/|python|libwww|\bjava/|okhttp|go-http|axios|node-fetch|httpclient|http_|guzzle|"
+    r"nikto|openvas|netcraft|selenium|synthetics|httrack|winhttp|gtmetrix|lighthouse|"
+    r"\bcurl/|\bwget/|python|libwww|\bjava/|okhttp|go-http|axios|node-fetch|httpclient|http_|guzzle|"
     r"\bruby\b|\bperl\b|barracuda|proofpoint|mimecast|virustotal|kaspersky lab|safeweb|cerberian|google-|whatsapp|img-?proxy|fetcher|validator|checker|https?://",
     re.I,
 )
@@ -3721,7 +3723,7 @@ def _text_field(value: dict[str, Any], name: str, where: str, most: int) -> str:
         raise HTTPError(400, f"{where}{name}: expected text")
     if len(text) > most:
         raise HTTPError(400, f"{where}{name}: expected at most {most} characters, got {len(text)}")
-    if CONTROL.search(text) or re.search("[\ud800-\udfff]", text):
+    if UNFIT.search(text):
         raise HTTPError(400, f"{where}{name}: expected text without control characters")
     return text
 
@@ -3836,7 +3838,7 @@ def post_tenants(app: App, request: Request) -> Response:
 def read_tenant_name(text: str) -> str:
     """Read what a tenant is to be called. Raises BadInput."""
     name = text.strip()
-    if not 0 < len(name) <= 200 or CONTROL.search(name) or re.search("[\ud800-\udfff]", name):
+    if not 0 < len(name) <= 200 or UNFIT.search(name):
         raise BadInput(f"name: expected one line of 1 to 200 characters, not {text[:60]!r}")
     return name
 
