@@ -49,13 +49,14 @@ define install
 fi
 endef
 
-.PHONY: help run demo test lint format clean venv runtime-packages test-packages lint-packages
+.PHONY: help run demo dist test bench lint format clean venv runtime-packages test-packages bench-packages lint-packages
 
 help: ## print this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
+# As a module, so that Python keeps it compiled: a script is compiled anew at each start.
 run: runtime-packages ## start the tracker on this machine
-	@exec $(VENV)/bin/python tracker.py serve --local
+	@exec $(VENV)/bin/python -m tracker serve --local
 
 # A database of its own, made anew each time: the demo must never mix with real numbers.
 demo: runtime-packages ## fill data/demo with some weeks of made-up mail, print its dashboards
@@ -63,13 +64,21 @@ demo: runtime-packages ## fill data/demo with some weeks of made-up mail, print 
 	@DATABASE_URL=sqlite:data/demo/tracking.db $(VENV)/bin/python tracker.py demo
 	@echo "To look at them: DATABASE_URL=sqlite:data/demo/tracking.db $(if $(PORT),PORT=$(PORT) )make run"
 
+# Without hash randomisation, which would order sets differently each time: the same sources give the same bytes.
+dist: runtime-packages ## build dist/email-tracker.pyz, the whole program in one file
+	@PYTHONHASHSEED=0 $(VENV)/bin/python .make/dist.py
+
 test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+bench: bench-packages ## compare with a bare hello and a naive tracker; less: make bench ARGS=--quick
+	@.make/debian nginx wrk
+	@$(VENV)/bin/python tests/bench/bench.py $(ARGS)
 
 lint: lint-packages ## check style and types
 	@$(VENV)/bin/python -m ruff check .
 	@$(VENV)/bin/python -m ruff format --check .
-	@$(VENV)/bin/python -m mypy --strict tracker.py tests
+	@$(VENV)/bin/python -m mypy --strict tracker.py tests .make/dist.py
 
 format: lint-packages ## lay out the code, mend what can be mended
 	@$(VENV)/bin/python -m ruff check --fix-only .
@@ -97,6 +106,9 @@ runtime-packages: venv
 
 test-packages: runtime-packages
 	$(call install,the test packages,tests/requirements.txt)
+
+bench-packages: test-packages
+	$(call install,the packages of the benchmark,tests/bench/requirements.txt)
 
 # mypy reads the tests too, so it needs what they import.
 lint-packages: test-packages

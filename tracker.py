@@ -41,7 +41,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ if TYPE_CHECKING:
 
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+# The file this program came in, and what a person calls it: tracker.py, or the zip that holds it.
+PROGRAM_FILE = os.path.abspath(getattr(globals().get("__loader__"), "archive", __file__))
+PROGRAM = os.path.basename(PROGRAM_FILE)
 
 # == Settings ==========================================================================================
 # What the operator says through the environment. Uses nothing else; nothing here touches a file but `--env` and X_FILE.
@@ -324,7 +328,8 @@ def network_file_system_fault(folder: str, mounts: str) -> str | None:
 # Ids, keys, signatures and targets. Pure: no file, no database, no clock.
 
 MAX_TARGET = 4096  # characters; what browsers and mail programs handle everywhere
-MAX_ENCODED_TARGET = (4 * MAX_TARGET + 2) // 3  # in a signed link: more bytes would not fit a request line
+MAX_TARGET_BYTES = 2 * MAX_TARGET  # in UTF-8: more, in base64 and beside a long user agent, would not fit a spool line
+MAX_ENCODED_TARGET = (4 * MAX_TARGET_BYTES + 2) // 3
 ID = re.compile(r"[A-Za-z0-9_-]{3,64}")
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
 ROUTE_WORDS = {
@@ -422,7 +427,7 @@ def click_path(secret: str, mail_id: str, key: str, url: str) -> str:
     read_target(url)
     target = encode_target(url)
     if len(target) > MAX_ENCODED_TARGET:
-        raise BadTarget(f"it has {len(url.encode()):,} bytes in UTF-8; expected at most {MAX_TARGET:,}")
+        raise BadTarget(f"it has {len(url.encode()):,} bytes in UTF-8; expected at most {MAX_TARGET_BYTES:,}")
     return f"/{mail_id}/click/{quote(key, safe='~+@=:')}/{sign(secret, mail_id, target)}/{target}"
 
 
@@ -1000,6 +1005,17 @@ class Database:
                     # Whoever keeps the lock from us has the database open, so this close is not the last.
                     self._connection.close()
                     self._connection = None
+
+
+def copy_database(connection: sqlite3.Connection, copy: sqlite3.Connection) -> int:
+    """Copy the whole database into an empty one, as it is at this moment; returns its size in bytes.
+
+    In one step: in smaller ones SQLite begins anew with every write in between, so under load it would never end.
+    """
+    copy.execute("pragma journal_mode = off")  # whoever finds half a copy has no use for it
+    connection.backup(copy, pages=-1)
+    pages, size = (connection.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    return int(pages * size)
 
 
 def read_small_file(*path: str) -> str | None:
@@ -2702,7 +2718,9 @@ def resource(name: str) -> bytes:
         loader = globals()["__loader__"]
         return bytes(loader.get_data(path))
     except OSError:
-        raise StoreError(f"{name} is missing beside tracker.py: copy the whole folder, not tracker.py alone") from None
+        raise StoreError(
+            f"{name} is missing beside {PROGRAM_FILE}: copy email-tracker.pyz, which `make dist` builds and which holds all"
+        ) from None
 
 
 TEMPLATE_NAMES = (
@@ -4076,20 +4094,54 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
 # The command line: one cmd_* function each, whose docstring is its help. The same Store functions as the web.
 
 GUNICORN_TIMEOUT = 30  # seconds for one request, and for the last ones after SIGTERM
-MAX_REQUEST_LINE = 8190  # gunicorn's most; a signed link with the longest target has about 5,700 characters
+MAX_REQUEST_LINE = (
+    16_384  # what nginx lets through too; a plain link spells a target of 4,096 characters in up to 12,288
+)
 
 
-def _made(settings: Settings) -> contextlib.closing[Database]:
+def data_owner(folder: str) -> tuple[int, int] | None:
+    """User and group of a folder, or of the nearest there is above it, if we are root and it is not root's."""
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    found = os.stat(folder)
+    return (found.st_uid, found.st_gid) if os.geteuid() == 0 and found.st_uid else None
+
+
+@contextlib.contextmanager
+def acting_as_owner(settings: Settings) -> Iterator[None]:
+    """Where root runs a command, touch the data as its owner: a file of root's among them would stop the service."""
+    owner = data_owner(settings.folder)
+    if owner is None:
+        yield
+        return
+    group, groups = os.getegid(), os.getgroups()
+    os.setgroups([owner[1]])
+    os.setegid(owner[1])
+    os.seteuid(owner[0])
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+@contextlib.contextmanager
+def _made(settings: Settings) -> Iterator[Database]:
     """The database, made where there is none; closed at the end."""
-    return contextlib.closing(create_database(settings.database, resource("schema.sql").decode()))
+    with acting_as_owner(settings):
+        database = create_database(settings.database, resource("schema.sql").decode())
+        with contextlib.closing(database):
+            yield database
 
 
 def cmd_serve(args: argparse.Namespace, settings: Settings) -> int:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
     with _made(settings) as database, changing_tenants(database) as connection:
         first = None if list_tenants(connection) else add_tenant(connection, "default", now_ms())
-    _probe_spool(settings)
-    app = App(settings)
+    with acting_as_owner(settings):
+        _probe_spool(settings)
+        app = App(settings)
     if first:
         _welcome(settings, first)
     _probe_address(settings)
@@ -4112,7 +4164,8 @@ def _probe_spool(settings: Settings) -> None:
 def _probe_address(settings: Settings) -> None:
     """Say in a sentence that the address is taken; gunicorn would say it eleven times. Raises StoreError."""
     host, _, port = settings.address.rpartition(":")
-    if not port.isdecimal() or settings.address.startswith(("unix:", "fd:")):
+    given = os.environ.get("LISTEN_PID") == str(os.getpid())  # systemd listens, and gunicorn takes over its socket
+    if given or not port.isdecimal() or settings.address.startswith(("unix:", "fd:")):
         return
     try:
         socket.create_server(
@@ -4126,7 +4179,7 @@ def _welcome(settings: Settings, tenant: Tenant) -> None:
     """What to do first; an id only where a person reads it, never in a log."""
     if not sys.stdout.isatty():
         option = " --local" if settings.local else ""
-        log(f"made the tenant default; its URLs: tracker.py tenant show default{option}")
+        log(f"made the tenant default; its URLs: {PROGRAM} tenant show default{option}")
         return
     here = settings.base_url or settings.local_url
     print(f'The tenant "default" is ready. Its dashboard, which is private:\n  {here}/{tenant.id}/dashboard')
@@ -4135,7 +4188,7 @@ def _welcome(settings: Settings, tenant: Tenant) -> None:
     )
     if settings.public_url() is None:
         print("Before you send mail, tell the server its public address: BASE_URL=https://track.example.com")
-    print("Next: make a tenant of your own\n  tracker.py tenant add NAME --domain acme.com")
+    print(f"Next: make a tenant of your own\n  {PROGRAM} tenant add NAME --domain acme.com")
 
 
 def one_line(record: logging.LogRecord) -> str:
@@ -4161,6 +4214,9 @@ def run_gunicorn(settings: Settings, app: App) -> None:
     except ImportError:
         raise StoreError("gunicorn is not installed for this Python; use `make run`, or .venv/bin/python") from None
     from gunicorn.glogging import Logger
+    from gunicorn.http import message
+
+    message.MAX_REQUEST_LINE = MAX_REQUEST_LINE  # it would cap limit_request_line at 8,190
 
     class OneLineFormatter(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
@@ -4186,7 +4242,10 @@ def run_gunicorn(settings: Settings, app: App) -> None:
 
 def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
     """How gunicorn is set up, by the names of its settings."""
+    user, group = data_owner(settings.folder) or (os.geteuid(), os.getegid())
     return {
+        "user": user,
+        "group": group,
         "bind": settings.address,
         "workers": settings.web_concurrency,
         "worker_class": "sync",
@@ -4195,6 +4254,7 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
         "timeout": GUNICORN_TIMEOUT,
         "graceful_timeout": GUNICORN_TIMEOUT,
         "limit_request_line": MAX_REQUEST_LINE,
+        "secure_scheme_headers": {},  # nothing here asks for the scheme, and contradictions about it would be a 400
         "accesslog": None,
         "proc_name": "email-tracker",
         "worker_tmp_dir": "/dev/shm"
@@ -4222,12 +4282,12 @@ def cmd_tenant_add(args: argparse.Namespace, settings: Settings) -> int:
     if tenant.one_id:
         _warn(
             f"with one id for both, every recipient can open this dashboard; it leaves out recipients and subjects. "
-            f"Writing needs an API key: tracker.py tenant key {tenant.mail_id}"
+            f"Writing needs an API key: {PROGRAM} tenant key {tenant.mail_id}"
         )
     if not wanted["allow"] and not tenant.any_domain:
         _warn(
             f"plain links (?url=…) of this tenant lead to the naming page, signed links redirect. To let plain links redirect: "
-            f"tracker.py tenant set {tenant.mail_id} --domain acme.com"
+            f"{PROGRAM} tenant set {tenant.mail_id} --domain acme.com"
         )
     return 0
 
@@ -4249,18 +4309,17 @@ def _print_tenant(args: argparse.Namespace, settings: Settings, tenant: Tenant, 
 
 
 def _warn(text: str) -> None:
-    print(f"tracker.py: note: {text}", file=sys.stderr)
+    print(f"{PROGRAM}: note: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def _opened(settings: Settings) -> Iterator[Database]:
+    """The database, which must be there; closed at the end."""
     database = Database(settings.database)
-    try:
+    with acting_as_owner(settings), contextlib.closing(database):
         with database.reading():
             pass  # a missing database is named first, before anything else that is missing with it
         yield database
-    finally:
-        database.close()
 
 
 def cmd_tenant_set(args: argparse.Namespace, settings: Settings) -> int:
@@ -4443,11 +4502,12 @@ def cmd_drain(args: argparse.Namespace, settings: Settings) -> int:
 def cmd_ingest(args: argparse.Namespace, settings: Settings) -> int:
     """Count hits that the server printed as `unspooled`: give it the log. Each hit counts once, however often given."""
     failed = False
-    with _opened(settings) as database:
-        for path in args.file or ["-"]:
+    with contextlib.ExitStack() as opened:
+        logs = [(path, opened.enter_context(_log_file(path))) for path in args.file or ["-"]]  # by whoever asks
+        database = opened.enter_context(_opened(settings))
+        for path, lines in logs:
             try:
-                with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as lines:
-                    new, known, troubles = ingest(database, lines)
+                new, known, troubles = ingest(database, lines)
             except OSError as error:
                 raise StoreError(f"{path}: can't be read: {error.strerror}") from error
             print(f"{path}: {new} hits counted, {known} known already, {len(troubles)} not readable")
@@ -4455,6 +4515,45 @@ def cmd_ingest(args: argparse.Namespace, settings: Settings) -> int:
                 _warn(f"{path}, {trouble}")
             failed = failed or bool(troubles)
     return 1 if failed else 0
+
+
+def _log_file(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    try:
+        return contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
+    except OSError as error:
+        raise StoreError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def cmd_backup(args: argparse.Namespace, settings: Settings) -> int:
+    """Copy the database into a new file, while it is in use: all hits drained so far, and the key that signs links."""
+    try:
+        fd = os.open(args.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise StoreError(f"{args.file} is there already; expected the name of a new file") from None
+    except OSError as error:
+        raise StoreError(f"{args.file}: can't be written: {error.strerror}") from error
+    try:
+        # Opened by whoever asks for the backup, then written to while acting as the owner of the data.
+        with (
+            contextlib.closing(sqlite3.connect(args.file, isolation_level=None)) as copy,
+            _opened(settings) as database,
+        ):
+            _drain_first(database)
+            with database.reading() as connection:
+                size = copy_database(connection, copy)
+        os.fsync(fd)
+        sync_folder(os.path.dirname(os.path.abspath(args.file)))
+    except BaseException:
+        os.unlink(args.file)
+        raise
+    finally:
+        os.close(fd)
+    print(
+        f"{args.file}: {grouped(size)} bytes, a full backup. Keep it like a password: who has it can sign links as you do."
+    )
+    if settings.secret_key:
+        _warn("SECRET_KEY is not in it; keep that too, since links in mail already sent are signed with it")
+    return 0
 
 
 def cmd_check(args: argparse.Namespace, settings: Settings) -> int:
@@ -4496,6 +4595,137 @@ def cmd_config(args: argparse.Namespace, settings: Settings) -> int:
         text = "(unset)" if value is None else ",".join(value) if isinstance(value, list) else value
         print(f"{name}={text}")
     return 0
+
+
+class ServerFile(string.Template):
+    """A configuration file. `@@` marks what is filled in: nginx and systemd use `$` and `%` themselves."""
+
+    delimiter = "@@"
+
+
+def server_file(name: str, **values: str) -> str:
+    """Fill in one of the files for nginx and systemd in templates/."""
+    return ServerFile(resource(f"templates/{name}").decode()).substitute(values, program=PROGRAM)
+
+
+def cmd_nginx(args: argparse.Namespace, settings: Settings) -> int:
+    """Print nginx's configuration: a server for BASE_URL and for each tenant's tracking host."""
+    if settings.base_url is None:
+        raise StoreError("BASE_URL is not set; expected the public address, such as https://track.example.com")
+    with _opened(settings) as database, database.reading() as connection:
+        tracking_hosts = sorted(tenant.tracking_host for tenant in list_tenants(connection) if tenant.tracking_host)
+    hosts = {host: _has_certificate(args.certificates, host) for host in (_base_host(settings), *tracking_hosts)}
+    places = {name: os.path.abspath(getattr(args, name)) for name in ("certificates", "webroot", "log_folder")}
+    print(nginx_file(settings, hosts, args.http_port, **places), end="")
+    bare = [host for host, has_certificate in hosts.items() if not has_certificate]
+    if bare and settings.base_url.startswith("https:"):
+        commands = "".join(f"\n  certbot certonly --webroot -w {args.webroot} -d {host}" for host in bare)
+        _warn(
+            f"without a certificate so far: {', '.join(bare)}. With this file nginx starts all the same; then{commands}\n"
+            "and print the file anew"
+        )
+    return 0
+
+
+def _base_host(settings: Settings) -> str:
+    return read_origin(settings.base_url or "")[0]
+
+
+def _has_certificate(folder: str, host: str) -> bool:
+    try:
+        return os.stat(os.path.join(folder, host, "fullchain.pem")).st_size > 0
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreError(f"can't look for certificates in {folder}: {error.strerror}; expected to be root") from error
+
+
+def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **places: str) -> str:
+    """nginx's configuration for hosts, each with whether it has its certificate yet.
+
+    nginx does not start without a certificate that it was told of, so until there is one a host only answers what
+    those ask who make certificates.
+    """
+    match = re.fullmatch("(https?)://.*?(?::([0-9]+))?", settings.base_url or "")
+    scheme, port = match.groups() if match else ("https", None)
+    servers = []
+    for host, has_certificate in hosts.items():
+        if scheme == "http":
+            listen = _nginx_listen(port or http_port)
+            servers.append(server_file("_nginx_server.conf", listen=listen, host=host, certificate="", **places))
+            continue
+        shown_port = f":{port}" if port else ""
+        otherwise = f"return 301 https://{host}{shown_port}$request_uri;" if has_certificate else "return 503;"
+        listen = _nginx_listen(http_port)
+        servers.append(server_file("_nginx_challenge.conf", listen=listen, host=host, otherwise=otherwise, **places))
+        if has_certificate:
+            certificate = server_file("_nginx_certificate.conf", host=host, **places)
+            listen = _nginx_listen(port or DEFAULT_PORTS["https"], " ssl")
+            servers.append(
+                server_file("_nginx_server.conf", listen=listen, host=host, certificate=certificate, **places)
+            )
+    return server_file("nginx.conf", upstream=_nginx_upstream(settings), servers="\n".join(servers))
+
+
+def _nginx_listen(port: object, options: str = "") -> str:
+    lines = [f"    listen {port}{options};"]
+    if os.path.exists("/proc/net/if_inet6"):  # nginx does not start where it can't have an address
+        lines.append(f"    listen [::]:{port}{options};")
+    return "\n".join(lines)
+
+
+def _nginx_upstream(settings: Settings) -> str:
+    if settings.address.startswith("fd:"):
+        raise StoreError(f"BIND is {settings.address}; expected where nginx finds the tracker: unix:/path or HOST:PORT")
+    return re.sub(r"^(0\.0\.0\.0|\[::\]):", "127.0.0.1:", settings.address)
+
+
+def cmd_systemd(args: argparse.Namespace, settings: Settings) -> int:
+    """Print the unit of the service, that of its socket, or the line that makes its user."""
+    if not os.path.isabs(settings.database):
+        raise StoreError(
+            f"DATABASE_URL is sqlite:{settings.database}, which depends on where a command is started; expected an absolute "
+            f"path, such as sqlite:/var/lib/email-tracker/tracking.db, in {ENV_FILE}"
+        )
+    command = (sys.executable, "-I", os.path.abspath(args.program))
+    print(systemd_file(settings, args.file, command, os.path.abspath(args.env or ENV_FILE)), end="")
+    return 0
+
+
+def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file: str) -> str:
+    """One of the files for systemd: "service", "socket" or "sysusers". Raises BadInput for what can't work."""
+    for path in (*command[::2], settings.folder, env_file):
+        if not re.fullmatch(r"/[\w./+@-]+", path, re.ASCII):
+            raise BadInput(f"{path!r}: expected an absolute path of letters, digits and . _ + @ -, for systemd to read")
+    if name == "sysusers":
+        return server_file("systemd.sysusers", folder=settings.folder)
+    if name == "socket":
+        if settings.address.startswith("fd:"):
+            raise BadInput(f"BIND is {settings.address}; expected unix:/path or HOST:PORT")
+        permissions = ""
+        if settings.address.startswith("unix:"):
+            permissions = server_file("_systemd_permissions.socket", group=_nginx_group())
+        return server_file("systemd.socket", listen=settings.address.removeprefix("unix:"), permissions=permissions)
+    for path in command[::2]:
+        if path.startswith(HIDDEN_FOLDERS):
+            raise BadInput(
+                f"{path}: a service can't read what is in {', '.join(HIDDEN_FOLDERS)}; expected it elsewhere, for "
+                "example the program in /usr/local/bin (see --program) and a Python in /usr/bin"
+            )
+    state = re.fullmatch("/var/lib/([^/]+)", settings.folder)
+    folder = f"StateDirectory={state[1]}\nStateDirectoryMode=0750" if state else f"ReadWritePaths={settings.folder}"
+    return server_file("systemd.service", command=" ".join(command), env_file=env_file, folder=folder)
+
+
+HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
+
+
+def _nginx_group() -> str:
+    """The group that nginx's workers run in, on this machine; Debian's where there is none."""
+    import grp
+
+    known = {group.gr_name for group in grp.getgrall()}
+    return next((name for name in ("www-data", "nginx", "http") if name in known), "www-data")
 
 
 def cmd_demo(args: argparse.Namespace, settings: Settings) -> int:
@@ -4581,6 +4811,19 @@ def _demo_hits(chance: Any, tenant: Tenant, key: str, sent_at: int, now: int) ->
             yield Hit(**common, at=at, type=CLICK, url=url, ip_address=address, user_agent=browser, answer="302")
 
 
+def versions() -> str:
+    """What this program is made of, a line each: name, version and licence."""
+    try:
+        from gunicorn import __version__ as gunicorn
+    except ImportError:
+        gunicorn = "is not installed"
+    python = ".".join(map(str, sys.version_info[:3]))
+    return (
+        f"email-tracker {__version__} (MIT)\ngunicorn {gunicorn} (MIT)\n"
+        f"running on Python {python} (PSF-2.0), SQLite {sqlite3.sqlite_version} (public domain)"
+    )
+
+
 def command_line() -> argparse.ArgumentParser:
     """The commands and their options."""
     import argparse
@@ -4589,8 +4832,15 @@ def command_line() -> argparse.ArgumentParser:
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"{self.prog}: {message}\n{self.format_usage()}")
 
-    parser = Parser(prog="tracker.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--version", action="version", version=f"email-tracker {__version__}")
+    class Version(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+            print(versions())
+            parser.exit()
+
+    parser = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--version", nargs=0, action=Version, help="print the versions of what runs here, with licences"
+    )
     parser.add_argument(
         "--env",
         metavar="FILE",
@@ -4660,10 +4910,24 @@ def command_line() -> argparse.ArgumentParser:
     command(commands, "ingest", cmd_ingest).add_argument(
         "file", nargs="*", metavar="FILE", help="a log; without one, standard input"
     )
+    command(commands, "backup", cmd_backup).add_argument("file", metavar="FILE", help="a file that is not there yet")
     command(commands, "check", cmd_check).add_argument(
         "--repair", action="store_true", help="rebuild the roll-ups and tenants.json"
     )
     command(commands, "config", cmd_config, "--json")
+    nginx = command(commands, "nginx", cmd_nginx)
+    for option, default, about in (
+        ("--certificates", "/etc/letsencrypt/live", "where HOST/fullchain.pem and HOST/privkey.pem are, or will be"),
+        ("--webroot", "/var/www/email-tracker", "where the proofs for certificates are put, for `certbot --webroot`"),
+        ("--log-folder", "/var/log/nginx", "where nginx keeps its logs"),
+    ):
+        nginx.add_argument(option, default=default, metavar=option[2:].upper(), help=f"{about}; default: {default}")
+    nginx.add_argument("--http-port", type=int, default=80, metavar="PORT", help="for plain HTTP; default: 80")
+    systemd = command(commands, "systemd", cmd_systemd)
+    systemd.add_argument("file", choices=("service", "socket", "sysusers"), help="which file")
+    systemd.add_argument(
+        "--program", default=PROGRAM_FILE, metavar="FILE", help="where the program will be (default: where it is now)"
+    )
     command(commands, "demo", cmd_demo)
     return parser
 
@@ -4678,10 +4942,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except SettingsError as error:
         for fault in error.faults:
-            print(f"tracker.py: {fault}", file=sys.stderr)
+            print(f"{PROGRAM}: {fault}", file=sys.stderr)
         return 2
     except (StoreError, BadInput) as error:
-        print(f"tracker.py: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 1
@@ -4689,7 +4953,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What could not be written must not be tried again at the end of the process.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):  # whoever read our output has gone, and knows
-            print(f"tracker.py: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+            print(f"{PROGRAM}: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         return 1
 
 

@@ -872,8 +872,11 @@ def test_help_says_what_each_command_is_for_and_explains_each_option(run: Termin
                 assert len((action.help or "").split()) >= 2, f"{command} {action.dest}"
 
 
-def test_version_names_the_program(run: Terminal) -> None:
-    assert run("--version").out == f"email-tracker {tracker.__version__}\n"
+def test_version_names_what_runs_and_its_licences(run: Terminal) -> None:
+    ours, gunicorn, below = run("--version").out.splitlines()
+    assert ours == f"email-tracker {tracker.__version__} (MIT)"
+    assert re.fullmatch(r"gunicorn [0-9.]+ \(MIT\)", gunicorn)
+    assert "Python" in below and sqlite3.sqlite_version in below
 
 
 @pytest.mark.parametrize("words", [("tenant", "list"), ("tenant", "show", "Acme", "--json"), ("config",), ("--help",)])

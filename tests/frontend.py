@@ -1,0 +1,134 @@
+"""Real nginx in front of a real server, with the file that `tracker.py nginx` prints, over TLS, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from conftest import Server, missing
+
+# Only what stands around the printed file on every machine: it is included as it is, never edited.
+MAIN = """\
+{user}
+worker_processes 2;
+worker_rlimit_nofile 20000;
+pid {folder}/nginx.pid;
+error_log {folder}/logs/error.log;
+events {{ worker_connections {connections}; }}
+http {{
+    client_body_temp_path {folder}/temp/body;
+    proxy_temp_path {folder}/temp/proxy;
+    fastcgi_temp_path {folder}/temp/fastcgi;
+    uwsgi_temp_path {folder}/temp/uwsgi;
+    scgi_temp_path {folder}/temp/scgi;
+    include {folder}/email-tracker.conf;
+}}
+"""
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def make_certificate(folder: Path, hosts: Sequence[str]) -> None:
+    """Certificates as certbot lays them out, one for each host, signed by an authority of their own: folder/ca.pem."""
+    if shutil.which("openssl") is None:
+        missing("openssl")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)
+
+    ec = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *ec, "-days", "2", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem")
+    for host in hosts:
+        (folder / host).mkdir()
+        request = f"{host}/request.pem"
+        openssl("req", *ec, "-subj", f"/CN={host}", "-keyout", f"{host}/privkey.pem", "-out", request)
+        (folder / host / "names").write_text(f"subjectAltName=DNS:{host},IP:127.0.0.1\n")
+        sign = ("x509", "-req", "-in", request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2")
+        openssl(*sign, "-extfile", f"{host}/names", "-out", f"{host}/fullchain.pem")
+
+
+class Nginx:
+    """nginx before a Server that listens on a unix socket; `server.start()` first, then `start()`."""
+
+    def __init__(self, folder: Path, tracking_hosts: Sequence[str] = (), **settings: str) -> None:
+        if shutil.which("nginx") is None:
+            missing("nginx")
+        self.folder = folder / "nginx"
+        for name in ("logs", "temp", "certificates"):
+            (self.folder / name).mkdir(parents=True)
+        self.host = "localhost"
+        self.port, self.http_port = free_port(), free_port()
+        self.url = f"https://{self.host}:{self.port}"
+        self.socket = folder / "app.sock"
+        make_certificate(self.folder / "certificates", [self.host, *tracking_hosts])
+        self.server = Server(folder, BIND=f"unix:{self.socket}", BASE_URL=self.url, **settings)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.connections = 8192
+
+    def write(self) -> str:
+        """Print the file anew, as one does after a change of tracking hosts; returns it."""
+        text = self.server.run(
+            *("nginx", "--certificates", str(self.folder / "certificates"), "--log-folder", str(self.folder / "logs")),
+            *("--webroot", str(self.folder), "--http-port", str(self.http_port)),
+        )
+        (self.folder / "email-tracker.conf").write_text(text)
+        user = "user root;" if os.geteuid() == 0 else ""  # its workers must get into the test's folder
+        main = MAIN.format(folder=self.folder, user=user, connections=self.connections)
+        (self.folder / "nginx.conf").write_text(main)
+        return text
+
+    def _command(self, *words: str) -> list[str]:
+        return ["nginx", "-e", str(self.folder / "logs" / "error.log"), "-c", str(self.folder / "nginx.conf"), *words]
+
+    def start(self) -> Nginx:
+        """Start nginx and wait until it listens."""
+        self.write()
+        self.process = subprocess.Popen(self._command("-g", "daemon off;"), stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=5):
+                return self
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"nginx did not start:\n{(self.folder / 'logs' / 'error.log').read_text()}")
+            time.sleep(0.02)
+
+    def reload(self) -> None:
+        """Load the file anew, gracefully."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
+
+    def stop(self) -> None:
+        """Stop nginx, then the server."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGQUIT)
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            assert self.process.stderr is not None
+            self.process.stderr.close()
+        self.process = None
+        self.server.stop()
+        self.server.listener.close()
+
+    def context(self) -> ssl.SSLContext:
+        """TLS that trusts this nginx's authority and no other."""
+        return ssl.create_default_context(cafile=str(self.folder / "certificates" / "ca.pem"))
+
+    def connect(self, host: str | None = None, timeout: float = 20) -> ssl.SSLSocket:
+        """A TLS connection; `host` is the name asked for, a tracking host perhaps."""
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
+        return self.context().wrap_socket(plain, server_hostname=host or self.host)
