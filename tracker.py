@@ -696,6 +696,8 @@ BOT_WORD = re.compile(
     re.I,
 )
 
+PREFETCH = re.compile("prefetch|preview|prerender", re.I)
+
 
 class Hit(NamedTuple):
     """One request for a pixel or a link, as the spool has it."""
@@ -732,7 +734,7 @@ def judge(hits: Sequence[Hit]) -> list[Judgement]:
 def _judge_one(hit: Hit) -> Judgement:
     if hit.method == "HEAD":
         verdict, reason = "bot", "head"
-    elif re.search("prefetch|preview|prerender", hit.purpose, re.I):
+    elif hit.purpose and PREFETCH.search(hit.purpose):
         verdict, reason = "prefetch", "prefetch-header"
     else:
         verdict, reason = _judge_agent(hit.user_agent, hit.type)
@@ -1315,6 +1317,7 @@ def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
 
 Tally = list[Any]  # [hits, earliest] for each of the states person, unconfirmed, machine: as TALLY_COLUMNS
 NO_HITS: tuple[Any, ...] = (0, None) * len(STATES)
+NO_COUNTS = NO_HITS * len(TYPES)
 
 
 class Email(NamedTuple):
@@ -1325,21 +1328,25 @@ class Email(NamedTuple):
     registered: bool
     sent_at: int | None
     campaign: str
+    created_at: int
 
 
 def add_to_tally(tally: Tally, state: int, at: int) -> None:
     """Count one hit, keeping the earliest time whatever the order."""
     place = 2 * (state - 1)
     tally[place] += 1
-    tally[place + 1] = at if tally[place + 1] is None else min(at, tally[place + 1])
+    if tally[place + 1] is None or at < tally[place + 1]:
+        tally[place + 1] = at
 
 
 def best_of(tally: Sequence[Any]) -> tuple[int, int] | None:
     """The best state of a tally and since when, or None without hits."""
-    for state in STATES:
-        if tally[2 * (state - 1)]:
-            return state, tally[2 * (state - 1) + 1]
-    return None
+    person, person_first, unconfirmed, unconfirmed_first, machine, machine_first = tally
+    if person:
+        return PERSON, person_first
+    if unconfirmed:
+        return UNCONFIRMED, unconfirmed_first
+    return (MACHINE, machine_first) if machine else None
 
 
 class RollupChanges:
@@ -1511,19 +1518,40 @@ def integrity_faults(connection: sqlite3.Connection) -> list[str]:
 # -- Emails and events
 
 
+KEYS_AT_ONCE = 200  # in one select: fewer cost more each, more cost no less
+EMAILS_AND_COUNTS = (
+    f"select id, registered, sent_at, campaign, created_at, key, {EMAIL_COUNT_COLUMNS} from emails"
+    " left join email_counts on email = id where tenant = ? and key in ({})"
+)
+EMAIL_AND_COUNTS = EMAILS_AND_COUNTS.format("?")
+MANY_EMAILS_AND_COUNTS = EMAILS_AND_COUNTS.format(", ".join("?" * KEYS_AT_ONCE))
+
+
+def _read_email(tenant: int, row: Sequence[Any]) -> tuple[Email, tuple[Any, ...]]:
+    id_, registered, sent_at, campaign, created_at, _, *counts = row
+    email = Email(id_, tenant, bool(registered), sent_at, campaign, created_at)
+    return email, NO_COUNTS if counts[0] is None else tuple(counts)
+
+
 def _email_and_counts(
     connection: sqlite3.Connection, tenant: int, key: str
 ) -> tuple[Email, tuple[Any, ...]] | tuple[None, None]:
     """An email and its counts, in the order of EMAIL_COUNT_COLUMNS."""
-    sql = (
-        f"select id, registered, sent_at, campaign, {EMAIL_COUNT_COLUMNS} from emails"
-        " left join email_counts on email = id where tenant = ? and key = ?"
-    )
-    row = connection.execute(sql, (tenant, key)).fetchone()
-    if row is None:
-        return None, None
-    counts = row[4:] if row[4] is not None else NO_HITS * 2
-    return Email(row[0], tenant, bool(row[1]), row[2], row[3]), counts
+    row = connection.execute(EMAIL_AND_COUNTS, (tenant, key)).fetchone()
+    return _read_email(tenant, row) if row else (None, None)
+
+
+def _emails_and_counts(
+    connection: sqlite3.Connection, tenant: int, keys: Sequence[str]
+) -> dict[str, tuple[Email, tuple[Any, ...]]]:
+    """Those of the emails that are known, by key, each with its counts."""
+    found = {}
+    for start in range(0, len(keys), KEYS_AT_ONCE):
+        some = keys[start : start + KEYS_AT_ONCE]
+        nothing = [None] * (KEYS_AT_ONCE - len(some))  # so that it is always the same statement, prepared once
+        for row in connection.execute(MANY_EMAILS_AND_COUNTS, (tenant, *some, *nothing)):
+            found[row[5]] = _read_email(tenant, row)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -1620,34 +1648,46 @@ class _Recorder:
 
     def __init__(self, connection: sqlite3.Connection, now: int) -> None:
         self.connection = connection
-        self.now = now
+        self.day = now // DAY_MS
         self.changes = RollupChanges()
-        self._interned: dict[tuple[Any, ...], int] = {}
+        self._numbers: dict[tuple[Any, ...], int] = {}  # of agents, URLs and judgements: 1, 2 and 3 words
         self._events: list[tuple[Any, ...]] = []
+        self._earlier: list[tuple[int, int]] = []
         self._email_counts: list[tuple[Any, ...]] = []
         self._link_counts: list[tuple[Any, ...]] = []
+        self._unregistered: dict[int, int] = {}
         self._dropped: dict[tuple[int, str, int], int] = defaultdict(int)
         hosts = "select tracking_host, mail_id from tenants where tracking_host is not null"
         self._host_owners: dict[str, str] = dict(connection.execute(hosts).fetchall())
 
     def record(self, hits: Iterable[Hit]) -> None:
         """Judge and store hits, those of each email together."""
-        by_email: dict[tuple[str, str], list[Hit]] = defaultdict(list)
+        tenants: dict[str, int | None] = {}
+        groups: dict[int, dict[str, list[Hit]]] = {}
         for hit in hits:
-            by_email[hit.mail_id, hit.key].append(hit)
-        tenants = {mail_id: self._tenant_number(mail_id) for mail_id in {mail_id for mail_id, _ in by_email}}
-        for (mail_id, key), group in by_email.items():
-            tenant = tenants[mail_id]
-            kept = [hit for hit in group if not self._drop(hit, tenant)]
-            if tenant is not None and kept:
-                self._record_email(tenant, key, kept)
+            if hit.mail_id not in tenants:
+                tenants[hit.mail_id] = self._tenant_number(hit.mail_id)
+            tenant = tenants[hit.mail_id]
+            if not self._drop(hit, tenant) and tenant is not None:
+                groups.setdefault(tenant, {}).setdefault(hit.key, []).append(hit)
+        for tenant, by_key in groups.items():
+            known = _emails_and_counts(self.connection, tenant, list(by_key))
+            for key, group in by_key.items():
+                email, counts = known.get(key) or (self._unregistered_email(tenant, key, group), NO_COUNTS)
+                if email is not None:
+                    self._record_email(email, counts, group)
         self._write()
 
     def _write(self) -> None:
+        self.connection.executemany("update emails set created_at = ? where id = ?", self._earlier)
         self.connection.executemany(INSERT_EVENT, self._events)
         self.connection.executemany(REPLACE_EMAIL_COUNTS, self._email_counts)
         self.connection.executemany(REPLACE_LINK_COUNTS, self._link_counts)
         self.changes.write(self.connection)
+        self.connection.executemany(
+            "replace into unregistered_days values (?, ?, ?)",
+            [(tenant, self.day, emails) for tenant, emails in self._unregistered.items()],
+        )
         self.connection.executemany(
             "insert into dropped values (?, ?, ?, ?) on conflict do update set hits = hits + excluded.hits",
             [(*key, hits_dropped) for key, hits_dropped in self._dropped.items()],
@@ -1678,59 +1718,57 @@ class _Recorder:
         self._dropped[tenant, reason, hit.at // DAY_MS] += 1
         return True
 
-    def _record_email(self, tenant: int, key: str, hits: list[Hit]) -> None:
-        earliest = min(hit.at for hit in hits)
-        email, counts = _email_and_counts(self.connection, tenant, key)
-        if email is None or counts is None:
-            email, counts = self._unregistered(tenant, key, earliest), NO_HITS * 2
-        if email is None:
-            for hit in hits:
-                self._dropped[tenant, "unregistered-limit", hit.at // DAY_MS] += 1
-            return
-        if not email.registered:
-            sql = "update emails set created_at = ? where id = ? and created_at > ?"
-            self.connection.execute(sql, (earliest, email.id, earliest))
-        judged = list(zip(hits, judge(hits), strict=True))
-        urls = [self._url(tenant, hit.url) if hit.url is not None else None for hit in hits]
-        self._events += [
-            (
-                tenant,
-                email.id,
-                hit.at,
-                hit.type,
-                "HEAD" if hit.method == "HEAD" else None,
-                self._intern("judgements", ("verdict", "reason", "state"), judgement),
-                self._intern("user_agents", ("user_agent",), (hit.user_agent[:MAX_AGENT],)),
-                url,
-                hit.ip_address or None,
-                hit.purpose or None,
+    def _record_email(self, email: Email, counts: tuple[Any, ...], hits: list[Hit]) -> None:
+        if not email.registered and (earliest := min(hit.at for hit in hits)) < email.created_at:
+            self._earlier.append((earliest, email.id))
+        judgements = judge(hits)
+        urls = [self._url(email.tenant, hit.url) if hit.url is not None else None for hit in hits]
+        for hit, judgement, url in zip(hits, judgements, urls, strict=True):
+            self._events.append(
+                (
+                    email.tenant,
+                    email.id,
+                    hit.at,
+                    hit.type,
+                    "HEAD" if hit.method == "HEAD" else None,
+                    self._judgement(judgement),
+                    self._agent(hit.user_agent),
+                    url,
+                    hit.ip_address or None,
+                    hit.purpose or None,
+                )
             )
-            for (hit, judgement), url in zip(judged, urls, strict=True)
-        ]
-        self._count(email, counts, judged, urls)
+        self._count(email, counts, hits, judgements, urls)
 
     def _count(
-        self, email: Email, old: tuple[Any, ...], judged: list[tuple[Hit, Judgement]], urls: list[int | None]
+        self,
+        email: Email,
+        old: tuple[Any, ...],
+        hits: list[Hit],
+        judgements: list[Judgement],
+        urls: list[int | None],
     ) -> None:
         """Bring the counts of an email and of its links, and with them the roll-ups, up to date."""
         tallies = {kind: list(old[6 * (kind - 1) : 6 * kind]) for kind in TYPES}
-        clicks: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for (hit, judgement), url in zip(judged, urls, strict=True):
-            self.changes.hits(email.tenant, hit.at // QUARTER_MS, hit.type, judgement.state, 1)
-            if judgement.state == ASIDE:
+        clicks: dict[int, list[tuple[int, int]]] = {}
+        for hit, judgement, url in zip(hits, judgements, urls, strict=True):
+            state = judgement.state
+            self.changes.hits(email.tenant, hit.at // QUARTER_MS, hit.type, state, 1)
+            if state == ASIDE:
                 sql = "select host from urls where id = ?"
                 self.changes.named(
                     email.tenant, self.connection.execute(sql, (url,)).fetchone()[0], judgement.reason, 1
                 )
                 continue
-            add_to_tally(tallies[hit.type], judgement.state, hit.at)
+            add_to_tally(tallies[hit.type], state, hit.at)
             if url is not None:
-                clicks[url].append((judgement.state, hit.at))
+                clicks.setdefault(url, []).append((state, hit.at))
+        counts = (*tallies[OPEN], *tallies[CLICK])
+        if counts == old:
+            return
         for kind, tally in tallies.items():
             self.changes.moved(email, kind, old[6 * (kind - 1) : 6 * kind], tally)
-        counts = (*tallies[OPEN], *tallies[CLICK])
-        if counts != old:
-            self._email_counts.append((email.id, *counts))
+        self._email_counts.append((email.id, *counts))
         for url, link_hits in clicks.items():
             self._count_link(email, url, link_hits)
 
@@ -1743,44 +1781,52 @@ class _Recorder:
         self.changes.link(email.tenant, url, old, tally)
         self._link_counts.append((email.id, url, *tally))
 
-    def _unregistered(self, tenant: int, key: str, at: int) -> Email | None:
-        """Make the email that a hit speaks of, unless hits have made too many today (not: on the day of the hit, so
+    def _unregistered_email(self, tenant: int, key: str, hits: list[Hit]) -> Email | None:
+        """Make the email that hits speak of, unless hits have made too many today (not: on the day of the hit, so
         that the order of draining makes no difference)."""
-        day = self.now // DAY_MS
-        row = self.connection.execute(
-            "select emails from unregistered_days where tenant = ? and day = ?", (tenant, day)
-        ).fetchone()
-        if row and row[0] >= UNREGISTERED_A_DAY:
+        if tenant not in self._unregistered:
+            sql = "select emails from unregistered_days where tenant = ? and day = ?"
+            row = self.connection.execute(sql, (tenant, self.day)).fetchone()
+            self._unregistered[tenant] = row[0] if row else 0
+        if self._unregistered[tenant] >= UNREGISTERED_A_DAY:
+            for hit in hits:
+                self._dropped[tenant, "unregistered-limit", hit.at // DAY_MS] += 1
             return None
-        self.connection.execute(
-            "insert into unregistered_days values (?, ?, 1) on conflict do update set emails = emails + 1",
-            (tenant, day),
-        )
-        self.connection.execute(
-            "insert into emails (tenant, key, registered, created_at) values (?, ?, 0, ?)", (tenant, key, at)
-        )
-        email, _ = _email_and_counts(self.connection, tenant, key)
-        assert email is not None
+        self._unregistered[tenant] += 1
+        at = min(hit.at for hit in hits)
+        sql = "insert into emails (tenant, key, registered, created_at) values (?, ?, 0, ?)"
+        id_ = self.connection.execute(sql, (tenant, key, at)).lastrowid
+        assert id_ is not None
+        email = Email(id_, tenant, registered=False, sent_at=None, campaign="", created_at=at)
         self.changes.email(email, 1)
         return email
 
-    def _url(self, tenant: int, url: str) -> int:
-        return self._intern("urls", ("tenant", "url"), (tenant, url), host=url_host(url))
+    def _judgement(self, judgement: Judgement) -> int:
+        return self._numbers.get(judgement) or self._number("judgements", judgement, judgement._asdict())
 
-    def _intern(self, table: str, columns: tuple[str, ...], values: tuple[Any, ...], **more: object) -> int:
-        """The number of a value that is stored once; `more` goes into a new row only."""
-        key = (table, *values)
-        known = self._interned.get(key)
-        if known is None:
-            names = ", ".join((*columns, *more))
-            marks = ", ".join("?" * (len(values) + len(more)))
-            self.connection.execute(
-                f"insert or ignore into {table} ({names}) values ({marks})", (*values, *more.values())
-            )
-            same = " and ".join(f"{column} = ?" for column in columns)
-            known = int(self.connection.execute(f"select id from {table} where {same}", values).fetchone()[0])
-            self._interned[key] = known
-        return known
+    def _agent(self, agent: str) -> int:
+        key = (agent,)
+        return self._numbers.get(key) or self._number("user_agents", key, {"user_agent": agent[:MAX_AGENT]})
+
+    def _url(self, tenant: int, url: str) -> int:
+        key = (tenant, url)
+        return self._numbers.get(key) or self._number("urls", key, {"tenant": tenant, "url": url})
+
+    def _number(self, table: str, key: tuple[Any, ...], values: dict[str, Any]) -> int:
+        """The number of a value that is stored once, in a new row if need be."""
+        same = " and ".join(f"{column} = :{column}" for column in values)
+        row = self.connection.execute(f"select id from {table} where {same}", values).fetchone()
+        number = int(row[0]) if row else self._new_number(table, values)
+        self._numbers[key] = number
+        return number
+
+    def _new_number(self, table: str, values: dict[str, Any]) -> int:
+        if table == "urls":
+            values["host"] = url_host(values["url"])
+        names, marks = ", ".join(values), ", ".join(f":{column}" for column in values)
+        number = self.connection.execute(f"insert into {table} ({names}) values ({marks})", values).lastrowid
+        assert number is not None
+        return number
 
 
 def url_host(url: str) -> str:
