@@ -439,7 +439,10 @@ def split_target(uri: str) -> tuple[tuple[str, ...], str]:
     if not uri.startswith("/"):
         uri = re.sub(r"^(?i:https?)://[^/?]*", "", uri)  # absolute form, RFC 9112 §3.2.2
     path, _, query = uri.partition("?")
-    return tuple(unquote(segment, errors="replace") for segment in path.split("/")[1:]), query
+    segments = path.split("/")[1:]
+    if "%" in path:
+        segments = [unquote(segment, errors="replace") for segment in segments]
+    return tuple(segments), query
 
 
 def plain_url(query: str) -> str | None:
@@ -2038,43 +2041,53 @@ class BadLine(BadInput):
     """Why a line of the spool can't be read as a hit."""
 
 
+TEXT_FIELDS = ("id", "method", "host", "uri", "ip", "ua", "answer", "purpose", "why")
+_read_json = json.JSONDecoder().raw_decode
+
+
 def parse_hit(line: bytes) -> Hit:
     """Read a line of the spool. Unknown fields are ignored; raises BadLine if it is no hit."""
+    text = line.decode("utf-8", "surrogateescape").strip(" \t\r\n")  # what JSON takes for white space
     try:
-        raw = json.loads(line.decode("utf-8", "surrogateescape"))
+        raw, end = _read_json(text)
     except (ValueError, RecursionError):
         raise BadLine("expected one JSON object") from None
-    if not isinstance(raw, dict):
+    if end != len(text) or not isinstance(raw, dict):
         raise BadLine("expected one JSON object")
-    at = raw.get("t")
-    if isinstance(at, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", at):
-        at = float(at)  # nginx can only write its $msec as text where it writes JSON strings
-    if isinstance(at, bool) or not isinstance(at, (int, float)) or not EARLIEST < at < LATEST:
-        raise BadLine("t: expected seconds since 1970")
-    text = {name: _text(raw, name) for name in ("id", "method", "host", "uri", "ip", "ua", "answer", "purpose", "why")}
-    hit = recognise(*split_target(text["uri"]))
+    at = _read_time(raw.get("t"))
+    id_, method, host, uri, ip_address, agent, answered, purpose, why = [_text(raw, name) for name in TEXT_FIELDS]
+    hit = recognise(*split_target(uri))
     if hit is None:
         raise BadLine("uri: expected a pixel or a click")
     url = (
         hit.url if isinstance(hit, PlainClick) else decode_target(hit.target) if isinstance(hit, SignedClick) else None
     )
-    if url is None and not isinstance(hit, Pixel) and text["answer"] in ("302", "named"):
+    if url is None and not isinstance(hit, Pixel) and answered in ("302", "named"):
         raise BadLine("uri: expected a link with a target")
     return Hit(
-        id=text["id"] or hashlib.sha256(line.strip()).hexdigest(),
-        at=math.floor(at * 1000 + 0.5),
-        type=OPEN if isinstance(hit, Pixel) else CLICK,
-        method=text["method"] or "GET",
-        mail_id=hit.mail_id,
-        key=hit.key,
-        url=url and url.strip(" ")[:MAX_TARGET],
-        host=host_name(text["host"]),
-        ip_address=text["ip"][:45],
-        user_agent=text["ua"][:MAX_AGENT],
-        purpose=text["purpose"][:64],
-        answer=text["answer"],
-        why=text["why"],
+        id_ or hashlib.sha256(line.strip()).hexdigest(),
+        at,
+        OPEN if isinstance(hit, Pixel) else CLICK,
+        method or "GET",
+        hit.mail_id,
+        hit.key,
+        url and url.strip(" ")[:MAX_TARGET],
+        host_name(host),
+        ip_address[:45],
+        agent[:MAX_AGENT],
+        purpose[:64],
+        answered,
+        why,
     )
+
+
+def _read_time(value: object) -> int:
+    """Milliseconds since 1970, of seconds."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        value = float(value)  # nginx can only write its $msec as text where it writes JSON strings
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not EARLIEST < value < LATEST:
+        raise BadLine("t: expected seconds since 1970")
+    return math.floor(value * 1000 + 0.5)
 
 
 def _text(raw: Mapping[str, Any], name: str) -> str:
@@ -2092,7 +2105,10 @@ def _text(raw: Mapping[str, Any], name: str) -> str:
 
 def host_name(host: str) -> str:
     """The host of a Host header: lower case, without port and final dot."""
-    return re.sub(r":[0-9]*$", "", host.strip().lower()).rstrip(".")
+    host = host.strip().lower()
+    if ":" in host:
+        host = re.sub(r":[0-9]*$", "", host)
+    return host.rstrip(".")
 
 
 class Spool:
