@@ -37,7 +37,7 @@ import time
 import traceback
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
@@ -338,7 +338,6 @@ ROUTE_WORDS = {
 }
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
-BREAKS = re.compile(r"[\r\n\0]")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -390,10 +389,14 @@ def _field(text: str) -> bytes:
     return len(encoded).to_bytes(4, "big") + encoded
 
 
+@lru_cache(maxsize=128)
+def _tenant_key(secret: str, mail_id: str) -> bytes:
+    return hmac.digest(secret.encode(), b"tenant 1" + mail_id.encode(), "sha256")
+
+
 def sign(secret: str, mail_id: str, target: str) -> str:
     """Sign a click link: 16 characters for the target as it stands in the path."""
-    tenant_key = hmac.digest(secret.encode(), b"tenant 1" + mail_id.encode(), "sha256")
-    mac = hmac.digest(tenant_key, _field("click 1") + _field(target), "sha256")
+    mac = hmac.digest(_tenant_key(secret, mail_id), _field("click 1") + _field(target), "sha256")
     return base64.urlsafe_b64encode(mac[:12]).decode()
 
 
@@ -634,8 +637,10 @@ def read_destination(text: str) -> str:
     return f"{host}:{int(port)}" if port else host
 
 
-def covers(destinations: Iterable[str], target: Target, *, any_port: bool = False) -> bool:
+def covers(destinations: Collection[str], target: Target, *, any_port: bool = False) -> bool:
     """Whether a list of destinations holds this target: its host or a domain above it, on a default port or the port given."""
+    if not destinations:
+        return False
     labels = target.host.split(".")
     names = {target.host} | {".".join(labels[n:]) for n in range(len(labels))}
     with_port = {f"{name}:{target.port}" for name in names}
@@ -645,8 +650,9 @@ def covers(destinations: Iterable[str], target: Target, *, any_port: bool = Fals
 
 def is_ours(own: Iterable[tuple[str, int]], target: Target) -> bool:
     """Whether a target leads back to this server, given as its hosts and ports (80 and 443 are one server)."""
+    ports = {port for host, port in own if host == target.host}
     web = set(DEFAULT_PORTS.values())
-    return any(host == target.host and (port == target.port or {port, target.port} <= web) for host, port in own)
+    return target.port in ports or (target.port in web and not web.isdisjoint(ports))
 
 
 # == Verdicts ==========================================================================================
@@ -2032,9 +2038,12 @@ def _print(line: str, stream: TextIO) -> None:
         stream.flush()
 
 
+_write_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def hit_line(fields_: Mapping[str, object]) -> bytes:
     """One hit as the spool keeps it: a line of JSON."""
-    return json.dumps(fields_, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace") + b"\n"
+    return _write_json(fields_).encode("utf-8", "backslashreplace") + b"\n"
 
 
 class BadLine(BadInput):
@@ -2136,12 +2145,14 @@ class Spool:
         if self._fd < 0 and now >= self._retry_at:
             self._open(now)
         if self._fd >= 0:
-            with contextlib.suppress(OSError):
+            try:
                 # A segment somebody deleted still takes writes, which nobody will ever read.
                 if os.write(self._fd, line) == len(line) and os.fstat(self._fd).st_nlink:
                     self._size += len(line)
                     self.failing = False
                     return True
+            except OSError:
+                pass
             self.close()  # its end may be torn: never write behind that
             self._retry_at = now + RETRY_SECONDS
         self.failing = True
@@ -3063,7 +3074,11 @@ class HTTPError(Exception):
         self.headers = headers
 
 
-@lru_cache(maxsize=4096)
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+IPV4 = re.compile(rf"((?:{_OCTET}\.){{3}}){_OCTET}")  # as Python reads it too, at a tenth of the time
+
+
+@lru_cache(maxsize=512)
 def read_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """An address, also as `address:port` and `[address]:port`; IPv4 in IPv6 is IPv4. None if it is none."""
     match = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)", text)
@@ -3082,6 +3097,8 @@ class Proxies:
     def __init__(self, allowed: Sequence[str]) -> None:
         self._anyone = "*" in allowed
         self._networks: list[Network] = [ipaddress.ip_network(entry) for entry in allowed if entry != "*"]
+        self._hosts = {str(network.network_address) for network in self._networks}
+        self._only_hosts = all(network.num_addresses == 1 for network in self._networks)
 
     def client(self, peer: str, forwarded: str) -> str:
         """The client's address: X-Forwarded-For from the right, up to the first that is no proxy of ours.
@@ -3101,12 +3118,13 @@ class Proxies:
         return client
 
     def _is_proxy(self, address: str) -> bool:
+        if self._only_hosts and IPV4.fullmatch(address):
+            return address in self._hosts
         parsed = read_address(address)
         return parsed is not None and any(parsed in network for network in self._networks)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request, read once."""
 
     environ: WSGIEnvironment
@@ -3157,8 +3175,7 @@ class Request:
         return body
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """What is sent; it has no behaviour."""
 
     status: int
@@ -3179,9 +3196,10 @@ def read_request(environ: WSGIEnvironment, proxies: Proxies) -> Request:
         uri = quote(path.encode("latin-1", "replace"), safe="/~+@=:!$&'()*,;") or "/"
         if environ.get("QUERY_STRING"):
             uri += "?" + environ["QUERY_STRING"]
-    for name in ("HTTP_HOST", "HTTP_USER_AGENT", "HTTP_AUTHORIZATION", "HTTP_X_FORWARDED_FOR"):
-        if BREAKS.search(environ.get(name, "")):
-            raise HTTPError(400, "a header holds a line break or NUL; expected none")
+    host = environ.get("HTTP_HOST", "")
+    forwarded = environ.get("HTTP_X_FORWARDED_FOR", "")
+    if has_break(host + forwarded + environ.get("HTTP_USER_AGENT", "") + environ.get("HTTP_AUTHORIZATION", "")):
+        raise HTTPError(400, "a header holds a line break or NUL; expected none")
     uri = utf8(uri)
     segments, query = split_target(uri)
     return Request(
@@ -3190,14 +3208,21 @@ def read_request(environ: WSGIEnvironment, proxies: Proxies) -> Request:
         uri=uri,
         segments=segments,
         query=query,
-        host=host_name(utf8(environ.get("HTTP_HOST", ""))),
-        address=proxies.client(environ.get("REMOTE_ADDR", ""), environ.get("HTTP_X_FORWARDED_FOR", "")),
+        host=host_name(utf8(host)),
+        address=proxies.client(environ.get("REMOTE_ADDR", ""), forwarded),
     )
 
 
-@lru_cache(maxsize=4096)
+def has_break(text: str) -> bool:
+    """Whether a header would end early or be two."""
+    return "\n" in text or "\r" in text or "\0" in text
+
+
+@lru_cache(maxsize=512)
 def kept_address(address: str, setting: str) -> str:
     """What is kept of an address before anything is written: IP_ADDRESSES decides."""
+    if setting == "truncated" and (match := IPV4.fullmatch(address)):
+        return match[1] + "0"
     parsed = read_address(address)
     if parsed is None or setting == "none":
         return ""
@@ -3224,7 +3249,7 @@ def send(response: Response, method: str, start_response: StartResponse) -> Iter
     if isinstance(response.body, bytes):
         headers.append(("Content-Length", str(len(response.body))))
     for name, value in headers:
-        if BREAKS.search(value):
+        if has_break(value):
             raise ValueError(f"header {name} would hold a line break")
     start_response(f"{response.status} {REASON_PHRASES[response.status]}", headers)
     if method == "HEAD":
@@ -3248,6 +3273,7 @@ MANY_WAITING = 100_000  # hits: more than a drain leaves behind when all is well
 MAX_LINKS = 20_000  # in one request: signing a million would take longer than a worker may
 MAX_REGISTRATIONS = 1_000
 PAGE_ROWS = 50
+PURPOSE_HEADERS = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
 UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
 FIELD_LIMITS = {"key": 200, "subject": 998, "recipient": 320, "campaign": 200}
 
@@ -3356,12 +3382,17 @@ class App:
             "host": request.host[:253],
             "uri": request.uri,
             "ip": kept_address(request.address, self.settings.ip_addresses),
-            "ua": request.header("User-Agent")[:MAX_AGENT],
+            "ua": utf8(request.environ.get("HTTP_USER_AGENT", ""))[:MAX_AGENT],
             "answer": answered,
         }
-        purposes = (request.header(name) for name in ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz"))
-        more = {"purpose": next(filter(None, purposes), "")[:64], "gpc": request.header("Sec-GPC")[:8], "why": why}
-        hit.update((name, value) for name, value in more.items() if value)
+        for header in PURPOSE_HEADERS:
+            if header in request.environ and (purpose := utf8(request.environ[header])):
+                hit["purpose"] = purpose[:64]
+                break
+        if gpc := request.environ.get("HTTP_SEC_GPC"):
+            hit["gpc"] = utf8(gpc)[:8]
+        if why:
+            hit["why"] = why
         line = hit_line(hit)
         if len(line) > MAX_HIT_LINE:
             return "too long"
@@ -3390,6 +3421,7 @@ class App:
             yield connection, 0 if drained else waiting_hits(self.database, connection)
 
 
+@lru_cache(maxsize=128)
 def read_origin(url: str) -> tuple[str, int]:
     """Host and port of a URL of our own; port 443 where none is given (80 is the same server)."""
     match = re.match(r"[^/]*//([^/]*?)(?::([0-9]{0,5}))?(?:/|$)", url)
@@ -3435,15 +3467,16 @@ def pixel(app: App, request: Request, hit: Pixel) -> Response:
     return Response(200, (*PIXEL_HEADERS, ("X-Tracker", note)), app.pages.pixel)
 
 
+NOT_OURS = "This link is not complete, or it is not one that this server made."
+
+
 def signed_click(app: App, request: Request, hit: SignedClick) -> Response:
     """Redirect to the signed target, with or without a database."""
     _refuse_wrong_host(app, request, hit.mail_id)
-    if not is_key(hit.key) or not verify(app.secrets, hit.mail_id, hit.target, hit.signature):
-        raise HTTPError(404, "This link is not complete, or it is not one that this server made.")
-    url = decode_target(hit.target)
-    if url is None:
-        raise HTTPError(404, "This link is not complete, or it is not one that this server made.")
-    target = _readable_target(app, request, url)
+    if not is_key(hit.key):
+        raise HTTPError(404, NOT_OURS)
+    target = _signed_target(app.secrets, hit.mail_id, hit.target, hit.signature)
+    _refuse_own(app, request, target)
     tenant = app.directory.tenants.get(hit.mail_id)
     if hit.mail_id in app.directory.retired:
         # Its tenant was removed, and nobody vouches for it now. A tenant not known yet is another matter: the
@@ -3464,7 +3497,8 @@ def plain_click(app: App, request: Request, hit: PlainClick) -> Response:
         raise HTTPError(404, "This link belongs to nobody on this server.")
     if hit.url is None or not hit.url.strip():
         raise HTTPError(400, "This link names no destination; expected ?url= and an encoded http or https URL.")
-    target = _readable_target(app, request, hit.url)
+    target = _readable_target(hit.url)
+    _refuse_own(app, request, target)
     reason = _why_not(tenant, target, signed=False) if tenant else "suspended" if retired else "destination-not-allowed"
     return _answer_click(app, request, hit.mail_id, target, reason)
 
@@ -3475,14 +3509,28 @@ def _refuse_wrong_host(app: App, request: Request, mail_id: str) -> None:
         raise HTTPError(404, "This link belongs to nobody on this host.")
 
 
-def _readable_target(app: App, request: Request, url: str) -> Target:
+# A mailing has the same few links for all its readers. A link that can't be verified raises, and so is not kept:
+# nobody but those who can sign fills this.
+@lru_cache(maxsize=256)
+def _signed_target(secrets_: tuple[str, ...], mail_id: str, encoded: str, signature: str) -> Target:
+    if not verify(secrets_, mail_id, encoded, signature):
+        raise HTTPError(404, NOT_OURS)
+    url = decode_target(encoded)
+    if url is None:
+        raise HTTPError(404, NOT_OURS)
+    return _readable_target(url)
+
+
+def _readable_target(url: str) -> Target:
     try:
-        target = read_target(url)
+        return read_target(url)
     except BadTarget as error:
         raise HTTPError(400, f"This link's destination can't be used: {error}.") from None
+
+
+def _refuse_own(app: App, request: Request, target: Target) -> None:
     if app.leads_back(request, target):
         raise HTTPError(400, "This link's destination can't be used: it leads back to this server.")
-    return target
 
 
 def _why_not(tenant: Mapping[str, Any], target: Target, *, signed: bool) -> str | None:
@@ -4138,18 +4186,20 @@ def wsgi(app: App) -> WSGIApplication:
 
 
 _application: App | None = None
+_respond: WSGIApplication | None = None
 _application_lock = threading.Lock()
 
 
 def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """The WSGI application for `gunicorn tracker`: builds itself, from the environment, on its first call."""
-    global _application
-    if _application is None:
+    global _application, _respond
+    if _application is None or _respond is None:
         with _application_lock:
-            if _application is None:
+            if _application is None or _respond is None:
                 _application = App(load_settings(os.environ))
+                _respond = wsgi(_application)
     _application.start()
-    return wsgi(_application)(environ, start_response)
+    return _respond(environ, start_response)
 
 
 # == Commands ==========================================================================================
