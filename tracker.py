@@ -237,7 +237,10 @@ def read_env_file(path: str, faults: list[str]) -> dict[str, str]:
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        faults.append(f"{path}: can't be read: {error.strerror}; expected to be root, or one of the file's group")
+        return {}
+    except UnicodeDecodeError as error:
         faults.append(f"{path}: can't be read: {error}")
         return {}
     for number, raw_line in enumerate(lines, 1):
@@ -798,6 +801,21 @@ class StoreError(Exception):
     """What keeps a command or a page from working, in a sentence for the operator."""
 
 
+class NoDatabase(StoreError):
+    """There is no file where the database should be; says so, and whether there are traces of one that was there."""
+
+    def __init__(self, path: str) -> None:
+        traces = (os.path.join(os.path.dirname(path), name) for name in ("spool/instance", "secret.key"))
+        trace = next(filter(os.path.exists, traces), None)
+        self.lost = trace is not None
+        super().__init__(
+            f"no database at {path}, but {trace} says that there was one: put it back, or restore it from a backup (to begin "
+            "anew, move the whole folder away; its spool may hold hits that were not counted yet)"
+            if trace
+            else f"no database at {path}; `serve` or `tenant add` makes it, DATABASE_URL says where"
+        )
+
+
 class Conflict(StoreError):
     """What was asked for is taken, or is no longer there."""
 
@@ -943,9 +961,7 @@ class Database:
         try:
             found = os.stat(self.path)
         except OSError:
-            raise StoreError(
-                f"no database at {self.path}; `serve` or `tenant add` makes it, DATABASE_URL says where"
-            ) from None
+            raise NoDatabase(self.path) from None
         return found.st_dev, found.st_ino
 
     def _check_identity(self, connection: sqlite3.Connection) -> None:
@@ -1075,7 +1091,8 @@ def create_database(path: str, schema: str) -> Database:
         os.makedirs(folder, mode=0o750, exist_ok=True)
         with WriteLock(folder).held(math.inf):
             if not os.path.exists(database.path):
-                _refuse_lost_database(database.path)
+                if (nothing := NoDatabase(database.path)).lost:
+                    raise nothing
                 _build_database(database.path, schema)
             adopt_folder(database.path)
     except OSError as error:
@@ -1083,16 +1100,6 @@ def create_database(path: str, schema: str) -> Database:
             f"can't write to {folder}: {error.strerror}; expected a folder this user may write to"
         ) from error
     return database
-
-
-def _refuse_lost_database(path: str) -> None:
-    for name in ("spool/instance", "secret.key"):
-        trace = os.path.join(os.path.dirname(path), name)
-        if os.path.exists(trace):
-            raise StoreError(
-                f"no database at {path}, but {trace} says that there was one: restore it from a backup, or, "
-                f"to begin anew, move the whole folder {os.path.dirname(path)} away"
-            )
 
 
 def _build_database(path: str, schema: str) -> None:
@@ -4249,8 +4256,15 @@ def _made(settings: Settings) -> Iterator[Database]:
 
 def cmd_serve(args: argparse.Namespace, settings: Settings) -> int:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
-    with _made(settings) as database, changing_tenants(database) as connection:
-        first = None if list_tenants(connection) else add_tenant(connection, "default", now_ms())
+    first = None
+    try:
+        with _made(settings) as database, changing_tenants(database) as connection:
+            first = None if list_tenants(connection) else add_tenant(connection, "default", now_ms())
+    except NoDatabase as error:
+        if not os.path.exists(os.path.join(settings.folder, "tenants.json")):
+            raise
+        # Mail already sent goes on working: its hits wait in the spool until the database is back.
+        log(f"serving pixels and links only: {error}")
     with acting_as_owner(settings):
         _probe_spool(settings)
         app = App(settings)
@@ -4728,10 +4742,13 @@ def cmd_nginx(args: argparse.Namespace, settings: Settings) -> int:
         tracking_hosts = sorted(tenant.tracking_host for tenant in list_tenants(connection) if tenant.tracking_host)
     hosts = {host: _has_certificate(args.certificates, host) for host in (_base_host(settings), *tracking_hosts)}
     places = {name: os.path.abspath(getattr(args, name)) for name in ("certificates", "webroot", "log_folder")}
-    print(nginx_file(settings, hosts, args.http_port, **places), end="")
+    _put_out(args.output, nginx_file(settings, hosts, args.http_port, **places))
     bare = [host for host, has_certificate in hosts.items() if not has_certificate]
     if bare and settings.base_url.startswith("https:"):
-        commands = "".join(f"\n  certbot certonly --webroot -w {args.webroot} -d {host}" for host in bare)
+        commands = "".join(
+            f'\n  certbot certonly --webroot -w {args.webroot} -d {host} --deploy-hook "systemctl reload nginx"'
+            for host in bare
+        )
         _warn(
             f"without a certificate so far: {', '.join(bare)}. With this file nginx starts all the same; then{commands}\n"
             "and print the file anew"
@@ -4800,8 +4817,19 @@ def cmd_systemd(args: argparse.Namespace, settings: Settings) -> int:
             f"path, such as sqlite:/var/lib/email-tracker/tracking.db, in {ENV_FILE}"
         )
     command = (sys.executable, "-I", os.path.abspath(args.program))
-    print(systemd_file(settings, args.file, command, os.path.abspath(args.env or ENV_FILE)), end="")
+    _put_out(args.output, systemd_file(settings, args.file, command, os.path.abspath(args.env or ENV_FILE)))
     return 0
+
+
+def _put_out(path: str | None, text: str) -> None:
+    """Print a file, or write it whole: a shell's `>` would empty the old one even when there is nothing new."""
+    if path is None:
+        print(text, end="")
+        return
+    try:
+        write_small_file(os.path.abspath(path), text, 0o644)
+    except OSError as error:
+        raise StoreError(f"{path}: can't be written: {error.strerror}") from error
 
 
 def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file: str) -> str:
@@ -5036,6 +5064,10 @@ def command_line() -> argparse.ArgumentParser:
         nginx.add_argument(option, default=default, metavar=option[2:].upper(), help=f"{about}; default: {default}")
     nginx.add_argument("--http-port", type=int, default=80, metavar="PORT", help="for plain HTTP; default: 80")
     systemd = command(commands, "systemd", cmd_systemd)
+    for made in (nginx, systemd):
+        made.add_argument(
+            "--output", metavar="FILE", help="write the file there, whole or not at all (default: print it)"
+        )
     systemd.add_argument("file", choices=("service", "socket", "sysusers"), help="which file")
     systemd.add_argument(
         "--program", default=PROGRAM_FILE, metavar="FILE", help="where the program will be (default: where it is now)"

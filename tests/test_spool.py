@@ -1036,7 +1036,7 @@ def test_while_the_database_is_replaced_hits_are_recorded_and_when_it_is_back_ea
     with pytest.raises(tracker.StoreError):
         tracker.drain(stage.database)
     if how == "by nothing":
-        with pytest.raises(tracker.StoreError, match="there was one: restore it from a backup"):
+        with pytest.raises(tracker.StoreError, match="there was one: put it back, or restore it from a backup"):
             tracker.create_database(stage.settings.database, tracker.resource("schema.sql").decode())
         fresh = tracker.App(stage.settings)
         assert webtest.TestApp(tracker.wsgi(fresh)).get(f"/{stage.acme.mail_id}/pixel/e4.gif").status_int == 200
