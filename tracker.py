@@ -1347,9 +1347,9 @@ class Email(NamedTuple):
     created_at: int
 
 
-def add_to_tally(tally: Tally, state: int, at: int) -> None:
-    """Count one hit, keeping the earliest time whatever the order."""
-    place = 2 * (state - 1)
+def add_to_tally(tally: Tally, state: int, at: int, start: int = 0) -> None:
+    """Count one hit in the tally that starts there, keeping the earliest time whatever the order."""
+    place = start + 2 * (state - 1)
     tally[place] += 1
     if tally[place + 1] is None or at < tally[place + 1]:
         tally[place + 1] = at
@@ -1765,7 +1765,7 @@ class _Recorder:
         urls: list[int | None],
     ) -> None:
         """Bring the counts of an email and of its links, and with them the roll-ups, up to date."""
-        tallies = {kind: list(old[6 * (kind - 1) : 6 * kind]) for kind in TYPES}
+        tallies = list(old)
         clicks: dict[int, list[tuple[int, int]]] = {}
         for hit, judgement, url in zip(hits, judgements, urls, strict=True):
             state = judgement.state
@@ -1776,15 +1776,15 @@ class _Recorder:
                     email.tenant, self.connection.execute(sql, (url,)).fetchone()[0], judgement.reason, 1
                 )
                 continue
-            add_to_tally(tallies[hit.type], state, hit.at)
+            add_to_tally(tallies, state, hit.at, start=6 * (hit.type - 1))
             if url is not None:
                 clicks.setdefault(url, []).append((state, hit.at))
-        counts = (*tallies[OPEN], *tallies[CLICK])
-        if counts == old:
+        if tuple(tallies) == old:
             return
-        for kind, tally in tallies.items():
-            self.changes.moved(email, kind, old[6 * (kind - 1) : 6 * kind], tally)
-        self._email_counts.append((email.id, *counts))
+        for kind in {hit.type for hit in hits}:
+            tally = slice(6 * (kind - 1), 6 * kind)
+            self.changes.moved(email, kind, old[tally], tallies[tally])
+        self._email_counts.append((email.id, *tallies))
         for url, link_hits in clicks.items():
             self._count_link(email, url, link_hits)
 
