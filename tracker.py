@@ -18,6 +18,7 @@ import bisect
 import contextlib
 import errno
 import fcntl
+import gc
 import hashlib
 import hmac
 import html
@@ -4366,6 +4367,12 @@ def run_gunicorn(settings: Settings, app: App) -> None:
     Server().run()
 
 
+def share_memory(server: object) -> None:
+    """Let the collector of garbage pass over what is loaded before the fork: its marks would copy each page."""
+    gc.collect()
+    gc.freeze()
+
+
 def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
     """How gunicorn is set up, by the names of its settings."""
     user, group = data_owner(settings.folder) or (os.geteuid(), os.getegid())
@@ -4386,6 +4393,7 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
         "worker_tmp_dir": "/dev/shm"
         if os.access("/dev/shm", os.W_OK)
         else None,  # a heartbeat must not wait for a disk
+        "when_ready": share_memory,
         "post_worker_init": lambda worker: app.start(),
         "worker_exit": lambda server, worker: app.close(),
     }
