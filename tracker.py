@@ -342,6 +342,9 @@ ROUTE_WORDS = {
 }
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+AUTHORITY = re.compile(r"[^:]+://([^/?#]+)")
+HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,5}))?")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -505,17 +508,17 @@ def read_target(url: str) -> Target:
         raise BadTarget(f"it has {len(url):,} characters; expected at most {MAX_TARGET:,}")
     if CONTROL.search(url):
         raise BadTarget("it holds a control character; expected none")
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", url := url.strip(" "))
+    match = SCHEME.match(url := url.strip(" "))
     if not match:
         raise BadTarget("it is relative or empty; expected http:// or https:// and a host")
     scheme = match[1].lower()
     if scheme not in DEFAULT_PORTS:
         raise BadTarget(f"its scheme is {scheme}; expected http or https")
-    match = re.match(r"[^:]+://([^/?#]+)", url)
+    match = AUTHORITY.match(url)
     if not match:
         raise BadTarget("it is malformed; expected http:// or https:// and a host")
     authority, rest = match[1], url[match.end() :]
-    if "\\" in authority + re.split("[?#]", rest)[0]:
+    if "\\" in url and "\\" in authority + re.split("[?#]", rest)[0]:
         raise BadTarget("it holds a backslash, which browsers read as a slash; expected none before the query")
     if "@" in authority:
         raise BadTarget("it holds credentials (an @ before the path); expected a host alone")
@@ -533,7 +536,7 @@ def read_target(url: str) -> Target:
 
 
 def _split_port(authority: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,5}))?", authority)
+    match = HOST_AND_PORT.fullmatch(authority)
     if not match:
         raise BadTarget("its host and port are malformed; expected HOST or HOST:PORT")
     return match[1], match[2] or ""
