@@ -1040,13 +1040,16 @@ class Database:
                     self._connection = None
 
 
-def copy_database(connection: sqlite3.Connection, copy: sqlite3.Connection) -> int:
-    """Copy the whole database into an empty one, as it is at this moment; returns its size in bytes.
+def copy_database(connection: sqlite3.Connection, copy: sqlite3.Connection, name: str) -> int:
+    """Copy the whole database into an empty one, as it is at this moment; returns its size in bytes. Raises StoreError.
 
     In one step: in smaller ones SQLite begins anew with every write in between, so under load it would never end.
     """
-    copy.execute("pragma journal_mode = off")  # whoever finds half a copy has no use for it
-    connection.backup(copy, pages=-1)
+    try:
+        copy.execute("pragma journal_mode = off")  # whoever finds half a copy has no use for it
+        connection.backup(copy, pages=-1)
+    except sqlite3.Error as error:
+        raise StoreError(f"{name}: the copy could not be made: {error}") from error
     pages, size = (connection.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "page_size"))
     return int(pages * size)
 
@@ -4673,13 +4676,14 @@ def cmd_backup(args: argparse.Namespace, settings: Settings) -> int:
         raise StoreError(f"{args.file}: can't be written: {error.strerror}") from error
     try:
         # Opened by whoever asks for the backup, then written to while acting as the owner of the data.
+        path = os.path.abspath(args.file)  # :memory: and file:… mean something else to SQLite
         with (
-            contextlib.closing(sqlite3.connect(args.file, isolation_level=None)) as copy,
+            contextlib.closing(sqlite3.connect(path, isolation_level=None)) as copy,
             _opened(settings) as database,
         ):
             _drain_first(database)
             with database.reading() as connection:
-                size = copy_database(connection, copy)
+                size = copy_database(connection, copy, args.file)
         os.fsync(fd)
         sync_folder(os.path.dirname(os.path.abspath(args.file)))
     except BaseException:
@@ -4848,26 +4852,34 @@ def _put_out(path: str | None, text: str) -> None:
 def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file: str) -> str:
     """One of the files for systemd: "service", "socket" or "sysusers". Raises BadInput for what can't work."""
     for path in (*command[::2], settings.folder, env_file):
-        if not re.fullmatch(r"/[\w./+@-]+", path, re.ASCII):
-            raise BadInput(f"{path!r}: expected an absolute path of letters, digits and . _ + @ -, for systemd to read")
+        _refuse_odd_path(path)
     if name == "sysusers":
         return server_file("systemd.sysusers", folder=settings.folder)
     if name == "socket":
-        if settings.address.startswith("fd:"):
-            raise BadInput(f"BIND is {settings.address}; expected unix:/path or HOST:PORT")
+        listen = settings.address.removeprefix("unix:")
         permissions = ""
-        if settings.address.startswith("unix:"):
+        if listen != settings.address:
+            _refuse_odd_path(listen)
             permissions = server_file("_systemd_permissions.socket", group=_nginx_group())
-        return server_file("systemd.socket", listen=settings.address.removeprefix("unix:"), permissions=permissions)
-    for path in command[::2]:
-        if path.startswith(HIDDEN_FOLDERS):
+        elif read_address(listen) is None:
             raise BadInput(
-                f"{path}: a service can't read what is in {', '.join(HIDDEN_FOLDERS)}; expected it elsewhere, for "
-                "example the program in /usr/local/bin (see --program) and a Python in /usr/bin"
+                f"BIND is {settings.address}; expected unix:/path or ADDRESS:PORT, since systemd looks up no names"
+            )
+        return server_file("systemd.socket", listen=listen, permissions=permissions)
+    for path in (*command[::2], settings.folder):
+        if f"{path}/".startswith(HIDDEN_FOLDERS):
+            raise BadInput(
+                f"{path}: a service can't read what is in {', '.join(HIDDEN_FOLDERS)}; expected it elsewhere, for example the "
+                "program in /usr/local/bin (see --program), a Python in /usr/bin, the database in /var/lib/email-tracker"
             )
     state = re.fullmatch("/var/lib/([^/]+)", settings.folder)
     folder = f"StateDirectory={state[1]}\nStateDirectoryMode=0750" if state else f"ReadWritePaths={settings.folder}"
     return server_file("systemd.service", command=" ".join(command), env_file=env_file, folder=folder)
+
+
+def _refuse_odd_path(path: str) -> None:
+    if not re.fullmatch(r"/[\w./+@-]+", path, re.ASCII):
+        raise BadInput(f"{path!r}: expected an absolute path of letters, digits and . _ + @ -, for systemd to read")
 
 
 HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")

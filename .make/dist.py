@@ -49,7 +49,7 @@ def sources() -> dict[str, bytes]:
 
 def compiled(name: str, source: bytes) -> bytes:
     """The .pyc of a source."""
-    code = compile(source, f"{TARGET.name}/{name}", "exec", dont_inherit=True)
+    code = compile(source, f"{TARGET.name}/{name}", "exec", dont_inherit=True, optimize=0)
     flags = CHECKED_BY_NOBODY.to_bytes(4, "little")
     return importlib.util.MAGIC_NUMBER + flags + importlib.util.source_hash(source) + marshal.dumps(code)
 

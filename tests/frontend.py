@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -35,9 +36,11 @@ http {{
 
 
 def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that nobody listens on at this moment, and that no client is given meanwhile: those begin at 32,768."""
+    while True:
+        # On all addresses, as nginx will: clients that have gone keep ports of other loopback addresses for a minute.
+        with contextlib.suppress(OSError), socket.create_server(("", random.randrange(20_000, 32_000))) as listener:
+            return int(listener.getsockname()[1])
 
 
 def make_certificate(folder: Path, hosts: Sequence[str]) -> None:
@@ -49,14 +52,17 @@ def make_certificate(folder: Path, hosts: Sequence[str]) -> None:
         subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)
 
     ec = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *ec, "-days", "2", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem")
+    # Python 3.13 holds an authority to RFC 5280: it says what its key is for, and names the key in what it signs.
+    authority = ("-subj", "/CN=test authority", "-addext", "keyUsage=critical,keyCertSign")
+    openssl("req", "-x509", *ec, "-days", "2", *authority, "-keyout", "ca.key", "-out", "ca.pem")
     for host in hosts:
         (folder / host).mkdir()
         request = f"{host}/request.pem"
         openssl("req", *ec, "-subj", f"/CN={host}", "-keyout", f"{host}/privkey.pem", "-out", request)
-        (folder / host / "names").write_text(f"subjectAltName=DNS:{host},IP:127.0.0.1\n")
+        extensions = f"subjectAltName=DNS:{host},IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n"
+        (folder / host / "extensions").write_text(extensions)
         sign = ("x509", "-req", "-in", request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2")
-        openssl(*sign, "-extfile", f"{host}/names", "-out", f"{host}/fullchain.pem")
+        openssl(*sign, "-extfile", f"{host}/extensions", "-out", f"{host}/fullchain.pem")
 
 
 class Nginx:
@@ -76,6 +82,7 @@ class Nginx:
         self.server = Server(folder, BIND=f"unix:{self.socket}", BASE_URL=self.url, **settings)
         self.process: subprocess.Popen[bytes] | None = None
         self.connections = 8192
+        self._context: ssl.SSLContext | None = None
 
     def write(self) -> str:
         """Print the file anew, as one does after a change of tracking hosts; returns it."""
@@ -93,12 +100,12 @@ class Nginx:
         return ["nginx", "-e", str(self.folder / "logs" / "error.log"), "-c", str(self.folder / "nginx.conf"), *words]
 
     def start(self) -> Nginx:
-        """Start nginx and wait until it listens."""
+        """Start nginx and wait until it listens: for plain HTTP, as it does even where there is no certificate yet."""
         self.write()
         self.process = subprocess.Popen(self._command("-g", "daemon off;"), stderr=subprocess.PIPE)
         deadline = time.monotonic() + 20
         while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=5):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.http_port), timeout=5):
                 return self
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"nginx did not start:\n{(self.folder / 'logs' / 'error.log').read_text()}")
@@ -126,9 +133,11 @@ class Nginx:
 
     def context(self) -> ssl.SSLContext:
         """TLS that trusts this nginx's authority and no other."""
-        return ssl.create_default_context(cafile=str(self.folder / "certificates" / "ca.pem"))
+        if self._context is None:
+            self._context = ssl.create_default_context(cafile=str(self.folder / "certificates" / "ca.pem"))
+        return self._context
 
-    def connect(self, host: str | None = None, timeout: float = 20) -> ssl.SSLSocket:
-        """A TLS connection; `host` is the name asked for, a tracking host perhaps."""
-        plain = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
+    def connect(self, host: str | None = None, timeout: float = 20, source: str = "127.0.0.1") -> ssl.SSLSocket:
+        """A TLS connection; `host` is the name asked for, a tracking host perhaps, `source` the address it comes from."""
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=timeout, source_address=(source, 0))
         return self.context().wrap_socket(plain, server_hostname=host or self.host)

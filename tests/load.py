@@ -1,0 +1,222 @@
+"""What tests of the real server under load share: requests and what must become of them, its spool, its end, a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from conftest import CHROME, ROOT, SHARED, Server
+
+PIXEL = (ROOT / "pixel.gif").read_bytes()
+# Where the folder with real user agents is missing.
+AGENTS = (
+    CHROME,
+    "Mozilla/5.0",
+    "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Thunderbird/140.3.0",
+    "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)",
+    "python-requests/2.32.4",
+)
+
+
+# == The server ==
+
+
+def data(server: Server) -> Path:
+    """The folder of a server's database."""
+    return server.folder / "data"
+
+
+def segments(server: Server) -> list[str]:
+    """The segments in a server's spool."""
+    return sorted(path.name for path in (data(server) / "spool").glob("*.jsonl"))
+
+
+def rows(server: Server, sql: str) -> list[tuple[Any, ...]]:
+    """Ask a server's database, whether the server runs or not."""
+    with contextlib.closing(sqlite3.connect(data(server) / "tracking.db", timeout=10)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def counted_keys(server: Server) -> Counter[str]:
+    """How many events each key has."""
+    return Counter(row[0] for row in rows(server, "select key from emails join event_rows on email = emails.id"))
+
+
+def wait_until(true: Callable[[], bool], server: Server, seconds: float = 30) -> None:
+    """Wait for what a server does on its own; gives up when the server has ended or the time is up."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        ended = server.process is not None and server.process.poll() is not None
+        assert not ended and time.monotonic() < deadline, f"waited in vain:\n{server.log.read_text()}"
+        time.sleep(0.02)
+
+
+def hears_signals(worker: int) -> bool:
+    """Whether a worker is past the moment after its birth in which gunicorn would lose a signal, and then wait 30 s.
+
+    SIGABRT is the last that a worker learns to catch, and its master never does.
+    """
+    with contextlib.suppress(OSError):
+        caught = Path(f"/proc/{worker}/status").read_text().partition("SigCgt:")[2].split()[0]
+        return bool(int(caught, 16) >> (signal.SIGABRT - 1) & 1)
+    return False
+
+
+def terminate(server: Server) -> int:
+    """SIGTERM; returns the exit status."""
+    process = server.process
+    assert process is not None
+    wait_until(lambda: all(hears_signals(worker) for worker in server.workers()), server)
+    server.stop()
+    assert process.returncode is not None
+    return process.returncode
+
+
+def kill_one(server: Server) -> int:
+    """SIGKILL a worker; returns its process id."""
+    workers = server.workers()
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    return workers[0]
+
+
+@contextlib.contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Another process holds the database for itself, as a shell with an open transaction does."""
+    program = (
+        "import sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)\n"
+        "connection.execute('begin exclusive')\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "connection.execute('rollback')\n"
+        "connection.close()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        yield
+        holder.stdin.close()
+    assert holder.returncode == 0
+
+
+# == Requests ==
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One request for a pixel or a link. Each comes from an address of its own, which tells it from all others."""
+
+    address: str
+    mail_id: str
+    key: str
+    path: str
+    agent: str
+    method: str
+    url: str | None  # the target; None for a pixel
+    redirects: bool = True  # whether a click is redirected, and not named
+
+    def event(self) -> dict[str, Any]:
+        """The event that must become of it, as exports show it."""
+        return {
+            "key": self.key,
+            "event_type": "click" if self.url else "open",
+            "method": self.method,
+            "url": self.url,
+            "user_agent": self.agent,
+            "ip_address": self.address,
+        }
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of requests."""
+
+    answered: list[Sent] = field(default_factory=list)
+    broken: list[Sent] = field(default_factory=list)  # the connection ended before an answer
+    wrong: list[str] = field(default_factory=list)  # an answer, but not the right one
+    killed: list[int] = field(default_factory=list)
+
+
+def fault(sent: Sent, status: int, headers: dict[str, str], body: bytes) -> str | None:
+    """What is wrong with an answer."""
+    if sent.url is None:
+        right = (
+            status == 200 and body == (PIXEL if sent.method == "GET" else b"") and headers["x-tracker"] == "recorded"
+        )
+    elif sent.redirects:
+        right = status == 302 and headers.get("location") == sent.url
+    else:
+        right = status == 200 and (sent.method == "HEAD" or escape(sent.url).encode() in body)
+    return None if right else f"{sent.method} {sent.path}: {status} {headers} {body[:200]!r}"
+
+
+def user_agents() -> list[str]:
+    """Real user agents, where the folder with them is there."""
+    table = SHARED / "useragents.tsv"
+    if not table.is_file():
+        return list(AGENTS)
+    lines = table.read_text(encoding="utf-8").splitlines()[1:]
+    return [line.split("\t")[2].strip() for line in lines]
+
+
+# == Numbers ==
+
+
+def state_of(event: dict[str, Any]) -> str:
+    """What an event counts as."""
+    if event["reason"] in ("destination-not-allowed", "destination-blocked", "suspended"):
+        return "set_aside"
+    return {"human": "person", "proxy": "person", "prefetch": "unconfirmed", "bot": "machine"}[event["verdict"]]
+
+
+STATES = ("person", "unconfirmed", "machine")  # best first
+
+
+def recounted(events: Iterable[dict[str, Any]], registered: set[str]) -> dict[str, Any]:
+    """What stats.json must say, counted from the events."""
+    hits = {kind: Counter[str]() for kind in ("open", "click")}
+    best: dict[str, dict[str, str]] = {"open": {}, "click": {}}
+    keys: set[str] = set()
+    for event in events:
+        state, kind, key = state_of(event), event["event_type"], event["key"]
+        hits[kind][state] += 1
+        keys.add(key)
+        if state != "set_aside":
+            best[kind][key] = min(state, best[kind].get(key, state), key=STATES.index)
+
+    def emails(kind: str, among: Callable[[str], bool]) -> dict[str, int]:
+        found = Counter(state for key, state in best[kind].items() if among(key))
+        return {state: found[state] for state in STATES}
+
+    def group(of_registered: bool) -> dict[str, Any]:
+        def among(key: str) -> bool:
+            return (key in registered) == of_registered
+
+        number = len(registered) if of_registered else len(keys - registered)
+        return {"emails": number, "opened": emails("open", among), "clicked": emails("click", among)}
+
+    return {
+        "sent": group(True),
+        "unregistered": group(False),
+        "activity": {
+            f"{kind}s": {
+                "hits": {state: hits[kind][state] for state in (*STATES, "set_aside")},
+                "emails": emails(kind, lambda key: True),
+            }
+            for kind in hits
+        },
+    }
