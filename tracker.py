@@ -568,7 +568,10 @@ def read_host(name: str) -> str:
         if not _is_ipv4(".".join(labels)):
             raise malformed
         return ".".join(labels)
-    host = ".".join(_ascii_label(label) or _refuse(malformed) for label in labels)
+    ascii_labels = [_ascii_label(label) or _refuse(malformed) for label in labels]
+    if _mixes_directions([_shown_label(label) for label in ascii_labels]):
+        raise malformed
+    host = ".".join(ascii_labels)
     return host + final_dot if len(host) <= 253 else _refuse(malformed)
 
 
@@ -591,11 +594,9 @@ def _is_ipv4(text: str) -> bool:
         return False
 
 
-# Letters and marks that UTS 46 drops or forbids, or has changed its mind about, and signs that hold a dot.
-UNSURE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u1e9e\u2024-\u2026\u2488-\u249b\u3164\u33c2\u33d8"
-    "\ufe00-\ufe0f\ufe52\uffa0\U000e0100-\U000e01ef]"
-)
+# Letters and marks that UTS 46 drops or forbids, or has changed its mind about.
+UNSURE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u1e9e\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+DOTS = ".\u3002\uff0e\uff61"  # what UTS 46 takes for a dot; other signs that hold one are forbidden
 
 
 def _mapped(name: str) -> str:
@@ -609,7 +610,7 @@ def _mapped(name: str) -> str:
 
     if name.isascii():
         return name.lower()
-    if UNSURE.search(name):
+    if UNSURE.search(name) or any("." in nfkc(c) or "。" in nfkc(c) for c in name if c not in DOTS):
         return ""
     return nfkc("".join(c if c in "ßς" else nfkc(nfkc(c).casefold()) for c in name)).replace("。", ".")
 
@@ -617,7 +618,8 @@ def _mapped(name: str) -> str:
 def _ascii_label(label: str) -> str | None:
     """One label of a host in ASCII, or None if no browser and no registry would have it."""
     if label.isascii():
-        return label if re.fullmatch(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", label) else None
+        fits = re.fullmatch(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", label) and _shown_label(label)
+        return label if fits else None
     letters = all(unicodedata.category(c)[0] in "LMN" or c == "-" for c in label)
     if (
         not letters
@@ -628,6 +630,33 @@ def _ascii_label(label: str) -> str | None:
         return None
     encoded = "xn--" + label.encode("punycode").decode()
     return encoded if len(encoded) <= 63 else None
+
+
+def _shown_label(label: str) -> str:
+    """A label as people read it; "" for what begins as punycode and is none."""
+    if not label.startswith("xn--"):
+        return label
+    try:
+        shown = label[4:].encode().decode("punycode")
+        return "" if shown.isascii() or shown.encode("punycode").decode() != label[4:] else shown
+    except ValueError:
+        return ""
+
+
+def _mixes_directions(labels: Sequence[str]) -> bool:
+    """Whether a host with letters that run from right to left breaks the rule that browsers hold it to (RFC 5893 §2)."""
+    kinds = [[unicodedata.bidirectional(c) for c in label] for label in labels]
+    right_to_left = any(kind in ("R", "AL", "AN") for label in kinds for kind in label)
+    return right_to_left and not all(map(_keeps_its_direction, kinds))
+
+
+def _keeps_its_direction(kinds: Sequence[str]) -> bool:
+    used = set(kinds)
+    last = next((kind for kind in reversed(kinds) if kind != "NSM"), "")
+    neutral = {"EN", "ES", "CS", "ET", "ON", "BN", "NSM"}
+    if kinds[0] in ("R", "AL"):
+        return used <= neutral | {"R", "AL", "AN"} and last in ("R", "AL", "EN", "AN") and not used >= {"EN", "AN"}
+    return kinds[0] == "L" and used <= neutral | {"L"} and last in ("L", "EN")
 
 
 def read_destination(text: str) -> str:
@@ -3254,8 +3283,12 @@ def html_response(status: int, page: str, headers: Headers = ()) -> Response:
 
 
 def json_response(status: int, value: object, headers: Headers = ()) -> Response:
-    """JSON; nobody may keep or frame it."""
-    body = json.dumps(value, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace") + b"\n"
+    """JSON, a list with an item a line; nobody may keep or frame it."""
+    if isinstance(value, list):  # not indented: of a thousand items that would take a worker's memory for good
+        text = "[\n" + ",\n".join(json.dumps(item, ensure_ascii=False) for item in value) + "\n]"
+    else:
+        text = json.dumps(value, ensure_ascii=False, indent=1)
+    body = text.encode("utf-8", "backslashreplace") + b"\n"
     return Response(status, [("Content-Type", JSON_TYPE), *PAGE_HEADERS, *headers], body)
 
 

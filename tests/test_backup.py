@@ -1,0 +1,675 @@
+"""Backing up while the server is in use, putting the copy back; and root's commands on data that are another user's."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BASE, ROOT, Server, Stage, hit, missing, segment
+from load import Sent, counted_keys, data, hears_signals, locked, rows, segments, terminate, wait_until
+from test_dist import build
+from test_live import fire, get, pixels
+
+import tracker
+
+KEY = "k" * 32
+LARGE = 40_000  # emails: some MB, so that a copy takes long enough to be stopped in its middle
+OWNER, GROUP = 12_345, 23_456  # nobody's
+
+
+# == The command ==
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Said]:
+    """Runs commands on the stage's database, in a folder beside it."""
+    for each in dataclasses.fields(tracker.Settings):
+        if "variable" in each.metadata:
+            monkeypatch.delenv(each.metadata["variable"], raising=False)
+            monkeypatch.delenv(f"{each.metadata['variable']}_FILE", raising=False)
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:{stage.settings.database}")
+    monkeypatch.setenv("BASE_URL", BASE)
+    (tmp_path / "backups").mkdir()
+    monkeypatch.chdir(tmp_path / "backups")
+
+    def command(*words: object) -> Said:
+        capsys.readouterr()
+        status = tracker.main(["--env", os.devnull, *map(str, words)])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return Said(status, said.out, said.err)
+
+    return command
+
+
+def whole(path: Path) -> sqlite3.Connection:
+    """Open a backup, which must be a whole database, without leaving anything beside it."""
+    connection = sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
+    assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
+    return connection
+
+
+def keys_in(path: Path) -> Counter[str]:
+    """How many events each key has in a backup."""
+    with contextlib.closing(whole(path)) as connection:
+        found = connection.execute("select key from emails join event_rows on email = emails.id")
+        return Counter(key for (key,) in found)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o177])
+def test_only_its_owner_may_read_a_backup(umask: int, run: Callable[..., Said]) -> None:
+    old = os.umask(umask)
+    try:
+        assert run("backup", "copy.db").status == 0
+    finally:
+        os.umask(old)
+    found = os.stat("copy.db")
+    assert stat.S_IMODE(found.st_mode) == 0o600 and found.st_uid == os.geteuid()
+
+
+def test_a_backup_is_one_file_that_holds_everything(stage: Stage, run: Callable[..., Said]) -> None:
+    stage.pixel("ann")
+    run("drain")
+    assert run("backup", "copy.db").status == 0
+    assert os.listdir() == ["copy.db"]  # no -wal, -shm or -journal, which nobody would copy with it
+    tables = [name for (name,) in stage.rows("select name from sqlite_master where type = 'table' order by name")]
+    assert len(tables) > 5
+    with contextlib.closing(whole(Path("copy.db").absolute())) as copy:
+        for table in tables:
+            assert copy.execute(f"select * from {table}").fetchall() == stage.rows(f"select * from {table}"), table
+    assert os.listdir() == ["copy.db"]
+
+
+def test_a_backup_drains_first(stage: Stage, run: Callable[..., Said]) -> None:
+    segment(stage, *(hit(stage, f"finished-{number}") for number in range(30)))
+    stage.pixel("unfinished")  # its segment is still written to
+    assert stage.rows("select count(*) from events") == [(0,)]
+    assert run("backup", "copy.db").status == 0
+    assert keys_in(Path("copy.db").absolute()) == {"unfinished": 1} | {f"finished-{n}": 1 for n in range(30)}
+
+
+def test_a_backup_says_what_it_holds_and_how_to_keep_it(run: Callable[..., Said]) -> None:
+    said = run("backup", "copy.db")
+    assert said.err == ""
+    assert said.out.startswith("copy.db: ") and "full backup" in said.out
+    assert "like a password" in said.out and "sign links" in said.out
+    assert f"{os.stat('copy.db').st_size:,} bytes" in said.out
+
+
+def test_a_backup_says_that_secret_key_is_not_in_it(run: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_KEY", KEY)
+    said = run("backup", "copy.db")
+    assert said.status == 0 and "note: SECRET_KEY is not in it" in said.err
+    assert KEY.encode() not in Path("copy.db").read_bytes() and KEY not in said.out + said.err
+
+
+@pytest.mark.parametrize("kind", ["file", "empty file", "link to a file", "dangling link", "folder", "device"])
+def test_a_backup_replaces_nothing(kind: str, tmp_path: Path, run: Callable[..., Said]) -> None:
+    path, target = Path("copy.db"), tmp_path / "target"
+    if kind.endswith("file") and "link" not in kind:
+        path.write_bytes(b"" if "empty" in kind else b"precious")
+        path.chmod(0o644)
+    elif "link" in kind:
+        if "dangling" not in kind:
+            target.write_bytes(b"precious")
+        path.symlink_to(target)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = Path(os.devnull)
+    before = path.lstat(), target.exists() and target.stat()
+    said = run("backup", path)
+    assert (said.status, said.out) == (1, "")
+    assert f"{path} is there already; expected the name of a new file" in said.err
+    for old, new in zip(before, (path.lstat(), target.exists() and target.stat()), strict=True):
+        assert [getattr(old, n, None) for n in ("st_ino", "st_mode", "st_size", "st_mtime_ns")] == [
+            getattr(new, n, None) for n in ("st_ino", "st_mode", "st_size", "st_mtime_ns")
+        ]
+
+
+def test_the_database_is_no_place_for_its_own_backup(stage: Stage, run: Callable[..., Said]) -> None:
+    assert run("backup", stage.settings.database).status == 1
+    assert stage.check() == []
+
+
+@pytest.mark.parametrize("name", ["no-folder/copy.db", "file/copy.db", "", "folder/"])
+def test_a_backup_that_can_not_be_written_is_said_in_a_sentence(name: str, run: Callable[..., Said]) -> None:
+    Path("file").touch()
+    said = run("backup", name)
+    assert said.status == 1 and f"{name}: can't be written: " in said.err and said.err.count("\n") == 1
+    assert os.listdir() == ["file"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ":memory:",
+        "file:copy.db",
+        "file:copy.db?mode=memory",
+        "file:copy.db?vfs=none",
+        "copy.db?mode=memory",
+        "a b%20c#d",
+    ],
+)
+def test_no_name_of_a_file_means_anything_else_to_sqlite(name: str, stage: Stage, run: Callable[..., Said]) -> None:
+    """SQLite keeps `:memory:` nowhere, and may read a name that begins with `file:` as a URI: then the backup is empty."""
+    stage.pixel("ann")
+    assert run("backup", name).status == 0
+    assert os.listdir() == [name]
+    assert stat.S_IMODE(os.stat(name).st_mode) == 0o600
+    assert keys_in(Path(name).absolute()) == {"ann": 1}
+
+
+def test_no_half_backup_is_left_where_there_is_no_database(
+    run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:{tmp_path / 'nothing' / 'tracking.db'}")
+    said = run("backup", "copy.db")
+    assert said.status == 1 and f"no database at {tmp_path}/nothing" in said.err
+    assert os.listdir() == [] and not (tmp_path / "nothing").exists()
+
+
+def test_a_backup_while_another_process_writes_says_that_hits_are_missing_from_it(
+    stage: Stage, run: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drain = tracker.drain_for_reading
+    monkeypatch.setattr(tracker, "drain_for_reading", lambda database, seconds: drain(database, seconds=0.2))
+    stage.pixel("before")
+    run("drain")
+    stage.pixel("waiting")
+    with locked(Path(stage.settings.database)):
+        said = run("backup", "copy.db")
+    assert said.status == 0 and "waiting" in said.err
+    assert keys_in(Path("copy.db").absolute()) == {"before": 1}
+
+
+def as_process(stage: Stage, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`backup copy.db` in a process of its own, started through these words."""
+    command = [*words, sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "backup", "copy.db"]
+    environ = {"PATH": os.environ["PATH"], "DATABASE_URL": f"sqlite:{stage.settings.database}"}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, cwd=cwd)
+
+
+def as_on_a_full_disk(stage: Stage) -> subprocess.CompletedProcess[str]:
+    """A backup whose file may not grow beyond 32 or 64 KB, by how large the shell's blocks are."""
+    return as_process(stage, "sh", "-c", 'ulimit -f 64; exec "$@"', "sh", cwd=Path.cwd())
+
+
+def fault_of_a_full_disk(done: subprocess.CompletedProcess[str], folder: Path) -> None:
+    assert done.returncode == 1 and done.stdout == ""
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert os.listdir(folder) == []
+
+
+def test_no_half_backup_is_left_where_a_file_may_not_grow(stage: Stage, run: Callable[..., Said]) -> None:
+    fault_of_a_full_disk(as_on_a_full_disk(stage), Path.cwd())
+    assert stage.check() == []
+
+
+def test_a_disk_that_is_full_is_said_of_the_backup_and_not_of_the_database(
+    stage: Stage, run: Callable[..., Said]
+) -> None:
+    done = as_on_a_full_disk(stage)
+    assert "copy.db: " in done.stderr and "tracking.db: " not in done.stderr
+
+
+@contextlib.contextmanager
+def tiny_disk(folder: Path) -> Iterator[None]:
+    """A disk of 64 KB in the place of a folder."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.CalledProcessError):
+        missing("the right to mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a full disk")
+def test_no_half_backup_is_left_on_a_full_disk(stage: Stage, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with tiny_disk(disk):
+        done = as_process(stage, cwd=disk)
+        fault_of_a_full_disk(done, disk)
+    assert stage.check() == []
+
+
+# == A server in use ==
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Makes servers that are not started yet, each in a folder of its own."""
+    made: list[Server] = []
+
+    def make(**settings: str) -> Server:
+        folder = tmp_path / f"server{len(made)}"
+        folder.mkdir()
+        made.append(Server(folder, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.listener.close()
+        if each.process is not None:
+            each.stop()
+
+
+def enlarge(server: Server, mail_id: str) -> None:
+    """Register many emails."""
+    database = tracker.Database(str(data(server) / "tracking.db"))
+    with contextlib.closing(database), database.transaction() as connection:
+        tenant = tracker.find_tenant(connection, mail_id)
+        mails = (
+            tracker.Registration(
+                f"large-{number:06d}", f"Subject {number} {'of some length ' * 6}", f"reader{number}@example.org", ""
+            )
+            for number in range(LARGE)
+        )
+        tracker.register_emails(connection, tenant.number, list(mails), int(time.time() * 1000))
+
+
+def counted(server: Server) -> int:
+    """How many events there are."""
+    return int(rows(server, "select count(*) from event_rows")[0][0])
+
+
+def restore(backup: Path, server: Server) -> None:
+    """Put a backup in the place of a server's database, as the README tells one to: a plain copy."""
+    data(server).mkdir(exist_ok=True)
+    for path in data(server).glob("tracking.db*"):
+        path.unlink()
+    shutil.copy(backup, data(server) / "tracking.db")
+
+
+def kill(server: Server) -> None:
+    """The server dies at once, master and workers."""
+    process = server.process
+    assert process is not None
+    for pid in (process.pid, *server.workers()):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    server.process = None
+
+
+def one_signed_link(server: Server, made: dict[str, Any], target: str) -> str:
+    """The path of a link that the server signs."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    with contextlib.closing(connection):
+        body = json.dumps({"key": "signed", "links": [target]})
+        connection.request("POST", f"/{made['id']}/emails", body, {"Content-Type": "application/json"})
+        answer = json.loads(connection.getresponse().read())
+    [link] = answer["links"]
+    return str(link["click_url"]).removeprefix(server.url)
+
+
+def test_a_backup_that_was_made_under_load_is_restored_on_another_server(servers: Callable[..., Server]) -> None:
+    server = servers()
+    made = server.tenant("Acme", "--domain", "acme.example")
+    enlarge(server, made["mail_id"])
+    server.start()
+    link = one_signed_link(server, made, "https://acme.example/sale?a=1&b=2")
+    first = fire(server, pixels(made["mail_id"], "first", 200))
+    wait_until(lambda: counted(server) >= 200, server)
+    stopped = threading.Event()
+    under_way = threading.Event()
+    sent: list[Sent] = []
+
+    def endless() -> Iterator[Sent]:
+        for request in pixels(made["mail_id"], "load", 50_000):
+            if stopped.is_set():
+                return
+            sent.append(request)
+            if len(sent) == 100:
+                under_way.set()
+            yield request
+
+    outcomes = []
+    load = threading.Thread(target=lambda: outcomes.append(fire(server, endless())))
+    load.start()
+    try:
+        assert under_way.wait(60)
+        at_the_start = len(sent)
+        backup = server.folder / "copy.db"
+        said = server.run("backup", str(backup))
+        at_the_end = len(sent)
+        assert "full backup" in said and "like a password" in said
+        assert load.is_alive() and at_the_end > at_the_start
+        wait_until(lambda: counted(server) >= at_the_end, server)
+    finally:
+        stopped.set()
+        load.join()
+    [outcome] = outcomes
+    assert first.wrong == outcome.wrong == [] and outcome.broken == []
+    assert os.listdir(server.folder) and not list(server.folder.glob("copy.db-*"))
+    held = keys_in(backup)
+    assert {each.key for each in first.answered} - set(held) == set()  # all that was counted before
+    assert {each.key for each in sent[: at_the_start - 20]} - set(held) == set()  # and what had waited, drained first
+    assert set(held.values()) == {1}
+    assert terminate(server) == 0
+    assert counted_keys(server) == Counter(each.key for each in (*first.answered, *outcome.answered))
+    assert server.run("check") == "all is well\n"
+
+    other = servers()
+    restore(backup, other)
+    other.start()
+    assert other.run("check") == "all is well\n"
+    assert counted_keys(other) == held
+    status, headers, _ = get(other.port, link)
+    assert (status, headers["location"]) == (302, "https://acme.example/sale?a=1&b=2")
+    assert get(other.port, f"/{made['id']}/dashboard")[0] == 200
+    again = fire(other, pixels(made["mail_id"], "restored", 50))
+    assert again.wrong == []
+    assert terminate(other) == 0
+    new = counted_keys(other) - held
+    assert new == Counter(["signed", *(each.key for each in again.answered)])
+    assert other.run("check") == "all is well\n"
+    assert rows(other, "select count(*) from emails where registered") == [(LARGE + 1,)]
+
+
+def test_hits_are_counted_while_a_backup_is_being_written(servers: Callable[..., Server], tmp_path: Path) -> None:
+    server = servers()
+    made = server.tenant("Acme")
+    enlarge(server, made["mail_id"])
+    server.start()
+    before = fire(server, pixels(made["mail_id"], "before", 50))
+    wait_until(lambda: counted(server) == 50, server)
+    size = int(rows(server, "select page_count * page_size from pragma_page_count, pragma_page_size")[0][0])
+    for number in range(20):
+        backup = tmp_path / f"copy{number}.db"
+        with subprocess.Popen(
+            [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "backup", str(backup)],
+            env=server.environ,
+            stdout=subprocess.DEVNULL,
+            cwd=server.folder,
+        ) as process:
+            while process.poll() is None and not (backup.exists() and backup.stat().st_size):
+                time.sleep(0.0005)
+            process.send_signal(signal.SIGSTOP)
+            try:
+                in_the_middle = process.poll() is None and 0 < backup.stat().st_size < size * 0.9
+                if in_the_middle:
+                    meanwhile = fire(server, pixels(made["mail_id"], "meanwhile", 50))
+                    wait_until(lambda: counted(server) == 100, server)
+            finally:
+                process.send_signal(signal.SIGCONT)
+            assert process.wait(60) == 0
+        if in_the_middle:
+            break
+        backup.unlink()
+    else:
+        pytest.skip("this machine copies faster than one can look")
+    assert meanwhile.wrong == []
+    assert keys_in(backup) == Counter(each.key for each in before.answered)  # as it was at one moment
+    assert terminate(server) == 0
+    assert server.run("check") == "all is well\n"
+
+
+def test_a_backup_put_back_counts_what_the_spool_still_holds_once(servers: Callable[..., Server]) -> None:
+    server = servers()
+    made = server.tenant("Acme")
+    server.start()
+    answered = [*fire(server, pixels(made["mail_id"], "before", 100)).answered]
+    wait_until(lambda: counted(server) == 100, server)
+    backup = server.folder / "copy.db"
+    server.run("backup", str(backup))
+    # Counted after the backup, in segments which the server still writes to.
+    answered += fire(server, pixels(made["mail_id"], "after", 100)).answered
+    wait_until(lambda: counted(server) == 200, server)
+    with locked(data(server) / "tracking.db"):
+        answered += fire(server, pixels(made["mail_id"], "waiting", 100)).answered  # and never counted by it
+        kill(server)
+    assert len(answered) == 300 and segments(server)
+    assert counted(server) == 200
+    instance = (data(server) / "spool" / "instance").read_text()
+
+    restore(backup, server)
+    assert counted(server) == 100
+    server.start()
+    wait_until(lambda: counted(server) >= 300, server)
+    answered += fire(server, pixels(made["mail_id"], "at-last", 50)).answered
+    assert terminate(server) == 0
+    assert segments(server) == []
+    assert os.listdir(data(server) / "spool" / "rejected") == []
+    assert counted_keys(server) == Counter(each.key for each in answered)
+    assert (data(server) / "spool" / "instance").read_text() == instance
+    assert server.run("check") == "all is well\n"
+
+
+# == Root, and data that are another user's ==
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A data folder of another user's, the program in one file, and a place that only root may enter."""
+
+    folder: Path
+    python: str
+    program: Path
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def private(self) -> Path:
+        return self.folder / "root"
+
+    def environ(self, **settings: str) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "DATABASE_URL": f"sqlite:{self.data / 'tracking.db'}",
+            "BASE_URL": BASE,
+            **settings,
+        }
+
+    def words(self, *words: object) -> list[str]:
+        return [self.python, "-I", str(self.program), "--env", os.devnull, *map(str, words)]
+
+    def run(self, *words: object, status: int = 0, **settings: str) -> str:
+        """Run a command as root, in root's own folder; returns its stdout."""
+        done = subprocess.run(
+            self.words(*words),
+            env=self.environ(**settings),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=self.private,
+        )
+        assert done.returncode == status, f"{words}: {done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    def strangers(self, folder: Path | None = None) -> list[str]:
+        """What in a folder is not the owner's and the owner's group's."""
+        paths = [folder or self.data, *(folder or self.data).rglob("*")]
+        return [str(path) for path in paths if (path.lstat().st_uid, path.lstat().st_gid) != (OWNER, GROUP)]
+
+
+@pytest.fixture(scope="session")
+def one_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program in one file."""
+    return build(tmp_path_factory.mktemp("backup") / "sources")
+
+
+@pytest.fixture
+def owned(one_file: Path) -> Iterator[Owned]:
+    """Only for root. Not in pytest's folders, which others may not enter; and the same goes for many a Python."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as another user")
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        (folder / "root").mkdir(mode=0o700)
+        (folder / "data").mkdir(mode=0o750)
+        os.chown(folder / "data", OWNER, GROUP)
+        program = Path(shutil.copy(one_file, folder / "email-tracker"))
+        program.chmod(0o755)
+        for python in (sys.executable, "/usr/bin/python3"):
+            with contextlib.suppress(OSError):
+                if not subprocess.run(
+                    [python, "-I", program, "--version"], user=OWNER, group=GROUP, capture_output=True, timeout=60
+                ).returncode:
+                    yield Owned(folder, python, program)
+                    break
+        else:
+            pytest.skip("no Python that another user may run")
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_commands_of_root_leave_the_data_to_their_owner(owned: Owned) -> None:
+    def said(*words: object) -> str:
+        output = owned.run(*words)
+        assert owned.strangers() == [], words
+        return output
+
+    made = json.loads(said("tenant", "add", "Acme", "--json"))
+    assert {"tracking.db", "spool", "secret.key", "tenants.json"} <= set(os.listdir(owned.data))
+    said("tenant", "set", "Acme", "--domain", "acme.com", "--name", "Acme Shoes")
+    said("tenant", "key", made["mail_id"])
+    made |= json.loads(said("tenant", "rotate", made["mail_id"], "--json"))
+    said("tenant", "list")
+    said("tenant", "show", made["mail_id"])
+
+    fields = {"method": "GET", "host": "", "ip": "198.51.100.0", "ua": "curl/8.5.0", "answer": "pixel"}
+    lines = [
+        tracker.hit_line(
+            {**fields, "id": os.urandom(12).hex(), "t": time.time(), "uri": f"/{made['mail_id']}/pixel/k{n}.gif"}
+        )
+        for n in range(3)
+    ]
+    log = owned.private / "server.log"
+    log.write_bytes(b"unspooled " + lines[0])
+    log.chmod(0o600)
+    assert f"{log}: 1 hits counted" in said("ingest", log)
+    assert "0 hits counted, 1 known already" in said("ingest", "server.log")  # relative to where root is
+    for line, command in zip(lines[1:], (("drain",), ("stats", made["mail_id"])), strict=True):
+        waiting = owned.data / "spool" / f"{int(time.time() * 1000):013d}-1-{os.urandom(6).hex()}.jsonl"
+        waiting.write_bytes(line)
+        os.chown(waiting, OWNER, GROUP)
+        said(*command)
+        assert not waiting.exists()
+    (owned.data / "tenants.json").unlink()
+    assert "all is well" in said("check", "--repair")
+    assert (owned.data / "tenants.json").exists()
+    assert said("check") == "all is well\n"
+    said("config")
+    said("nginx")
+    said("systemd", "sysusers")
+    said("tenant", "remove", made["mail_id"], "--yes")
+
+
+def test_a_backup_by_root_is_roots(owned: Owned) -> None:
+    owned.run("tenant", "add", "Acme")
+    for name in ("copy.db", str(owned.private / "another.db")):  # in a folder that the owner may not enter
+        owned.run("backup", name)
+        found = (owned.private / name).stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, os.getegid(), 0o600)
+        assert keys_in(owned.private / name) == {}
+    assert sorted(os.listdir(owned.private)) == ["another.db", "copy.db"]
+    assert owned.strangers() == []
+    for path in owned.data.glob("tracking.db*"):
+        path.rename(owned.private / path.name)
+    owned.run("backup", "failed.db", status=1)  # is taken away again, though the owner could not
+    assert not (owned.private / "failed.db").exists()
+
+
+def test_demo_by_root_leaves_its_database_to_the_owner_of_the_folder(owned: Owned) -> None:
+    owned.run("demo")
+    assert owned.strangers() == []
+
+
+@pytest.mark.parametrize("above", ["owner", "root"])
+def test_a_data_folder_that_is_not_there_yet_belongs_to_whom_the_one_above_does(above: str, owned: Owned) -> None:
+    parent = owned.data if above == "owner" else owned.private
+    owned.run("tenant", "add", "Acme", DATABASE_URL=f"sqlite:{parent}/deep/below/tracking.db")
+    assert (parent / "deep" / "below" / "tracking.db").exists()
+    if above == "owner":
+        assert owned.strangers() == []
+    else:
+        paths = [parent / "deep", *(parent / "deep").rglob("*")]
+        assert {(path.stat().st_uid, path.stat().st_gid) for path in paths} == {(0, os.getegid())}
+
+
+def identities(pid: int) -> tuple[list[int], list[int], list[int]]:
+    """The users, groups and further groups that a process has: real, effective, saved and of files."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    uids, gids, groups = ([int(word) for word in lines[name].split()] for name in ("Uid", "Gid", "Groups"))
+    return uids, gids, groups
+
+
+def start(server: Server, owned: Owned, **options: Any) -> None:
+    """Start the server in the one file and wait for its workers."""
+    with server.log.open("wb") as log:
+        server.process = subprocess.Popen(
+            owned.words("serve"),
+            env={**server.environ, **owned.environ(), "BIND": server.environ["BIND"]},
+            stdout=log,
+            stderr=log,
+            pass_fds=[server.listener.fileno()],
+            cwd="/",
+            **options,
+        )
+    wait_until(lambda: len(server.workers()) == 2 and all(map(hears_signals, server.workers())), server)
+
+
+def test_workers_of_a_server_that_root_starts_act_as_the_owner_and_so_may_its_service_later(owned: Owned) -> None:
+    # Its data folder is the owned one; the log is root's.
+    server = Server(owned.private)
+    (owned.private / "data").symlink_to(owned.data)
+    answered: list[Sent] = []
+    try:
+        for generation, options in enumerate(({}, {"user": OWNER, "group": GROUP, "extra_groups": []})):
+            start(server, owned, **options)
+            [tenant] = json.loads(owned.run("tenant", "list", "--json"))
+            for worker in server.workers():
+                uids, gids, groups = identities(worker)
+                assert set(uids) == {OWNER} and set(gids) == {GROUP} and set(groups) <= {GROUP}
+            outcome = fire(server, pixels(tenant["mail_id"], f"generation{generation}", 30))
+            assert outcome.wrong == [] and outcome.broken == []
+            answered += outcome.answered
+            assert owned.strangers() == []
+            assert terminate(server) == 0
+            assert owned.strangers() == []
+            assert segments(server) == []
+    finally:
+        server.listener.close()
+        server.stop()
+    # If root asked SQLite here, its files would be root's: look for the events in a backup.
+    owned.run("backup", "copy.db")
+    assert keys_in(owned.private / "copy.db") == Counter(each.key for each in answered)
+    assert owned.run("check") == "all is well\n"
+    assert owned.strangers() == []

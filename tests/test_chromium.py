@@ -1,0 +1,943 @@
+"""Chromium as the judge: how it shows our pages, what it asks for meanwhile, and where it is led by links.
+
+One is started for all tests, headless, and spoken to through the pipe of its remote debugging. It resolves no name but
+localhost, and whatever a page or a link asks of another origin is written down and answered here, so nothing gets out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import itertools
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+import unicodedata
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import pytest
+from conftest import CHROME, missing
+from frontend import Nginx
+
+import tracker
+
+SECRET = "a-secret-that-signs-whatever-a-test-wants-signed"
+PATIENCE = 60  # seconds for one answer of Chromium on a machine that has much else to do
+HOSTILE_NAME = "Initech <script>console.error(0)</script>"
+RATE, BURST = 30, 60  # what nginx grants one address: plain links and pages, but not signed links
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-extensions"),
+    # Its own second thoughts would hide where a link led: http made https, and a page in place of a look-alike.
+    "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable,LookalikeUrlNavigationThrottle",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost",
+    "--remote-debugging-pipe",
+)
+# Remote debugging reads descriptor 3 and writes to 4; only a program between can give pipes these numbers.
+LAUNCH = """\
+import fcntl, os, sys
+given = [fcntl.fcntl(int(word), fcntl.F_DUPFD_CLOEXEC, 10) for word in sys.argv[1:3]]
+for word in sys.argv[1:3]:
+    os.close(int(word))
+for number, descriptor in enumerate(given, 3):
+    os.dup2(descriptor, number)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+
+
+# == Chromium ==
+
+
+class Chromium:
+    """A running Chromium with a profile of its own, which trusts one key beside the authorities of the system."""
+
+    def __init__(self, folder: Path, key: str, *flags: str) -> None:
+        self._tabs: dict[str, Tab] = {}
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._numbers = itertools.count(1)
+        self._unread = b""
+        theirs, self._out = os.pipe()
+        self._in, theirs_too = os.pipe()
+        words = (*FLAGS, f"--user-data-dir={folder}/profile", f"--ignore-certificate-errors-spki-list={key}", *flags)
+        with (folder / "stderr").open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    LAUNCH,
+                    str(theirs),
+                    str(theirs_too),
+                    "chromium",
+                    *words,
+                    "about:blank",
+                ],
+                pass_fds=(theirs, theirs_too),
+                env={"PATH": os.environ["PATH"], "HOME": str(folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+            )
+        os.close(theirs)
+        os.close(theirs_too)
+
+    def send(self, method: str, session: str = "", **params: Any) -> int:
+        """Send a command without waiting; returns its number."""
+        number = next(self._numbers)
+        message: dict[str, Any] = {"id": number, "method": method, "params": params}
+        if session:
+            message["sessionId"] = session
+        unsent = json.dumps(message).encode() + b"\0"
+        while unsent:
+            unsent = unsent[os.write(self._out, unsent) :]
+        return number
+
+    def call(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
+        """Send a command and wait for its result; what happens meanwhile goes to the tabs."""
+        number = self.send(method, session, **params)
+        while number not in self._answers:
+            self.hear()
+        answer = self._answers.pop(number)
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def hear(self) -> None:
+        """Wait for one message, and give it to whom it is for."""
+        while b"\0" not in self._unread:
+            assert select.select([self._in], [], [], PATIENCE)[0], "Chromium says nothing"
+            chunk = os.read(self._in, 1 << 20)
+            assert chunk, "Chromium is gone"
+            self._unread += chunk
+        line, _, self._unread = self._unread.partition(b"\0")
+        message = json.loads(line)
+        if "method" not in message:
+            self._answers[message["id"]] = message
+        elif (tab := self._tabs.get(message.get("sessionId", ""))) is not None:
+            tab.hear(message["method"], message["params"])
+
+    def tab(self, ours: str) -> Tab:
+        """A new tab; what does not begin with `ours` is elsewhere."""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        made = self._tabs[session] = Tab(self, session, ours)
+        for domain in ("Page", "Runtime", "Network", "Log", "Audits"):
+            made.call(f"{domain}.enable")
+        made.call("Page.setLifecycleEventsEnabled", enabled=True)
+        made.call("Fetch.enable", patterns=[{"urlPattern": "*"}])
+        return made
+
+    def close(self) -> None:
+        """Let it end in order, so that its logs are whole."""
+        try:
+            self.send("Browser.close")
+            self.process.wait(timeout=PATIENCE)
+        except (OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+        finally:
+            os.close(self._in)
+            os.close(self._out)
+
+
+class Tab:
+    """One tab, and what was asked for and complained about since it last went somewhere."""
+
+    def __init__(self, chromium: Chromium, session: str, ours: str) -> None:
+        self.chromium = chromium
+        self.session = session
+        self.ours = ours
+        self.served: dict[str, tuple[bytes, str]] = {}  # pages of a test's own, with their CSP
+        self._forget()
+
+    def _forget(self) -> None:
+        self.asked: list[str] = []  # of our origin
+        self.elsewhere: list[str] = []  # of any other
+        self.complaints: list[str] = []
+        self.statuses: list[int] = []  # of our documents
+        self.referrers: list[str] = []
+        self._loaded: set[str] = set()
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """A command to this tab."""
+        return self.chromium.call(method, self.session, **params)
+
+    def hear(self, method: str, params: dict[str, Any]) -> None:
+        """Write down what happened."""
+        if method == "Fetch.requestPaused":
+            self._decide(params)
+        elif method == "Page.lifecycleEvent":
+            if params["name"] == "load":
+                self._loaded.add(params["loaderId"])
+        elif method == "Network.responseReceived":
+            status, url = params["response"]["status"], params["response"]["url"]
+            if params["type"] != "Document" and status >= 400:
+                self.complaints.append(f"status {status}: {url}")
+            elif params["type"] == "Document" and url.startswith(self.ours):
+                self.statuses.append(status)
+        elif method == "Network.requestWillBeSent" and "redirectResponse" in params:
+            self.statuses.append(params["redirectResponse"]["status"])
+        elif method == "Network.loadingFailed" and params["type"] != "Document":
+            self.complaints.append(f"failed: {params['type']} {params['errorText']} {params.get('blockedReason', '')}")
+        elif method == "Runtime.consoleAPICalled":
+            self.complaints.append(f"console: {params['type']} {params['args']}")
+        elif method == "Runtime.exceptionThrown":
+            self.complaints.append(f"exception: {params['exceptionDetails']}")
+        elif method == "Log.entryAdded":
+            self.complaints.append(f"log: {params['entry']['text']} {params['entry'].get('url', '')}")
+        elif method == "Audits.issueAdded":
+            self.complaints.append(f"issue: {params['issue']}")
+        elif method == "Page.javascriptDialogOpening":
+            self.complaints.append(f"dialog: {params['message']}")
+            self.chromium.send("Page.handleJavaScriptDialog", self.session, accept=False)
+
+    def _decide(self, params: dict[str, Any]) -> None:
+        request, paused = params["request"], params["requestId"]
+        url = request["url"] + request.get("urlFragment", "")
+        if url in self.served:
+            body, policy = self.served[url]
+            headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy}
+            self.chromium.send(
+                "Fetch.fulfillRequest",
+                self.session,
+                requestId=paused,
+                responseCode=200,
+                responseHeaders=[{"name": name, "value": value} for name, value in headers.items()],
+                body=base64.b64encode(body).decode(),
+            )
+            return
+        if url.startswith(self.ours):
+            self.asked.append(url)
+            self.chromium.send("Fetch.continueRequest", self.session, requestId=paused)
+            return
+        self.elsewhere.append(url)
+        self.referrers.append(request["headers"].get("Referer", ""))
+        # 204 leaves a tab where it is.
+        self.chromium.send("Fetch.fulfillRequest", self.session, requestId=paused, responseCode=204)
+
+    def go(self, url: str, *, whole: bool = True) -> None:
+        """Follow a link as from another program; wait until the page is there, and whole, unless it leads elsewhere."""
+        self._forget()
+        went = self.call("Page.navigate", url=url)
+        if "errorText" in went:
+            assert went["errorText"] == "net::ERR_ABORTED" and self.elsewhere, f"{went['errorText']}: {url}"
+            return
+        while whole and went["loaderId"] not in self._loaded:
+            self.chromium.hear()
+
+    def run(self, expression: str) -> Any:
+        """The value of an expression, or of its promise; the page's CSP does not bind it."""
+        done = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in done, done
+        return done["result"].get("value")
+
+    def text(self, selector: str) -> list[str]:
+        """What one can read in each element of a kind."""
+        found = self.run(f"Array.from(document.querySelectorAll({json.dumps(selector)}), e => e.innerText)")
+        return [text.replace("\N{NO-BREAK SPACE}", " ") for text in found]
+
+    def screen(self, width: int, scheme: str) -> None:
+        """Look at pages on a screen of another width and colour scheme; a narrow one is a phone's."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def read(self, urls: Sequence[str]) -> list[Reading]:
+        """How Chromium reads URLs: alone, in a page of another site, and in a link's attribute there."""
+        found = self.run(f"({READ})({json.dumps(urls)})")
+        return [Reading(*each) for each in json.loads(found)]
+
+
+READ = """urls => {
+    const whole = (url, base) => { try { return new URL(url, base) } catch { return null } };
+    const link = document.createElement("a");
+    document.head.append(Object.assign(document.createElement("base"), {href: "https://base.example/in/a/folder?q#f"}));
+    const found = urls.map(url => {
+        const alone = whole(url);
+        link.href = url;
+        return [
+            alone?.protocol.slice(0, -1) ?? "", alone?.hostname ?? "", alone?.port ?? "", alone?.href ?? null,
+            whole(url, document.baseURI)?.href ?? null, link.protocol === ":" ? null : link.href,
+        ];
+    });
+    document.querySelector("base").remove();
+    return JSON.stringify(found);
+}"""
+
+
+class Reading(NamedTuple):
+    """What Chromium makes of one URL."""
+
+    scheme: str
+    host: str
+    port: str
+    url: str | None  # alone; None if it is none, or relative
+    based: str | None  # in a page of another site
+    link: str | None  # in the attribute of a link there
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """Scheme, host and port, as tracker.Target has them."""
+        return self.scheme, self.host.rstrip("."), int(self.port or tracker.DEFAULT_PORTS.get(self.scheme, 0))
+
+
+# == The stage ==
+
+
+class Site:
+    """nginx over TLS before a server: Acme's plain links lead to acme.com, Globex's to any host, and Initech has a mailing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nginx = Nginx(folder, SECRET_KEY=SECRET)
+        self.url = self.nginx.url
+        self._limited: deque[float] = deque(maxlen=BURST)
+        try:
+            self.nginx.server.start()
+            self.nginx.start()
+            self.acme = self.nginx.server.tenant("Acme", "--domain", "acme.com")
+            self.globex = self.nginx.server.tenant("Globex", "--any-domain")
+            self.initech = self.nginx.server.tenant(HOSTILE_NAME, "--domain", "acme.com")
+            self.wait_until_known()
+        except BaseException:
+            self.nginx.stop()
+            raise
+
+    def pace(self, requests: int = 1) -> None:
+        """Wait until nginx grants so many more requests."""
+        for _ in range(requests):
+            if len(self._limited) == BURST:
+                time.sleep(max(0.0, self._limited[0] + BURST / (RATE - 2) - time.monotonic()))
+            self._limited.append(time.monotonic())
+
+    def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
+        """Ask over TLS, from Python; returns status and body."""
+        self.pace()
+        connection = http.client.HTTPSConnection("localhost", self.nginx.port, context=self.nginx.context(), timeout=20)
+        try:
+            content = None if body is None else json.dumps(body)
+            connection.request(method, path, content, {"User-Agent": CHROME, **headers})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def wait_until_known(self) -> None:
+        """Wait until both workers know the tenants."""
+        deadline = time.monotonic() + 20
+        known = 0
+        while known < 8:
+            assert time.monotonic() < deadline
+            path = f"/{self.globex['mail_id']}/click/first?url=https://elsewhere.example/"
+            known = known + 1 if self.request("HEAD", path)[0] == 302 else 0
+            time.sleep(0.05)
+
+    def key(self) -> str:
+        """The fingerprint of this site's public key, as Chromium wants to be told of it."""
+        certificate = self.nginx.folder / "certificates" / "localhost" / "fullchain.pem"
+        command = ["openssl", "x509", "-in", str(certificate), "-noout", "-pubkey"]
+        pem = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        der = base64.b64decode("".join(pem.split("\n")[1:-2]))
+        return base64.b64encode(hashlib.sha256(der).digest()).decode()
+
+    def plain(self, tenant: dict[str, Any], target: str, *, key: str = "e1", raw: bool = False) -> str:
+        """A plain link, its target encoded, or as somebody wrote it who did not know better."""
+        value = target if raw else quote(target, safe="", errors="surrogatepass")
+        return f"{self.url}/{tenant['mail_id']}/click/{key}?url={value}"
+
+    def signed(self, tenant: dict[str, Any], target: str) -> str:
+        """A link that this server's secret signed, whatever its target is."""
+        encoded = tracker.encode_target(target)
+        return f"{self.url}/{tenant['mail_id']}/click/e1/{tracker.sign(SECRET, tenant['mail_id'], encoded)}/{encoded}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One site for all tests here: starting it takes longer than most of them."""
+    if shutil.which("chromium") is None:
+        missing("chromium")
+    made = Site(tmp_path_factory.mktemp("site"))
+    yield made
+    made.nginx.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """One Chromium for all tests that do not read its logs."""
+    made = Chromium(tmp_path_factory.mktemp("chromium"), site.key())
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def tab(site: Site, chromium: Chromium) -> Tab:
+    """One tab of it."""
+    return chromium.tab(site.url + "/")
+
+
+# == Pages ==
+
+SUBJECTS = (
+    "<img src=x onerror=console.error(1)>",
+    "</title><script>console.error(2)</script>",
+    "\"'><svg onload=alert(3)>&lt;b&gt;&amp;",
+    "\u202e\u2066right to left \U0001f4a9 " + "W" * 150,
+)
+AGENTS = ("<script>console.error(4)</script>", "Mozilla/5.0 '\"><img src=https://elsewhere.example/a>", CHROME)
+NUMBERS = {
+    "Sent": ("4", "registered emails, sent in this range"),
+    "Opened": ("25.0 %", "of these: 1 by people, 0 unconfirmed, 2 by machines"),
+    "Clicked": ("25.0 %", "of these: 1 by people, 0 unconfirmed, 0 by machines"),
+    "Opens": ("3", "hits in this range: 1 by people (1 email), 0 unconfirmed (0 emails), 2 by machines (2 emails)"),
+    "Clicks": ("1", "hits in this range: 1 by people (1 email), 0 unconfirmed (0 emails), 0 by machines (0 emails)"),
+}
+LONG_HOST = "a" * 63 + ".elsewhere.example"
+LOOKS = tuple(itertools.product((400, 1600), ("light", "dark")))
+
+# Each text that is seen, with its contrast to what is painted behind it (WCAG 2.2, relative luminance).
+CONTRASTS = """(() => {
+    const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+    const light = colour => numbers(colour).slice(0, 3).map(c => c / 255)
+        .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, n) => sum + c * [0.2126, 0.7152, 0.0722][n], 0);
+    const behind = e => {
+        const colour = getComputedStyle(e).backgroundColor;
+        return (numbers(colour)[3] ?? 1) === 1 ? colour : behind(e.parentElement);
+    };
+    const found = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const range = document.createRange();
+        range.selectNodeContents(walker.currentNode);
+        if (!range.getClientRects().length || !walker.currentNode.data.trim()) continue;
+        const parent = walker.currentNode.parentElement, style = getComputedStyle(parent);
+        const pair = [light(parent.closest("svg") ? style.fill : style.color), light(behind(parent))].sort((a, b) => b - a);
+        found.push([walker.currentNode.data.trim(), (pair[0] + 0.05) / (pair[1] + 0.05)]);
+    }
+    return found;
+})()"""
+
+
+@pytest.fixture(scope="module")
+def mailing(site: Site) -> Site:
+    """Four emails with hostile subjects, opened by hostile programs and by a person, who also clicked."""
+    emails = [
+        {"key": f"h{n}", "subject": subject, "recipient": f"{subject[:40]}@example.org", "campaign": subject}
+        for n, subject in enumerate(SUBJECTS)
+    ]
+    status, answer = site.request("POST", f"/{site.initech['id']}/emails", emails)
+    assert status == 201, answer
+    mail_id = site.initech["mail_id"]
+    for n, agent in enumerate(AGENTS):
+        assert site.request("GET", f"/{mail_id}/pixel/h{n}.gif", **{"User-Agent": agent})[0] == 200
+    query = quote("?<img src=x onerror=console.error(5)>", safe="")
+    for host, expected in (("acme.com", 302), ("elsewhere.example", 200)):
+        assert site.request("GET", f"/{mail_id}/click/h2?url=https%3A%2F%2F{host}%2F{query}")[0] == expected
+    return site
+
+
+def outside(log: Path, site: str) -> list[str]:
+    """From a net log: what was asked, or which host was looked up, on behalf of a page of ours, and was not ours.
+
+    What Chromium asks for itself (updates, the time) carries neither our origin as its initiator nor our site as the
+    key under which it is kept apart, and no page can make it carry none; a preconnection has such a key as well.
+    """
+    found = json.loads(log.read_text())
+    types = {number: name for name, number in found["constants"]["logEventTypes"].items()}
+    others = []
+    for event in found["events"]:
+        params = event.get("params", {})
+        if types[event["type"]] == "URL_REQUEST_START_JOB" and "url" in params:
+            ours = "https://localhost" in params["initiator"] + params["network_isolation_key"]
+            url = params["url"]
+        elif types[event["type"]] == "HOST_RESOLVER_MANAGER_REQUEST" and "host" in params:
+            ours = "https://localhost" in params["network_anonymization_key"]
+            url = params["host"] + "/"
+        else:
+            continue
+        if ours and not url.startswith(site + "/"):
+            others.append(url)
+    return others
+
+
+def test_the_watch_sees_whatever_a_page_could_do_wrong(site: Site, tmp_path: Path) -> None:
+    """The counterpart of the next test, which asserts that nothing was seen."""
+    page = b"""<!doctype html><title>watched</title><link rel=preconnect href=https://early.example>
+        <img src=/no-such.gif><img src=https://elsewhere.example/a>
+        <img src=data:image/gif,x><script>console.error("said"); alert("asked"); undefined.x</script>
+        <p style="color: #999; background: #888">pale <span style="margin-left: 2000px">far</span>"""
+    policy = f"default-src 'unsafe-inline'; img-src {site.url} https://elsewhere.example"
+    made = Chromium(tmp_path, site.key(), f"--log-net-log={tmp_path}/net.json")
+    try:
+        tab = made.tab(site.url + "/")
+        site.pace(2)
+        tab.go(site.url + "/")
+        assert tab.complaints == []
+        tab.served[site.url + "/watched"] = (page, policy)
+        tab.go(site.url + "/watched")
+        complaints = "\n".join(tab.complaints)
+        for expected in ("console: error", "dialog: asked", "exception: ", "Content Security Policy", "status 404: "):
+            assert expected in complaints
+        assert tab.elsewhere == ["https://elsewhere.example/a"]
+        assert tab.run("document.documentElement.scrollWidth > innerWidth")
+        assert min(contrast for _, contrast in tab.run(CONTRASTS)) < 2
+    finally:
+        made.close()
+    assert outside(tmp_path / "net.json", site.url), "the preconnection, which is no request yet"
+
+
+def test_our_pages_render_whole_and_ask_nobody_else_for_anything(mailing: Site, tmp_path: Path) -> None:
+    site = mailing
+    dashboard = f"{site.url}/{site.initech['id']}/dashboard"
+    naming = site.plain(site.initech, f"https://{LONG_HOST}/?<img src=x onerror=console.error(6)>", key="h3")
+    pages = {dashboard: 200, naming: 200, f"{site.url}/": 200, f"{site.url}/nothing/here": 404}
+    made = Chromium(tmp_path, site.key(), f"--log-net-log={tmp_path}/net.json")
+    try:
+        tab = made.tab(site.url + "/")
+        papers: dict[str, set[str]] = {}
+        for (width, scheme), (url, status) in itertools.product(LOOKS, pages.items()):
+            tab.screen(width, scheme)
+            site.pace(3)
+            tab.go(url)
+            # Frames have been painted by then, and what they need has been asked for.
+            tab.run(
+                "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))"
+            )
+            # Chromium complains about every document that isn't 2xx.
+            complaints = [each for each in tab.complaints if status == 200 or url not in each]
+            assert (tab.statuses, complaints, tab.elsewhere) == ([status], [], []), url
+            assert {urlsplit(each).path.split("/")[1] for each in tab.asked} - {"favicon.ico"} <= {
+                *("assets", urlsplit(url).path.split("/")[1]),
+            }
+            assert tab.run("document.documentElement.scrollWidth") <= width, f"{url} is wider than {width}"
+            assert tab.run("document.styleSheets.length") == 1
+            assert (
+                tab.run("document.querySelectorAll('script, img, style, iframe, form, [onerror], [onload]').length")
+                == 0
+            )
+            contrasts = tab.run(CONTRASTS)
+            assert contrasts
+            assert [(text, contrast) for text, contrast in contrasts if contrast < 4.5] == [], (url, scheme)
+            papers.setdefault(scheme, set()).add(tab.run("getComputedStyle(document.body).backgroundColor"))
+            if url == dashboard:
+                assert tab.text("h1") == [HOSTILE_NAME]
+                figures = zip(*(tab.text(f".figures {tag}") for tag in ("dt", "b", "small")), strict=True)
+                assert {label: (value, detail) for label, value, detail in figures} == NUMBERS
+                # Newest first; where a cell has no room for all of it, it is cut for the eye and not in the text.
+                assert tab.text("tbody th") == list(reversed(SUBJECTS))
+                bars = tab.run(
+                    "Array.from(document.querySelectorAll('rect'), e => [e.className.baseVal, e.getBBox().height])"
+                )
+                assert sorted(state for state, height in bars if height > 0) == ["machine", "person", "person"]
+            elif url == naming:
+                assert tab.text("h1") == [f"This link leads to {LONG_HOST}"]
+        assert len(papers["light"]) == len(papers["dark"]) == 1 and papers["light"] != papers["dark"]
+    finally:
+        made.close()
+    assert outside(tmp_path / "net.json", site.url) == []
+
+
+# == Where links lead ==
+
+HOSTILE: dict[str, tuple[str, ...]] = {
+    "backslashes": (
+        "https://evil.com\\@acme.com/", "https://acme.com\\@evil.com", "https://acme.com\\.evil.com/",
+        "https:\\\\evil.com", "https:/\\evil.com/", "https:\\/evil.com/", "\\\\evil.com/", "/\\evil.com/",
+        "\\/evil.com", "https://evil.com\\", "https://acme.com/\\evil.com", "https://acme.com:443\\@evil.com/",
+        "https://acme.com?\\@evil.com/", "https://acme.com#\\@evil.com/", "https://evil.com%5C.acme.com/",
+        "https://acme.com%5c@evil.com", "https:\\evil.com",
+    ),
+    "tabs and line breaks": (
+        "ht\ttps://evil.com/", "https:/\t/evil.com/", "https://acme.com\t.evil.com/", "https://acme.com/a\tb",
+        "\thttps://evil.com", "java\nscript:alert(1)", "https://acme.com\n@evil.com/", "https://ev\r\nil.com/",
+        "https://acme.com/\n", "/\t/evil.com", "https\n://evil.com", "https://acme.com/\r\nSet-Cookie: a=b",
+        "\n//evil.com", "https://acme.com/?a\nb", "h\nttp:evil.com",
+    ),
+    "other control characters": (
+        "\x01https://evil.com/", "\x1fjavascript:alert(1)", "https://acme.com\0.evil.com/", "https://acme.com/\x7f",
+        "\0", "https://acme.com\x0b/", "https://acme.com/?a=\0", "https://acme.com/#\x1b[2J",
+        "https://evil.com\x08@acme.com/", "https://acme.com/ \x00", "https://acme.com\x85.evil.com/",
+        "https://acme.com/\x85", "\x85https://evil.com/",
+    ),
+    "credentials": (
+        "https://acme.com@evil.com/", "https://acme.com:443@evil.com/", "https://user:secret@acme.com/",
+        "https://@acme.com/", "https://a@b@acme.com/", "https://acme.com%40evil.com/",
+        "https://acme.com\uff20evil.com/", "https://:@evil.com/", "https://acme.com%2F@evil.com/",
+        "https://acme.com%23@evil.com/", "https://evil.com#@acme.com", "https://evil.com?@acme.com",
+        "https://evil.com/@acme.com", "https://acme.com&@evil.com#@acme.com/", "https://acme.com;@evil.com/",
+        "http://acme.com:@evil.com", "https://acme.com @evil.com/", "https://%61cme.com@evil.com",
+        "https://acme.com,evil.com@evil.com/",
+    ),
+    "slashes too few or too many": (
+        "https:evil.com/", "http:evil.com", "https:/evil.com", "https:///evil.com/", "https://///evil.com/",
+        "https:////acme.com/", "//evil.com/", "///evil.com/", "////evil.com", "https:", "https:/", "https://",
+        "https:///", "https://?acme.com", "https://#acme.com", "https://:443/", "https:?evil.com", "https:#evil.com",
+        "https:@evil.com", "https:acme.com@evil.com/", "http:/evil.com@acme.com", "https:.evil.com", "https:./evil.com",
+        "https:../evil.com", "/https://evil.com/",
+    ),
+    "relative": (
+        "acme.com", "acme.com/", "acme.com:443/", "/a", "?a=b", "#a", ".", "..", "./", "../..", "a/b", "//", "/", "?",
+        "#", "evil.com:80", "localhost:3000/", ":80/", "://evil.com", ":https://evil.com", ";https://evil.com",
+        "%68ttps://evil.com/", "https%3A//evil.com", "https%3A%2F%2Fevil.com", "1https://evil.com/",
+        "-https://evil.com", "[::1]/", "@evil.com",
+    ),
+    "other schemes": (
+        "javascript:alert(1)", "JaVaScRiPt:alert(1)//https://acme.com/", "javascript://acme.com/%0aalert(1)",
+        " javascript:alert(1)", "javascript:\n//https://acme.com", "\x00javascript:alert(1)",
+        "javascript&colon;alert(1)", "javascript :alert(1)", "data:text/html,<script>alert(1)</script>",
+        "data:text/html;base64,PHNjcmlwdD4=", "DATA:,a", "vbscript:msgbox(1)", "vb\tscript:msgbox(1)",
+        "file:///etc/passwd", "file://acme.com/a", "ftp://acme.com/", "mailto:ann@acme.com", "tel:+391",
+        "blob:https://acme.com/1", "filesystem:https://acme.com/temporary/a", "view-source:https://acme.com/",
+        "about:blank", "intent://acme.com/#Intent;scheme=https;end", "wss://acme.com/", "ws://acme.com",
+        "chrome://settings", "https+x://acme.com/", "https.://acme.com/", "httpss://acme.com/", "http-://acme.com",
+        "feed:https://acme.com/", "jar:https://acme.com!/", "\uff48ttps://acme.com/", "http\u017f://evil.com/",
+        "\u212attps://evil.com", "android-app://acme.com/", "x:https://acme.com/",
+    ),
+    "mixed case": (
+        "HTTPS://ACME.COM/A", "hTTp://aCmE.CoM:80", "HtTpS://EvIl.CoM?A", "https://ACME.com.EVIL.com/", "HTTP:EVIL.com",
+    ),
+    "names that look like another": (
+        "https://acme.com.evil.com/", "https://notacme.com/", "https://acme.com-evil.com/", "https://acme.co/",
+        "https://com/", "https://\u0430cme.com/", "https://acme.c\u03bfm/", "https://ac\u0131e.com/",
+        "https://acm\u0435.com/", "https://\u0251cme.com", "https://acme.com\u2215evil.com/",
+        "https://acme.com\u2044evil.com/", "https://acme.com\u29f8evil.com/", "https://acme\u00b7com/",
+        "https://acme.com\u3033evil.com/", "https://acme.com\u30ce.evil.com/", "https://acme.com\u01c3.evil.com",
+        "https://\u1d00cme.com/",
+    ),
+    "names that are mapped": (
+        "https://b\u00fccher.example/", "https://B\u00dcCHER.example/", "https://bu\u0308cher.example/",
+        "https://fa\u00df.de/", "https://fass.de/", "https://FA\u1e9e.de/",
+        "https://\u03b2\u03cc\u03bb\u03bf\u03c2.com/", "https://\u0392\u038c\u039b\u039f\u03a3.com/",
+        "https://\uff45\uff56\uff49\uff4c.com/", "https://\ufb01sh.com/", "https://\u017fale.com/",
+        "https://\u2167.com/", "https://\u212aelvin.acme.com/", "https://\U0001d41a\U0001d41c\U0001d426\U0001d41e.com/",
+        "https://\u24b6cme.com/", "https://\u0130.com/", "https://\u2488com/", "https://a\u2100b.com/",
+        "https://a\u33a2b.com", "https://\u03f2.com/", "https://\u1fb3.com/", "https://\u13a0.com/",
+        "https://\uab70.com/", "https://\u1c82.com/", "https://\u65e5\u672c\u8a9e.jp/",
+        "https://\u05d3\u05d5\u05d2\u05de\u05d4.com/", "https://\u01c5.com/", "https://\u0149.com/",
+        "https://\ud55c\uae00.kr/", "https://\u1112\u1161\u11ab.kr/", "https://\u1e9b\u0323.com/",
+    ),
+    "dots": (
+        "https://acme\u3002com/", "https://acme\uff0ecom/", "https://acme\uff61com/", "https://acme.com\u3002/",
+        "https://acme\u2024com/", "https://acme%E3%80%82com/", "https://acme%2Ecom/", "https://acme\u2026com/",
+        "https://acme\ufe52com/", "https://acme.com./", "https://acme.com../", "https://.acme.com/",
+        "https://acme..com/", "https://../", "https://./", "https://acme\u3002\uff0ecom/", "https://%2e/",
+        "https://acme.com%2e/", "https://acme.com%2e%2e/", "https://evil.com.:443/", "http://acme.com.:80@evil.com/",
+    ),
+    "characters that are not seen": (
+        "https://ac\u200dme.com/", "https://ac\u200cme.com/", "https://ac\u200bme.com/", "https://ac\u00adme.com/",
+        "https://\ufeffacme.com/", "https://acme.com\u202e/", "https://acme\u2060.com/", "https://acme\ufe0f.com/",
+        "https://acme\U000e0101.com/", "https://ac\u034fme.com/", "https://ac\u180bme.com/", "https://a\u115fb.com/",
+        "https://a\u3164b.com/", "https://acme.com\u2028/", "https://acme.com/\u2028", "https://acme.com/\u200b",
+        "https://acme.com/?\u202e", "https://acme.com/#\ufeff", "\ufeffhttps://evil.com/", "https:\u200b//evil.com/",
+        "https://ac%C2%ADme.com/", "https://ac%E2%80%8Bme.com/", "https://acme\ufff9.com/",
+        "https://acme\U000e0061.com", "https://a\u17b4b.com/",
+    ),
+    "spaces": (
+        "  https://acme.com/a  ", "https://acme.com .evil.com/", "https:// acme.com/", "https://acme.com /",
+        "https ://acme.com/", "https://acme\u00a0.com/", "https://acme\u3000.com/", "\u00a0https://evil.com/",
+        "https://acme.com/\u00a0", "\u3000//evil.com", "https://acme%20.com/", "https://acme.com%20/",
+        "https:/ /evil.com", " //evil.com/", " ", "https://acme.com/a b?c d#e f", "https://evil.com\u2003@acme.com/",
+        "https://acme.com/?a=b ", "https://acme.com/# ", "https://acme.com:443 /",
+    ),
+    "percent signs": (
+        "https://%61cme.com/", "https://%41CME.com/", "https://acme%252Ecom/", "https://acme%.com/",
+        "https://acme.com%2/", "https://%/", "https://evil.com%2F.acme.com/", "https://evil.com%3F.acme.com/",
+        "https://evil.com%23.acme.com/", "https://acme.com%3A443/", "https://acme.com%00.evil.com/",
+        "https://acme.com%0d%0aX-Header: a/", "https://acme.com/%0d%0aX:%201", "https://acme.com/%00",
+        "https://%FF.acme.com/", "https://b%C3%BCcher.example/", "https://%E2%98%83.com", "https://acme.com/%",
+        "https://acme.com/%zz?%#%", "https://%65%76%69%6c%2e%63%6f%6d/", "https://acme.com%09/",
+        "https://acme%C0%AEcom/", "https://%ed%a0%80.com/", "https://%5B::1%5D/", "https://acme\uff052Ecom/",
+        "https://%u0061cme.com/", "https:%2f%2fevil.com", "https:/%2fevil.com", "https://acme.com/%5Cevil.com",
+    ),
+    "separators in disguise": (
+        "https://evil.com\uff0f.acme.com/", "https://evil.com\uff1f.acme.com/", "https://evil.com\uff03.acme.com/",
+        "https://acme.com\uff1a443/", "https://evil.com\uff3c.acme.com/", "https://evil.c\u2100.acme.com/",
+        "https:\uff0f\uff0fevil.com/", "https\uff1a//evil.com/", "https://acme.com;evil.com/", "https://acme,com/",
+        "https://acme.com|evil.com/", "https://acme.com^evil.com/", "https://acme.com`/", 'https://acme.com"/',
+        "https://<b>acme</b>.com/", "https://acme.com>evil.com/", "https://acme.com{evil.com}/", "https://*.acme.com/",
+        "https://acme.com!evil.com/", "https://acme.com$evil.com/", "https://acme.com&evil.com/",
+        "https://acme.com'evil.com/", "https://acme.com(evil.com)/", "https://acme.com+evil.com/",
+        "https://acme.com=evil.com/", "https://acme.com~evil.com/", "https://_a.com/",
+    ),
+    "IPv4": (
+        "http://0x7f.1/", "http://0x7f000001/", "http://0X7F.0.0.1/", "http://127.0.0.0x1/", "http://127.0.0.0x/",
+        "http://2130706433/", "http://0177.0.0.1/", "http://017700000001/", "http://127.0.0.01/", "http://127.1/",
+        "http://127.0.1/", "http://127.0.0.1.1/", "http://127.0.0.256/", "http://256.0.0.1/", "http://4294967296/",
+        "http://0/", "http://0x/", "http://08.0.0.1/", "http://1.2.3.08/",
+        "http://\uff10\uff58\uff17\uff46\uff0e\uff11/", "http://%30x7f.1/", "http://127\u30021/",
+        "http://\u2460\u2461\u2466.1/", "http://\uff11\uff12\uff17.\uff10.\uff10.\uff11/",
+        "http://127\u30020\u30020\u30021/", "http://127%2E0%2E0%2E1/", "http://127.0.0.1./", "http://127.0.0.1../",
+        "http://acme.com.1/", "http://acme.0x/", "http://acme.0x1g/", "http://1e3/", "http://127.0.0.1:080/",
+        "http://169.254.169.254/", "http://\u0661.0.0.1/", "http://0.0.0.0/", "http://127.0.0.-1/",
+        "http://+127.0.0.1/", "http://127..1/", "http://\u00b9\u00b2\u2077.0.0.1/", "http://0x7f.0x0.0x0.0x1/",
+        "http://1.0x2.3.04/", "http://127.0.0.1%00/", "http://127.0.0.1.acme.com/",
+    ),
+    "IPv6": (
+        "http://[::1]/", "http://[0:0:0:0:0:0:0:1]/", "http://[2001:DB8::00A]:8080/", "http://[1:0:2:3:4:5:6:7]/",
+        "http://[1::2:0:0:0:3]/", "http://[::ffff:127.0.0.1]/", "http://[::FFFF:7f00:1]/", "http://[::127.0.0.1]/",
+        "http://[::127.1]/", "http://[::1.2.3.256]/", "http://[64:ff9b::127.0.0.1]/", "http://[::ffff:0:127.0.0.1]/",
+        "http://[::ffff:0x7f.0.0.1]", "http://[::ffff:01.2.3.4]/", "http://[fe80::1%25eth0]/", "http://[fe80::1%eth0]/",
+        "http://[::1%00]/", "http://[::1]acme.com/", "http://acme.com[::1]/", "http://::1/", "http://[::1/",
+        "http://::1]/", "http://[]/", "http://[:::1]/", "http://[::]/", "http://[1:2:3:4:5:6:7:8:9]/",
+        "http://[::12345]/", "http://[127.0.0.1]/", "http://[v1.a]/", "http://[::1]:/", "http://[::1]:65536/",
+        "http://[1:2:3:4:5:6:7::]/", "http://[::\uff11]/", "http://[::1]@evil.com/", "http://[acme.com]/",
+        "http://[::1].acme.com/", "http://[ ::1]/", "http://[::%31]/",
+    ),
+    "ports": (
+        "https://acme.com:443/", "http://acme.com:80/", "http://acme.com:443/", "https://acme.com:80",
+        "https://acme.com:/", "https://evil.com:8443/", "https://acme.com:00443/", "https://acme.com:0000000000443/",
+        "https://acme.com:0/", "https://acme.com:65535/", "https://acme.com:65536/", "https://acme.com:4294967739/",
+        "https://acme.com:https/", "https://acme.com:+443/", "https://acme.com:-1/", "https://acme.com:4 43/",
+        "https://acme.com:\uff14\uff14\uff13/", "https://acme.com:\u0664\u0664\u0663/", "https://acme.com:443:443/",
+        "https://acme.com: 443/", "https://acme.com:0x1bb/", "https://acme.com::443/", "https://acme.com:443.evil.com/",
+        "https://acme.com:443evil.com", "https://acme.com:%34%34%33/", "https://acme.com:443?@evil.com",
+        "https://acme.com:443#@evil.com", "https://acme.com:/@evil.com", "https://acme.com:evil.com/",
+    ),
+    "lengths": (
+        f"https://{'a' * 63}.com/", f"https://{'a' * 64}.com/", f"https://{'u' * 300}.com/",
+        "https://" + "\u00fc" * 50 + ".com/", "https://" + "\u00fc" * 60 + ".com/",
+        f"https://{'.'.join(['a' * 49] * 5)}.com/", f"https://{'.'.join(['a' * 49] * 5)}.acme/",
+        "https://acme.com/" + "a" * 4079, "https://acme.com/" + "a" * 4080, f"https://{'a.' * 600}com/",
+        f"https://{'a' * 2000}@evil.com/", "https://acme.com/?" + "\u00fc" * 600, "https://evil.com/" + "../" * 500,
+        f"https://acme.com{'.' * 300}evil.com/",
+    ),
+    "labels that no registry has": (
+        "https://-acme.com/", "https://acme-.com/", "https://a--b.com/", "https://xn--.com/", "https://xn--acme-.com/",
+        "https://xn--a.com/", "https://xn--bcher-kva.example/", "https://XN--BCHER-KVA.example/",
+        "https://xn--xn--a-0.com/", "https://xn--a\u00fc.com/", "https://\u0301acme.com/",
+        "https://\U0001f600.acme.com/", "https://a\U0001f4a9b.com/", "https://i\u2764.ws/", "https://\u2603.net/",
+        "https://a\u0378b.com/", "https://a\ue000b.com/", "https://a\ufffdb.com/", "https://a\uffffb.com/",
+        "https://a\U000f0000b.com/",
+    ),
+    "halves of characters": (
+        "https://acme\ud800.com/", "https://acme.com/\ud800", "https://acme.com/?\udfff", "https://acme.com/#\udc80x",
+        "\ud800https://evil.com/", "https:\ud800//evil.com/", "https://\\ud800.com/", "https://acme.com/\ud83d",
+        "https://\ud83d\ude00.com/",
+    ),
+    "templates nobody filled in": (
+        "{{url}}", "https://{{host}}/", "https://acme.com/{{path}}", "*|URL|*", "https://*|HOST|*/", "%%url%%",
+        "https://%%host%%/", "${url}", "https://${host}/", "[URL]", "https://[HOST]/", "<%= url %>",
+        "https://<%= host %>/", "$url", "https://$host/", "undefined", "null", "https://undefined/", "https://",
+        "&#104;ttps://evil.com/", "https&#58;//evil.com/", "&lt;a href=https://evil.com&gt;",
+    ),
+    "one URL in another": (
+        "https://evil.com/https://acme.com/", "https://acme.com/https://evil.com/",
+        "https://evil.com?https://acme.com/", "https://https://evil.com/", "https://acme.com/?url=//evil.com",
+        "https://acme.com//evil.com", "https://acme.com/javascript:alert(1)", "https://acme.com/.//evil.com",
+        "https://acme.com/..//evil.com", "https://acme.com/%2e%2e/%2f/evil.com",
+        "https://acme.com?next=https://evil.com", "http://https//evil.com", "https://acme.com/#//evil.com",
+        "https://acme.com&url=https://evil.com/", "https://acme.com/&url=https://evil.com/", "https://http:80/",
+    ),
+}  # fmt: skip
+# What looks like a name, and browsers refuse.
+REFUSED: dict[str, tuple[str, ...]] = {
+    "names of two directions": (
+        "https://a\u05d0b.com/", "https://\u05d0a.com/", "https://\u0661.com/", "https://1\u05d0.com/",
+    ),
+    "signs that hold a dot": ("https://a\u33c7b.com/", "https://acme\ufe12com/", "https://\U0001f100com/"),
+    "punycode of nothing beside another name": ("https://xn--0\u3002com/", "https://\u00fc.xn--bcher-kva0/"),
+}  # fmt: skip
+HALF = re.compile("[\ud800-\udfff]")  # of a character
+EVERYTHING = [url for urls in HOSTILE.values() for url in urls]
+
+GOOD = (
+    "https://acme.com", "https://acme.com/", "http://acme.com/", "HTTPS://ACME.com/Sale",
+    "https://www.acme.com/a/b/c.html", "https://acme.com:8443/", "http://acme.com:8080/a?b#c", "https://acme.com?q",
+    "https://acme.com#top", "https://acme.com/?", "https://acme.com/#", "https://acme.com/?#",
+    "https://acme.com/sale?utm_source=mail&utm_medium=email&id=7#top", "https://acme.com/?a=1&a=2&b[]=3&c%5B%5D=4",
+    "https://acme.com/?q=a+b%20c", "https://acme.com/?next=https%3A%2F%2Fother.example%2F%3Fa%3Db%26c",
+    "https://acme.com/?next=https://other.example/?a=b", "https://acme.com/a%2Fb%2fc", "https://acme.com/%E2%82%AC",
+    "https://acme.com/\u20ac?\u20ac#\u20ac", "https://acme.com/\u00fcber uns?q=na\u00efve caf\u00e9#gr\u00f6\u00dfe",
+    "https://acme.com/e\u0301", "https://acme.com/\U0001f600?\U0001f600", "https://acme.com/100%",
+    "https://acme.com/a;b=c,d/e", "https://acme.com/~ann/!$&'()*+,;=:@-._~", "https://acme.com/@ann",
+    "https://acme.com/a|b^c`d{e}f[g]", "https://acme.com/?a|b^c`d{e}f[g]'\"<>", "https://acme.com/#a|b^c`d{e}f[g]\"<>",
+    "https://acme.com/?a=\\b", "https://acme.com/#\\b", "https://acme.com/a//b///c", "https://acme.com/a/./b/../c",
+    "https://acme.com/?redirect=//other.example", "https://acme.com/?a?b??c", "https://acme.com/#a#b",
+    "https://acme.com/" + "long/" * 500, "https://acme.com/?" + "&".join(f"k{n}=v{n}" for n in range(300)),
+    "https://acme.com/%00%0d%0a%7f%ff", "https://acme.com.", "https://b\u00fccher.example/",
+    "https://xn--bcher-kva.example/", "https://fa\u00df.de/stra\u00dfe", "https://\u65e5\u672c\u8a9e.jp/\u65e5\u672c",
+    "https://\u043f\u0440\u0438\u043c\u0435\u0440.\u0440\u0444/\u044f",
+    "https://\u05d3\u05d5\u05d2\u05de\u05d4.\u05e7\u05d5\u05dd/",
+    "https://\u0645\u062b\u0627\u0644.\u0625\u062e\u062a\u0628\u0627\u0631/", "https://\ud55c\uad6d.com/",
+    "https://\u0e44\u0e17\u0e22.com/", "https://\u4f8b\u5b50.\u6d4b\u8bd5", "https://sub-domain.under_score.acme.com/",
+    "https://r3---sn.acme.com/", "https://1.2.acme.com/", "https://127.0.0.1/", "http://192.0.2.1:8000/a",
+    "http://[2001:db8::1]:8080/a?b", "https://intranet/", "https://a.museum/",
+    "https://acme.com/index.php?page=1&amp;x=2", "https://acme.com/a=b&c=d",
+    "https://acme.com/?email=ann%40acme.com&n=%C3%BC",
+)  # fmt: skip
+
+
+def target(url: str) -> tracker.Target | None:
+    """Where we say that a URL leads; None if it is refused."""
+    try:
+        return tracker.read_target(url)
+    except tracker.BadTarget:
+        return None
+
+
+def disagreements(tab: Tab, urls: Iterable[str]) -> list[str]:
+    """Of the URLs that we accept, those that Chromium reads otherwise, or refuses, or whose Location it reads otherwise."""
+    accepted = [(url, made) for url in urls if (made := target(url))]
+    of_url, of_location = (
+        tab.read(urls) for urls in ([url for url, _ in accepted], [made.location for _, made in accepted])
+    )
+    return [
+        f"{url!r} is {made}, to Chromium {read}, and {made.location!r} is {led}"
+        for (url, made), read, led in zip(accepted, of_url, of_location, strict=True)
+        if read.place != (urlsplit(made.location).scheme, made.host, made.port)
+        or read.scheme not in ("http", "https")
+        or not (read.url == read.based == read.link == led.url == led.based == led.link)
+    ]
+
+
+def test_there_are_hundreds_of_hostile_urls() -> None:
+    assert len(set(EVERYTHING)) > 400
+    assert len(set(GOOD)) >= 60
+    accepted = sum(target(url) is not None for url in EVERYTHING)
+    assert accepted > 100, "else agreement would say little"
+    assert len(EVERYTHING) - accepted > 250
+
+
+@pytest.mark.parametrize("group", HOSTILE)
+def test_whatever_we_accept_chromium_reads_as_we_do(tab: Tab, group: str) -> None:
+    """So what Chromium refuses, or reads as a path or another scheme, we refuse. To refuse more is nobody's harm."""
+    assert disagreements(tab, HOSTILE[group]) == []
+
+
+@pytest.mark.parametrize("group", REFUSED)
+def test_what_chromium_refuses_for_its_letters_alone_we_refuse(tab: Tab, group: str) -> None:
+    assert {read.url for read in tab.read(REFUSED[group])} == {None}
+    assert [url for url in REFUSED[group] if target(url)] == []
+
+
+def test_chromium_reads_no_url_of_another_scheme_where_we_see_http(tab: Tab) -> None:
+    """The counterpart: Chromium does read these schemes, so that agreeing with it says something."""
+    schemes = {read.scheme for read in tab.read(HOSTILE["other schemes"])}
+    assert schemes >= {"javascript", "data", "vbscript", "file", "ftp", "mailto", "blob", "intent", "ws", "wss", ""}
+    assert [url for url in HOSTILE["other schemes"] if target(url)] == []
+
+
+def test_plainly_good_urls_are_accepted_and_lead_where_chromium_goes(tab: Tab) -> None:
+    assert [url for url in GOOD if target(url) is None] == []
+    assert disagreements(tab, GOOD) == []
+    # The whole URL, path and query included, so it is worth that Chromium sees differences there.
+    one, other = tab.read(["https://acme.com/%41?b", "https://acme.com/A?b"])
+    assert one.url != other.url
+
+
+@pytest.mark.parametrize("host", ["a{}b", "{}", "{}b", "a.{}"])
+def test_each_character_that_unicode_maps_leads_to_no_other_host(tab: Tab, host: str) -> None:
+    """All that compatibility or case makes another, marks and signs; what Chromium refuses is another matter."""
+    urls = [f"https://{host.format(character)}.com/" for character in mapped_characters()]
+    assert len(urls) > 8000
+    accepted = [(url, made) for url in urls if (made := target(url))]
+    assert len(accepted) > 2000
+    of_url = tab.read([url for url, _ in accepted])
+    wrong = [
+        f"{url!r} is {made.location}, to Chromium {read.url}"
+        for (url, made), read in zip(accepted, of_url, strict=True)
+        if read.url not in (None, made.location)
+    ]
+    assert wrong == []
+
+
+def mapped_characters() -> Iterator[str]:
+    """Every character that is no plain letter or digit of its own."""
+    for number in (*range(0x21, 0xD800), *range(0xF900, 0x20000), *range(0x2F800, 0x2FA20), *range(0xE0000, 0xE0200)):
+        character = chr(number)
+        category = unicodedata.category(character)
+        if category == "Cn" or character in "/?#":
+            continue
+        if category[0] in "MCPSZ" or unicodedata.normalize("NFKC", character).casefold() != character:
+            yield character
+
+
+def test_the_naming_page_leads_where_it_says_and_tells_nothing_there(site: Site, tab: Tab) -> None:
+    for url in (
+        "https://elsewhere.example/a?b=1&c='<x>\"#d",
+        "http://b\u00fccher.example:8080/\u00fc",
+        "https://\u0430cme.com/",
+    ):
+        (read,) = tab.read([url])
+        site.pace()
+        tab.go(site.plain(site.acme, url))
+        assert tab.statuses == [200] and tab.elsewhere == []
+        assert tab.text("h1") == [f"This link leads to {read.host}"]
+        assert tab.run("Array.from(document.links, link => link.href)") == [read.url]
+        assert len(tab.text(".destination")) == 1
+        tab.run("document.links[0].click()")
+        while not tab.elsewhere:
+            tab.chromium.hear()
+        assert (tab.elsewhere, tab.referrers) == ([read.url], [""])
+
+
+def is_acmes(url: str) -> bool:
+    """Whether a URL that Chromium asked for is one that Acme allows."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    return (
+        parts.scheme in tracker.DEFAULT_PORTS
+        and parts.port in (None, 80, 443)
+        and re.fullmatch(r"(.+\.)?acme\.com", host) is not None
+    )
+
+
+def test_chromium_goes_where_we_said_and_nowhere_that_a_tenant_has_not_allowed(site: Site, tab: Tab) -> None:
+    """Every hostile URL as it stands in a plain link, which may lead to acme.com only, and signed, which may lead anywhere."""
+    went, wrong = 0, []
+    urls = [*EVERYTHING, *(url for urls in REFUSED.values() for url in urls)]
+    accepted = {url: made for url in urls if (made := target(url))}
+    refused = [url for url in urls if url not in accepted]
+    places = dict(zip(accepted, tab.read([made.location for made in accepted.values()]), strict=True))
+    for url in (*accepted, *refused[::2]):
+        # Half a character can't be put into a link as it is.
+        site.pace()
+        tab.go(site.plain(site.acme, url, raw=not HALF.search(url)), whole=False)
+        (status, *more), elsewhere = tab.statuses, list(tab.elsewhere)
+        if (
+            more
+            or status not in (200, 302, 400)
+            or len(elsewhere) != (status == 302)
+            or not all(map(is_acmes, elsewhere))
+        ):
+            wrong.append(f"{url!r} plain: {tab.statuses} {elsewhere}")
+        went += status == 302
+        if url in accepted:
+            tab.go(site.signed(site.globex, url), whole=False)
+            if (tab.statuses, tab.elsewhere) != ([302], [places[url].url]):
+                wrong.append(f"{url!r} signed: {tab.statuses} {tab.elsewhere}, expected {places[url].url}")
+    assert wrong == []
+    assert went > 50 and len(places) > 120
+
+
+def test_what_is_refused_or_named_leads_nowhere_by_itself(site: Site, tab: Tab) -> None:
+    """Through links that are encoded as they should be: a page that says what is wrong, or one that names the host."""
+    named = refused = 0
+    for url in itertools.filterfalse(HALF.search, EVERYTHING[::6]):
+        made = target(url)
+        if made and (made.host == "acme.com" or made.host.endswith(".acme.com")) and made.port in (80, 443):
+            continue
+        site.pace()
+        tab.go(site.plain(site.acme, url))
+        assert tab.elsewhere == [], url
+        links = tab.run("Array.from(document.links, link => link.href)")
+        if made:
+            (place,) = tab.read([made.location])
+            assert (tab.statuses, links, tab.text("h1")) == ([200], [place.url], [f"This link leads to {made.host}"]), (
+                url
+            )
+        else:
+            assert (tab.statuses, links) == ([400], []), url
+        named, refused = named + bool(made), refused + (made is None)
+    assert named > 10 and refused > 40

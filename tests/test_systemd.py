@@ -1,0 +1,529 @@
+"""systemd's files, held against systemd's own tools; and its sockets, with a process that holds them as systemd does."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import CHROME, ROOT, Server, missing
+from load import PIXEL, counted_keys, rows, segments, terminate, wait_until
+
+import tracker
+
+# `systemd-analyze verify` asks whether what is executed is there. Any program will do.
+PYTHON = shutil.which("sh") or "/bin/sh"
+COMMAND = (PYTHON, "-I", "/usr/local/bin/email-tracker")
+SETTINGS_FILE = "/etc/email-tracker.env"
+DATABASE = "sqlite:/var/lib/email-tracker/tracking.db"
+SOCKET = "unix:/run/email-tracker/app.sock"
+README = {"BASE_URL": "https://track.example.com", "BIND": SOCKET, "DATABASE_URL": DATABASE}
+TYPICAL = {
+    "as in the README": README,
+    "on an address": {"BIND": "127.0.0.1:3000", "DATABASE_URL": DATABASE},
+    "on an address of IPv6": {"BIND": "[::1]:3000", "DATABASE_URL": DATABASE},
+    "on a port": {"PORT": "8080", "DATABASE_URL": "sqlite:/srv/email-tracker/tracking.db"},
+    "with nothing but a database": {"DATABASE_URL": "sqlite:/var/lib/customers/tracker-1/tracking.db"},
+}
+MOST_EXPOSED = 1.0  # of 10; systemd calls up to 2 SAFE
+CLIENTS = 8
+RESTARTS = 2
+
+
+def settings(**environ: str) -> tracker.Settings:
+    return tracker.load_settings(environ, os.devnull)
+
+
+def printed(name: str, environ: dict[str, str] = README, command: tuple[str, ...] = COMMAND) -> str:
+    """One of the files for systemd."""
+    return tracker.systemd_file(settings(**environ), name, command, SETTINGS_FILE)
+
+
+def unit(name: str, environ: dict[str, str] = README) -> dict[str, dict[str, str]]:
+    """A unit by section and name; what is given more than once is one value of several lines."""
+    sections: dict[str, dict[str, str]] = {}
+    for line in printed(name, environ).splitlines():
+        if line.startswith("["):
+            section = sections.setdefault(line.strip("[]"), {})
+        elif line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            section[key] = f"{section[key]}\n{value}" if key in section else value
+    return sections
+
+
+# == The files ==
+
+
+@pytest.fixture(params=list(TYPICAL))
+def typical(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings that operators have."""
+    return TYPICAL[request.param]
+
+
+def write_units(folder: Path, environ: dict[str, str]) -> list[Path]:
+    """The two units as files."""
+    paths = [folder / f"email-tracker.{name}" for name in ("socket", "service")]
+    for path in paths:
+        path.write_text(printed(path.suffix[1:], environ))
+    return paths
+
+
+def analyze(*words: object) -> str:
+    """What systemd-analyze says, on whichever stream."""
+    if shutil.which("systemd-analyze") is None:
+        missing("systemd-analyze")
+    command = ["systemd-analyze", *map(str, words)]
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    return done.stdout
+
+
+def complaints(*paths: Path) -> list[str]:
+    """What systemd has against our units. It looks at the machine's own as well, which are none of our business."""
+    return [line for line in analyze("verify", "--man=no", *paths).splitlines() if "email-tracker" in line]
+
+
+def test_systemd_has_nothing_against_the_units(typical: dict[str, str], tmp_path: Path) -> None:
+    paths = write_units(tmp_path, typical)
+    assert complaints(*paths) == []
+    # It would say so if there were something.
+    for path in paths:
+        path.write_text(path.read_text().replace("[Unit]", "[Unit]\nRequries=sockets.target"))
+        assert len(complaints(*paths)) == 1, path
+        path.write_text(path.read_text().replace("Requries=sockets.target", ""))
+
+
+def test_the_service_is_exposed_as_little_as_systemd_can_tell(typical: dict[str, str], tmp_path: Path) -> None:
+    write_units(tmp_path, typical)
+    said = analyze("security", "--offline=true", "--no-pager", tmp_path / "email-tracker.service")
+    if "unrecognized option" in said:
+        missing("systemd-analyze security --offline, which systemd has from 250 on,")
+    found = re.search(r"Overall exposure level for email-tracker\.service: ([0-9.]+)", said)
+    assert found, said
+    assert float(found[1]) <= MOST_EXPOSED
+
+
+def test_the_user_is_made_with_the_data_folder_as_its_home(tmp_path: Path) -> None:
+    if shutil.which("systemd-sysusers") is None:
+        missing("systemd-sysusers")
+    (tmp_path / "etc").mkdir()
+    line = tmp_path / "email-tracker.conf"
+    line.write_text(printed("sysusers"))
+    command = ["systemd-sysusers", f"--root={tmp_path}", str(line)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    name, _, _, _, about, home, shell = (tmp_path / "etc" / "passwd").read_text().splitlines()[-1].split(":")
+    assert (name, about, home) == ("email-tracker", "Email tracker", "/var/lib/email-tracker")
+    assert shell.endswith("nologin")
+
+
+@pytest.mark.parametrize("name", ["service", "socket", "sysusers"])
+def test_nothing_is_left_to_be_filled_in(name: str, typical: dict[str, str]) -> None:
+    text = printed(name, typical)
+    assert "@@" not in text and "None" not in text
+    assert text.startswith("# Made by `") and text.endswith("\n") and not text.endswith("\n\n")
+
+
+def test_the_service_runs_the_program_as_its_own_user_with_the_settings_of_the_file() -> None:
+    service = unit("service")["Service"]
+    assert service["ExecStart"] == f"{PYTHON} -I /usr/local/bin/email-tracker serve"
+    assert service["EnvironmentFile"] == SETTINGS_FILE
+    assert (service["User"], service["Group"]) == ("email-tracker", "email-tracker")
+    assert service["Type"] == "notify" and service["KillMode"] == "mixed"
+    assert int(service["TimeoutStopSec"]) > tracker.GUNICORN_TIMEOUT  # what is left is for draining the spool
+    assert service["Restart"] == "always"
+
+
+def test_journald_drops_no_line_that_holds_a_hit() -> None:
+    assert unit("service")["Service"]["LogRateLimitIntervalSec"] == "0"
+
+
+@pytest.mark.parametrize("name", ["PrivateNetwork", "NoNewPrivileges", "ProtectHome", "PrivateTmp", "PrivateUsers"])
+def test_the_service_may_do_nothing_else(name: str) -> None:
+    service = unit("service")["Service"]
+    assert service[name] == "yes"
+    assert service["ProtectSystem"] == "strict" and service["CapabilityBoundingSet"] == ""
+    assert service["RestrictAddressFamilies"] == "AF_UNIX"
+    assert service["SystemCallFilter"].split("\n") == ["@system-service", "~@privileged @resources"]
+
+
+def test_service_and_socket_start_together() -> None:
+    service, listener = unit("service"), unit("socket")
+    assert service["Unit"]["Requires"] == service["Unit"]["After"] == "email-tracker.socket"
+    assert service["Install"]["WantedBy"] == "multi-user.target"
+    assert listener["Install"]["WantedBy"] == "sockets.target"
+
+
+@pytest.mark.parametrize(
+    ("folder", "state"),
+    [
+        ("/var/lib/email-tracker", "email-tracker"),
+        ("/var/lib/customers.1", "customers.1"),
+        ("/var/lib/email-tracker/one", None),
+        ("/srv/email-tracker", None),
+        ("/srv/var/lib/email-tracker", None),
+    ],
+)
+def test_the_service_may_write_in_the_data_folder_and_makes_it_where_systemd_can(
+    folder: str, state: str | None
+) -> None:
+    service = unit("service", {"DATABASE_URL": f"sqlite:{folder}/tracking.db"})["Service"]
+    assert service.get("StateDirectory") == state
+    assert service.get("StateDirectoryMode") == ("0750" if state else None)
+    assert service.get("ReadWritePaths") == (None if state else folder)
+
+
+@pytest.mark.parametrize(
+    ("environ", "listens"),
+    [
+        ({"BIND": SOCKET}, "/run/email-tracker/app.sock"),
+        ({"BIND": "127.0.0.1:3000"}, "127.0.0.1:3000"),
+        ({"BIND": "[::1]:3000"}, "[::1]:3000"),
+        ({"PORT": "8080"}, "0.0.0.0:8080"),
+        ({}, "0.0.0.0:3000"),
+        ({"PORT": "8080", "BIND": SOCKET}, "/run/email-tracker/app.sock"),
+    ],
+)
+def test_the_socket_listens_where_the_settings_say(environ: dict[str, str], listens: str) -> None:
+    listener = unit("socket", environ)["Socket"]
+    assert listener["ListenStream"] == listens
+    assert int(listener["Backlog"]) >= 1024
+
+
+def test_only_the_web_server_may_connect_to_a_unix_socket() -> None:
+    listener = unit("socket")["Socket"]
+    assert (listener["SocketUser"], listener["SocketMode"]) == ("email-tracker", "0660")
+    assert listener["SocketGroup"] in ("www-data", "nginx", "http")
+    assert not [name for name in unit("socket", {"BIND": "127.0.0.1:3000"})["Socket"] if name.startswith("Socket")]
+
+
+# == What can't work ==
+
+
+@pytest.mark.parametrize(
+    "path", ["/usr/local/my bin/tracker", "/opt/100%/tracker", "/opt/$HOME/tracker", "/opt/a;b", "t"]
+)
+@pytest.mark.parametrize("name", ["service", "socket", "sysusers"])
+def test_paths_that_systemd_would_read_as_something_else_are_refused(name: str, path: str) -> None:
+    made = settings(**README)
+    for command in ((PYTHON, "-I", path), (path, "-I", "/usr/local/bin/email-tracker")):
+        with pytest.raises(tracker.BadInput, match=re.escape(repr(path))):
+            tracker.systemd_file(made, name, command, SETTINGS_FILE)
+    with pytest.raises(tracker.BadInput, match=re.escape(repr(path))):
+        tracker.systemd_file(made, name, COMMAND, path)
+    with pytest.raises(tracker.BadInput, match="expected an absolute path"):
+        tracker.systemd_file(settings(DATABASE_URL=f"sqlite:{path}/a b/tracking.db"), name, COMMAND, SETTINGS_FILE)
+
+
+@pytest.mark.parametrize("folder", ["/home/ann", "/root", "/tmp", "/var/tmp/x", "/run/user/1000"])
+def test_a_program_or_a_python_that_the_service_could_not_see_is_refused(folder: str) -> None:
+    path = f"{folder}/email-tracker.pyz"
+    for command in ((PYTHON, "-I", path), (path, "-I", "/usr/local/bin/email-tracker")):
+        with pytest.raises(tracker.BadInput, match=r"can't read what is in .*/usr/local/bin"):
+            printed("service", command=command)
+        assert printed("socket", command=command) and printed("sysusers", command=command)  # which name neither
+
+
+@pytest.mark.parametrize(
+    "folder", ["/home/ann/data", "/root/data", "/tmp/data", "/var/tmp/data", "/run/user/1000/data"]
+)
+def test_a_data_folder_that_the_service_could_not_see_is_refused(folder: str) -> None:
+    with pytest.raises(tracker.BadInput, match=re.escape(folder)):
+        printed("service", {"DATABASE_URL": f"sqlite:{folder}/tracking.db"})
+
+
+@pytest.mark.parametrize("bind", ["unix:/run/100%/app.sock", "unix:/run/%n.sock"])
+def test_a_socket_whose_path_systemd_would_read_as_something_else_is_refused(bind: str) -> None:
+    with pytest.raises(tracker.BadInput, match=re.escape(bind.removeprefix("unix:"))):
+        printed("socket", {"BIND": bind})
+
+
+@pytest.mark.parametrize("bind", ["localhost:3000", "*:3000"])
+def test_a_host_that_systemd_can_not_listen_on_is_refused_or_made_an_address(bind: str, tmp_path: Path) -> None:
+    """systemd looks no names up: "Failed to parse address value", and then the socket does not start."""
+    path = tmp_path / "email-tracker.socket"
+    with contextlib.suppress(tracker.BadInput, tracker.SettingsError):
+        path.write_text(printed("socket", {"BIND": bind}))
+        assert [line for line in complaints(path) if "address" in line] == []
+
+
+def test_a_socket_that_somebody_else_made_is_no_unit() -> None:
+    with pytest.raises(tracker.BadInput, match=r"BIND is fd://7; expected unix:/path or ADDRESS:PORT"):
+        printed("socket", {"BIND": "fd://7"})
+
+
+@pytest.mark.parametrize("name", ["service", "socket", "sysusers"])
+def test_a_relative_database_is_refused(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "sqlite:data/tracking.db")
+    assert tracker.main(["--env", os.devnull, "systemd", name, "--program", "/usr/local/bin/email-tracker"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and "expected an absolute path" in said.err and SETTINGS_FILE in said.err
+
+
+@pytest.mark.parametrize("name", ["service", "socket", "sysusers"])
+def test_the_command_prints_each_file(name: str, tmp_path: Path) -> None:
+    python = Path("/usr/bin/python3")
+    enough = "import sys; sys.exit(sys.version_info < (3, 10))"
+    if not python.exists() or subprocess.run([python, "-I", "-c", enough], timeout=60).returncode:
+        pytest.skip("there is no Python in /usr/bin that is recent enough")
+    env_file = tmp_path / "settings.env"
+    env_file.write_text("".join(f"{key}={value}\n" for key, value in README.items()))
+    words = ["--env", "settings.env", "systemd", name, "--program", "/usr/local/bin/email-tracker"]
+    done = subprocess.run(
+        [python, "-I", ROOT / "tracker.py", *words], env={}, capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    command = (str(python), "-I", "/usr/local/bin/email-tracker")
+    expected = tracker.systemd_file(settings(**README), name, command, str(env_file))
+    assert done.stdout.partition("\n")[2] == expected.partition("\n")[2]  # the first names the program that printed it
+
+
+# == A socket that is held for it ==
+
+# What systemd does between fork and exec: the socket becomes descriptor 3, LISTEN_PID the process's own.
+AS_SYSTEMD = """\
+import os, sys
+held = int(sys.argv[1])
+if held != 3:
+    os.dup2(held, 3)
+    os.close(held)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Activated(Server):
+    """A server whose socket the test holds, as systemd would, over as many starts as there are."""
+
+    def __init__(self, folder: Path, listener: socket.socket, bind: str, **settings: str) -> None:
+        super().__init__(folder, BASE_URL="http://tracker.test", BIND=bind, **settings)
+        self.listener.close()
+        self.listener = listener
+        self.log.touch()
+        self.notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notifications.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.notifications.bind(str(folder / "notify"))
+        self.notifications.settimeout(20)
+
+    @property
+    def is_unix(self) -> bool:
+        return self.listener.family == socket.AF_UNIX
+
+    def start(self) -> Activated:
+        """Start, and wait until it says that it is ready, as the unit's Type=notify does."""
+        command = [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "serve"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", AS_SYSTEMD, str(self.listener.fileno()), *command],
+                env={**self.environ, "NOTIFY_SOCKET": str(self.folder / "notify")},
+                stdout=log,
+                stderr=log,
+                pass_fds=[self.listener.fileno()],
+                cwd=self.folder,
+            )
+        state, sender = self.notification()
+        assert "READY=1" in state.splitlines(), state
+        assert sender == self.process.pid  # systemd would not hear anybody else: NotifyAccess=main
+        return self
+
+    def notification(self) -> tuple[str, int]:
+        """What the server says to systemd, and which process says it."""
+        size = struct.calcsize("3i")
+        try:
+            message, ancillary, _, _ = self.notifications.recvmsg(4096, socket.CMSG_SPACE(size))
+        except TimeoutError:
+            raise AssertionError(f"it never said that it is ready:\n{self.log.read_text()}") from None
+        [(_, _, credentials)] = ancillary
+        return message.decode(), array.array("i", credentials[:size])[0]
+
+    def get(self, path: str, address: str = "198.18.0.1") -> tuple[int, bytes]:
+        """One request on a connection of its own."""
+        connection = http.client.HTTPConnection("tracker.test", timeout=60)
+        if self.is_unix:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(60)
+            connection.sock.connect(self.listener.getsockname())
+        else:
+            connection.sock = socket.create_connection(self.listener.getsockname(), timeout=60)
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers={"User-Agent": CHROME, "X-Forwarded-For": address})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def close(self) -> None:
+        self.listener.close()
+        self.stop()
+        self.notifications.close()
+
+
+@pytest.fixture(params=["unix", "TCP"])
+def activated(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Activated]:
+    """A server that is not started yet; BIND says where its socket listens, as in the settings file of the service."""
+    if request.param == "unix":
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "app.sock"))
+        listener.listen(128)
+        made = Activated(tmp_path, listener, f"unix:{tmp_path}/app.sock")
+    else:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        made = Activated(tmp_path, listener, f"127.0.0.1:{listener.getsockname()[1]}")
+    yield made
+    made.close()
+
+
+def identity(server: Activated) -> tuple[int, int] | None:
+    """Which file the socket is, if it is one: the one that was bound at first, or another in its place."""
+    if not server.is_unix:
+        return None
+    found = os.stat(server.listener.getsockname())
+    return found.st_ino, found.st_mode
+
+
+def test_a_server_serves_on_the_socket_it_is_given_and_leaves_it(activated: Activated) -> None:
+    before = identity(activated)
+    activated.start()
+    mail_id = activated.first_tenant()
+    for number in range(20):  # each is answered at once: what is ready can serve
+        assert activated.get(f"/{mail_id}/pixel/given-{number}.gif", "203.0.113.9") == (200, PIXEL)
+    assert identity(activated) == before
+    assert terminate(activated) == 0
+    assert identity(activated) == before
+    assert segments(activated) == []
+    assert counted_keys(activated) == {f"given-{number}": 1 for number in range(20)}
+    with contextlib.closing(socket.socket(activated.listener.family)) as client:
+        client.connect(activated.listener.getsockname())  # and waits for the next start
+
+
+@pytest.mark.parametrize("activated", ["unix"], indirect=True)
+def test_a_proxy_that_comes_through_a_socket_of_systemd_is_believed(activated: Activated) -> None:
+    activated.environ["IP_ADDRESSES"] = "full"
+    activated.start()
+    mail_id = activated.first_tenant()
+    assert activated.get(f"/{mail_id}/pixel/k.gif", "203.0.113.9")[0] == 200
+    assert terminate(activated) == 0
+    assert rows(activated, "select ip_address from events") == [("203.0.113.9",)]
+
+
+@pytest.mark.parametrize("activated", ["TCP"], indirect=True)
+@pytest.mark.parametrize("bind", ["192.0.2.1:3000", "unix:/proc/no/such/folder/app.sock"])
+def test_what_bind_says_is_not_tried_where_a_socket_is_given(bind: str, activated: Activated) -> None:
+    activated.environ["BIND"] = bind  # nobody could
+    activated.start()
+    assert activated.get("/health")[0] == 200
+    assert terminate(activated) == 0
+    assert bind.removeprefix("unix:") not in activated.log.read_text()
+
+
+@pytest.mark.parametrize("activated", ["TCP"], indirect=True)
+def test_a_socket_that_was_given_to_another_process_is_not_taken(activated: Activated) -> None:
+    """A command that the service's own environment reaches must say that the port is taken, not serve beside it."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "serve"],
+        env={**activated.environ, "LISTEN_FDS": "1", "LISTEN_PID": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=activated.folder,
+    )
+    assert done.returncode == 1 and "in use" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_restart_under_load_loses_no_connection_and_no_hit(activated: Activated) -> None:
+    activated.start()
+    mail_id = activated.first_tenant()
+    before = identity(activated)
+    mutex = threading.Lock()
+    answered: Counter[str] = Counter()
+    wrong: list[str] = []
+    finished = threading.Event()
+
+    def client(name: int) -> None:
+        number = 0
+        while not finished.is_set():
+            key = f"client-{name}-{number}"
+            number += 1
+            try:
+                answer = activated.get(f"/{mail_id}/pixel/{key}.gif")
+            except Exception as error:
+                with mutex:
+                    wrong.append(f"{key}: {error!r}")
+                return
+            with mutex:
+                answered[key] += 1
+                if answer != (200, PIXEL):
+                    wrong.append(f"{key}: {answer}")
+
+    clients = [threading.Thread(target=client, args=(name,)) for name in range(CLIENTS)]
+    for each in clients:
+        each.start()
+    try:
+        for _ in range(RESTARTS):
+            enough = answered.total() + 100
+            wait_until(lambda: answered.total() >= enough or bool(wrong), activated)  # noqa: B023
+            assert terminate(activated) == 0
+            silent = answered.total()
+            time.sleep(0.05)  # all clients wait in the socket now
+            assert identity(activated) == before
+            assert answered.total() - silent <= CLIENTS  # nobody answers: it was a stop
+            activated.start()
+        enough = answered.total() + 100
+        wait_until(lambda: answered.total() >= enough or bool(wrong), activated)
+    finally:
+        finished.set()
+        for each in clients:
+            each.join()
+    assert wrong == []
+    assert terminate(activated) == 0
+    assert identity(activated) == before
+    assert segments(activated) == []
+    assert counted_keys(activated) == answered
+    assert activated.run("check") == "all is well\n"
+
+
+@pytest.mark.parametrize("activated", ["unix"], indirect=True)
+def test_what_waits_in_the_socket_of_a_server_that_was_killed_is_answered_by_the_next(activated: Activated) -> None:
+    activated.start()
+    mail_id = activated.first_tenant()
+    process = activated.process
+    assert process is not None
+    for pid in (process.pid, *activated.workers()):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    answers: list[tuple[int, bytes]] = []
+    waiting = [
+        threading.Thread(target=lambda n=number: answers.append(activated.get(f"/{mail_id}/pixel/waits-{n}.gif")))
+        for number in range(60)
+    ]
+    for each in waiting:
+        each.start()
+    time.sleep(0.1)
+    assert answers == []
+    activated.start()
+    for each in waiting:
+        each.join()
+    assert answers == [(200, PIXEL)] * 60
+    assert terminate(activated) == 0
+    assert counted_keys(activated) == {f"waits-{number}": 1 for number in range(60)}
