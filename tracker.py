@@ -2084,11 +2084,20 @@ def _print(line: str, stream: TextIO) -> None:
 
 
 _write_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_quote = json.encoder.encode_basestring
 
 
 def hit_line(fields_: Mapping[str, object]) -> bytes:
     """One hit as the spool keeps it: a line of JSON."""
-    return _write_json(fields_).encode("utf-8", "backslashreplace") + b"\n"
+    members = ",".join([f'"{name}":{_json_value(value)}' for name, value in fields_.items()])
+    return f"{{{members}}}\n".encode("utf-8", "backslashreplace")
+
+
+def _json_value(value: object) -> str:
+    # What a hit holds, without the encoder, which Python builds anew for each thing it writes.
+    if isinstance(value, str):
+        return _quote(value)
+    return repr(value) if isinstance(value, float) and math.isfinite(value) else _write_json(value)
 
 
 class BadLine(BadInput):
