@@ -66,7 +66,7 @@ demo: runtime-packages ## fill data/demo with some weeks of made-up mail, print 
 
 # Without hash randomisation, which would order sets differently each time: the same sources give the same bytes.
 dist: runtime-packages ## build dist/email-tracker.pyz, the whole program in one file
-	@PYTHONHASHSEED=0 $(VENV)/bin/python .make/dist.py
+	@PYTHONHASHSEED=0 PYTHONOPTIMIZE= $(VENV)/bin/python .make/dist.py
 
 test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
 	@$(VENV)/bin/python -m pytest $(ARGS)

@@ -28,6 +28,7 @@ import math
 import os
 import re
 import secrets
+import signal
 import socket
 import sqlite3
 import stat
@@ -4423,6 +4424,11 @@ def share_memory(server: object) -> None:
     gc.freeze()
 
 
+def heed_sigterm(server: object, worker: object) -> None:
+    """End a worker whose SIGTERM comes before it listens for it: gunicorn would lose it, and then wait 30 s in vain."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
     """How gunicorn is set up, by the names of its settings."""
     user, group = data_owner(settings.folder) or (os.geteuid(), os.getegid())
@@ -4444,6 +4450,7 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
         if os.access("/dev/shm", os.W_OK)
         else None,  # a heartbeat must not wait for a disk
         "when_ready": share_memory,
+        "post_fork": heed_sigterm,
         "post_worker_init": lambda worker: app.start(),
         "worker_exit": lambda server, worker: app.close(),
     }

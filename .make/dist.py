@@ -71,8 +71,9 @@ def build() -> bytes:
 
 
 if __name__ == "__main__":
-    if sys.flags.hash_randomization:
-        sys.exit("expected PYTHONHASHSEED=0: without it sets are written in another order each time; use `make dist`")
+    if sys.flags.hash_randomization or sys.flags.optimize:
+        # Sets would be written in another order each time; marshal marks what the compiling process uses elsewhere too.
+        sys.exit("expected PYTHONHASHSEED=0 and no -O, so that the same sources give the same bytes; use `make dist`")
     TARGET.parent.mkdir(exist_ok=True)
     TARGET.write_bytes(build())
     TARGET.chmod(0o755)

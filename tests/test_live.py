@@ -543,6 +543,17 @@ def test_the_next_page_of_an_export_can_be_asked_for_as_soon_as_one_has_come(ser
     assert len({row["key"] for row in rows_of_pages}) == len(rows_of_pages) == 200
 
 
+def test_a_server_ends_however_young_its_workers_are(servers: Callable[..., Server]) -> None:
+    server = servers()
+    for _ in range(10):
+        server.log.unlink(missing_ok=True)
+        server.start()  # returns when the first worker is about to begin
+        process = server.process
+        assert process is not None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=25) == 0  # a worker that did not hear would be waited for 30 s
+
+
 def test_tracker_without_a_command_serves(servers: Callable[..., Server]) -> None:
     server = servers()
     launch(server, str(ROOT / "tracker.py"), "--env", os.devnull)
