@@ -639,7 +639,8 @@ def _shown_label(label: str) -> str:
         return label
     try:
         shown = label[4:].encode().decode("punycode")
-        return "" if shown.isascii() or shown.encode("punycode").decode() != label[4:] else shown
+        is_name = not shown.isascii() and shown[:4] != "xn--" and _mapped(shown) == shown
+        return shown if is_name and shown.encode("punycode").decode() == label[4:] else ""
     except ValueError:
         return ""
 
@@ -819,7 +820,7 @@ NO_QUARTER = -1  # the cohort of the emails that nobody registered: they have no
 UNREGISTERED_A_DAY = 10_000  # emails that hits alone may make for a tenant: forged keys must not fill the disk
 BUSY_MS = 5_000  # how long to wait for a lock that is not ours (a shell, a copy)
 CACHE_KIBIBYTES = 1024  # of pages, in each worker; twice as much saved no time
-CHECKPOINT_BYTES = 4 << 20  # of WAL, before it is moved into the database
+CHECKPOINT_BYTES = 16 << 20  # of WAL, before it is moved into the database: pages that change often are moved once
 MAX_AGENT = 512
 
 TENANT_COLUMNS = (
@@ -2058,7 +2059,7 @@ MAX_READ_LINE = 65_536  # bytes; what we read before we skip to the next newline
 SEGMENT_BYTES = 16 << 20
 SEGMENT_SECONDS = 3600
 RETRY_SECONDS = 1.0  # between two tries to open a segment while none can be written
-DRAIN_BATCH = 1_000  # hits a transaction: enough for one fsync; more would cost no less each, and take memory
+DRAIN_BATCH = 1_000  # hits a transaction: enough for one fsync; more would cost little less each, and take memory
 BACKLOG_BATCH = 50_000  # the same for the command `drain`, which has nobody to wait for it
 SEARCH_BYTES = 1 << 20  # at a time, for the end of a line longer than any of ours
 BYTES_A_HIT = 330  # a typical line, to say about how many hits wait
@@ -2552,7 +2553,7 @@ def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[s
 class Drainer:
     """A daemon thread that drains while its worker serves."""
 
-    WAKE_SECONDS = 0.25
+    WAKE_SECONDS = 0.5
     PAUSE_SECONDS = 0.02
     LONGEST_BACKOFF = 10.0
     LONGEST_BUSY = 60.0
@@ -4393,6 +4394,7 @@ def run_gunicorn(settings: Settings, app: App) -> None:
         raise StoreError("gunicorn is not installed for this Python; use `make run`, or .venv/bin/python") from None
     from gunicorn.glogging import Logger
     from gunicorn.http import message
+    from gunicorn.workers.sync import SyncWorker
 
     message.MAX_REQUEST_LINE = MAX_REQUEST_LINE  # it would cap limit_request_line at 8,190
 
@@ -4407,9 +4409,19 @@ def run_gunicorn(settings: Settings, app: App) -> None:
             handler.setFormatter(OneLineFormatter())
             self.error_log.handlers[:] = [handler]
 
+    class Worker(SyncWorker):  # type: ignore[misc]  # gunicorn has no types
+        said_at = -math.inf
+
+        def notify(self) -> None:
+            """Tell the master that this worker lives: once a second, not before each request."""
+            if time.monotonic() - self.said_at >= 1:
+                self.said_at = time.monotonic()
+                super().notify()
+
     class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         def load_config(self) -> None:
-            for name, value in {**gunicorn_options(settings, app), "logger_class": StdoutLogger}.items():
+            classes = {"logger_class": StdoutLogger, "worker_class": Worker}
+            for name, value in {**gunicorn_options(settings, app), **classes}.items():
                 self.cfg.set(name, value)
 
         def load(self) -> WSGIApplication:
@@ -4437,7 +4449,6 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
         "group": group,
         "bind": settings.address,
         "workers": settings.web_concurrency,
-        "worker_class": "sync",
         "preload_app": True,  # workers share the memory of what is loaded before they are born
         "control_socket_disable": True,  # it would make a folder in the user's home
         "timeout": GUNICORN_TIMEOUT,
