@@ -147,7 +147,9 @@ def test_nothing_is_built_where_the_same_sources_would_give_other_bytes(
 
 def test_make_dist_builds_without_hash_randomisation() -> None:
     done = subprocess.run(["make", "-n", "dist"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert re.search(r"PYTHONHASHSEED=0 PYTHONOPTIMIZE= \S+python \.make/dist\.py$", done.stdout, re.MULTILINE), done.stderr
+    assert re.search(r"PYTHONHASHSEED=0 PYTHONOPTIMIZE= \S+python \.make/dist\.py$", done.stdout, re.MULTILINE), (
+        done.stderr
+    )
 
 
 def test_the_same_sources_give_the_same_bytes_wherever_and_whenever_they_are_built(built: Path, tmp_path: Path) -> None:
