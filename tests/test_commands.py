@@ -872,6 +872,22 @@ def test_help_says_what_each_command_is_for_and_explains_each_option(run: Termin
                 assert len((action.help or "").split()) >= 2, f"{command} {action.dest}"
 
 
+def test_a_file_for_nginx_is_written_whole_or_not_at_all(run: Terminal) -> None:
+    """A shell's `>` would leave an empty file, and nginx would take the site away at its next reload."""
+    path = run.folder / "email-tracker.conf"
+    path.write_text("the old one")
+    run.monkeypatch.setenv("BASE_URL", "https://track.example.com")
+    assert "no database at" in run("nginx", "--output", str(path), status=1).err
+    assert path.read_text() == "the old one"
+    run.add("Acme")
+    printed = run("nginx").out
+    assert run("nginx", "--output", str(path)).out == ""
+    assert path.read_text() == printed and "server_name track.example.com;" in printed
+    assert sorted(entry.name for entry in run.folder.iterdir()) == ["data", path.name]
+    said = run("nginx", "--output", str(run.folder / "nowhere" / "x.conf"), status=1)
+    assert "nowhere/x.conf: can't be written: No such file" in said.err
+
+
 def test_version_names_what_runs_and_its_licences(run: Terminal) -> None:
     ours, gunicorn, below = run("--version").out.splitlines()
     assert ours == f"email-tracker {tracker.__version__} (MIT)"

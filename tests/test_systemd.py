@@ -158,6 +158,11 @@ def test_journald_drops_no_line_that_holds_a_hit() -> None:
     assert unit("service")["Service"]["LogRateLimitIntervalSec"] == "0"
 
 
+def test_systemd_never_gives_up_starting_the_service_which_would_close_its_socket_too() -> None:
+    assert unit("service")["Unit"]["StartLimitIntervalSec"] == "0"
+    assert unit("service")["Service"]["Restart"] == "always"
+
+
 @pytest.mark.parametrize("name", ["PrivateNetwork", "NoNewPrivileges", "ProtectHome", "PrivateTmp", "PrivateUsers"])
 def test_the_service_may_do_nothing_else(name: str) -> None:
     service = unit("service")["Service"]
