@@ -468,6 +468,38 @@ def test_a_backup_put_back_counts_what_the_spool_still_holds_once(servers: Calla
     assert server.run("check") == "all is well\n"
 
 
+def test_a_move_to_another_server_as_readme_describes_it_counts_every_hit_once(servers: Callable[..., Server]) -> None:
+    """From the moment the database is moved aside the old server only answers and spools, even after a restart."""
+    old, new = servers(), servers()
+    made = old.tenant("Acme", "--domain", "acme.com")
+    old.start()
+    sent = [*fire(old, pixels(made["mail_id"], "before", 200)).answered]
+    for end in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            (data(old) / f"tracking.db{end}").rename(data(old) / f"moved.db{end}")
+    sent += fire(old, pixels(made["mail_id"], "moved", 200)).answered
+    moved = {"DATABASE_URL": f"sqlite:{data(old) / 'moved.db'}"}
+    command = [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "backup", str(old.folder / "move.db")]
+    subprocess.run(command, env={**old.environ, **moved}, check=True, capture_output=True, cwd=old.folder, timeout=60)
+    sent += fire(old, pixels(made["mail_id"], "waiting", 200)).answered
+    assert terminate(old) == 0
+    old.start()
+    sent += fire(old, pixels(made["mail_id"], "restarted", 200)).answered
+    restore(old.folder / "move.db", new)
+    new.start()
+    sent += fire(new, pixels(made["mail_id"], "arrived", 200)).answered
+    assert terminate(old) == 0
+    for path in (data(old) / "spool").glob("*.jsonl"):
+        path.rename(data(new) / "spool" / path.name)
+    new.run("drain")
+    assert len(sent) == 1000
+    wait_until(lambda: sum(counted_keys(new).values()) >= 1000, new)
+    assert terminate(new) == 0
+    assert counted_keys(new) == Counter(each.key for each in sent)
+    assert new.run("check") == "all is well\n"
+    assert not (data(old) / "tracking.db").exists()
+
+
 # == Root, and data that are another user's ==
 
 
