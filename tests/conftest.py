@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -246,3 +247,29 @@ def server(tmp_path: Path) -> Iterator[Server]:
     yield made
     made.stop()
     made.listener.close()
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Makes servers that are not started yet, each in a folder of its own."""
+    made: list[Server] = []
+
+    def make(**settings: str) -> Server:
+        folder = tmp_path / f"server{len(made)}"
+        folder.mkdir()
+        made.append(Server(folder, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.listener.close()
+        if each.process is not None:
+            each.stop()
+
+
+def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every setting of the tracker out of the environment, as a value or as the name of a file."""
+    for each in dataclasses.fields(tracker.Settings):
+        if "variable" in each.metadata:
+            monkeypatch.delenv(each.metadata["variable"], raising=False)
+            monkeypatch.delenv(f"{each.metadata['variable']}_FILE", raising=False)

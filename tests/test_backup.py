@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import http.client
 import json
 import os
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BASE, ROOT, Server, Stage, hit, missing, segment
+from conftest import BASE, ROOT, Server, Stage, hit, missing, segment, without_settings
 from load import Sent, counted_keys, data, hears_signals, locked, rows, segments, terminate, wait_until
 from test_dist import build
 from test_live import fire, get, pixels
@@ -52,10 +51,7 @@ def run(
     stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Said]:
     """Runs commands on the stage's database, in a folder beside it."""
-    for each in dataclasses.fields(tracker.Settings):
-        if "variable" in each.metadata:
-            monkeypatch.delenv(each.metadata["variable"], raising=False)
-            monkeypatch.delenv(f"{each.metadata['variable']}_FILE", raising=False)
+    without_settings(monkeypatch)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:{stage.settings.database}")
     monkeypatch.setenv("BASE_URL", BASE)
     (tmp_path / "backups").mkdir()
@@ -267,24 +263,6 @@ def test_no_half_backup_is_left_on_a_full_disk(stage: Stage, tmp_path: Path) -> 
 
 
 # == A server in use ==
-
-
-@pytest.fixture
-def servers(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Makes servers that are not started yet, each in a folder of its own."""
-    made: list[Server] = []
-
-    def make(**settings: str) -> Server:
-        folder = tmp_path / f"server{len(made)}"
-        folder.mkdir()
-        made.append(Server(folder, **settings))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.listener.close()
-        if each.process is not None:
-            each.stop()
 
 
 def enlarge(server: Server, mail_id: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import webtest
-from conftest import BASE, CHROME, NOW, ROOT, Stage, click, hit, segment
+from conftest import BASE, CHROME, NOW, ROOT, Stage, click, hit, segment, without_settings
 
 import tracker
 
@@ -94,10 +94,7 @@ class Terminal:
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     """A terminal; its database is that of `stage`, in the tests that ask for both."""
-    for each in dataclasses.fields(tracker.Settings):
-        if "variable" in each.metadata:
-            monkeypatch.delenv(each.metadata["variable"], raising=False)
-            monkeypatch.delenv(f"{each.metadata['variable']}_FILE", raising=False)
+    without_settings(monkeypatch)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:{tmp_path / 'data' / 'tracking.db'}")
     monkeypatch.setenv("BASE_URL", BASE)
     monkeypatch.chdir(tmp_path)

@@ -57,24 +57,6 @@ EMAILS = 100  # of each of the three tenants
 # == Servers ==
 
 
-@pytest.fixture
-def servers(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Makes servers that are not started yet, each in a folder of its own."""
-    made: list[Server] = []
-
-    def make(**settings: str) -> Server:
-        folder = tmp_path / f"server{len(made)}"
-        folder.mkdir()
-        made.append(Server(folder, **settings))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.listener.close()
-        if each.process is not None:
-            each.stop()
-
-
 def attempt(server: Server) -> subprocess.CompletedProcess[str]:
     """`serve` where it must not start; waits until it has given up."""
     command = [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "serve"]
