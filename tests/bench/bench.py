@@ -310,13 +310,27 @@ def end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
+def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process. Whoever stops us meanwhile must wait: a process that nobody knows yet would be left behind."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if came:
+        end(process)
+        raise KeyboardInterrupt
+    return process
+
+
 @contextlib.contextmanager
 def running(command: Sequence[str], environ: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process for as long as the block runs; a session of its own, so that Ctrl-C reaches it through us only."""
     with log.open("ab") as out:
-        process = subprocess.Popen(
-            command, env=environ, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
+        process = start(command, env=environ, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
     try:
         yield process
     finally:
@@ -684,7 +698,7 @@ def run_wrk(tools: Tools, load: Load, seconds: float, each_second: Callable[[], 
     command = [tools.wrk, "-t1", f"-c{CONNECTIONS}", f"-d{whole}s", "--latency", f"--timeout={REQUEST_SECONDS:g}s"]
     command += ["-s", str(HERE / "load.lua"), f"http://127.0.0.1:{load.contender.port}/", "--", str(load.paths)]
     deadline = time.monotonic() + whole + START_SECONDS
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as wrk:
+    with start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as wrk:
         try:
             while True:
                 try:
