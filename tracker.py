@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import atexit
 import base64
+import binascii
 import bisect
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -22,6 +24,7 @@ import gc
 import hashlib
 import hmac
 import html
+import html.entities
 import ipaddress
 import json
 import math
@@ -48,6 +51,7 @@ from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
 if TYPE_CHECKING:
     import argparse
+    import email.message
     import logging
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -808,6 +812,887 @@ def _judge_agent(agent: str, kind: int) -> tuple[str, str]:
     if not agent.startswith(("Mozilla/", "Opera/")) or len(agent) < 25:
         return "bot", "not-a-browser"
     return "human", "browser"
+
+
+# == Instrument ========================================================================================
+# Wrap the links and embed the pixel, change nothing else. Pure: it computes edits of the original and applies them, so
+# each byte outside of them stays as it was. HTML is read as browsers read it (html.spec.whatwg.org, 13.2.5), and not
+# with html.parser, which ends comments, texts and attributes elsewhere, and not at the same place in every Python.
+
+MAX_WRAPPED = 10_000  # links of a message; whoever has more writes no mail
+CLIPPED_BYTES = 100_000  # Gmail clips a message at about 102 kB, and with it a pixel at its end
+PIXEL_PLACES = ("bottom", "top", "none")
+LINK_TAGS = {"a", "area"}
+WANTED_TAGS = {*LINK_TAGS, "img", "body", "/body", "/head", "/html"}
+RAW_TEXT = {"iframe", "noembed", "noframes", "script", "style", "textarea", "title", "xmp"}
+NOT_TRACKED = {  # what a tag may say to keep its link: attributes of ours and of other services, with the values that count
+    "data-track": {"off"},
+    "clicktracking": {"off"},
+    "data-msys-clicktrack": {"0"},
+    "disable-tracking": {"true"},
+    **dict.fromkeys(("data-skip-click", "data-no-track", "data-pm-no-track", "data-as-no-track", "ses:no-track")),
+    **dict.fromkeys(("mc:disable-tracking", "mautic:disable-tracking")),
+}
+PLACEHOLDERS = (  # of template languages: how they begin and end
+    *(("{", "}"), ("*|", "|*"), ("%%", "%%"), ("<%", "%>"), ("[[", "]]")),
+    ("%recipient", "%"),
+)
+
+# A tag's attributes. Each alternative ends where no other could begin, so nothing is tried twice, and the lookahead
+# with its back-reference keeps what it found: a tag without an end is given up in one pass, whatever its length.
+_NAME = r"[^\t\n\f\r />][^\t\n\f\r />=]*(?![^\t\n\f\r />=])"
+_VALUE = r"""(?:"[^"]*"|'[^']*'|[^\t\n\f\r >"'][^\t\n\f\r >]*(?![^\t\n\f\r >])|(?=>))"""
+_ATTRIBUTE = rf"[\t\n\f\r /]*{_NAME}(?:[\t\n\f\r ]*=[\t\n\f\r ]*{_VALUE}|(?![\t\n\f\r ]*=))"
+TAG_REST = re.compile(rf"(?=((?:{_ATTRIBUTE})*))\1[\t\n\f\r /]*>")
+ATTRIBUTE = re.compile(rf"[\t\n\f\r /]*({_NAME})(?:[\t\n\f\r ]*=[\t\n\f\r ]*({_VALUE})|(?![\t\n\f\r ]*=))")
+MARKUP = re.compile(r"<(?:(!--)|(/?)([A-Za-z][^\t\n\f\r />]*)|([!?]|/[^>]))")
+CONDITIONAL = re.compile(r"<!--\[if\b[^\]>]*\]>", re.IGNORECASE)
+COMMENT_END = re.compile(r"--!?>")
+SCRIPT_TURN = re.compile(r"<!--(?:-?>)?|-->|<(/?)script(?=[\t\n\f\r />])", re.IGNORECASE)
+CHARACTER_REFERENCE = re.compile(r"&(?:#([0-9]+);?|#[xX]([0-9A-Fa-f]+);?|([A-Za-z0-9]+;?))")
+WEB_LINK = re.compile(r"https?://[^/?#\\]", re.IGNORECASE)
+NEEDS_NO_QUOTES = re.compile(r"[^\s\"'=<>`]+")
+C0_OR_SPACE = "".join(map(chr, range(33)))
+
+
+class Edit(NamedTuple):
+    """Put `new` in place of what stands from start up to end."""
+
+    start: int
+    end: int
+    new: str
+    attribute: tuple[int, int] | None = None  # of a link: where its attribute begins and ends; a line may break there
+
+
+@dataclass(frozen=True, slots=True)
+class Instrumenting:
+    """What to put into a message, as its sender wants it."""
+
+    wrap: Callable[[str], str]  # the tracked URL of a URL, safe in HTML as it is; raises BadTarget with the reason
+    is_ours: Callable[[str], bool]  # whether a URL leads to one of our own tracking hosts
+    pixel_url: str
+    pixel: str = "bottom"  # one of PIXEL_PLACES
+    links: bool = True
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of a message. Sizes are bytes of the HTML without its transfer encoding."""
+
+    wrapped: list[str] = field(default_factory=list)  # targets, in order, each as often as it occurs
+    left: list[tuple[str, str]] = field(default_factory=list)  # URLs and reasons
+    pixel: str = "not placed: there is no HTML to put it in"
+    touched: list[str] = field(default_factory=list)  # parts, such as "1.2 text/html"
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # parts and reasons
+    size_before: int = 0
+    size_after: int = 0
+    edits: list[Edit] = field(
+        default_factory=list
+    )  # of the whole; in a message, new text is latin-1, a character a byte
+
+    @property
+    def has_pixel(self) -> bool:
+        """Whether the message has a pixel of ours now."""
+        return self.pixel.startswith("placed") or self.pixel == PIXEL_THERE
+
+    def warnings(self) -> list[str]:
+        """What the sender should know before the message is sent."""
+        if self.size_after <= CLIPPED_BYTES:
+            return []
+        size = f"{self.size_after:,} bytes, {self.size_before:,} before"
+        return [f"the HTML has {size}: Gmail clips a message at about 102,000, and a pixel at its end with it"]
+
+    def as_json(self) -> dict[str, Any]:
+        """The report for programs."""
+        return {
+            "wrapped": self.wrapped,
+            "left": [{"url": url, "reason": reason} for url, reason in self.left],
+            "pixel": self.pixel,
+            "touched": self.touched,
+            "skipped": [{"part": part, "reason": reason} for part, reason in self.skipped],
+            "size_before": self.size_before,
+            "size_after": self.size_after,
+            "warnings": self.warnings(),
+        }
+
+
+PIXEL_THERE = "not placed: one of ours is there already"
+
+
+def apply_edits(text: str, edits: Iterable[Edit]) -> str:
+    """The text with its edits, which are in order and do not overlap."""
+    parts, at = [], 0
+    for edit in edits:
+        parts += [text[at : edit.start], edit.new]
+        at = edit.end
+    return "".join([*parts, text[at:]])
+
+
+def instrument_html(text: str, how: Instrumenting) -> tuple[str, Report]:
+    """Wrap the links of an HTML text and place the pixel. Sizes in the report are those in UTF-8."""
+    report = Report()
+    report.edits = html_edits(Html(text, lambda start, end: text[start:end]), how, report)
+    new = apply_edits(text, report.edits)
+    report.size_before, report.size_after = (len(each.encode("utf-8", "surrogatepass")) for each in (text, new))
+    return new, report
+
+
+# -- HTML: where its tags are, and what their attributes say
+
+
+class Tag(NamedTuple):
+    """A start or end tag, where it stands, and whether in a conditional comment, which only Outlook reads."""
+
+    name: str  # lower case; "/name" for an end tag
+    start: int
+    end: int
+    attributes_at: int
+    conditional: bool
+
+
+class Attribute(NamedTuple):
+    """Where an attribute begins, and where its value stands, without the quotes if it has any."""
+
+    begin: int
+    start: int
+    end: int
+    quoted: bool
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """From the name up to behind the value and its quote."""
+        return self.begin, self.end + self.quoted
+
+
+def decode_attribute(text: str) -> str:
+    """Decode the character references of an attribute's value, once, by the rule for attributes.
+
+    A name without its semicolon is text if a letter, a digit or "=" follows: `?a=1&copy=2` holds no ©.
+    """
+
+    def decode(match: re.Match[str]) -> str:
+        decimal, hexadecimal, name = match.groups()
+        if name:
+            literal = not name.endswith(";") and text[match.end() : match.end() + 1] == "="
+            return match[0] if literal else html.entities.html5.get(name, match[0])
+        digits = (decimal or hexadecimal).lstrip("0")[:8]
+        number = int(digits or "0", 10 if decimal else 16)
+        if number < 160:  # these may stand for letters of windows-1252, which html.unescape knows
+            return html.unescape(f"&#{number};")
+        return chr(number) if number < 0xD800 or 0xDFFF < number < 0x110000 else "\ufffd"
+
+    return CHARACTER_REFERENCE.sub(decode, text) if "&" in text else text
+
+
+def read_tags(text: str, wanted: Collection[str]) -> Iterator[Tag]:
+    """The wanted tags of an HTML text, in order; last a tag named "" where the text ends in something unfinished.
+
+    What is in comments, scripts, styles and other text that is no markup holds no tag, but conditional comments hold
+    those of VML (`v:…`) too. Takes time linear in the text.
+    """
+    return _read_tags(text, 0, len(text), wanted, conditional=False)
+
+
+def _read_tags(text: str, at: int, end: int, wanted: Collection[str], *, conditional: bool) -> Iterator[Tag]:
+    while match := MARKUP.search(text, at, end):
+        start = match.start()
+        comment, slash, name, _ = match.groups()
+        if comment:
+            at = _end_of_comment(text, start, end)
+            condition = CONDITIONAL.match(text, start, end)
+            if condition and at > 0 and not conditional:
+                inner = _read_tags(text, condition.end(), at, wanted, conditional=True)
+                yield from (tag for tag in inner if tag.name)
+        elif name:
+            name = slash + name.lower()
+            rest = TAG_REST.match(text, match.end(), end)
+            at = rest.end() if rest else -1
+            if rest and (name in wanted or (conditional and name.startswith("v:"))):
+                yield Tag(name, start, at, match.end(), conditional)
+            if rest and name in RAW_TEXT:
+                at = _end_of_raw_text(text, name, at, end)
+            elif name == "plaintext":
+                at = -1
+        else:
+            at = text.find(">", match.end() - 1, end) + 1 or -1
+        if at < 0:
+            yield Tag("", start, end, end, conditional)
+            return
+
+
+def _end_of_comment(text: str, start: int, end: int) -> int:
+    """Where the comment that begins at start is over, or -1."""
+    for short in ("<!-->", "<!--->"):
+        if text.startswith(short, start, end):
+            return start + len(short)
+    match = COMMENT_END.search(text, start + 4, end)
+    return match.end() if match else -1
+
+
+def _end_of_raw_text(text: str, name: str, at: int, end: int) -> int:
+    """Where the end tag of an element that holds text and no markup begins, or -1."""
+    if name == "script":
+        return _end_of_script(text, at, end)
+    match = re.compile(rf"</{name}(?=[\t\n\f\r />])", re.IGNORECASE).search(text, at, end)
+    return match.start() if match else -1
+
+
+def _end_of_script(text: str, at: int, end: int) -> int:
+    """A script in a script, within what looks like a comment, hides the end tag: 13.2.5.17 to 13.2.5.31."""
+    escaped = nested = False
+    for match in SCRIPT_TURN.finditer(text, at, end):
+        turn = match[0]
+        if turn == "<!--":
+            escaped = True
+        elif turn.endswith(">"):
+            escaped = nested = False
+        elif not match[1]:
+            nested = escaped
+        elif not nested:
+            return match.start()
+        else:
+            nested = False
+    return -1
+
+
+def read_attributes(text: str, tag: Tag) -> dict[str, Attribute]:
+    """The attributes of a tag by their names in lower case; of several of one name the first counts."""
+    found: dict[str, Attribute] = {}
+    if tag.end - tag.attributes_at == 1:
+        return found
+    for match in ATTRIBUTE.finditer(text, tag.attributes_at, tag.end):
+        name, value = match.groups()
+        start, end = match.span(2) if value is not None else (match.end(), match.end())
+        quoted = bool(value) and value[0] in "\"'"
+        found.setdefault(name.lower(), Attribute(match.start(1), start + quoted, end - quoted, quoted))
+    return found
+
+
+# -- HTML: what to change in it
+
+
+class Html(NamedTuple):
+    """An HTML text to instrument. Where its characters stand for bytes, `read` knows what those say."""
+
+    text: str
+    read: Callable[[int, int], str]  # what stands from start up to end; raises UnicodeError if that is not known
+    longest: float = math.inf  # what a line may hold: no attribute and no pixel may be longer
+    unsubscribe: Collection[str] = ()  # the URLs of List-Unsubscribe
+
+
+def html_edits(page: Html, how: Instrumenting, report: Report) -> list[Edit]:
+    """What wraps the links and places the pixel, in order; what is done and what is not goes into the report."""
+    edits = []
+    tags = list(read_tags(page.text, WANTED_TAGS))
+    for tag in tags:
+        if tag.name == "img" and not report.has_pixel and _is_our_pixel(page, tag, how):
+            report.pixel = PIXEL_THERE
+        elif how.links and (tag.name in LINK_TAGS or tag.name.startswith("v:")):
+            edit = _link_edit(page, tag, how, report)
+            if edit:
+                edits.append(edit)
+    pixel = f'<img src="{how.pixel_url}" width="1" height="1" alt="">'
+    if report.has_pixel:
+        return edits
+    if how.pixel == "none":
+        report.pixel = "not placed: not asked for"
+    elif len(pixel) > page.longest:
+        report.pixel = f"not placed: it has {len(pixel)} characters, and a line of this part may have {page.longest}"
+    else:
+        place, where = _pixel_place(page.text, tags, how.pixel)
+        report.pixel = f"placed {where}"
+        edits.insert(bisect.bisect_left([edit.start for edit in edits], place), Edit(place, place, pixel))
+    return edits
+
+
+def _is_our_pixel(page: Html, tag: Tag, how: Instrumenting) -> bool:
+    source = read_attributes(page.text, tag).get("src")
+    url = browser_trim(decode_attribute(page.text[source.start : source.end])) if source else ""
+    return "/pixel/" in url and how.is_ours(url)
+
+
+def _pixel_place(text: str, tags: list[Tag], where: str) -> tuple[int, str]:
+    """Where the pixel goes, and how a report says it."""
+    live = [tag for tag in tags if not tag.conditional]
+    if where == "top":
+        for name in ("body", "/head"):
+            first = next((tag.end for tag in live if tag.name == name), None)
+            if first is not None:
+                return first, f"first in the body, behind <{name}>"
+    last = {tag.name: tag.start for tag in live}
+    for name in ("/body", "/html"):
+        if name in last:
+            return last[name], f"before <{name}>"
+    if "" in last:
+        return last[""], "at the end, before unfinished markup"
+    return len(text), "at the end"
+
+
+def _link_edit(page: Html, tag: Tag, how: Instrumenting, report: Report) -> Edit | None:
+    """The edit that wraps one tag's link, if it is to be wrapped; else the report says why not."""
+    attributes = read_attributes(page.text, tag)
+    href = attributes.get("href")
+    if href is None:
+        return None
+    try:
+        url = browser_trim(decode_attribute(page.read(href.start, href.end)))
+    except (UnicodeError, LookupError):
+        report.left.append((page.text[href.start : href.end], "its characters can't be read in the part's charset"))
+        return None
+    reason = _why_left(page, url, attributes, how)
+    if reason is None:
+        try:
+            tracked = how.wrap(url)
+            if not href.quoted and not NEEDS_NO_QUOTES.fullmatch(tracked):
+                tracked = f'"{tracked}"'
+            begin, end = href.whole
+            if len(report.wrapped) >= MAX_WRAPPED:
+                raise BadTarget(f"the message has more than {MAX_WRAPPED:,} links")
+            if end - begin + len(tracked) - (href.end - href.start) > page.longest:
+                raise BadTarget(
+                    f"its tracked link is longer than a line of this part may be ({page.longest} characters)"
+                )
+            report.wrapped.append(url)
+            return Edit(href.start, href.end, tracked, href.whole)
+        except BadTarget as error:
+            reason = str(error)
+    if reason:
+        report.left.append((url, reason))
+    return None
+
+
+def browser_trim(url: str) -> str:
+    """A URL without what browsers drop of it: spaces and control characters around it, tabs and line breaks in it."""
+    return re.sub("[\t\r\n]", "", url.strip(C0_OR_SPACE))
+
+
+def has_placeholder(text: str) -> bool:
+    """Whether a text holds what a template language would replace."""
+    return any((at := text.find(begin)) >= 0 and text.find(end, at + len(begin)) >= 0 for begin, end in PLACEHOLDERS)
+
+
+def _why_left(page: Html, url: str, attributes: Mapping[str, Attribute], how: Instrumenting) -> str | None:
+    """Why a link stays as it is; None if it does not; "" for what is no link and nobody asks about."""
+    if how.is_ours(url):
+        return "it leads to this server already"
+    if has_placeholder(url):
+        return "it holds a placeholder of a template; instrument after the merge to track it"
+    if not url or url.startswith("#"):
+        return ""
+    if not WEB_LINK.match(url):
+        return "it is no absolute http or https link"
+    for name, values in NOT_TRACKED.items():
+        if name in attributes:
+            said = page.text[attributes[name].start : attributes[name].end].strip().lower()
+            if said in values if values else said != "false":
+                return f"its tag says {name}"
+    if url in page.unsubscribe:
+        return "it is the message's List-Unsubscribe"
+    return None
+
+
+# -- Messages: where the HTML stands. A message is read as latin-1, in which a character is a byte, and so are all places.
+
+MAX_DEPTH = 50  # of parts in parts
+MAX_PARTS = 1_000  # more, and a message is no mail
+MAX_HEADERS = 256_000  # bytes, of one part
+MAX_PARAMETERS = 4_096  # bytes of a Content-Type: to read many of them takes quadratic time
+MAX_LINE = 998  # RFC 5322 §2.1.1, without the line break
+WALKED = {"multipart/mixed", "multipart/alternative", "multipart/related"}
+OTHER_PARTS = {
+    **dict.fromkeys(
+        ("multipart/signed", "multipart/encrypted"), "it is signed or encrypted, and a change would break it"
+    ),
+    **dict.fromkeys(("application/pkcs7-mime", "application/x-pkcs7-mime"), "it is signed or encrypted (S/MIME)"),
+    "multipart/report": "it reports on another message",
+    "text/plain": "plain text is left as it is",
+}
+LINE_BREAK = re.compile(r"\r\n|\n|\r")
+HEADER_LINE = re.compile(r"[!-9;-~]+[ \t]*:|[ \t]")
+
+
+class Unclear(ValueError):
+    """Why a part, or the message, is left as it is."""
+
+
+class Part(NamedTuple):
+    """One part of a message: what its headers say, and where its body stands."""
+
+    number: str  # "1.2", as IMAP counts
+    headers: email.message.Message
+    kind: str  # such as text/html
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.kind}"
+
+    def header(self, name: str) -> str:
+        """A header's value, "" without one; of those that must be there once, Unclear if it is not."""
+        values = self.headers.get_all(name, [""])
+        if len(values) > 1:
+            raise Unclear(f"it has {len(values)} headers {name}; expected one")
+        return re.sub(r"[\r\n]+", "", str(values[0])).strip()
+
+
+def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -> tuple[bytes, Report]:
+    """Wrap the links and place the pixel in the HTML of a message; all other bytes stay as they are.
+
+    Never raises for what is in the message: what is unclear stays as it is, and the report says why.
+    `force`: also a message with a signature over the whole (DKIM, ARC), which a change breaks.
+    """
+    text = raw.decode("latin-1")
+    report = Report()
+    try:
+        report.edits = _message_edits(text, how, report, force=force)
+    except Unclear as error:
+        report = Report(pixel="not placed: the message is left as it is", skipped=[("the message", str(error))])
+        return raw, report
+    return apply_edits(text, report.edits).encode("latin-1"), report
+
+
+def _message_edits(text: str, how: Instrumenting, report: Report, *, force: bool) -> list[Edit]:
+    """What instrument_message changes. Raises Unclear where the message as a whole is left alone."""
+    start = LINE_BREAK.search(text) if text.startswith("From ") else None  # a line of mbox before the headers
+    whole = read_part(text, start.end() if start else 0, len(text), "")
+    for name in ("DKIM-Signature", "ARC-Seal"):
+        if name in whole.headers and not force:
+            raise Unclear(f"it has a {name}, which any change breaks; instrument before signing, or force it")
+    edits: list[Edit] = []
+    for part in html_parts(text, whole, report):
+        try:
+            edits += _part_edits(text, part, whole, how, report)
+        except Unclear as error:
+            report.skipped.append((str(part), str(error)))
+    return edits
+
+
+def read_part(text: str, start: int, end: int, number: str) -> Part:
+    """Read the headers of a part. Raises Unclear where they have no end or no meaning."""
+    import email.parser
+
+    at, body = start, end  # a part without a blank line has no body
+    while at < end:
+        match = LINE_BREAK.search(text, at, end)
+        line_end, following = match.span() if match else (end, end)
+        if line_end == at:
+            body = following
+            break
+        if line_end - start > MAX_HEADERS:
+            raise Unclear(f"its headers have more than {MAX_HEADERS:,} bytes")
+        if not HEADER_LINE.match(text, at, line_end):
+            raise Unclear("its headers hold a line that is no header")
+        at = following
+    try:
+        headers = email.parser.HeaderParser().parsestr(text[start:at])
+        if len(str(headers.get("Content-Type", ""))) > MAX_PARAMETERS:
+            raise Unclear(f"its Content-Type has more than {MAX_PARAMETERS:,} bytes")
+        kind = headers.get_content_type()
+    except Unclear:
+        raise
+    except Exception:  # whatever a header of a stranger's makes of the parser
+        raise Unclear("its headers can't be read") from None
+    return Part(number, headers, kind, body, end)
+
+
+def html_parts(text: str, whole: Part, report: Report) -> Iterator[Part]:
+    """The HTML parts that readers see, in order; the report gets all others with their reasons."""
+    waiting = [(whole._replace(number="" if whole.kind in WALKED else "1"), 0)]
+    count = 1
+    while waiting:
+        part, depth = waiting.pop()
+        try:
+            _refuse_other_parts(part)
+            if part.kind == "text/html":
+                yield part
+                continue
+            if depth == MAX_DEPTH:
+                raise Unclear(f"it stands in {MAX_DEPTH} other parts")
+            inner = split_parts(text, part)
+        except Unclear as error:
+            report.skipped.append((str(part).strip(), str(error)))
+            continue
+        count += len(inner)
+        if count > MAX_PARTS:
+            raise Unclear(f"it has more than {MAX_PARTS:,} parts")
+        waiting += [(each, depth + 1) for each in reversed(inner)]
+
+
+def _refuse_other_parts(part: Part) -> None:
+    """Raise Unclear, with the reason, for a part that holds no HTML to instrument."""
+    disposition = part.header("Content-Disposition").partition(";")[0].strip().lower()
+    if disposition not in ("", "inline"):
+        raise Unclear("it is an attachment")
+    if part.kind in OTHER_PARTS:
+        raise Unclear(OTHER_PARTS[part.kind])
+    if part.kind != "text/html" and part.kind not in WALKED:
+        raise Unclear("only text/html is instrumented")
+    part.header("Content-Type")
+    token = part.header("Content-Transfer-Encoding")
+    if part.kind in WALKED and _encoding_token(token) not in ("", "7bit", "8bit", "binary"):
+        raise Unclear(f"its Content-Transfer-Encoding is {token[:40]!r}, which parts in parts can't have")
+    if "Content-MD5" in part.headers:
+        raise Unclear("it has a Content-MD5, which any change breaks")
+
+
+def split_parts(text: str, part: Part) -> list[Part]:
+    """The parts of a multipart; a missing end is put up with. Raises Unclear if its boundary is nowhere."""
+    try:
+        boundary = part.headers.get_boundary()
+    except Exception:  # whatever a header of a stranger's makes of the parser
+        boundary = None
+    if not boundary:
+        raise Unclear("its boundary is not given, or can't be read")
+    spans: list[tuple[int, int]] = []
+    begin = -1
+    for start, end, is_last in _boundary_lines(text, part, "--" + boundary):
+        if begin >= 0:
+            spans.append((begin, max(begin, _before_line_break(text, start))))
+        begin = -1 if is_last else end
+        if is_last or len(spans) > MAX_PARTS:
+            break
+    if begin >= 0:
+        spans.append((begin, part.end))
+    if not spans:
+        raise Unclear("its boundary is nowhere")
+    prefix = f"{part.number}." if part.number else ""
+    return [read_part(text, *span, f"{prefix}{n}") for n, span in enumerate(spans, 1)]
+
+
+def _boundary_lines(text: str, part: Part, line: str) -> Iterator[tuple[int, int, bool]]:
+    """Where the lines of a boundary begin and end, and whether it is the last one's."""
+    rest = re.compile(r"(--)?[ \t]*(?:\r\n|\n|\r|\Z)")
+    at = text.find(line, part.start, part.end)
+    while at >= 0:
+        match = rest.match(text, at + len(line), part.end)
+        if match and (at == part.start or text[at - 1] in "\r\n"):
+            yield at, match.end(), bool(match[1])
+        at = text.find(line, at + len(line), part.end)
+
+
+def _before_line_break(text: str, end: int) -> int:
+    """The line break before a boundary belongs to the boundary."""
+    return end - 2 if text.endswith("\r\n", 0, end) else end - 1
+
+
+def _part_edits(text: str, part: Part, whole: Part, how: Instrumenting, report: Report) -> list[Edit]:
+    """What instruments one HTML part. Raises Unclear, with the reason, to leave it as it is."""
+    encoded = decode_part(text, part)
+    if "-----BEGIN PGP" in encoded.content:
+        raise Unclear("it holds a PGP block, which any change may break")
+    page, byte_edits = read_page(part, encoded)
+    lists = re.sub(r"\s", "", "".join(map(str, whole.headers.get_all("List-Unsubscribe", []))))
+    edits = byte_edits(html_edits(page._replace(unsubscribe=re.findall("<([^>]*)>", lists)), how, report))
+    report.size_before += len(encoded.content)
+    report.size_after += len(encoded.content) + sum(len(edit.new) - (edit.end - edit.start) for edit in edits)
+    if edits:
+        report.touched.append(str(part))
+    return encoded.edits(edits)
+
+
+# -- Messages: charsets and transfer encodings. Each finds the bytes that an edit means, and encodes only what is new.
+
+QP_LINE = 76  # RFC 2045 §6.7
+ENCODINGS = {
+    **dict.fromkeys(("", "7bit", "7bits", "7-bit", "8bit", "8bits", "8-bit"), "plain"),
+    **dict.fromkeys(("binary", "base64", "quoted-printable")),
+    "quoted printable": "quoted-printable",
+}
+QP_ESCAPE = re.compile("=([0-9A-Fa-f]{2})")
+BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+BASE64_LINE = 76  # RFC 2045 §6.8
+SHIFTING = re.compile("iso-?2022-|hz", re.IGNORECASE)  # charsets in which ASCII stands for other letters, between marks
+SHIFTED = re.compile(r"\x1b\$[^\x1b]*|\x0e[^\x0f]*|~\{(?:[!-}][!-~])*")
+BYTE_ORDER_MARKS = {
+    "\xff\xfe\0\0": "utf-32-le",
+    "\0\0\xfe\xff": "utf-32-be",
+    "\xff\xfe": "utf-16-le",
+    "\xfe\xff": "utf-16-be",
+}
+WIDE_CHARSETS = {"utf-16", "utf-32", *BYTE_ORDER_MARKS.values()}
+NO_CHARSETS = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}  # Python's, and nobody else's
+MARKUP_BYTES = b"AZaz09 <>\"'=/&#;:?.-_"
+
+
+def read_page(part: Part, encoded: Encoded) -> tuple[Html, Callable[[list[Edit]], list[Edit]]]:
+    """The HTML of a part, and what turns edits of it into edits of its bytes. Raises Unclear."""
+    content = encoded.content
+    try:
+        label = part.headers.get_content_charset() or ""
+    except Exception:  # whatever a header of a stranger's makes of the parser
+        raise Unclear("its charset can't be read") from None
+    codec = next(
+        (name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), _codec(label or "utf-8")
+    )
+    if codec in WIDE_CHARSETS:
+        if encoded.longest < math.inf:
+            raise Unclear(f"its charset is {codec}, which can't be sent without base64 or quoted-printable")
+        return _wide_page(content, codec)
+    if codec in ("utf-7", "johab") or (codec and not _holds_ascii(codec)):
+        raise Unclear(f"its charset {label[:40]!r} does not keep ASCII as it is")
+
+    def read(start: int, end: int) -> str:
+        value = content[start:end]
+        return value if value.isascii() and not shifts else value.encode("latin-1").decode(codec or "ascii")
+
+    shifts = SHIFTING.match(label)
+    text = SHIFTED.sub(lambda run: "_" * len(run[0]), content) if shifts else content
+    return Html(text, read, encoded.longest), lambda edits: edits
+
+
+def _codec(label: str) -> str:
+    """The name of a charset in Python; "" for one that nobody knows."""
+    try:
+        name = codecs.lookup(label).name.replace("_", "-")
+        b"".decode(name)
+    except (LookupError, ValueError):
+        return ""
+    return "" if name in NO_CHARSETS else name
+
+
+def _holds_ascii(codec: str) -> bool:
+    return MARKUP_BYTES.decode(codec, "replace") == MARKUP_BYTES.decode("ascii")
+
+
+def _wide_page(content: str, codec: str) -> tuple[Html, Callable[[list[Edit]], list[Edit]]]:
+    """The page of a text with several bytes a character; only if it is exactly what its characters would be again."""
+    data = content.encode("latin-1")
+    text = data.decode(codec, "replace")
+    if codec in ("utf-16", "utf-32") or text.encode(codec, "replace") != data:
+        raise Unclear(f"it is not whole {codec.upper()} of a known byte order")
+
+    def byte_edits(edits: list[Edit]) -> list[Edit]:
+        found, at, place = [], 0, 0
+        for edit in edits:
+            start = place + len(text[at : edit.start].encode(codec))
+            at, place = edit.end, start + len(text[edit.start : edit.end].encode(codec))
+            found.append(Edit(start, place, edit.new.encode(codec).decode("latin-1")))
+        return found
+
+    return Html(text, lambda start, end: text[start:end]), byte_edits
+
+
+class Encoded(NamedTuple):
+    """The body of a part without its transfer encoding, a character a byte."""
+
+    content: str
+    edits: Callable[[list[Edit]], list[Edit]]  # of the message, of edits of the content
+    longest: float = math.inf  # what a line may hold
+
+
+def _encoding_token(value: str) -> str:
+    return value.rstrip("; \t").lower()
+
+
+def decode_part(text: str, part: Part) -> Encoded:
+    """Undo a part's transfer encoding. Raises Unclear if that can't be done exactly."""
+    token = _encoding_token(part.header("Content-Transfer-Encoding"))
+    if token not in ENCODINGS:
+        raise Unclear(f"its Content-Transfer-Encoding is {token[:40]!r}, which is unknown")
+    match = LINE_BREAK.search(text, part.start, part.end) or LINE_BREAK.search(text)
+    line_break = match[0] if match else "\r\n"
+    kind = ENCODINGS[token] or token
+    if kind == "base64":
+        return _decode_base64(text, part, line_break)
+    if kind == "quoted-printable":
+        return _decode_quoted_printable(text, part, line_break)
+    content = text[part.start : part.end]
+    if kind == "binary":
+        return Encoded(content, partial(_moved, part.start))
+    return Encoded(content, lambda edits: _moved(part.start, _plain_edits(content, line_break, edits)), MAX_LINE)
+
+
+def _moved(by: int, edits: list[Edit]) -> list[Edit]:
+    return [Edit(edit.start + by, edit.end + by, edit.new) for edit in edits]
+
+
+def _plain_edits(content: str, line_break: str, edits: list[Edit]) -> list[Edit]:
+    """Where a line would get longer than SMTP takes, its links and the pixel get lines of their own, within their tags."""
+    found: list[Edit] = []
+    for length, line in _by_lines(content, edits):
+        if length + sum(len(edit.new) - (edit.end - edit.start) for edit in line) <= MAX_LINE:
+            found += line
+            continue
+        for edit in line:
+            if edit.attribute:
+                begin, end = edit.attribute
+                new = content[begin : edit.start] + edit.new + content[edit.end : end]
+                found.append(Edit(begin, end, f"{line_break}{new}{line_break}"))
+            else:  # the pixel
+                found.append(edit._replace(new=edit.new.replace(" ", line_break, 1)[:-1] + f"{line_break}>"))
+    return found
+
+
+def _by_lines(content: str, edits: list[Edit]) -> Iterator[tuple[int, list[Edit]]]:
+    """The edits in each line, with the line's length now; of a line that is too long already not all is looked at."""
+    line: list[Edit] = []
+    start = end = 0
+    for edit in edits:
+        if line and edit.start > end:
+            yield end - start, line
+            line = []
+        if not line:
+            nearest = max(edit.start - MAX_LINE - 1, 0)
+            start = max(content.rfind(sign, nearest, edit.start) for sign in "\r\n") + 1 or nearest
+        line.append(edit)
+        furthest = min(edit.end + MAX_LINE + 1, len(content))
+        match = LINE_BREAK.search(content, edit.end, furthest)
+        end = match.start() if match else furthest
+    if line:
+        yield end - start, line
+
+
+def _decode_base64(text: str, part: Part, line_break: str) -> Encoded:
+    """Lines before the first edit stay; from there on all of it is encoded anew, in lines as long as before."""
+    starts, lengths, at = [], [], part.start
+    while at < part.end:
+        match = LINE_BREAK.search(text, at, part.end)
+        end, following = match.span() if match else (part.end, part.end)
+        starts.append(at)
+        lengths.append(len(text[at:end].rstrip(" \t")))
+        at = following
+    while lengths and not lengths[-1]:  # blank lines at the end stay behind it
+        del starts[-1], lengths[-1]
+    letters = "".join(text[start : start + length] for start, length in zip(starts, lengths, strict=True))
+    try:
+        if not letters.isascii() or not BASE64.fullmatch(letters):
+            raise ValueError
+        content = binascii.a2b_base64(letters)
+    except ValueError:
+        raise Unclear("its base64 can't be read exactly") from None
+    width = max(lengths, default=0)
+    if len(lengths) == 1:
+        width = max(width, BASE64_LINE) if width <= MAX_LINE else sys.maxsize
+    width = width // 4 * 4 or BASE64_LINE
+
+    def edits_of(edits: list[Edit]) -> list[Edit]:
+        if not edits:
+            return []
+        start, kept, before = part.start, 0, 0
+        for line_start, length in zip(starts, lengths, strict=True):
+            if before > edits[0].start // 3 * 4:
+                break
+            if before % 4 == 0:
+                start, kept = line_start, before // 4 * 3
+            before += length
+        rest = apply_edits(content.decode("latin-1"), edits)[kept:]
+        encoded = binascii.b2a_base64(rest.encode("latin-1"), newline=False).decode()
+        new = line_break.join(encoded[at : at + width] for at in range(0, len(encoded), width))
+        return [Edit(start, starts[-1] + lengths[-1], new)] if starts else [Edit(start, start, new)]
+
+    return Encoded(content.decode("latin-1"), edits_of)
+
+
+class QPLine(NamedTuple):
+    """A line of a quoted-printable text: where it begins, decoded and encoded, and where its text and it itself end."""
+
+    decoded: int
+    start: int
+    stop: int  # before trailing spaces, which are no text, and before the "=" of a soft line break
+    end: int  # before the line break
+
+
+def _decode_quoted_printable(text: str, part: Part, line_break: str) -> Encoded:
+    """Decode, remembering where each line stands. An "=" that is no escape stands for itself, as mail programs read it."""
+    pieces: list[str] = []
+    lines: list[QPLine] = []
+    decoded, at = 0, part.start
+    while at < part.end:
+        match = LINE_BREAK.search(text, at, part.end)
+        end, following = match.span() if match else (part.end, part.end)
+        shown = text[at:end].rstrip(" \t")
+        soft = shown.endswith("=")
+        lines.append(QPLine(decoded, at, at + len(shown) - soft, end))
+        if soft:
+            shown = shown[:-1]
+        if "=" in shown:
+            shown = QP_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), shown)
+        piece = shown if soft else shown + text[end:following]
+        pieces.append(piece)
+        decoded += len(piece)
+        at = following
+    lines = lines or [QPLine(0, part.start, part.start, part.start)]
+    return Encoded("".join(pieces), partial(_quoted_printable_edits, text, lines, line_break))
+
+
+def _quoted_printable_edits(text: str, lines: list[QPLine], line_break: str, edits: list[Edit]) -> list[Edit]:
+    """Encode what is new, and break lines only there and directly behind."""
+    found: list[Edit] = []
+    place = _QPPlaces(text, lines)
+    done = column = 0  # where the last edit ended, and at which column
+    last_line: QPLine | None = None
+    for edit in edits:
+        start = place.of(edit.start)
+        column = column + start - done if place.line is last_line else start - place.line.start
+        # Up to the end of the last character that is replaced, and not to the beginning of the next one:
+        # a soft line break in between stays.
+        end = place.of(edit.end - 1, after=True) if edit.end > edit.start else start
+        rest = text[end : min(place.line.end, end + QP_LINE + 1)]
+        carried = ""
+        if column == QP_LINE:  # no room for a soft line break: what stands before it moves to the next line as well
+            last = start - 3 if QP_ESCAPE.fullmatch(text, start - 3, start) else start - 1
+            carried, start, column = f"={line_break}" + text[last:start].replace(".", "=2E"), last, start - last
+        new, column = encode_quoted_printable(edit.new, column, line_break)
+        new = carried + new
+        room = QP_LINE if rest.endswith("=") else QP_LINE - 1  # the next edit may have to begin with a soft line break
+        while rest.startswith(".") and column + len(rest) > room:
+            dot, column = encode_quoted_printable(".", column, line_break)  # no line may begin with it
+            new, rest, end = new + dot, rest[1:], end + 1
+        if column + len(rest) > room and column and rest:
+            new, column = f"{new}={line_break}", 0
+        found.append(Edit(start, end, new))
+        done, last_line = end, place.line
+    return found
+
+
+class _QPPlaces:
+    """Finds where decoded characters are encoded; asked in order, so that it never begins at the same line twice."""
+
+    def __init__(self, text: str, lines: list[QPLine]) -> None:
+        self._text, self._lines = text, lines
+        self._starts = [line.decoded for line in lines]
+        self.line = lines[0]  # in which the last place was
+        self._decoded, self._encoded = self.line.decoded, self.line.start
+
+    def of(self, decoded: int, *, after: bool = False) -> int:
+        """Where the encoding of a decoded character begins, or, `after`, ends."""
+        line = self._lines[bisect.bisect_right(self._starts, decoded) - 1]
+        if line is not self.line or decoded < self._decoded:
+            self.line, self._decoded, self._encoded = line, line.decoded, line.start
+        while self._decoded < decoded:
+            literal = self._text.find("=", self._encoded, min(self.line.stop, self._encoded + decoded - self._decoded))
+            step = (
+                literal - self._encoded
+                if literal >= 0
+                else min(self.line.stop - self._encoded, decoded - self._decoded)
+            )
+            if step > 0:
+                self._encoded, self._decoded = self._encoded + step, self._decoded + step
+            else:
+                self._encoded, self._decoded = self._encoded + self._width(), self._decoded + 1
+        return self._encoded + self._width() if after else self._encoded
+
+    def _width(self) -> int:
+        if self._encoded >= self.line.stop:
+            # A character of the line break, behind spaces that are no text.
+            return 1 if self._encoded >= self.line.end else self.line.end + 1 - self._encoded
+        return 3 if QP_ESCAPE.match(self._text, self._encoded, self.line.stop) else 1
+
+
+def encode_quoted_printable(new: str, column: int, line_break: str) -> tuple[str, int]:
+    """Encode text that begins at a column; returns it and the column it ends at. No new line is longer than 76 or
+    begins with a dot, which SMTP would double or drop."""
+    out: list[str] = []
+    for sign in new:
+        token = sign if " " <= sign <= "~" and sign != "=" else f"={ord(sign):02X}"
+        if column + len(token) >= QP_LINE:
+            out.append(f"={line_break}")
+            column = 0
+        if column == 0 and token == ".":
+            token = "=2E"
+        out.append(token)
+        column += len(token)
+    return "".join(out), column
 
 
 # == Store =============================================================================================
