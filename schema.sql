@@ -46,6 +46,15 @@ create table emails (
     unique (tenant, key)
 );
 create index emails_by_age on emails (tenant, created_at);
+create index emails_unregistered_by_campaign on emails (tenant, campaign) where registered = 0 and campaign <> '';
+
+create table campaign_sends (            -- how many emails of a campaign were sent without being registered, and when
+    tenant   integer not null references tenants (number),
+    campaign text not null check (length(campaign) between 1 and 200),
+    sent     integer not null check (sent >= 0),
+    sent_at  integer not null,
+    primary key (tenant, campaign)
+) without rowid;
 
 create table user_agents (id integer primary key, user_agent text not null unique check (length(user_agent) <= 512));
 
@@ -201,5 +210,5 @@ create table positions (                 -- how far each segment of the spool is
 
 create table ingested (hit_id text primary key) without rowid;
 
-pragma user_version = 1;
+pragma user_version = 2;
 commit;

@@ -340,6 +340,7 @@ MAX_TARGET = 4096  # characters; what browsers and mail programs handle everywhe
 MAX_TARGET_BYTES = 2 * MAX_TARGET  # in UTF-8: more, in base64 and beside a long user agent, would not fit a spool line
 MAX_ENCODED_TARGET = (4 * MAX_TARGET_BYTES + 2) // 3
 ID = re.compile(r"[A-Za-z0-9_-]{3,64}")
+MAX_KEY = 200
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
 ROUTE_WORDS = {
     *("admin", "api", "assets", "campaigns", "click", "dashboard", "emails", "events", "favicon", "forget", "health"),
@@ -349,6 +350,9 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 AUTHORITY = re.compile(r"[^:]+://([^/?#]+)")
+MAX_CAMPAIGN = 200  # characters of a campaign's name
+PLAIN_URL = re.compile(r"(?:^|&)url=(([^&]*).*)", re.DOTALL)
+CAMPAIGN = re.compile(r"(?:^|&)campaign=([^&]*)")
 HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,5}))?")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -439,11 +443,16 @@ def pixel_path(mail_id: str, key: str) -> str:
 
 def click_path(secret: str, mail_id: str, key: str, url: str) -> str:
     """The signed path of one link in one email. Raises BadTarget."""
+    return f"/{mail_id}/click/{quote(key, safe='~+@=:')}/{signed_target(secret, mail_id, url)}"
+
+
+def signed_target(secret: str, mail_id: str, url: str) -> str:
+    """What a signed path ends with, for every email: the signature and the target. Raises BadTarget."""
     read_target(url)
     target = encode_target(url)
     if len(target) > MAX_ENCODED_TARGET:
         raise BadTarget(f"it has {len(url.encode()):,} bytes in UTF-8; expected at most {MAX_TARGET_BYTES:,}")
-    return f"/{mail_id}/click/{quote(key, safe='~+@=:')}/{sign(secret, mail_id, target)}/{target}"
+    return f"{sign(secret, mail_id, target)}/{target}"
 
 
 def split_target(uri: str) -> tuple[tuple[str, ...], str]:
@@ -465,11 +474,21 @@ def plain_url(query: str) -> str | None:
 
     A value with "://" in it was written by hand and not encoded, so all that follows belongs to it, "&" included.
     """
-    match = re.search(r"(?:^|&)url=(([^&]*).*)", query, re.DOTALL)
+    match = PLAIN_URL.search(query)
     if not match:
         return None
     rest, value = match.groups()
     return str(rest) if "://" in value else unquote_plus(value, errors="replace")
+
+
+def campaign_of(query: str) -> str:
+    """The campaign that a hit names, for keys that nobody registers; "" without one. Never a part of a plain link's URL."""
+    if "campaign=" not in query:
+        return ""
+    url = PLAIN_URL.search(query)
+    match = CAMPAIGN.search(query[: url.start()] if url and "://" in url[2] else query)
+    name = unquote_plus(match[1], errors="replace") if match else ""
+    return UNFIT.sub("", name).strip()[:MAX_CAMPAIGN]
 
 
 class Pixel(NamedTuple):
@@ -766,6 +785,7 @@ class Hit(NamedTuple):
     purpose: str
     answer: str
     why: str  # for an answer that is not the usual one: a reason
+    campaign: str = ""  # that its URL names
 
 
 class Judgement(NamedTuple):
@@ -815,9 +835,10 @@ def _judge_agent(agent: str, kind: int) -> tuple[str, str]:
 
 
 # == Instrument ========================================================================================
-# Wrap the links and embed the pixel, change nothing else. Pure: it computes edits of the original and applies them, so
-# each byte outside of them stays as it was. HTML is read as browsers read it (html.spec.whatwg.org, 13.2.5), and not
-# with html.parser, which ends comments, texts and attributes elsewhere, and not at the same place in every Python.
+# Wrap the links of a message and place the pixel, and change nothing else. Pure: no file, no database, no clock.
+# It computes edits of the original and applies them, so each byte outside of them stays as it was. HTML is read as
+# browsers read it (html.spec.whatwg.org, 13.2.5), and not with html.parser, which ends comments, texts and attributes
+# elsewhere, and not at the same place in every Python.
 
 MAX_WRAPPED = 10_000  # links of a message; whoever has more writes no mail
 CLIPPED_BYTES = 100_000  # Gmail clips a message at about 102 kB, and with it a pixel at its end
@@ -873,6 +894,52 @@ class Instrumenting:
     pixel_url: str
     pixel: str = "bottom"  # one of PIXEL_PLACES
     links: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMaker:
+    """Makes the links and the pixel of a tenant's emails."""
+
+    base: str  # the public address that they begin with
+    mail_id: str
+    secret: str
+    leads_back: Callable[[Target], bool]  # whether a target leads to this server
+
+    def instrumenting(
+        self, key: str, *, place: str = "bottom", links: bool = True, placeholder: bool = False, campaign: str = ""
+    ) -> Instrumenting:
+        """How to instrument one email.
+
+        With `placeholder`, the key is what a mailing tool replaces by its own ids, and stands there as it is; then the
+        campaign, which no registration tells, stands in the URLs.
+        """
+        shown = key if placeholder else quote(key, safe="~+@=:")
+        query = f"?campaign={quote(campaign, safe='')}" if placeholder and campaign else ""
+        return Instrumenting(
+            wrap=lambda url: (
+                f"{self.base}/{self.mail_id}/click/{shown}/{signed_target(self.secret, self.mail_id, url)}{query}"
+            ),
+            is_ours=self.is_ours,
+            pixel_url=f"{self.base}/{self.mail_id}/pixel/{shown}.gif{query}",
+            pixel=place,
+            links=links,
+        )
+
+    def is_ours(self, url: str) -> bool:
+        """Whether a URL leads to this server; what can't be read does not."""
+        try:
+            return self.leads_back(read_target(url))
+        except BadTarget:
+            return False
+
+
+def placeholder_fault(text: str) -> str | None:
+    """Why a text can't stand for the keys of a mailing tool, or None."""
+    if not 0 < len(text) <= MAX_KEY or UNFIT.search(text) or not text.isascii():
+        return f"expected 1 to {MAX_KEY} characters of ASCII in one line, such as {{{{ .Subscriber.UUID }}}}"
+    if set(text) & set("\"'/?#"):
+        return "expected none of the characters \" ' / ? #, which would end it"
+    return None
 
 
 @dataclass(slots=True)
@@ -1091,17 +1158,17 @@ def html_edits(page: Html, how: Instrumenting, report: Report) -> list[Edit]:
             edit = _link_edit(page, tag, how, report)
             if edit:
                 edits.append(edit)
-    pixel = f'<img src="{how.pixel_url}" width="1" height="1" alt="">'
+    image = f'<img src="{how.pixel_url}" width="1" height="1" alt="">'
     if report.has_pixel:
         return edits
     if how.pixel == "none":
         report.pixel = "not placed: not asked for"
-    elif len(pixel) > page.longest:
-        report.pixel = f"not placed: it has {len(pixel)} characters, and a line of this part may have {page.longest}"
+    elif len(image) > page.longest:
+        report.pixel = f"not placed: it has {len(image)} characters, and a line of this part may have {page.longest}"
     else:
         place, where = _pixel_place(page.text, tags, how.pixel)
         report.pixel = f"placed {where}"
-        edits.insert(bisect.bisect_left([edit.start for edit in edits], place), Edit(place, place, pixel))
+        edits.insert(bisect.bisect_left([edit.start for edit in edits], place), Edit(place, place, image))
     return edits
 
 
@@ -1249,6 +1316,34 @@ def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -
         report = Report(pixel="not placed: the message is left as it is", skipped=[("the message", str(error))])
         return raw, report
     return apply_edits(text, report.edits).encode("latin-1"), report
+
+
+class Said(NamedTuple):
+    """What the headers of a message say of it."""
+
+    subject: str
+    recipients: list[str]  # addresses of To, Cc and Bcc
+
+
+def said_by_headers(raw: bytes) -> Said:
+    """Read the subject and the recipients of a message, decoded; "" and none where they can't be read."""
+    import email.header
+    import email.parser
+    import email.utils
+
+    end = re.search(rb"\r\n\r\n|\n\n|\r\r", raw[:MAX_HEADERS])
+    headers = email.parser.BytesHeaderParser().parsebytes(raw[: end.start() if end else MAX_HEADERS])
+
+    def decoded(value: object) -> str:
+        text = str(value)
+        with contextlib.suppress(Exception):  # whatever a header of a stranger's makes of the parser
+            text = str(email.header.make_header(email.header.decode_header(text)))
+        return " ".join(UNFIT.sub(" ", text).split())
+
+    addresses = email.utils.getaddresses(
+        [str(each) for name in ("To", "Cc", "Bcc") for each in headers.get_all(name, [])]
+    )
+    return Said(decoded(headers.get("Subject", "")), [decoded(address) for _, address in addresses if "@" in address])
 
 
 def _message_edits(text: str, how: Instrumenting, report: Report, *, force: bool) -> list[Edit]:
@@ -1698,7 +1793,15 @@ def encode_quoted_printable(new: str, column: int, line_break: str) -> tuple[str
 # == Store =============================================================================================
 # The database: the only section with SQL. Tenant is always the second argument.
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+MIGRATIONS = {  # from this version to the next: what schema.sql has since
+    1: (
+        "create table campaign_sends (tenant integer not null references tenants (number),"
+        " campaign text not null check (length(campaign) between 1 and 200), sent integer not null check (sent >= 0),"
+        " sent_at integer not null, primary key (tenant, campaign)) without rowid",
+        "create index emails_unregistered_by_campaign on emails (tenant, campaign) where registered = 0 and campaign <> ''",
+    ),
+}
 QUARTER_MS = 900_000
 DAY_MS = 86_400_000
 NO_QUARTER = -1  # the cohort of the emails that nobody registered: they have no time of sending
@@ -1739,6 +1842,10 @@ class NoDatabase(StoreError):
 
 class Conflict(StoreError):
     """What was asked for is taken, or is no longer there."""
+
+
+class NoTenant(StoreError):
+    """No tenant, or no single one, is what a command's word means."""
 
 
 class Busy(StoreError):
@@ -1831,7 +1938,7 @@ def open_connection(path: str) -> sqlite3.Connection:
                 raise StoreError(
                     f"{path} has schema version {version}, this program knows {SCHEMA_VERSION}; use the newer program"
                 )
-            if version < SCHEMA_VERSION:
+            if version < 1:
                 raise StoreError(f"{path} is no database of this program; expected one made by `serve` or `tenant add`")
             connection.execute("pragma synchronous = full")
             connection.execute("pragma wal_autocheckpoint = 0")
@@ -1873,6 +1980,9 @@ class Database:
         try:
             if self._file_inode() != inode:
                 raise StoreError(f"{self.path} was replaced while it was being opened; try again")
+            if connection.execute("pragma user_version").fetchone()[0] < SCHEMA_VERSION:
+                with self._lock.held(self._patience):
+                    migrate(connection)
         except BaseException:
             connection.close()
             raise
@@ -1954,6 +2064,20 @@ class Database:
                     # Whoever keeps the lock from us has the database open, so this close is not the last.
                     self._connection.close()
                     self._connection = None
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring a database that an older version made up to date, all or nothing. The caller holds the lock for writing."""
+    connection.execute("begin")
+    try:
+        while (version := connection.execute("pragma user_version").fetchone()[0]) < SCHEMA_VERSION:
+            for statement in MIGRATIONS[version]:
+                connection.execute(statement)
+            connection.execute(f"pragma user_version = {version + 1}")
+        connection.execute("commit")
+    finally:
+        if connection.in_transaction:
+            connection.execute("rollback")
 
 
 def copy_database(connection: sqlite3.Connection, copy: sqlite3.Connection, name: str) -> int:
@@ -2092,6 +2216,11 @@ def tenant_by_id(connection: sqlite3.Connection, id_: str) -> Tenant | None:
     return row and _tenant(row)
 
 
+def key_hash(key: str) -> str:
+    """What is stored of an API key or a dashboard id. They are random, so one round of SHA-256 is enough."""
+    return hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()
+
+
 def list_tenants(connection: sqlite3.Connection) -> list[Tenant]:
     """All tenants, oldest first."""
     return [_tenant(row) for row in connection.execute(f"select {TENANT_COLUMNS} from tenants order by number")]
@@ -2102,10 +2231,10 @@ def find_tenant(connection: sqlite3.Connection, word: str) -> Tenant:
     sql = f"select {TENANT_COLUMNS} from tenants where :word in (id, mail_id) or name = :word order by :word in (id, mail_id) desc"
     found = [_tenant(row) for row in connection.execute(sql, {"word": word})]
     if not found:
-        raise StoreError(f"no tenant {word!r}; `tenant list` shows them")
+        raise NoTenant(f"no tenant {word!r}; `tenant list` shows them")
     if len(found) > 1 and word not in (found[0].id, found[0].mail_id):
         ids = ", ".join(tenant.mail_id for tenant in found)
-        raise StoreError(f"{len(found)} tenants have the name {word!r}; say which by its mail id: {ids}")
+        raise NoTenant(f"{len(found)} tenants have the name {word!r}; say which by its mail id: {ids}")
     return found[0]
 
 
@@ -2186,6 +2315,7 @@ def remove_tenant(connection: sqlite3.Connection, tenant: Tenant, now: int) -> N
         "activity",
         "cohorts",
         "campaigns",
+        "campaign_sends",
         "links",
         "named_hosts",
         "unregistered_days",
@@ -2200,11 +2330,13 @@ def remove_tenant(connection: sqlite3.Connection, tenant: Tenant, now: int) -> N
 
 
 def directory(connection: sqlite3.Connection) -> dict[str, Any]:
-    """What workers must know of tenants without a database; no dashboard ids, since the file is read on every server."""
+    """What must be known of tenants without a database; of dashboard ids only a hash, by which `instrument` finds them."""
     tenants = {}
     for tenant in list_tenants(connection):
         hosts = tenant_hosts(connection, tenant.number)
         tenants[tenant.mail_id] = {
+            "name": tenant.name,
+            "id_sha256": key_hash(tenant.id),
             "tracking_host": tenant.tracking_host,
             "any_domain": tenant.any_domain,
             "suspended": tenant.suspended,
@@ -2267,7 +2399,7 @@ class Email(NamedTuple):
     id: int
     tenant: int
     registered: bool
-    sent_at: int | None
+    sent_at: int | None  # of an unregistered one: when its campaign was sent, if somebody said so
     campaign: str
     created_at: int
 
@@ -2309,21 +2441,28 @@ class RollupChanges:
         self._named[tenant, host, reason][0] += count
 
     def _groups(self, email: Email) -> list[list[int]]:
-        if not email.registered or email.sent_at is None:
-            return [self._cohorts[email.tenant, NO_QUARTER]]
-        groups = [self._cohorts[email.tenant, email.sent_at // QUARTER_MS]]
+        quarter = NO_QUARTER if email.sent_at is None else email.sent_at // QUARTER_MS
+        groups = [self._cohorts[email.tenant, quarter]]
         if email.campaign:
             groups.append(self._campaigns[email.tenant, email.campaign])
         return groups
 
     def email(self, email: Email, sign: int, counts: Sequence[Any] | None = None) -> None:
         """Put an email, with the states it already has, into its cohort and campaign (sign 1) or take it out (-1)."""
+        if email.sent_at is None:
+            self._cohorts[email.tenant, NO_QUARTER][0] += sign
         for group in self._groups(email):
-            group[0] += sign
+            if email.registered:
+                group[0] += sign
             for kind in TYPES:
                 best = best_of((counts or NO_HITS * 2)[6 * (kind - 1) : 6 * kind])
                 if best:
                     group[3 * (kind - 1) + best[0]] += sign
+
+    def declared(self, tenant: int, campaign: str, sent_at: int, sent: int) -> None:
+        """Count emails that were sent without being registered."""
+        self._cohorts[tenant, sent_at // QUARTER_MS][0] += sent
+        self._campaigns[tenant, campaign][0] += sent
 
     def moved(self, email: Email, kind: int, old: Sequence[Any], new: Sequence[Any]) -> None:
         """An email's tally went from old to new: move it from the state it was unique under to the one it is."""
@@ -2374,13 +2513,22 @@ _TALLIES = ", ".join(
 _CLICK_TALLIES = ", ".join(
     f"count(case when state = {state} then 1 end), min(case when state = {state} then at end)" for state in STATES
 )
+_DECLARED = (  # an unregistered email counts as sent with its campaign, of which somebody may have said how many were sent
+    " left join campaign_sends on not registered and campaign_sends.tenant = emails.tenant"
+    " and campaign_sends.campaign = emails.campaign"
+)
+_SENT_AT = "coalesce(emails.sent_at, campaign_sends.sent_at)"
+_GROUP_SUMS = ", ".join(f"sum({name})" for name in ("emails", *GROUP_COLUMNS))
 _GROUPED = (
-    "count(*), "
+    f"select emails.tenant, emails.campaign, {_SENT_AT} as sent_at, registered or {_SENT_AT} is null as emails, registered, "
     + ", ".join(
-        f"count(case when best_{verb}.state = {state} then 1 end)" for verb in ("open", "click") for state in STATES
+        f"coalesce(best_{verb}.state = {state}, 0) as {past}_{name}"
+        for verb, past in (("open", "opened"), ("click", "clicked"))
+        for state, name in STATES.items()
     )
     + " from emails left join email_bests best_open on best_open.email = emails.id and best_open.type = 1"
-    " left join email_bests best_click on best_click.email = emails.id and best_click.type = 2"
+    f" left join email_bests best_click on best_click.email = emails.id and best_click.type = 2{_DECLARED}"
+    " union all select tenant, campaign, sent_at, sent, sent, 0, 0, 0, 0, 0, 0 from campaign_sends"
 )
 _LINK_BEST = "case when click_person then 1 when click_unconfirmed then 2 else 3 end"
 RECOUNTS = {
@@ -2402,11 +2550,12 @@ RECOUNTS = {
     ),
     "cohorts": (
         f"tenant, quarter, emails, {', '.join(GROUP_COLUMNS)}",
-        f"select tenant, coalesce(sent_at / {QUARTER_MS}, {NO_QUARTER}), {_GROUPED} group by 1, 2",
+        f"select tenant, coalesce(sent_at / {QUARTER_MS}, {NO_QUARTER}), {_GROUP_SUMS} from ({_GROUPED}) group by 1, 2",
     ),
     "campaigns": (
         f"tenant, campaign, emails, {', '.join(GROUP_COLUMNS)}",
-        f"select tenant, campaign, {_GROUPED} where registered and campaign <> '' group by 1, 2",
+        f"select tenant, campaign, {_GROUP_SUMS.replace('emails', 'registered', 1)} from ({_GROUPED})"
+        " where campaign <> '' group by 1, 2",
     ),
     "links": (
         f"tenant, url, {', '.join(LINK_COLUMNS)}",
@@ -2461,8 +2610,8 @@ def integrity_faults(connection: sqlite3.Connection) -> list[str]:
 
 KEYS_AT_ONCE = 200  # in one select: fewer cost more each, more cost no less
 EMAILS_AND_COUNTS = (
-    f"select id, registered, sent_at, campaign, created_at, key, {EMAIL_COUNT_COLUMNS} from emails"
-    " left join email_counts on email = id where tenant = ? and key in ({})"
+    f"select id, registered, {_SENT_AT}, emails.campaign, created_at, key, {EMAIL_COUNT_COLUMNS} from emails"
+    f" left join email_counts on email = id{_DECLARED} where emails.tenant = ? and key in ({{}})"
 )
 EMAIL_AND_COUNTS = EMAILS_AND_COUNTS.format("?")
 MANY_EMAILS_AND_COUNTS = EMAILS_AND_COUNTS.format(", ".join("?" * KEYS_AT_ONCE))
@@ -2497,12 +2646,13 @@ def _emails_and_counts(
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What a sender says of an email."""
+    """What a sender says of an email. Times are in milliseconds since 1970, UTC."""
 
     key: str
     subject: str | None = None  # None: not said, so what was said before stays
     recipient: str | None = None
     campaign: str | None = None
+    sent_at: int | None = None  # None: now
 
 
 def register_emails(
@@ -2515,7 +2665,7 @@ def register_emails(
         old, counts = _email_and_counts(connection, tenant, each.key)
         connection.execute(
             "insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at)"
-            " values (:tenant, :key, coalesce(:subject, ''), coalesce(:recipient, ''), coalesce(:campaign, ''), 1, :now, :now)"
+            " values (:tenant, :key, coalesce(:subject, ''), coalesce(:recipient, ''), coalesce(:campaign, ''), 1, :at, :at)"
             " on conflict (tenant, key) do update set subject = coalesce(:subject, subject),"
             " recipient = coalesce(:recipient, recipient), campaign = coalesce(:campaign, campaign), registered = 1,"
             " created_at = case when registered then created_at else excluded.created_at end,"
@@ -2526,7 +2676,7 @@ def register_emails(
                 "subject": each.subject,
                 "recipient": each.recipient,
                 "campaign": each.campaign,
-                "now": now,
+                "at": now if each.sent_at is None else each.sent_at,
             },
         )
         new, _ = _email_and_counts(connection, tenant, each.key)
@@ -2537,6 +2687,38 @@ def register_emails(
         made += old is None or not old.registered
     changes.write(connection)
     return made
+
+
+def declare_campaign(
+    connection: sqlite3.Connection, tenant: int, campaign: str, sent: int, sent_at: int | None, now: int
+) -> bool:
+    """Say how many emails of a campaign were sent without being registered, and when: now, or as was said before.
+
+    Said again, it replaces what was said; returns whether it is the first time.
+    """
+    sql = "select sent, sent_at from campaign_sends where tenant = ? and campaign = ?"
+    before = connection.execute(sql, (tenant, campaign)).fetchone()
+    at = sent_at if sent_at is not None else before[1] if before else now
+    changes = RollupChanges()
+    if before:
+        changes.declared(tenant, campaign, before[1], -before[0])
+    changes.declared(tenant, campaign, at, sent)
+    # Emails that hits have made already come into the campaign's cohort, or move with it.
+    sql = "select key from emails where tenant = ? and campaign = ? and registered = 0 and campaign <> ''"
+    keys = [row[0] for row in connection.execute(sql, (tenant, campaign))]
+    for email, counts in _emails_and_counts(connection, tenant, keys).values():
+        changes.email(email, -1, counts)
+        changes.email(email._replace(sent_at=at), 1, counts)
+    connection.execute("replace into campaign_sends values (?, ?, ?, ?)", (tenant, campaign, sent, at))
+    changes.write(connection)
+    return before is None
+
+
+def list_campaigns(connection: sqlite3.Connection, tenant: int) -> list[dict[str, Any]]:
+    """A tenant's campaigns by name: emails sent, and how many of them are under which state."""
+    columns = ("campaign", "emails", *GROUP_COLUMNS)
+    sql = f"select {', '.join(columns)} from campaigns where tenant = ? and (emails or {' or '.join(GROUP_COLUMNS)}) order by campaign"
+    return [dict(zip(columns, row, strict=True)) for row in connection.execute(sql, (tenant,))]
 
 
 def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
@@ -2576,6 +2758,15 @@ def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
     return True
 
 
+def campaign_key(key: str, campaign: str) -> str:
+    """The key of an email that nobody registered, in a campaign that its hits name: as its URL has it, if that fits."""
+    whole = f"{key}?campaign={campaign}"
+    if len(whole) <= MAX_KEY:
+        return whole
+    digest = hashlib.sha256(whole.encode()).hexdigest()
+    return f"{key[: MAX_KEY - len(digest) - 1]}?{digest}"
+
+
 INSERT_EVENT = (
     "insert into event_rows (tenant, email, at, type, method, judgement, user_agent, url, ip_address, purpose)"
     " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -2591,12 +2782,14 @@ class _Recorder:
         self.connection = connection
         self.day = now // DAY_MS
         self.changes = RollupChanges()
+        self._known: dict[str, tuple[Email, tuple[Any, ...]]] = {}
         self._numbers: dict[tuple[Any, ...], int] = {}  # of agents, URLs and judgements: 1, 2 and 3 words
         self._events: list[tuple[Any, ...]] = []
         self._earlier: list[tuple[int, int]] = []
         self._email_counts: list[tuple[Any, ...]] = []
         self._link_counts: list[tuple[Any, ...]] = []
         self._unregistered: dict[int, int] = {}
+        self._declared: dict[tuple[int, str], tuple[int, int | None]] = {}  # emails to come, and when they were sent
         self._dropped: dict[tuple[int, str, int], int] = defaultdict(int)
         hosts = "select tracking_host, mail_id from tenants where tracking_host is not null"
         self._host_owners: dict[str, str] = dict(connection.execute(hosts).fetchall())
@@ -2604,20 +2797,37 @@ class _Recorder:
     def record(self, hits: Iterable[Hit]) -> None:
         """Judge and store hits, those of each email together."""
         tenants: dict[str, int | None] = {}
-        groups: dict[int, dict[str, list[Hit]]] = {}
+        groups: dict[int, dict[tuple[str, str], list[Hit]]] = {}
         for hit in hits:
             if hit.mail_id not in tenants:
                 tenants[hit.mail_id] = self._tenant_number(hit.mail_id)
             tenant = tenants[hit.mail_id]
             if not self._drop(hit, tenant) and tenant is not None:
-                groups.setdefault(tenant, {}).setdefault(hit.key, []).append(hit)
+                groups.setdefault(tenant, {}).setdefault((hit.key, hit.campaign), []).append(hit)
         for tenant, by_key in groups.items():
-            known = _emails_and_counts(self.connection, tenant, list(by_key))
-            for key, group in by_key.items():
-                email, counts = known.get(key) or (self._unregistered_email(tenant, key, group), NO_COUNTS)
+            for key, group in self._by_email(tenant, by_key).items():
+                email, counts = self._known.get(key) or (self._unregistered_email(tenant, key, group), NO_COUNTS)
                 if email is not None:
                     self._record_email(email, counts, group)
         self._write()
+
+    def _by_email(self, tenant: int, groups: dict[tuple[str, str], list[Hit]]) -> dict[str, list[Hit]]:
+        """Hits by the key that the email of theirs has in the database; also looks up those emails.
+
+        Where a URL names a campaign and nobody registered its key, the campaign is part of the key: mailing tools
+        give each subscriber one id for all campaigns, and an email is one message.
+        """
+        self._known = _emails_and_counts(self.connection, tenant, list({key for key, _ in groups}))
+        named = {pair: campaign_key(*pair) for pair in groups if pair[1] and not self._is_registered(pair[0])}
+        if named:
+            self._known |= _emails_and_counts(self.connection, tenant, list(named.values()))
+        found: dict[str, list[Hit]] = {}
+        for pair, hits in groups.items():
+            found.setdefault(named.get(pair, pair[0]), []).extend(hits)
+        return found
+
+    def _is_registered(self, key: str) -> bool:
+        return key in self._known and self._known[key][0].registered
 
     def _write(self) -> None:
         self.connection.executemany("update emails set created_at = ? where id = ?", self._earlier)
@@ -2724,23 +2934,44 @@ class _Recorder:
 
     def _unregistered_email(self, tenant: int, key: str, hits: list[Hit]) -> Email | None:
         """Make the email that hits speak of, unless hits have made too many today (not: on the day of the hit, so
-        that the order of draining makes no difference)."""
+        that the order of draining makes no difference). Those of a campaign that was said to be sent are expected."""
+        campaign = hits[0].campaign if key != hits[0].key else ""
+        expected, sent_at = self._declaration(tenant, campaign)
+        if expected > 0:
+            self._declared[tenant, campaign] = expected - 1, sent_at
+        elif not self._has_room(tenant):
+            for hit in hits:
+                self._dropped[tenant, "unregistered-limit", hit.at // DAY_MS] += 1
+            return None
+        at = min(hit.at for hit in hits)
+        sql = "insert into emails (tenant, key, campaign, registered, created_at) values (?, ?, ?, 0, ?)"
+        id_ = self.connection.execute(sql, (tenant, key, campaign, at)).lastrowid
+        assert id_ is not None
+        email = Email(id_, tenant, registered=False, sent_at=sent_at, campaign=campaign, created_at=at)
+        self.changes.email(email, 1)
+        return email
+
+    def _declaration(self, tenant: int, campaign: str) -> tuple[int, int | None]:
+        """How many emails of a campaign are still to come, and when they were sent."""
+        if campaign and (tenant, campaign) not in self._declared:
+            sql = (
+                "select sent - (select count(*) from emails where tenant = :tenant and campaign = :campaign"
+                " and registered = 0 and campaign <> ''), sent_at from campaign_sends where tenant = :tenant and campaign = :campaign"
+            )
+            row = self.connection.execute(sql, {"tenant": tenant, "campaign": campaign}).fetchone()
+            self._declared[tenant, campaign] = row or (0, None)
+        return self._declared.get((tenant, campaign), (0, None))
+
+    def _has_room(self, tenant: int) -> bool:
+        """Whether hits may make one more email today; counts it."""
         if tenant not in self._unregistered:
             sql = "select emails from unregistered_days where tenant = ? and day = ?"
             row = self.connection.execute(sql, (tenant, self.day)).fetchone()
             self._unregistered[tenant] = row[0] if row else 0
         if self._unregistered[tenant] >= UNREGISTERED_A_DAY:
-            for hit in hits:
-                self._dropped[tenant, "unregistered-limit", hit.at // DAY_MS] += 1
-            return None
+            return False
         self._unregistered[tenant] += 1
-        at = min(hit.at for hit in hits)
-        sql = "insert into emails (tenant, key, registered, created_at) values (?, ?, 0, ?)"
-        id_ = self.connection.execute(sql, (tenant, key, at)).lastrowid
-        assert id_ is not None
-        email = Email(id_, tenant, registered=False, sent_at=None, campaign="", created_at=at)
-        self.changes.email(email, 1)
-        return email
+        return True
 
     def _judgement(self, judgement: Judgement) -> int:
         return self._numbers.get(judgement) or self._number("judgements", judgement, judgement._asdict())
@@ -2784,10 +3015,36 @@ def record_hits(connection: sqlite3.Connection, hits: Iterable[Hit], now: int) -
     _Recorder(connection, now).record(hits)
 
 
-def ingest_hits(connection: sqlite3.Connection, hits: Iterable[Hit], now: int) -> int:
-    """Record hits that come from a log, each id once however often it is given; returns how many were new."""
-    new = [hit for hit in hits if connection.execute("insert or ignore into ingested values (?)", (hit.id,)).rowcount]
-    record_hits(connection, new, now)
+class SpooledEmail(NamedTuple):
+    """A registration that had to wait in the spool, since the database could not be reached."""
+
+    id: str
+    at: int
+    mail_id: str
+    registration: Registration
+
+
+def record_lines(connection: sqlite3.Connection, lines: Sequence[Hit | SpooledEmail], now: int) -> None:
+    """Record what the spool holds: registrations first, since hits may be theirs."""
+    by_tenant: dict[str, list[Registration]] = {}
+    for line in lines:
+        if isinstance(line, SpooledEmail):
+            by_tenant.setdefault(line.mail_id, []).append(line.registration)
+    for mail_id, registrations in by_tenant.items():
+        row = connection.execute("select number from tenants where mail_id = ?", (mail_id,)).fetchone()
+        if row:
+            register_emails(connection, row[0], registrations, now)
+        else:
+            sql = "insert into dropped values (0, 'unknown-tenant', ?, ?) on conflict do update set hits = hits + excluded.hits"
+            connection.execute(sql, (now // DAY_MS, len(registrations)))
+    record_hits(connection, (line for line in lines if isinstance(line, Hit)), now)
+
+
+def ingest_lines(connection: sqlite3.Connection, lines: Iterable[Hit | SpooledEmail], now: int) -> int:
+    """Record lines that come from a log, each id once however often it is given; returns how many were new."""
+    known = "insert or ignore into ingested values (?)"
+    new = [line for line in lines if connection.execute(known, (line.id,)).rowcount]
+    record_lines(connection, new, now)
     return len(new)
 
 
@@ -2987,16 +3244,33 @@ def _json_value(value: object) -> str:
     return repr(value) if isinstance(value, float) and math.isfinite(value) else _write_json(value)
 
 
+SAID_OF_EMAILS = ("subject", "recipient", "campaign")
+
+
+def email_line(mail_id: str, registration: Registration, at: int) -> bytes:
+    """A registration as the spool keeps it: a line of JSON of its own kind."""
+    about = {"kind": "email", "id": secrets.token_hex(12), "t": at / 1000, "mail_id": mail_id, "key": registration.key}
+    given = {name: getattr(registration, name) for name in SAID_OF_EMAILS}
+    return hit_line(about | {name: value for name, value in given.items() if value is not None})
+
+
 class BadLine(BadInput):
-    """Why a line of the spool can't be read as a hit."""
+    """Why a line of the spool can't be read as a hit or a registration."""
 
 
-TEXT_FIELDS = ("id", "method", "host", "uri", "ip", "ua", "answer", "purpose", "why")
+FIELD_LIMITS = {"key": MAX_KEY, "subject": 998, "recipient": 320, "campaign": MAX_CAMPAIGN}
+TEXT_FIELDS = ("method", "host", "uri", "ip", "ua", "answer", "purpose", "why")
 _read_json = json.JSONDecoder().raw_decode
 
 
-def parse_hit(line: bytes) -> Hit:
-    """Read a line of the spool. Unknown fields are ignored; raises BadLine if it is no hit."""
+def parse_line(line: bytes) -> Hit | SpooledEmail:
+    """Read a line of the spool. Unknown fields are ignored; raises BadLine if it is neither hit nor registration."""
+    raw = _read_object(line)
+    id_ = _text(raw, "id") or hashlib.sha256(line.strip()).hexdigest()
+    return _spooled_email(raw, id_) if raw.get("kind") == "email" else _read_hit(raw, id_)
+
+
+def _read_object(line: bytes) -> dict[str, Any]:
     text = line.decode("utf-8", "surrogateescape").strip(" \t\r\n")  # what JSON takes for white space
     try:
         raw, end = _read_json(text)
@@ -3004,9 +3278,24 @@ def parse_hit(line: bytes) -> Hit:
         raise BadLine("expected one JSON object") from None
     if end != len(text) or not isinstance(raw, dict):
         raise BadLine("expected one JSON object")
+    return raw
+
+
+def _spooled_email(raw: dict[str, Any], id_: str) -> SpooledEmail:
+    at, mail_id, key = _read_time(raw.get("t")), _text(raw, "mail_id"), _text(raw, "key")
+    if not is_key(key):
+        raise BadLine("key: expected the key of an email")
+    subject, recipient, campaign = (
+        _text(raw, name)[: FIELD_LIMITS[name]] if name in raw else None for name in SAID_OF_EMAILS
+    )
+    return SpooledEmail(id_, at, mail_id, Registration(key, subject, recipient, campaign, at))
+
+
+def _read_hit(raw: dict[str, Any], id_: str) -> Hit:
     at = _read_time(raw.get("t"))
-    id_, method, host, uri, ip_address, agent, answered, purpose, why = [_text(raw, name) for name in TEXT_FIELDS]
-    hit = recognise(*split_target(uri))
+    method, host, uri, ip_address, agent, answered, purpose, why = [_text(raw, name) for name in TEXT_FIELDS]
+    segments, query = split_target(uri)
+    hit, campaign = recognise(segments, query), campaign_of(query)
     if hit is None:
         raise BadLine("uri: expected a pixel or a click")
     url = (
@@ -3015,7 +3304,7 @@ def parse_hit(line: bytes) -> Hit:
     if url is None and not isinstance(hit, Pixel) and answered in ("302", "named"):
         raise BadLine("uri: expected a link with a target")
     return Hit(
-        id_ or hashlib.sha256(line.strip()).hexdigest(),
+        id_,
         at,
         OPEN if isinstance(hit, Pixel) else CLICK,
         method or "GET",
@@ -3028,6 +3317,7 @@ def parse_hit(line: bytes) -> Hit:
         purpose[:64],
         answered,
         why,
+        campaign,
     )
 
 
@@ -3148,7 +3438,7 @@ LINE_FAULTS = (
 class Lines(NamedTuple):
     """What one read of a segment gave."""
 
-    hits: list[Hit]
+    good: list[Hit | SpooledEmail]
     rejected: list[tuple[int, bytes]]  # offset and beginning of each line that can't be read
     end: int  # the position after the last line taken
     more: bool  # whether another read may give more
@@ -3276,11 +3566,11 @@ def _drain_batch(
         lines = read(fd, position, goal, finished, batch)
         for offset, line in lines.rejected:
             _keep_rejected(folder, f"{name}-{offset:010d}", line)
-        record_hits(connection, lines.hits, now_ms())
+        record_lines(connection, lines.good, now_ms())
         if lines.end > position:
             set_position(connection, name, lines.end, now_ms())
         os.fdatasync(fd)  # a position must never be ahead of what a power failure leaves of the segment
-    report.hits += len(lines.hits)
+    report.hits += sum(isinstance(line, Hit) for line in lines.good)
     report.rejected += len(lines.rejected)
     time.sleep(pause)
     return lines.more
@@ -3290,10 +3580,10 @@ def read_lines(fd: int, position: int, goal: int, finished: bool, most: int) -> 
     """Read up to `most` complete lines between position and goal; in a finished segment its torn end counts as a bad line."""
     size = max(most * BYTES_A_HIT, 2 * MAX_READ_LINE)
     block = os.pread(fd, min(size, max(goal - position, 0)), position)
-    hits: list[Hit] = []
+    good: list[Hit | SpooledEmail] = []
     rejected: list[tuple[int, bytes]] = []
     taken = 0
-    while len(hits) + len(rejected) < most and taken < len(block):
+    while len(good) + len(rejected) < most and taken < len(block):
         newline = block.find(b"\n", taken)
         if newline < 0:
             break
@@ -3302,15 +3592,15 @@ def read_lines(fd: int, position: int, goal: int, finished: bool, most: int) -> 
             if len(line) >= MAX_READ_LINE:
                 raise BadLine("too long")
             if line.strip():
-                hits.append(parse_hit(line))
+                good.append(parse_line(line))
         except BadLine:
             rejected.append((position + taken, line[:MAX_READ_LINE]))
         taken = newline + 1
     end = position + taken
-    if taken < len(block) and len(hits) + len(rejected) == most:
-        return Lines(hits, rejected, end, True)
+    if taken < len(block) and len(good) + len(rejected) == most:
+        return Lines(good, rejected, end, True)
     if taken:
-        return Lines(hits, rejected, end, end < goal and (finished or len(block) == size))
+        return Lines(good, rejected, end, end < goal and (finished or len(block) == size))
     # Not one newline: the end of the segment, or a line longer than anything we write.
     line_end = _find_newline(fd, position, goal)
     if line_end is None and not finished:
@@ -3412,12 +3702,12 @@ def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[s
     """
     new = known = 0
     troubles = []
-    batch: list[Hit] = []
+    batch: list[Hit | SpooledEmail] = []
 
     def record() -> None:
         nonlocal new, known
         with database.transaction() as connection:
-            added = ingest_hits(connection, batch, now_ms())
+            added = ingest_lines(connection, batch, now_ms())
         new, known = new + added, known + len(batch) - added
         batch.clear()
 
@@ -3426,7 +3716,7 @@ def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[s
         if not found:
             continue  # another line of the log
         try:
-            batch.append(parse_hit(b"{" + rest))
+            batch.append(parse_line(b"{" + rest))
         except BadLine as error:
             troubles.append(f"line {number}: {error}")
         if len(batch) >= DRAIN_BATCH:
@@ -3503,6 +3793,7 @@ def drain_for_reading(database: Database, seconds: float = 2.0) -> bool:
 RANGES = {"24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days", "12m": "12 months", "all": "all"}
 DEFAULT_RANGE = "30d"
 DAYS_BACK = {"7d": 6, "30d": 29, "90d": 89}  # whole days before today
+MOST_SENT = 1_000_000_000  # emails of a campaign
 MOST_WEEKS = 104  # beyond two years, months
 
 
@@ -3645,6 +3936,26 @@ def period_of(connection: sqlite3.Connection, tenant: int, name: str, zone_name:
     """The period a reader asks for. Raises BadPeriod."""
     first = first_quarter(connection, tenant) if name == "all" else None
     return read_period(name, zone_name, now, None if first is None else first * QUARTER_MS)
+
+
+def read_declaration(campaign: str, sent: int, sent_at: str | None) -> tuple[str, int, int | None]:
+    """Check what somebody says of a campaign; the time in milliseconds since 1970. Raises BadInput."""
+    if not campaign.strip() or len(campaign) > MAX_CAMPAIGN or UNFIT.search(campaign):
+        raise BadInput(f"campaign: expected a name of 1 to {MAX_CAMPAIGN} characters in one line")
+    if not 0 <= sent <= MOST_SENT:
+        raise BadInput(f"sent: expected a number from 0 to {MOST_SENT:,}")
+    return campaign.strip(), sent, None if sent_at is None else read_iso_time(sent_at, "sent_at")
+
+
+def read_iso_time(text: str, name: str) -> int:
+    """Milliseconds since 1970 of a time such as 2026-11-30T09:00:00Z. Raises BadInput."""
+    try:
+        at = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text.strip()))
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None or not EARLIEST < at.timestamp() < LATEST:
+        raise BadInput(f"{name}: expected a time with its zone, such as 2026-11-30T09:00:00Z, not {text[:40]!r}")
+    return round(at.timestamp() * 1000)
 
 
 def iso_time(at: int | None) -> str | None:
@@ -3989,7 +4300,8 @@ TEXT_TYPE = "text/plain; charset=utf-8"
 MAX_BODY = 10 << 20
 REASON_PHRASES = {
     200: "OK", 201: "Created", 302: "Found", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
-    405: "Method Not Allowed", 409: "Conflict", 413: "Content Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
+    405: "Method Not Allowed", 409: "Conflict", 413: "Content Too Large", 415: "Unsupported Media Type",
+    500: "Internal Server Error", 503: "Service Unavailable",
 }  # fmt: skip
 PAGE_HEADERS = [
     (
@@ -4220,7 +4532,6 @@ MAX_REGISTRATIONS = 1_000
 PAGE_ROWS = 50
 PURPOSE_HEADERS = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
 UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
-FIELD_LIMITS = {"key": 200, "subject": 998, "recipient": 320, "campaign": 200}
 
 
 class Directory:
@@ -4233,6 +4544,7 @@ class Directory:
         self.known = False  # whether the file was ever read
         self.trouble: str | None = None
         self.tenants: dict[str, dict[str, Any]] = {}
+        self._words: dict[str, str] = {}
         self.retired: frozenset[str] = frozenset()
         self.host_owners: dict[str, str] = {}
 
@@ -4255,11 +4567,20 @@ class Directory:
                 self.trouble = "tenants.json: expected what this program writes; `check --repair` writes it anew"
         return self
 
+    def find(self, word: str) -> str | None:
+        """The mail id of the tenant that a command's word means: a dashboard id, a mail id or a name."""
+        return word if word in self.tenants else self._words.get(key_hash(word)) or self._words.get(word)
+
     def _load(self, content: dict[str, Any]) -> None:
         names = ("tracking_host", "any_domain", "suspended", "allow", "block")
         tenants = {mail_id: {name: entry[name] for name in names} for mail_id, entry in content["tenants"].items()}
         owners = {entry["tracking_host"]: mail_id for mail_id, entry in tenants.items() if entry["tracking_host"]}
         self.tenants, self.retired, self.host_owners = tenants, frozenset(content["retired"]), owners
+        # A name that two tenants have finds none.
+        called = [entry.get("name", "") for entry in content["tenants"].values()]
+        entries = content["tenants"].items()
+        self._words = {entry["name"]: mail_id for mail_id, entry in entries if called.count(entry.get("name")) == 1}
+        self._words |= {entry.get("id_sha256", ""): mail_id for mail_id, entry in entries}
         self.known = True
 
 
@@ -4768,11 +5089,6 @@ def _is_operator(app: App, key: str) -> bool:
     return app.settings.api_key is not None and hmac.compare_digest(key.encode(), app.settings.api_key.encode())
 
 
-def key_hash(key: str) -> str:
-    """What is stored of an API key. Keys are 256 random bits, so one round of SHA-256 is enough."""
-    return hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()
-
-
 def _json_body(request: Request) -> Any:
     try:
         return json.loads(request.body().decode("utf-8"), parse_constant=lambda word: _refuse(ValueError(word)))
@@ -4831,9 +5147,22 @@ NO_PUBLIC_URL = (
 )
 
 
+def registration_of(
+    message: bytes, key: str, subject: str | None = None, recipient: str | None = None, campaign: str | None = None
+) -> Registration:
+    """What to register of a message: what is said, else what its headers say."""
+    headers = said_by_headers(message)
+    return Registration(
+        key,
+        subject if subject is not None else headers.subject[: FIELD_LIMITS["subject"]],
+        recipient if recipient is not None else next(iter(headers.recipients), "")[: FIELD_LIMITS["recipient"]],
+        campaign,
+    )
+
+
 def post_emails(app: App, request: Request, tenant: Tenant) -> Response:
     """Register one email (an object) or up to 1,000 (an array), all or none."""
-    base = _public_url(app, tenant)
+    maker = _link_maker(app, request, tenant)
     body = _json_body(request)
     many = isinstance(body, list)
     values = body if isinstance(body, list) else [body]
@@ -4842,40 +5171,95 @@ def post_emails(app: App, request: Request, tenant: Tenant) -> Response:
     registrations, answers, link_count = [], [], 0
     for n, value in enumerate(values):
         where = f"[{n}]." if many else ""
-        registration, links = _read_registration(app, request, tenant, value, where, base)
-        link_count += len(links)
+        registration, about = _read_registration(maker, value, where)
+        link_count += len(about["links"]) + len(about.get("report", {"wrapped": ()})["wrapped"])
         if link_count > MAX_LINKS:
             raise HTTPError(400, f"{where}links: expected at most {MAX_LINKS} in one request")
         registrations.append(registration)
-        answers.append(
-            {"key": registration.key, "pixel_url": base + pixel_path(tenant.mail_id, registration.key), "links": links}
-        )
+        answers.append(about)
     with app.database.transaction() as connection:
         made = register_emails(connection, tenant.number, registrations, now_ms())
     return json_response(201 if made else 200, answers if many else answers[0])
 
 
-def _read_registration(
-    app: App, request: Request, tenant: Tenant, raw: object, where: str, base: str
-) -> tuple[Registration, list[dict[str, str]]]:
-    value = _object(raw, where, (*FIELD_LIMITS, "links"))
+def _link_maker(app: App, request: Request, tenant: Tenant) -> LinkMaker:
+    return LinkMaker(_public_url(app, tenant), tenant.mail_id, app.secrets[0], partial(app.leads_back, request))
+
+
+def _read_registration(maker: LinkMaker, raw: object, where: str) -> tuple[Registration, dict[str, Any]]:
+    """An email to register, and what its sender is told of it."""
+    value = _object(raw, where, (*FIELD_LIMITS, "links", "html"))
     texts = {name: _text_field(value, name, where, most) for name, most in FIELD_LIMITS.items() if name in value}
-    if "key" not in value:
-        texts["key"] = new_key()
-    elif not is_key(texts["key"]):
-        raise HTTPError(
-            400, f"{where}key: expected 1 to 200 of the characters A-Z a-z 0-9 . _ ~ + @ = : -, and not . or .."
-        )
+    key = texts.get("key", "") if "key" in value else new_key()
+    if not is_key(key):
+        raise HTTPError(400, f"{where}{KEY_FAULT}")
+    how = maker.instrumenting(key)
     links = []
     for n, url in enumerate(_texts_field(value, "links", where, 1000)):
         try:
-            if app.leads_back(request, read_target(url)):
+            if maker.is_ours(url):
                 raise BadTarget("it leads back to this server")
-            path = click_path(app.secrets[0], tenant.mail_id, texts["key"], url)
+            links.append({"url": url, "click_url": how.wrap(url)})
         except BadTarget as error:
             raise HTTPError(400, f"{where}links[{n}]: {error}") from None
-        links.append({"url": url, "click_url": base + path})
-    return Registration(**texts), links
+    about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url, "links": links}
+    if "html" in value:
+        if not isinstance(value["html"], str):
+            raise HTTPError(400, f"{where}html: expected text")
+        about["html"], report = instrument_html(value["html"], how)
+        about["report"] = report.as_json()
+    return Registration(key, texts.get("subject"), texts.get("recipient"), texts.get("campaign")), about
+
+
+KEY_FAULT = "key: expected 1 to 200 of the characters A-Z a-z 0-9 . _ ~ + @ = : -, and not . or .."
+
+
+def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
+    """Instrument a message, and register it as an email; what is said of it in the query goes before its headers."""
+    maker = _link_maker(app, request, tenant)
+    kind = request.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    if kind not in ("message/rfc822", ""):
+        raise HTTPError(415, f"Content-Type: expected message/rfc822, got {kind[:60]}")
+    said = _object(request.parameters(), "", (*FIELD_LIMITS, "pixel", "links", "force"))
+    texts = {name: _text_field(said, name, "", most) for name, most in FIELD_LIMITS.items() if name in said}
+    for name, words in (("pixel", PIXEL_PLACES), ("links", ("yes", "no")), ("force", ("yes", "no"))):
+        if said.get(name, words[0]) not in words:
+            raise HTTPError(400, f"{name}: expected one of {', '.join(words)}")
+    key = texts.pop("key", "") if "key" in said else new_key()
+    if not is_key(key):
+        raise HTTPError(400, KEY_FAULT)
+    how = maker.instrumenting(key, place=said.get("pixel", "bottom"), links=said.get("links") != "no")
+    raw = request.body()
+    if not raw:
+        raise HTTPError(400, "expected a message: its headers, an empty line and its body")
+    message, report = instrument_message(raw, how, force=said.get("force") == "yes")
+    if report.edits:
+        registration = registration_of(raw, key, **texts)
+        with app.database.transaction() as connection:
+            register_emails(connection, tenant.number, [registration], now_ms())
+    if "application/json" in request.header("Accept"):
+        told = {"key": key, "message_base64": base64.b64encode(message).decode(), "report": report.as_json()}
+        return json_response(200, told)
+    note = "instrumented" if report.edits else "unchanged"
+    return Response(
+        200, [("Content-Type", "message/rfc822"), *PAGE_HEADERS, ("X-Email-Key", key), ("X-Tracker", note)], message
+    )
+
+
+def post_campaigns(app: App, request: Request, tenant: Tenant) -> Response:
+    """Say how many emails of a campaign a mailing tool sent under its own ids, and when."""
+    value = _object(_json_body(request), "", ("campaign", "sent", "sent_at"))
+    campaign = _text_field(value, "campaign", "", MAX_CAMPAIGN)
+    sent = value.get("sent")
+    if isinstance(sent, bool) or not isinstance(sent, int):
+        raise HTTPError(400, "sent: expected a number, of emails")
+    try:
+        wanted = read_declaration(campaign, sent, _text_field(value, "sent_at", "", 40) or None)
+    except BadInput as error:
+        raise HTTPError(400, str(error)) from None
+    with app.database.transaction() as connection:
+        first = declare_campaign(connection, tenant.number, *wanted, now_ms())
+    return json_response(201 if first else 200, {"campaign": wanted[0], "sent": sent})
 
 
 def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
@@ -5011,6 +5395,8 @@ ROUTES = (
     Route("GET", "/{id}/links.json", export, READER),
     Route("GET", "/{id}/links.csv", export, READER),
     Route("POST", "/{id}/emails", post_emails, WRITER),
+    Route("POST", "/{id}/messages", post_messages, WRITER),
+    Route("POST", "/{id}/campaigns", post_campaigns, WRITER),
     Route("DELETE", "/{id}/emails/{key}", delete_email_view, WRITER),
     Route("POST", "/tenants", post_tenants, OPERATOR),
 )
@@ -5100,7 +5486,11 @@ def _tenant_of(app: App, request: Request, id_: str) -> Tenant:
 def error_response(app: App, error: HTTPError, segments: tuple[str, ...], access: str) -> Response:
     """An error as JSON where a program asked, else as a page."""
     last = segments[-1] if segments else ""
-    if access in (WRITER, OPERATOR) or last.endswith((".json", ".csv")) or last in ("emails", "tenants"):
+    if (
+        access in (WRITER, OPERATOR)
+        or last.endswith((".json", ".csv"))
+        or last in ("campaigns", "emails", "messages", "tenants")
+    ):
         return json_response(error.status, {"error": error.message}, error.headers)
     return html_response(
         error.status,
@@ -5150,6 +5540,7 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
 # == Commands ==========================================================================================
 # The command line: one cmd_* function each, whose docstring is its help. The same Store functions as the web.
 
+PIPE_PATIENCE = 5.0  # seconds that `instrument` waits for the database: a mail system waits for it
 GUNICORN_TIMEOUT = 30  # seconds for one request, and for the last ones after SIGTERM
 MAX_REQUEST_LINE = (
     16_384  # what nginx lets through too; a plain link spells a target of 4,096 characters in up to 12,288
@@ -5556,6 +5947,153 @@ def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> int:
         with changing_tenants(database) as connection:
             remove_tenant(connection, find_tenant(connection, tenant.id), now_ms())
     print(f"deleted {tenant.name}; links in its old mail show the naming page from now on")
+    return 0
+
+
+EX_TEMPFAIL = 75  # sysexits.h: to a mail system, "try again"
+
+
+def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
+    """Wrap the links of a message and place the pixel: standard input to standard output. Registers it as an email."""
+    key = args.key_placeholder or args.email or new_key()
+    fault = placeholder_fault(key) if args.key_placeholder else None if is_key(key) else KEY_FAULT.partition(": ")[2]
+    if fault:
+        raise BadInput(f"{'--key-placeholder' if args.key_placeholder else '--email'}: {fault}")
+    said = {name: getattr(args, name) for name in SAID_OF_EMAILS}
+    for name, text in said.items():
+        if text is not None and (len(text) > FIELD_LIMITS[name] or UNFIT.search(text)):
+            raise BadInput(f"--{name}: expected at most {FIELD_LIMITS[name]} characters in one line")
+    raw = sys.stdin.buffer.read()
+    try:
+        sender = _find_sender(args.tenant, settings)
+        how = sender.maker.instrumenting(
+            key,
+            place=args.pixel,
+            links=args.links,
+            placeholder=bool(args.key_placeholder),
+            campaign=args.campaign or "",
+        )
+        new, report = _instrument_bytes(raw, how, args)
+        if report.edits and not args.key_placeholder:
+            _register(sender, settings, _registration(raw, key, said, is_html=args.html), strict=args.strict)
+    except NoTenant:
+        raise
+    except StoreError as error:
+        print(f"{PROGRAM}: {error}; nothing was written, try again", file=sys.stderr)
+        return EX_TEMPFAIL
+    if args.report:
+        with open(args.report, "w", encoding="utf-8") as file:
+            json.dump({"email": key, **report.as_json()}, file, ensure_ascii=False, indent=1)
+            file.write("\n")
+    sys.stdout.buffer.write(new)
+    sys.stdout.buffer.flush()
+    if not report.edits:
+        reasons = "; ".join(f"{part}: {reason}" for part, reason in report.skipped[:3]) or report.pixel
+        _warn(f"nothing was changed, so no email was registered ({reasons})")
+    for warning in report.warnings():
+        _warn(warning)
+    return 0
+
+
+class Sender(NamedTuple):
+    """A tenant whose mail is instrumented, as far as it is known."""
+
+    maker: LinkMaker
+    tenant: int | None  # its number; None: the database could not be reached
+
+
+def _find_sender(word: str, settings: Settings) -> Sender:
+    """The tenant by a command's word: from the database or, where that can't be reached, from tenants.json.
+
+    Raises StoreError if there is no such tenant, Busy if that can't be known now.
+    """
+    with acting_as_owner(settings):
+        database = Database(settings.database, patience=PIPE_PATIENCE)
+        directory = Directory(settings.folder).refresh()
+        number = None
+        try:
+            with contextlib.closing(database), database.reading() as connection:
+                tenant = find_tenant(connection, word)
+                number, mail_id, host = tenant.number, tenant.mail_id, tenant.tracking_host
+        except NoTenant:
+            raise
+        except StoreError as error:
+            mail_id = directory.find(word) or _refuse(
+                Busy(f"{error}; and {settings.folder}/tenants.json does not know the tenant {word!r}")
+            )
+            host = directory.tenants[mail_id]["tracking_host"]
+            _warn(f"the email will be registered when the database can be reached again: {error}")
+        base = settings.public_url(host)
+        if base is None:
+            raise BadInput(NO_PUBLIC_URL)
+        own = {read_origin(url) for url in (base, settings.base_url) if url}
+        own |= {(name, DEFAULT_PORTS["https"]) for name in (*directory.host_owners, *([host] if host else []))}
+        keys = link_secrets(settings, database)
+    return Sender(LinkMaker(base, mail_id, keys[0], partial(is_ours, own)), number)
+
+
+def _instrument_bytes(raw: bytes, how: Instrumenting, args: argparse.Namespace) -> tuple[bytes, Report]:
+    if not args.html:
+        return instrument_message(raw, how, force=args.force)
+    if raw.startswith(tuple(mark.encode("latin-1") for mark in BYTE_ORDER_MARKS)):
+        raise BadInput("--html: expected HTML in UTF-8, not UTF-16 or UTF-32")
+    text, report = instrument_html(raw.decode("utf-8", "surrogateescape"), how)
+    return text.encode("utf-8", "surrogateescape"), report
+
+
+def _registration(raw: bytes, key: str, said: Mapping[str, str | None], *, is_html: bool) -> Registration:
+    if is_html:
+        return Registration(key, **said, sent_at=now_ms())
+    recipients = said_by_headers(raw).recipients
+    if said["recipient"] is None and len(recipients) > 1:
+        _warn(
+            f"the message has {len(recipients)} recipients, whose opens can't be told apart; "
+            f"it is registered for {recipients[0]}"
+        )
+    return registration_of(raw, key, **said)
+
+
+def _register(sender: Sender, settings: Settings, registration: Registration, *, strict: bool) -> None:
+    """Register an email in the database, or where that can't be, through the spool. Raises Busy if strict."""
+    with acting_as_owner(settings):
+        try:
+            if sender.tenant is None:
+                raise Busy("the database can't be reached")
+            database = Database(settings.database, patience=PIPE_PATIENCE)
+            with contextlib.closing(database), database.transaction() as connection:
+                register_emails(connection, sender.tenant, [registration], now_ms())
+        except StoreError as error:
+            if strict:
+                raise Busy(str(error)) from error
+            if sender.tenant is not None:
+                _warn(f"the email will be registered when the database can be written to again: {error}")
+            spool = Spool(os.path.join(settings.folder, "spool"))
+            spool.append(email_line(sender.maker.mail_id, registration, now_ms()))
+            spool.close()
+
+
+def cmd_campaign_add(args: argparse.Namespace, settings: Settings) -> int:
+    """Say how many emails of a campaign a mailing tool sent under its own ids, which nobody registers."""
+    wanted = read_declaration(args.name, args.sent, args.at)
+    with _opened(settings) as database, database.transaction() as connection:
+        tenant = find_tenant(connection, args.tenant)
+        first = declare_campaign(connection, tenant.number, *wanted, now_ms())
+    print(f"{wanted[0]}: {grouped(args.sent)} sent" + ("" if first else ", in place of what was said before"))
+    return 0
+
+
+def cmd_campaign_list(args: argparse.Namespace, settings: Settings) -> int:
+    """Print a tenant's campaigns: emails sent, and how many were opened and clicked."""
+    with _opened(settings) as database:
+        _drain_first(database)
+        with database.reading() as connection:
+            campaigns = list_campaigns(connection, find_tenant(connection, args.tenant).number)
+    if args.json:
+        print(json.dumps(campaigns, ensure_ascii=False, indent=1))
+        return 0
+    for each in campaigns:
+        told = [f"{verb} by people {grouped(each[f'{verb}_person'])}" for verb in ("opened", "clicked")]
+        print(f"{each['campaign']}: {grouped(each['emails'])} sent, {', '.join(told)}")
     return 0
 
 
@@ -6021,6 +6559,45 @@ def command_line() -> argparse.ArgumentParser:
     )
     command(tenant, "rotate", cmd_tenant_rotate, "TENANT", "--json", "--local")
     command(tenant, "remove", cmd_tenant_remove, "TENANT").add_argument("--yes", action="store_true", help="don't ask")
+    instrument = command(commands, "instrument", cmd_instrument, "TENANT", "--local")
+    key = instrument.add_mutually_exclusive_group()
+    key.add_argument("--email", metavar="KEY", help="the key of the email (default: a new one)")
+    key.add_argument(
+        "--key-placeholder",
+        metavar="TEXT",
+        help="what a mailing tool replaces by its own ids, such as '{{ .Subscriber.UUID }}'; nothing is registered",
+    )
+    for option, about in (
+        ("recipient", "the recipient's address (default: the first of the headers)"),
+        ("subject", "the subject (default: that of the headers)"),
+        ("campaign", "the campaign that the email belongs to"),
+    ):
+        instrument.add_argument(f"--{option}", metavar=option.upper(), help=about)
+    instrument.add_argument("--html", action="store_true", help="standard input is HTML, not a message")
+    instrument.add_argument(
+        "--pixel", choices=PIXEL_PLACES, default="bottom", help="where in the body; default: bottom"
+    )
+    instrument.add_argument("--no-links", dest="links", action="store_false", help="leave the links as they are")
+    instrument.add_argument("--force", action="store_true", help="also messages with a signature that a change breaks")
+    instrument.add_argument(
+        "--strict",
+        action="store_true",
+        help=f"where the email can't be registered, write nothing and exit {EX_TEMPFAIL}, so that the mail system tries again",
+    )
+    instrument.add_argument(
+        "--report", metavar="FILE", help="write there, as JSON, what was done and what was not, and why"
+    )
+    group = commands.add_parser(
+        "campaign", help="say how many emails were sent without being registered, list campaigns"
+    )
+    campaign = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    declare = command(campaign, "add", cmd_campaign_add, "TENANT")
+    declare.add_argument("name", metavar="NAME", help="the campaign, as --campaign or ?campaign= name it")
+    declare.add_argument(
+        "--sent", type=int, required=True, metavar="NUMBER", help="how many emails; again: instead of before"
+    )
+    declare.add_argument("--at", metavar="TIME", help="when, such as 2026-11-30T09:00:00Z (default: now)")
+    command(campaign, "list", cmd_campaign_list, "TENANT", "--json")
     stats = command(commands, "stats", cmd_stats, "TENANT", "--json")
     stats.add_argument("--range", default=DEFAULT_RANGE, choices=RANGES, help=f"default: {DEFAULT_RANGE}")
     stats.add_argument("--tz", default="UTC", metavar="ZONE", help="time zone, such as Europe/Rome; default: UTC")

@@ -442,6 +442,7 @@ def test_nothing_of_a_removed_tenant_stays_in_any_table(
     number = {"tenant": stage.globex.number}
     with tracker.changing_tenants(database) as connection:
         tracker.set_tenant_hosts(connection, stage.globex.number, "block", ["evil.example"])
+        tracker.declare_campaign(connection, stage.globex.number, "spring", 10, None, NOW)
         connection.execute("create temp table old_emails as select id from emails where tenant = :tenant", number)
         queries = tables_of_tenants(connection)
         before = {table: connection.execute(sql, number).fetchone()[0] for table, sql in queries.items()}
@@ -593,7 +594,7 @@ def test_what_is_written_while_reading_is_not_kept(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("version", "advice"),
     [
-        (99, "has schema version 99, this program knows 1; use the newer program"),
+        (99, "has schema version 99, this program knows 2; use the newer program"),
         (0, "is no database of this program; expected one made by `serve` or `tenant add`"),
     ],
     ids=["newer", "none"],
@@ -615,8 +616,32 @@ def test_a_database_with_another_schema_is_refused_and_left_as_it_is(
     assert advice in capsys.readouterr().err
     assert Path(stage.database.path).read_bytes() == before
     with contextlib.closing(sqlite3.connect(stage.database.path)) as connection:
-        connection.execute("pragma user_version = 1")
+        connection.execute("pragma user_version = 2")
     assert stage.drain().hits == 2
+
+
+def shape(connection: sqlite3.Connection) -> dict[str, str]:
+    """Everything a database consists of, by name, whatever the spacing and the comments of its SQL."""
+    rows = connection.execute("select name, sql from sqlite_master where sql is not null").fetchall()
+    return {name: re.sub(r"\s+", "", re.sub(r"--.*", "", sql)).lower() for name, sql in rows}
+
+
+def test_a_database_of_an_older_version_becomes_what_a_new_one_is_and_keeps_its_numbers(stage: Stage) -> None:
+    stage.pixel("e1")
+    assert stage.drain().hits == 1
+    stage.app.close()
+    with contextlib.closing(sqlite3.connect(stage.database.path)) as connection:
+        new = shape(connection)
+        connection.executescript(
+            "drop index emails_unregistered_by_campaign; drop table campaign_sends; pragma user_version = 1"
+        )
+        assert shape(connection) != new
+    stage.pixel("e2")
+    assert stage.drain().hits == 1
+    with stage.database.reading() as connection:
+        assert shape(connection) == new
+        assert connection.execute("pragma user_version").fetchone()[0] == tracker.SCHEMA_VERSION
+        assert not tracker.rollup_differences(connection)
 
 
 def test_a_file_that_is_no_database_is_refused_in_a_sentence(stage: Stage) -> None:

@@ -185,6 +185,8 @@ CALLS: dict[tuple[str, str], tuple[str, bytes]] = {
     ("GET", "/{id}/links.json"): ("", b""),
     ("GET", "/{id}/links.csv"): ("", b""),
     ("POST", "/{id}/emails"): ("", b'{"key": "new", "subject": "Written by a test"}'),
+    ("POST", "/{id}/messages"): ("", b'Content-Type: text/html\r\n\r\n<a href="https://acme.com/">shop</a>'),
+    ("POST", "/{id}/campaigns"): ("", b'{"campaign": "spring", "sent": 10}'),
     ("DELETE", "/{id}/emails/{key}"): ("", b""),
     ("POST", "/tenants"): ("", b'{"name": "Initech", "id": "initech"}'),
 }
