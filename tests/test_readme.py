@@ -56,7 +56,8 @@ def test_the_table_of_settings_is_that_of_the_program() -> None:
 
 def test_every_command_is_listed_and_every_listed_command_exists() -> None:
     listed = {word for row in table(chapter("Commands"))[1:] for word in re.findall(r"`([a-z]+)", row[0])}
-    listed |= {word for row in table(chapter("Commands"))[1:] for word in re.findall(r"`tenant ([a-z]+)`", row[0])}
+    groups = r"`(?:tenant|campaign) ([a-z]+)`"
+    listed |= {word for row in table(chapter("Commands"))[1:] for word in re.findall(groups, row[0])}
     source = (ROOT / "tracker.py").read_text()
     commands = set(re.findall(r"^def cmd_([a-z_]+)", source, re.MULTILINE))
     assert listed == {word for name in commands for word in name.split("_")}
