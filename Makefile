@@ -74,6 +74,7 @@ test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
 bench: bench-packages ## compare with a bare hello and a naive tracker; less: make bench ARGS=--quick
 	@.make/debian nginx wrk
 	@$(VENV)/bin/python tests/bench/bench.py $(ARGS)
+	@$(VENV)/bin/python tests/bench/instrument.py
 
 lint: lint-packages ## check style and types
 	@$(VENV)/bin/python -m ruff check .

@@ -1,0 +1,103 @@
+"""How long instrumenting takes: a newsletter in each encoding, ten of it, and what somebody might send to stop us.
+
+Ratios come from one run on one machine: against html.parser of the standard library, which only reads the same page,
+and of ten times the size against one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from email.message import EmailMessage
+from email.policy import SMTP
+from html.parser import HTMLParser
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import tracker
+
+ROUNDS = 9
+HOSTILE_BYTES = 10_000_000
+HOSTILE = (
+    "<",
+    "<a href=",
+    "&",
+    '<a href="',
+    "<a href='x ",
+    "<!--",
+    "</",
+    "<script>",
+    '<a x="',
+    "<a b=c ",
+    '<a href="&amp',
+)
+ENCODINGS = ("quoted-printable", "base64", "8bit")
+
+
+def maker() -> tracker.LinkMaker:
+    """Links of a tenant whose server is none of the page's."""
+    host = "track.example.com"
+    return tracker.LinkMaker(f"https://{host}", "k3v9x2mp", "s" * 64, lambda target: target.host == host)
+
+
+def newsletter(links: int = 80, size: int = 100_000) -> str:
+    """A page of about so many bytes."""
+    words = "word " * ((size // links - 150) // 5)
+    link = '<p style="color:#333">{}&amp; so on <a class="b" href="https://shop.example.com/p/{}?a=1&amp;b={}">more</a></p>\n'
+    return "<html><body>\n" + "".join(link.format(words, n, n) for n in range(links)) + "</body></html>\n"
+
+
+def message(page: str, encoding: str) -> bytes:
+    """The page in a message with a plain part before it."""
+    made = EmailMessage(policy=SMTP)
+    made["Subject"] = "News"
+    made.set_content("News")
+    made.add_alternative(page, subtype="html", cte=encoding)
+    return bytes(made)
+
+
+def nested(size: int) -> bytes:
+    """Multiparts in multiparts, none of which ends."""
+    head = 'Content-Type: multipart/mixed; boundary="{0}"\r\n\r\n--{0}\r\n'
+    return "".join(head.format(n) for n in range(size // 60)).encode()
+
+
+def seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """The shortest of some rounds."""
+    found = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def main() -> int:
+    """Measure and print."""
+    how = maker().instrumenting("e1")
+    page, pages = newsletter(), newsletter(800, 1_000_000)
+    html = seconds(lambda: tracker.instrument_html(page, how))
+    read = seconds(lambda: HTMLParser().feed(page))
+    ten = seconds(lambda: tracker.instrument_html(pages, how), 3) / html
+    print(
+        f"instrument {len(page) // 1000} KB of HTML with 80 links: {html * 1000:.1f} ms, {html / read:.2f} of html.parser"
+    )
+    print(f"instrument ten times as much: {ten:.1f} times as long")
+    for encoding in ENCODINGS:
+        small, large = message(page, encoding), message(pages, encoding)
+        once = seconds(lambda raw=small: tracker.instrument_message(raw, how))  # type: ignore[misc]
+        more = seconds(lambda raw=large: tracker.instrument_message(raw, how), 3) / once  # type: ignore[misc]
+        print(f"the same as a message in {encoding}: {once * 1000:.1f} ms; ten times as much: {more:.1f} times as long")
+    for unit in HOSTILE:
+        text = unit * (HOSTILE_BYTES // len(unit))
+        print(f"10 MB of {unit!r}: {seconds(lambda text=text: tracker.instrument_html(text, how), 1):.2f} s")  # type: ignore[misc]
+    print(
+        f"10 MB of nested multiparts: {seconds(lambda: tracker.instrument_message(nested(HOSTILE_BYTES), how), 1):.2f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
