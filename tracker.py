@@ -866,7 +866,7 @@ _VALUE = r"""(?:"[^"]*"|'[^']*'|[^\t\n\f\r >"'][^\t\n\f\r >]*(?![^\t\n\f\r >])|(
 _ATTRIBUTE = rf"[\t\n\f\r /]*{_NAME}(?:[\t\n\f\r ]*=[\t\n\f\r ]*{_VALUE}|(?![\t\n\f\r ]*=))"
 TAG_REST = re.compile(rf"(?=((?:{_ATTRIBUTE})*))\1[\t\n\f\r /]*>")
 ATTRIBUTE = re.compile(rf"[\t\n\f\r /]*({_NAME})(?:[\t\n\f\r ]*=[\t\n\f\r ]*({_VALUE})|(?![\t\n\f\r ]*=))")
-MARKUP = re.compile(r"<(?:(!--)|(/?)([A-Za-z][^\t\n\f\r />]*)|([!?]|/[^>]))")
+MARKUP = re.compile(r"<(?:(!--)|(/?)([A-Za-z][^\t\n\f\r />]*)|([!?]|/(?:[^>]|\Z)))")
 CONDITIONAL = re.compile(r"<!--\[if\b[^\]>]*\]>", re.IGNORECASE)
 COMMENT_END = re.compile(r"--!?>")
 SCRIPT_TURN = re.compile(r"<!--(?:-?>)?|-->|<(/?)script(?=[\t\n\f\r />])", re.IGNORECASE)
@@ -1001,6 +1001,17 @@ def instrument_html(text: str, how: Instrumenting) -> tuple[str, Report]:
     report.edits = html_edits(Html(text, lambda start, end: text[start:end]), how, report)
     new = apply_edits(text, report.edits)
     report.size_before, report.size_after = (len(each.encode("utf-8", "surrogatepass")) for each in (text, new))
+    return new, report
+
+
+def instrument_html_bytes(raw: bytes, how: Instrumenting) -> tuple[bytes, Report]:
+    """As instrument_html, of UTF-8; bytes that are none stay as they are, and a link with some in it is left."""
+    content = raw.decode("latin-1")
+    report = Report(size_before=len(raw))
+    page = Html(content, lambda start, end: content[start:end].encode("latin-1").decode("utf-8"))
+    report.edits = html_edits(page, how, report)
+    new = apply_edits(content, report.edits).encode("latin-1")
+    report.size_after = len(new)
     return new, report
 
 
@@ -1178,6 +1189,11 @@ def _is_our_pixel(page: Html, tag: Tag, how: Instrumenting) -> bool:
     return "/pixel/" in url and how.is_ours(url)
 
 
+def has_our_pixel(page: Html, how: Instrumenting) -> bool:
+    """Whether there is a pixel of ours in an HTML text."""
+    return any(_is_our_pixel(page, tag, how) for tag in read_tags(page.text, {"img"}) if tag.name)
+
+
 def _pixel_place(text: str, tags: list[Tag], where: str) -> tuple[int, str]:
     """Where the pixel goes, and how a report says it."""
     live = [tag for tag in tags if not tag.conditional]
@@ -1275,6 +1291,7 @@ OTHER_PARTS = {
     "text/plain": "plain text is left as it is",
 }
 LINE_BREAK = re.compile(r"\r\n|\n|\r")
+SPACED_COLON = re.compile(r"^([!-9;-~]+)[ \t]+:", re.MULTILINE)
 HEADER_LINE = re.compile(r"[!-9;-~]+[ \t]*:|[ \t]")
 
 
@@ -1290,6 +1307,7 @@ class Part(NamedTuple):
     kind: str  # such as text/html
     start: int
     end: int
+    has_body: bool  # whether a blank line ends its headers
 
     def __str__(self) -> str:
         return f"{self.number} {self.kind}"
@@ -1332,7 +1350,12 @@ def said_by_headers(raw: bytes) -> Said:
     import email.utils
 
     end = re.search(rb"\r\n\r\n|\n\n|\r\r", raw[:MAX_HEADERS])
-    headers = email.parser.BytesHeaderParser().parsebytes(raw[: end.start() if end else MAX_HEADERS])
+    head = raw[: end.start() if end else MAX_HEADERS]
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError:
+        text = head.decode("latin-1")
+    headers = email.parser.HeaderParser().parsestr(SPACED_COLON.sub(r"\1:", text))
 
     def decoded(value: object) -> str:
         text = str(value)
@@ -1353,25 +1376,28 @@ def _message_edits(text: str, how: Instrumenting, report: Report, *, force: bool
     for name in ("DKIM-Signature", "ARC-Seal"):
         if name in whole.headers and not force:
             raise Unclear(f"it has a {name}, which any change breaks; instrument before signing, or force it")
-    edits: list[Edit] = []
+    lists = re.sub(r"\s", "", "".join(map(str, whole.headers.get_all("List-Unsubscribe", []))))
+    bodies = []
     for part in html_parts(text, whole, report):
         try:
-            edits += _part_edits(text, part, whole, how, report)
+            bodies.append(read_body(text, part, re.findall("<([^>]*)>", lists)))
         except Unclear as error:
             report.skipped.append((str(part), str(error)))
-    return edits
+    if len(bodies) > 1 and any(has_our_pixel(body.page, how) for body in bodies):
+        report.pixel = PIXEL_THERE
+    return [edit for body in bodies for edit in _body_edits(body, how, report)]
 
 
 def read_part(text: str, start: int, end: int, number: str) -> Part:
     """Read the headers of a part. Raises Unclear where they have no end or no meaning."""
     import email.parser
 
-    at, body = start, end  # a part without a blank line has no body
+    at, body, has_body = start, end, False
     while at < end:
         match = LINE_BREAK.search(text, at, end)
         line_end, following = match.span() if match else (end, end)
         if line_end == at:
-            body = following
+            body, has_body = following, True
             break
         if line_end - start > MAX_HEADERS:
             raise Unclear(f"its headers have more than {MAX_HEADERS:,} bytes")
@@ -1379,7 +1405,8 @@ def read_part(text: str, start: int, end: int, number: str) -> Part:
             raise Unclear("its headers hold a line that is no header")
         at = following
     try:
-        headers = email.parser.HeaderParser().parsestr(text[start:at])
+        # A space before the colon is old, and allowed (RFC 5322 §4.5.8), but the parser takes it for the end of headers.
+        headers = email.parser.HeaderParser().parsestr(SPACED_COLON.sub(r"\1:", text[start:at]))
         if len(str(headers.get("Content-Type", ""))) > MAX_PARAMETERS:
             raise Unclear(f"its Content-Type has more than {MAX_PARAMETERS:,} bytes")
         kind = headers.get_content_type()
@@ -1387,7 +1414,7 @@ def read_part(text: str, start: int, end: int, number: str) -> Part:
         raise
     except Exception:  # whatever a header of a stranger's makes of the parser
         raise Unclear("its headers can't be read") from None
-    return Part(number, headers, kind, body, end)
+    return Part(number, headers, kind, body, end, has_body)
 
 
 def html_parts(text: str, whole: Part, report: Report) -> Iterator[Part]:
@@ -1403,14 +1430,21 @@ def html_parts(text: str, whole: Part, report: Report) -> Iterator[Part]:
                 continue
             if depth == MAX_DEPTH:
                 raise Unclear(f"it stands in {MAX_DEPTH} other parts")
-            inner = split_parts(text, part)
+            spans = split_parts(text, part)
         except Unclear as error:
             report.skipped.append((str(part).strip(), str(error)))
             continue
-        count += len(inner)
+        count += len(spans)
         if count > MAX_PARTS:
             raise Unclear(f"it has more than {MAX_PARTS:,} parts")
-        waiting += [(each, depth + 1) for each in reversed(inner)]
+        inner = []
+        for n, span in enumerate(spans, 1):
+            number = f"{part.number}.{n}".lstrip(".")
+            try:
+                inner.append((read_part(text, *span, number), depth + 1))
+            except Unclear as error:
+                report.skipped.append((number, str(error)))
+        waiting += reversed(inner)
 
 
 def _refuse_other_parts(part: Part) -> None:
@@ -1422,6 +1456,8 @@ def _refuse_other_parts(part: Part) -> None:
         raise Unclear(OTHER_PARTS[part.kind])
     if part.kind != "text/html" and part.kind not in WALKED:
         raise Unclear("only text/html is instrumented")
+    if not part.has_body:
+        raise Unclear("it has no body")
     part.header("Content-Type")
     token = part.header("Content-Transfer-Encoding")
     if part.kind in WALKED and _encoding_token(token) not in ("", "7bit", "8bit", "binary"):
@@ -1430,8 +1466,8 @@ def _refuse_other_parts(part: Part) -> None:
         raise Unclear("it has a Content-MD5, which any change breaks")
 
 
-def split_parts(text: str, part: Part) -> list[Part]:
-    """The parts of a multipart; a missing end is put up with. Raises Unclear if its boundary is nowhere."""
+def split_parts(text: str, part: Part) -> list[tuple[int, int]]:
+    """Where the parts of a multipart stand; a missing end is put up with. Raises Unclear if its boundary is nowhere."""
     try:
         boundary = part.headers.get_boundary()
     except Exception:  # whatever a header of a stranger's makes of the parser
@@ -1450,8 +1486,7 @@ def split_parts(text: str, part: Part) -> list[Part]:
         spans.append((begin, part.end))
     if not spans:
         raise Unclear("its boundary is nowhere")
-    prefix = f"{part.number}." if part.number else ""
-    return [read_part(text, *span, f"{prefix}{n}") for n, span in enumerate(spans, 1)]
+    return spans
 
 
 def _boundary_lines(text: str, part: Part, line: str) -> Iterator[tuple[int, int, bool]]:
@@ -1470,19 +1505,33 @@ def _before_line_break(text: str, end: int) -> int:
     return end - 2 if text.endswith("\r\n", 0, end) else end - 1
 
 
-def _part_edits(text: str, part: Part, whole: Part, how: Instrumenting, report: Report) -> list[Edit]:
-    """What instruments one HTML part. Raises Unclear, with the reason, to leave it as it is."""
+class Body(NamedTuple):
+    """The HTML of a part, and how edits of it become edits of the message."""
+
+    part: Part
+    page: Html
+    byte_edits: Callable[[list[Edit]], list[Edit]]  # of the bytes, of edits of the page
+    encoded: Encoded
+
+
+def read_body(text: str, part: Part, unsubscribe: list[str]) -> Body:
+    """Read the HTML of a part. Raises Unclear, with the reason, to leave it as it is."""
     encoded = decode_part(text, part)
     if "-----BEGIN PGP" in encoded.content:
         raise Unclear("it holds a PGP block, which any change may break")
     page, byte_edits = read_page(part, encoded)
-    lists = re.sub(r"\s", "", "".join(map(str, whole.headers.get_all("List-Unsubscribe", []))))
-    edits = byte_edits(html_edits(page._replace(unsubscribe=re.findall("<([^>]*)>", lists)), how, report))
-    report.size_before += len(encoded.content)
-    report.size_after += len(encoded.content) + sum(len(edit.new) - (edit.end - edit.start) for edit in edits)
+    return Body(part, page._replace(unsubscribe=unsubscribe), byte_edits, encoded)
+
+
+def _body_edits(body: Body, how: Instrumenting, report: Report) -> list[Edit]:
+    """What instruments one HTML part."""
+    edits = body.byte_edits(html_edits(body.page, how, report))
+    size = len(body.encoded.content)
+    report.size_before += size
+    report.size_after += size + sum(len(edit.new) - (edit.end - edit.start) for edit in edits)
     if edits:
-        report.touched.append(str(part))
-    return encoded.edits(edits)
+        report.touched.append(str(body.part))
+    return body.encoded.edits(edits)
 
 
 # -- Messages: charsets and transfer encodings. Each finds the bytes that an edit means, and encodes only what is new.
@@ -1496,8 +1545,11 @@ ENCODINGS = {
 QP_ESCAPE = re.compile("=([0-9A-Fa-f]{2})")
 BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 BASE64_LINE = 76  # RFC 2045 §6.8
-SHIFTING = re.compile("iso-?2022-|hz", re.IGNORECASE)  # charsets in which ASCII stands for other letters, between marks
-SHIFTED = re.compile(r"\x1b\$[^\x1b]*|\x0e[^\x0f]*|~\{(?:[!-}][!-~])*")
+SHIFTED = {  # in charsets in which ASCII stands for other letters between marks: where it does
+    "iso": re.compile(r"\x1b\$(?:[@AB]|\([@-Z])[^\x1b]*|\x0e[^\x0f]*"),
+    "hz": re.compile(r"~~|~\{(?:[!-}][!-~])*"),
+}
+SHIFTING = re.compile("(iso)-?2022-|(hz)", re.IGNORECASE)
 BYTE_ORDER_MARKS = {
     "\xff\xfe\0\0": "utf-32-le",
     "\0\0\xfe\xff": "utf-32-be",
@@ -1531,7 +1583,12 @@ def read_page(part: Part, encoded: Encoded) -> tuple[Html, Callable[[list[Edit]]
         return value if value.isascii() and not shifts else value.encode("latin-1").decode(codec or "ascii")
 
     shifts = SHIFTING.match(label)
-    text = SHIFTED.sub(lambda run: "_" * len(run[0]), content) if shifts else content
+    text = content
+    if shifts:
+        runs = SHIFTED[(shifts[1] or shifts[2]).lower()]
+        text = runs.sub(lambda run: "_" * len(run[0]), content)
+        if any(run.end() == len(content) and run[0] != "~~" for run in runs.finditer(content)):
+            raise Unclear("it ends among letters that are shifted")
     return Html(text, read, encoded.longest), lambda edits: edits
 
 
@@ -1539,7 +1596,7 @@ def _codec(label: str) -> str:
     """The name of a charset in Python; "" for one that nobody knows."""
     try:
         name = codecs.lookup(label).name.replace("_", "-")
-        b"".decode(name)
+        "".encode(name)  # raises LookupError for those of Python's that are no charsets, such as hex
     except (LookupError, ValueError):
         return ""
     return "" if name in NO_CHARSETS else name
@@ -1706,7 +1763,8 @@ def _decode_quoted_printable(text: str, part: Part, line_break: str) -> Encoded:
         pieces.append(piece)
         decoded += len(piece)
         at = following
-    lines = lines or [QPLine(0, part.start, part.start, part.start)]
+    if not lines or (decoded and pieces[-1].endswith(("\n", "\r"))):
+        lines.append(QPLine(decoded, part.end, part.end, part.end))  # the empty one behind the last line break
     return Encoded("".join(pieces), partial(_quoted_printable_edits, text, lines, line_break))
 
 
@@ -1718,17 +1776,21 @@ def _quoted_printable_edits(text: str, lines: list[QPLine], line_break: str, edi
     last_line: QPLine | None = None
     for edit in edits:
         start = place.of(edit.start)
-        column = column + start - done if place.line is last_line else start - place.line.start
+        line = place.line_at(start)
+        column = column + start - done if line is last_line else start - line.start
         # Up to the end of the last character that is replaced, and not to the beginning of the next one:
         # a soft line break in between stays.
         end = place.of(edit.end - 1, after=True) if edit.end > edit.start else start
-        rest = text[end : min(place.line.end, end + QP_LINE + 1)]
+        last_line = place.line_at(end)
+        rest = text[end : min(last_line.end, end + QP_LINE + 1)]
         carried = ""
         if column == QP_LINE:  # no room for a soft line break: what stands before it moves to the next line as well
             last = start - 3 if QP_ESCAPE.fullmatch(text, start - 3, start) else start - 1
-            carried, start, column = f"={line_break}" + text[last:start].replace(".", "=2E"), last, start - last
+            carried, start = text[last:start].replace(".", "=2E"), last
+            column = len(carried)
         new, column = encode_quoted_printable(edit.new, column, line_break)
-        new = carried + new
+        if carried:
+            new = f"={line_break}{carried}{new}"
         room = QP_LINE if rest.endswith("=") else QP_LINE - 1  # the next edit may have to begin with a soft line break
         while rest.startswith(".") and column + len(rest) > room:
             dot, column = encode_quoted_printable(".", column, line_break)  # no line may begin with it
@@ -1736,7 +1798,7 @@ def _quoted_printable_edits(text: str, lines: list[QPLine], line_break: str, edi
         if column + len(rest) > room and column and rest:
             new, column = f"{new}={line_break}", 0
         found.append(Edit(start, end, new))
-        done, last_line = end, place.line
+        done = end
     return found
 
 
@@ -1746,6 +1808,7 @@ class _QPPlaces:
     def __init__(self, text: str, lines: list[QPLine]) -> None:
         self._text, self._lines = text, lines
         self._starts = [line.decoded for line in lines]
+        self._encoded_starts = [line.start for line in lines]
         self.line = lines[0]  # in which the last place was
         self._decoded, self._encoded = self.line.decoded, self.line.start
 
@@ -1766,6 +1829,10 @@ class _QPPlaces:
             else:
                 self._encoded, self._decoded = self._encoded + self._width(), self._decoded + 1
         return self._encoded + self._width() if after else self._encoded
+
+    def line_at(self, encoded: int) -> QPLine:
+        """The line in which an encoded place is; behind a line break, the next."""
+        return self._lines[bisect.bisect_right(self._encoded_starts, encoded) - 1]
 
     def _width(self) -> int:
         if self._encoded >= self.line.stop:
@@ -2053,12 +2120,12 @@ class Database:
         with self._mutex, _plain_errors(self.path):
             self._connect().execute(f"pragma cache_size = {-1024 * mebibytes}")
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Close this process's connection; the last one to close moves the WAL into the database."""
         with self._mutex:
             if self._connection is not None and self._pid == os.getpid():
                 try:
-                    with self._lock.held(self._patience):
+                    with self._lock.held(self._patience if wait else 0):
                         self._connection.close()
                 finally:
                     # Whoever keeps the lock from us has the database open, so this close is not the last.
@@ -5955,38 +6022,36 @@ EX_TEMPFAIL = 75  # sysexits.h: to a mail system, "try again"
 
 def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
     """Wrap the links of a message and place the pixel: standard input to standard output. Registers it as an email."""
-    key = args.key_placeholder or args.email or new_key()
-    fault = placeholder_fault(key) if args.key_placeholder else None if is_key(key) else KEY_FAULT.partition(": ")[2]
-    if fault:
-        raise BadInput(f"{'--key-placeholder' if args.key_placeholder else '--email'}: {fault}")
-    said = {name: getattr(args, name) for name in SAID_OF_EMAILS}
-    for name, text in said.items():
-        if text is not None and (len(text) > FIELD_LIMITS[name] or UNFIT.search(text)):
-            raise BadInput(f"--{name}: expected at most {FIELD_LIMITS[name]} characters in one line")
-    raw = sys.stdin.buffer.read()
-    try:
-        sender = _find_sender(args.tenant, settings)
-        how = sender.maker.instrumenting(
-            key,
-            place=args.pixel,
-            links=args.links,
-            placeholder=bool(args.key_placeholder),
-            campaign=args.campaign or "",
-        )
-        new, report = _instrument_bytes(raw, how, args)
-        if report.edits and not args.key_placeholder:
-            _register(sender, settings, _registration(raw, key, said, is_html=args.html), strict=args.strict)
-    except NoTenant:
-        raise
-    except StoreError as error:
-        print(f"{PROGRAM}: {error}; nothing was written, try again", file=sys.stderr)
-        return EX_TEMPFAIL
-    if args.report:
-        with open(args.report, "w", encoding="utf-8") as file:
-            json.dump({"email": key, **report.as_json()}, file, ensure_ascii=False, indent=1)
-            file.write("\n")
-    sys.stdout.buffer.write(new)
-    sys.stdout.buffer.flush()
+    key, said = _read_instrument_options(args)
+    output = sys.stdout.buffer
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # nothing but the message may get into the message
+        report_file = stack.enter_context(open(args.report, "w", encoding="utf-8")) if args.report else None
+        raw = sys.stdin.buffer.read()
+        try:
+            sender = stack.enter_context(_sender(args.tenant, settings))
+            how = sender.maker.instrumenting(
+                key,
+                place=args.pixel,
+                links=args.links,
+                placeholder=args.key_placeholder is not None,
+                campaign=args.campaign or "",
+            )
+            if args.html:
+                new, report = instrument_html_bytes(_utf8_only(raw), how)
+            else:
+                new, report = instrument_message(raw, how, force=args.force)
+            if report.edits and args.key_placeholder is None:
+                sender.register(_registration(raw, key, said, is_html=args.html), strict=args.strict)
+        except NoTenant:
+            raise
+        except StoreError as error:
+            print(f"{PROGRAM}: {error}; nothing was written, try again", file=sys.stderr)
+            return EX_TEMPFAIL
+        if report_file:
+            json.dump({"email": key, **report.as_json()}, report_file, ensure_ascii=False, indent=1)
+    output.write(new)
+    output.flush()
     if not report.edits:
         reasons = "; ".join(f"{part}: {reason}" for part, reason in report.skipped[:3]) or report.pixel
         _warn(f"nothing was changed, so no email was registered ({reasons})")
@@ -5995,55 +6060,33 @@ def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-class Sender(NamedTuple):
-    """A tenant whose mail is instrumented, as far as it is known."""
-
-    maker: LinkMaker
-    tenant: int | None  # its number; None: the database could not be reached
-
-
-def _find_sender(word: str, settings: Settings) -> Sender:
-    """The tenant by a command's word: from the database or, where that can't be reached, from tenants.json.
-
-    Raises StoreError if there is no such tenant, Busy if that can't be known now.
-    """
-    with acting_as_owner(settings):
-        database = Database(settings.database, patience=PIPE_PATIENCE)
-        directory = Directory(settings.folder).refresh()
-        number = None
-        try:
-            with contextlib.closing(database), database.reading() as connection:
-                tenant = find_tenant(connection, word)
-                number, mail_id, host = tenant.number, tenant.mail_id, tenant.tracking_host
-        except NoTenant:
-            raise
-        except StoreError as error:
-            mail_id = directory.find(word) or _refuse(
-                Busy(f"{error}; and {settings.folder}/tenants.json does not know the tenant {word!r}")
-            )
-            host = directory.tenants[mail_id]["tracking_host"]
-            _warn(f"the email will be registered when the database can be reached again: {error}")
-        base = settings.public_url(host)
-        if base is None:
-            raise BadInput(NO_PUBLIC_URL)
-        own = {read_origin(url) for url in (base, settings.base_url) if url}
-        own |= {(name, DEFAULT_PORTS["https"]) for name in (*directory.host_owners, *([host] if host else []))}
-        keys = link_secrets(settings, database)
-    return Sender(LinkMaker(base, mail_id, keys[0], partial(is_ours, own)), number)
+def _read_instrument_options(args: argparse.Namespace) -> tuple[str, dict[str, str | None]]:
+    """The key, or what stands for it, and what is said of the email. Raises BadInput."""
+    key = new_key()
+    if args.email is not None:
+        key = args.email
+        if not is_key(key):
+            raise BadInput(f"--email: {KEY_FAULT.partition(': ')[2]}")
+    elif args.key_placeholder is not None:
+        key = args.key_placeholder
+        if fault := placeholder_fault(key):
+            raise BadInput(f"--key-placeholder: {fault}")
+    said = {name: getattr(args, name) for name in SAID_OF_EMAILS}
+    for name, text in said.items():
+        if text is not None and (len(text) > FIELD_LIMITS[name] or UNFIT.search(text)):
+            raise BadInput(f"--{name}: expected at most {FIELD_LIMITS[name]} characters in one line")
+    return key, said
 
 
-def _instrument_bytes(raw: bytes, how: Instrumenting, args: argparse.Namespace) -> tuple[bytes, Report]:
-    if not args.html:
-        return instrument_message(raw, how, force=args.force)
-    if raw.startswith(tuple(mark.encode("latin-1") for mark in BYTE_ORDER_MARKS)):
+def _utf8_only(raw: bytes) -> bytes:
+    if raw.decode("latin-1").startswith(tuple(BYTE_ORDER_MARKS)):
         raise BadInput("--html: expected HTML in UTF-8, not UTF-16 or UTF-32")
-    text, report = instrument_html(raw.decode("utf-8", "surrogateescape"), how)
-    return text.encode("utf-8", "surrogateescape"), report
+    return raw
 
 
 def _registration(raw: bytes, key: str, said: Mapping[str, str | None], *, is_html: bool) -> Registration:
     if is_html:
-        return Registration(key, **said, sent_at=now_ms())
+        return Registration(key, said["subject"], said["recipient"], said["campaign"])
     recipients = said_by_headers(raw).recipients
     if said["recipient"] is None and len(recipients) > 1:
         _warn(
@@ -6053,23 +6096,65 @@ def _registration(raw: bytes, key: str, said: Mapping[str, str | None], *, is_ht
     return registration_of(raw, key, **said)
 
 
-def _register(sender: Sender, settings: Settings, registration: Registration, *, strict: bool) -> None:
-    """Register an email in the database, or where that can't be, through the spool. Raises Busy if strict."""
-    with acting_as_owner(settings):
+@dataclass(slots=True)
+class Sender:
+    """A tenant whose mail is instrumented, as far as it is known."""
+
+    maker: LinkMaker
+    database: Database
+    spool: Spool
+    tenant: int | None  # its number; None: the database could not be read
+    trouble: StoreError | None  # why
+
+    def register(self, registration: Registration, *, strict: bool) -> None:
+        """Register an email in the database or, where that can't be, through the spool. Raises StoreError if strict."""
         try:
-            if sender.tenant is None:
-                raise Busy("the database can't be reached")
-            database = Database(settings.database, patience=PIPE_PATIENCE)
-            with contextlib.closing(database), database.transaction() as connection:
-                register_emails(connection, sender.tenant, [registration], now_ms())
+            if self.tenant is None:
+                raise self.trouble or NoDatabase(self.database.path)
+            with self.database.transaction() as connection:
+                register_emails(connection, self.tenant, [registration], now_ms())
         except StoreError as error:
             if strict:
-                raise Busy(str(error)) from error
-            if sender.tenant is not None:
-                _warn(f"the email will be registered when the database can be written to again: {error}")
-            spool = Spool(os.path.join(settings.folder, "spool"))
-            spool.append(email_line(sender.maker.mail_id, registration, now_ms()))
+                raise
+            _warn(f"the email will be registered when the database can be written to again: {error}")
+            self.spool.append(email_line(self.maker.mail_id, registration, now_ms()))
+
+
+@contextlib.contextmanager
+def _sender(word: str, settings: Settings) -> Iterator[Sender]:
+    """The tenant by a command's word: from the database or, where that can't be read, from tenants.json.
+
+    Raises NoTenant if there is no such tenant, another StoreError if that can't be known now.
+    """
+    database = Database(settings.database, patience=PIPE_PATIENCE)
+    directory = Directory(settings.folder)
+    spool = Spool(os.path.join(settings.folder, "spool"))
+    with acting_as_owner(settings):
+        directory.refresh()
+        number, trouble = None, None
+        try:
+            with database.reading() as connection:
+                tenant = find_tenant(connection, word)
+            number, mail_id, host = tenant.number, tenant.mail_id, tenant.tracking_host
+        except NoTenant:
+            raise
+        except StoreError as error:
+            found = directory.find(word)
+            if found is None:
+                raise Busy(f"{error}; and {settings.folder}/tenants.json does not know the tenant {word!r}") from error
+            mail_id, host, trouble = found, directory.tenants[found]["tracking_host"], error
+        base = settings.public_url(host)
+        if base is None:
+            raise BadInput(NO_PUBLIC_URL)
+        own = {read_origin(url) for url in (base, settings.base_url) if url}
+        own |= {(name, DEFAULT_PORTS["https"]) for name in directory.host_owners}
+        maker = LinkMaker(base, mail_id, link_secrets(settings, database)[0], partial(is_ours, own))
+        try:
+            yield Sender(maker, database, spool, number, trouble)
+        finally:
             spool.close()
+            with contextlib.suppress(StoreError):
+                database.close(wait=False)
 
 
 def cmd_campaign_add(args: argparse.Namespace, settings: Settings) -> int:
