@@ -1223,14 +1223,14 @@ def _link_edit(page: Html, tag: Tag, how: Instrumenting, report: Report) -> Edit
         report.left.append((page.text[href.start : href.end], "its characters can't be read in the part's charset"))
         return None
     reason = _why_left(page, url, attributes, how)
+    if reason is None and len(report.wrapped) >= MAX_WRAPPED:
+        reason = f"the message has more than {MAX_WRAPPED:,} links"
     if reason is None:
         try:
             tracked = how.wrap(url)
             if not href.quoted and not NEEDS_NO_QUOTES.fullmatch(tracked):
                 tracked = f'"{tracked}"'
             begin, end = href.whole
-            if len(report.wrapped) >= MAX_WRAPPED:
-                raise BadTarget(f"the message has more than {MAX_WRAPPED:,} links")
             if end - begin + len(tracked) - (href.end - href.start) > page.longest:
                 raise BadTarget(
                     f"its tracked link is longer than a line of this part may be ({page.longest} characters)"
@@ -1278,6 +1278,7 @@ def _why_left(page: Html, url: str, attributes: Mapping[str, Attribute], how: In
 
 MAX_DEPTH = 50  # of parts in parts
 MAX_PARTS = 1_000  # more, and a message is no mail
+MAX_LINES = 250_000  # of an encoded part; of full ones, 10 MB are half as many
 MAX_HEADERS = 256_000  # bytes, of one part
 MAX_PARAMETERS = 4_096  # bytes of a Content-Type: to read many of them takes quadratic time
 MAX_LINE = 998  # RFC 5322 §2.1.1, without the line break
@@ -1291,7 +1292,7 @@ OTHER_PARTS = {
     "text/plain": "plain text is left as it is",
 }
 LINE_BREAK = re.compile(r"\r\n|\n|\r")
-SPACED_COLON = re.compile(r"^([!-9;-~]+)[ \t]+:", re.MULTILINE)
+SPACED_COLON = re.compile(r"((?:\A|[\r\n])[!-9;-~]+)[ \t]+:")
 HEADER_LINE = re.compile(r"[!-9;-~]+[ \t]*:|[ \t]")
 
 
@@ -1380,7 +1381,7 @@ def _message_edits(text: str, how: Instrumenting, report: Report, *, force: bool
     bodies = []
     for part in html_parts(text, whole, report):
         try:
-            bodies.append(read_body(text, part, re.findall("<([^>]*)>", lists)))
+            bodies.append(read_body(text, part, re.findall("<([^<>]*)>", lists)))
         except Unclear as error:
             report.skipped.append((str(part), str(error)))
     if len(bodies) > 1 and any(has_our_pixel(body.page, how) for body in bodies):
@@ -1494,8 +1495,8 @@ def _boundary_lines(text: str, part: Part, line: str) -> Iterator[tuple[int, int
     rest = re.compile(r"(--)?[ \t]*(?:\r\n|\n|\r|\Z)")
     at = text.find(line, part.start, part.end)
     while at >= 0:
-        match = rest.match(text, at + len(line), part.end)
-        if match and (at == part.start or text[at - 1] in "\r\n"):
+        match = rest.match(text, at + len(line), part.end) if at == part.start or text[at - 1] in "\r\n" else None
+        if match:
             yield at, match.end(), bool(match[1])
         at = text.find(line, at + len(line), part.end)
 
@@ -1654,6 +1655,11 @@ def decode_part(text: str, part: Part) -> Encoded:
     return Encoded(content, lambda edits: _moved(part.start, _plain_edits(content, line_break, edits)), MAX_LINE)
 
 
+def _refuse_many_lines(lines: int) -> None:
+    if lines > MAX_LINES:
+        raise Unclear(f"it has more than {MAX_LINES:,} lines")
+
+
 def _moved(by: int, edits: list[Edit]) -> list[Edit]:
     return [Edit(edit.start + by, edit.end + by, edit.new) for edit in edits]
 
@@ -1696,10 +1702,13 @@ def _by_lines(content: str, edits: list[Edit]) -> Iterator[tuple[int, list[Edit]
 
 def _decode_base64(text: str, part: Part, line_break: str) -> Encoded:
     """Lines before the first edit stay; from there on all of it is encoded anew, in lines as long as before."""
-    starts, lengths, at = [], [], part.start
+    starts: list[int] = []
+    lengths: list[int] = []
+    at = part.start
     while at < part.end:
         match = LINE_BREAK.search(text, at, part.end)
         end, following = match.span() if match else (part.end, part.end)
+        _refuse_many_lines(len(starts))
         starts.append(at)
         lengths.append(len(text[at:end].rstrip(" \t")))
         at = following
@@ -1754,6 +1763,7 @@ def _decode_quoted_printable(text: str, part: Part, line_break: str) -> Encoded:
         end, following = match.span() if match else (part.end, part.end)
         shown = text[at:end].rstrip(" \t")
         soft = shown.endswith("=")
+        _refuse_many_lines(len(lines))
         lines.append(QPLine(decoded, at, at + len(shown) - soft, end))
         if soft:
             shown = shown[:-1]
