@@ -6137,34 +6137,43 @@ def _sender(word: str, settings: Settings) -> Iterator[Sender]:
     Raises NoTenant if there is no such tenant, another StoreError if that can't be known now.
     """
     database = Database(settings.database, patience=PIPE_PATIENCE)
-    directory = Directory(settings.folder)
     spool = Spool(os.path.join(settings.folder, "spool"))
     with acting_as_owner(settings):
-        directory.refresh()
-        number, trouble = None, None
+        directory = Directory(settings.folder).refresh()
         try:
-            with database.reading() as connection:
-                tenant = find_tenant(connection, word)
-            number, mail_id, host = tenant.number, tenant.mail_id, tenant.tracking_host
-        except NoTenant:
-            raise
-        except StoreError as error:
-            found = directory.find(word)
-            if found is None:
-                raise Busy(f"{error}; and {settings.folder}/tenants.json does not know the tenant {word!r}") from error
-            mail_id, host, trouble = found, directory.tenants[found]["tracking_host"], error
-        base = settings.public_url(host)
-        if base is None:
-            raise BadInput(NO_PUBLIC_URL)
-        own = {read_origin(url) for url in (base, settings.base_url) if url}
-        own |= {(name, DEFAULT_PORTS["https"]) for name in directory.host_owners}
-        maker = LinkMaker(base, mail_id, link_secrets(settings, database)[0], partial(is_ours, own))
-        try:
-            yield Sender(maker, database, spool, number, trouble)
+            number, trouble = None, None
+            try:
+                with database.reading() as connection:
+                    tenant = find_tenant(connection, word)
+                number, mail_id, host = tenant.number, tenant.mail_id, tenant.tracking_host
+            except NoTenant:
+                raise
+            except StoreError as error:
+                trouble = error
+                mail_id, host = _known_without_database(word, directory, error)
+            yield Sender(_link_maker_of(settings, database, directory, mail_id, host), database, spool, number, trouble)
         finally:
             spool.close()
             with contextlib.suppress(StoreError):
                 database.close(wait=False)
+
+
+def _known_without_database(word: str, directory: Directory, error: StoreError) -> tuple[str, str | None]:
+    mail_id = directory.find(word)
+    if mail_id is None:
+        raise Busy(f"{error}; and tenants.json beside it does not know the tenant {word!r}") from error
+    return mail_id, directory.tenants[mail_id]["tracking_host"]
+
+
+def _link_maker_of(
+    settings: Settings, database: Database, directory: Directory, mail_id: str, host: str | None
+) -> LinkMaker:
+    base = settings.public_url(host)
+    if base is None:
+        raise BadInput(NO_PUBLIC_URL)
+    own = {read_origin(url) for url in (base, settings.base_url) if url}
+    own |= {(name, DEFAULT_PORTS["https"]) for name in directory.host_owners}
+    return LinkMaker(base, mail_id, link_secrets(settings, database)[0], partial(is_ours, own))
 
 
 def cmd_campaign_add(args: argparse.Namespace, settings: Settings) -> int:
