@@ -6161,7 +6161,7 @@ def _sender(word: str, settings: Settings) -> Iterator[Sender]:
 def _known_without_database(word: str, directory: Directory, error: StoreError) -> tuple[str, str | None]:
     mail_id = directory.find(word)
     if mail_id is None:
-        raise Busy(f"{error}; and tenants.json beside it does not know the tenant {word!r}") from error
+        raise Busy(f"{error}; and tenants.json does not know the tenant {word!r}") from error
     return mail_id, directory.tenants[mail_id]["tracking_host"]
 
 
