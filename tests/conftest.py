@@ -11,13 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import webtest
+from aiosmtpd.controller import Controller
 
 import tracker
 
@@ -27,6 +28,7 @@ BASE = "https://track.example.com"
 CHROME = (
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
 )
+LOCAL_NAME = "localhost"  # else both ends of SMTP ask the DNS who they are, which may take long
 NOW = 1_795_544_485_430  # a Tuesday in November 2026
 
 
@@ -273,3 +275,34 @@ def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         if "variable" in each.metadata:
             monkeypatch.delenv(each.metadata["variable"], raising=False)
             monkeypatch.delenv(f"{each.metadata['variable']}_FILE", raising=False)
+
+
+class Mailbox:
+    """An SMTP server that keeps what it is given, as it was on the wire."""
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802  # aiosmtpd's name
+        self.received.append(envelope.content)
+        return "250 OK"
+
+
+class OnOurSocket(Controller):
+    """A controller that serves a socket which listens already, so that no other process can take the port."""
+
+    def _create_server(self) -> Awaitable[Any]:
+        return self.loop.create_server(self._factory_invoker, sock=self.handler.listener)
+
+
+@pytest.fixture
+def mailbox() -> Iterator[Mailbox]:
+    """A running SMTP server on loopback."""
+    box = Mailbox()
+    controller = OnOurSocket(box, hostname="127.0.0.1", port=box.port, server_hostname=LOCAL_NAME)
+    controller.start()
+    yield box
+    controller.stop()
+    box.listener.close()

@@ -7,6 +7,8 @@ localhost, and whatever a page or a link asks of another origin is written down 
 from __future__ import annotations
 
 import base64
+import email
+import email.policy
 import hashlib
 import http.client
 import itertools
@@ -15,18 +17,20 @@ import os
 import re
 import select
 import shutil
+import smtplib
 import subprocess
 import sys
 import time
 import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from email.message import EmailMessage
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import pytest
-from conftest import CHROME, missing
+from conftest import CHROME, LOCAL_NAME, ROOT, Mailbox, missing
 from frontend import Nginx
 
 import tracker
@@ -941,3 +945,80 @@ def test_what_is_refused_or_named_leads_nowhere_by_itself(site: Site, tab: Tab) 
             assert (tab.statuses, links) == ([400], []), url
         named, refused = named + bool(made), refused + (made is None)
     assert named > 10 and refused > 40
+
+
+# == A message on its whole way ==
+
+INBOX = "https://webmail.example/inbox"  # where a reader looks at it; Chromium gets it from the test
+
+
+def newsletter() -> bytes:
+    """Plain text, HTML in quoted-printable, and an attachment, as a sender's program writes them."""
+    made = EmailMessage(policy=email.policy.SMTP)
+    made["From"] = "Umbrella <news@umbrella.example>"
+    made["To"] = "Jörg <joerg@example.org>"
+    made["Subject"] = "Grüße – 10 % auf alles"
+    made.set_content("Grüße! https://umbrella.example/sale\n")
+    made.add_alternative(
+        '<html><body><p style="color: green">Grüße, Jörg: '
+        '<a href="https://umbrella.example/sale?a=1&amp;copy=2#größe">hier</a></p></body></html>\n',
+        subtype="html",
+        cte="quoted-printable",
+    )
+    made.add_attachment(b"<a href='https://umbrella.example/'>", maintype="text", subtype="html", filename="terms.html")
+    return bytes(made)
+
+
+def other_parts(message: EmailMessage) -> list[tuple[list[tuple[str, str]], Any]]:
+    """Headers of all parts, and the bodies of those that are neither parts in parts nor the HTML body."""
+    body = message.get_body(("html",))
+    return [
+        (part.items(), None if part is body or part.is_multipart() else part.get_payload()) for part in message.walk()
+    ]
+
+
+def test_an_instrumented_message_is_delivered_opened_clicked_and_counted(
+    site: Site, mailbox: Mailbox, tmp_path: Path
+) -> None:
+    server = site.nginx.server
+    umbrella = server.tenant("Umbrella")
+    command = [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "instrument", "Umbrella"]
+    written = newsletter()
+    piped = subprocess.run(command, input=written, env=server.environ, capture_output=True, timeout=60, check=True)
+    with smtplib.SMTP("127.0.0.1", mailbox.port, local_hostname=LOCAL_NAME) as smtp:
+        smtp.sendmail("news@umbrella.example", ["joerg@example.org"], piped.stdout)
+    (raw,) = mailbox.received
+    assert raw == piped.stdout
+    before, arrived = (email.message_from_bytes(each, policy=email.policy.default) for each in (written, raw))
+    assert isinstance(before, EmailMessage) and isinstance(arrived, EmailMessage)
+    assert other_parts(arrived) == other_parts(before)
+    body = arrived.get_body(("html",))
+    assert body is not None
+    # A site of the world may not load what is on this machine, and the tracker of a test is.
+    allowed = "--disable-features=LocalNetworkAccessChecks,HttpsUpgrades,HttpsFirstBalancedModeAutoEnable"
+    reader = Chromium(tmp_path, site.key(), f"--user-agent={CHROME}", allowed)
+    try:
+        tab = reader.tab(site.url + "/")
+        tab.served[INBOX] = (body.get_content().encode(), "default-src 'none'; style-src 'unsafe-inline'; img-src *")
+        tab.go(INBOX)
+        (pixel,) = tab.asked
+        assert pixel.startswith(f"{site.url}/{umbrella['mail_id']}/pixel/")
+        assert tab.run("document.images[0].naturalWidth") == 1, tab.complaints
+        assert tab.text("p") == ["Grüße, Jörg: hier"]
+        tab.run("document.links[0].click()")
+        target = "https://umbrella.example/sale?a=1&copy=2#gr%C3%B6%C3%9Fe"
+        while target not in tab.elsewhere:
+            tab.chromium.hear()
+        assert {urlsplit(url).hostname for url in tab.elsewhere} <= {"umbrella.example", "webmail.example"}  # its icon
+        page = reader.tab(site.url + "/")
+        site.pace(2)
+        page.go(umbrella["dashboard_url"])
+        figures = " ".join(page.text("main"))
+        assert "1 by people" in figures
+    finally:
+        reader.close()
+    status, answer = site.request("GET", f"/{umbrella['id']}/stats.json")
+    sent = json.loads(answer)["sent"]
+    assert (status, sent["emails"], sent["opened"]["person"], sent["clicked"]["person"]) == (200, 1, 1, 1)
+    emails = json.loads(site.request("GET", f"/{umbrella['id']}/emails.json")[1])["rows"]
+    assert [(row["recipient"], row["subject"]) for row in emails] == [("joerg@example.org", "Grüße – 10 % auf alles")]

@@ -10,14 +10,13 @@ import json
 import os
 import signal
 import smtplib
-import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from html import escape
@@ -28,8 +27,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from aiosmtpd.controller import Controller
-from conftest import CHROME, ROOT, Server, missing
+from conftest import CHROME, LOCAL_NAME, ROOT, Mailbox, Server, missing
 from load import (
     Outcome,
     Sent,
@@ -50,7 +48,6 @@ KILLED_BEFORE_THE_LOCK = (300, 900)  # a worker each, when so many requests of t
 KILLED_IN_THE_LOCK = (800,)
 KILLED_AFTER_THE_LOCK = (300, 900)
 LOCKED_SECONDS = 3
-LOCAL_NAME = "localhost"  # else both ends of SMTP ask the DNS who they are, which may take long
 EMAILS = 100  # of each of the three tenants
 
 
@@ -158,37 +155,6 @@ def pixels(mail_id: str, prefix: str, many: int) -> list[Sent]:
 
 
 # == Mail ==
-
-
-class Mailbox:
-    """An SMTP server that keeps what it is given, as it was on the wire."""
-
-    def __init__(self) -> None:
-        self.received: list[bytes] = []
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.listener.getsockname()[1]
-
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802  # aiosmtpd's name
-        self.received.append(envelope.content)
-        return "250 OK"
-
-
-class OnOurSocket(Controller):
-    """A controller that serves a socket which listens already, so that no other process can take the port."""
-
-    def _create_server(self) -> Awaitable[Any]:
-        return self.loop.create_server(self._factory_invoker, sock=self.handler.listener)
-
-
-@pytest.fixture
-def mailbox() -> Iterator[Mailbox]:
-    """A running SMTP server on loopback."""
-    box = Mailbox()
-    controller = OnOurSocket(box, hostname="127.0.0.1", port=box.port, server_hostname=LOCAL_NAME)
-    controller.start()
-    yield box
-    controller.stop()
-    box.listener.close()
 
 
 class _Addresses(HTMLParser):

@@ -1,0 +1,117 @@
+"""README's ways to instrument mail, run as they stand there, against a real server and a real mailbox."""
+
+from __future__ import annotations
+
+import csv
+import email
+import email.policy
+import json
+import os
+import re
+import subprocess
+import sys
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+from conftest import CHROME, ROOT, Mailbox, Server
+from test_live import get
+
+RECIPIENTS = 1_000
+
+
+def script(name: str) -> str:
+    """The block of README that begins with this comment."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (found,) = [block for block in blocks if block.startswith(f"# {name}\n")]
+    return str(found)
+
+
+def run(name: str, folder: Path, server: Server, id_: str, mailbox: Mailbox, *words: str) -> None:
+    """Run a script of README."""
+    (folder / name).write_text(script(name))
+    environ = {
+        **server.environ,
+        "API": f"{server.url}/{id_}",
+        "SMTP_HOST": "127.0.0.1",
+        "SMTP_PORT": str(mailbox.port),
+    }
+    done = subprocess.run([sys.executable, name, *words], cwd=folder, env=environ, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def html_of(raw: bytes) -> tuple[str, str]:
+    """The recipient of a message, and its HTML."""
+    message = email.message_from_bytes(raw, policy=email.policy.default)
+    assert isinstance(message, EmailMessage)
+    body = message.get_body(("html",))
+    assert body is not None
+    return str(message["To"]), str(body.get_content())
+
+
+def key_of(page: str, mail_id: str) -> str:
+    """The one key that pixel and links of an instrumented page have."""
+    (key,) = set(re.findall(rf"/{mail_id}/(?:pixel|click)/([\w-]+)", page))
+    return str(key)
+
+
+def asked(server: Server, id_: str, what: str) -> dict[str, Any]:
+    """What the API answers."""
+    found: dict[str, Any] = json.loads(get(server.port, f"/{id_}/{what}")[2])
+    return found
+
+
+def rows(server: Server, id_: str) -> list[dict[str, Any]]:
+    """The tenant's emails."""
+    found: list[dict[str, Any]] = asked(server, id_, "emails.json?limit=5000")["rows"]
+    return found
+
+
+def test_the_script_of_readme_sends_a_tracked_message(server: Server, mailbox: Mailbox, tmp_path: Path) -> None:
+    tenant = server.tenant("Acme")
+    run("send.py", tmp_path, server, tenant["id"], mailbox)
+    (raw,) = mailbox.received
+    recipient, page = html_of(raw)
+    key = key_of(page, tenant["mail_id"])
+    assert page.count("/pixel/") == page.count("/click/") == 1
+    (row,) = rows(server, tenant["id"])
+    assert (row["key"], row["recipient"], row["campaign"]) == (key, "ann@example.org", "Spring")
+    assert "ann@example.org" in recipient
+    status, headers, _ = get(server.port, re.findall(rf"{server.url}(/\w+/click/[^\"]+)", page)[0])
+    assert (status, headers["location"]) == (302, "https://acme.com/sale?a=1&b=2")
+
+
+def test_the_mail_merge_of_readme_gives_each_of_a_thousand_recipients_their_own(
+    server: Server, mailbox: Mailbox, tmp_path: Path
+) -> None:
+    tenant = server.tenant("Acme")
+    people = [(f"reader{n}@example.org", f"Reader <{n}>") for n in range(RECIPIENTS)]
+    with (tmp_path / "people.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("address", "name"), *people])
+    run("merge.py", tmp_path, server, tenant["id"], mailbox, "people.csv")
+    arrived = dict(map(html_of, mailbox.received))
+    assert set(arrived) == {address for address, _ in people}
+    keys = {address: key_of(page, tenant["mail_id"]) for address, page in arrived.items()}
+    assert len(set(keys.values())) == RECIPIENTS
+    assert all(f"Hello Reader &lt;{n}&gt;" in arrived[address] for n, (address, _) in enumerate(people))
+    assert {row["recipient"]: row["key"] for row in rows(server, tenant["id"])} == keys
+    pixel = re.findall(rf"{server.url}(/\w+/pixel/[^\"]+)", arrived["reader7@example.org"])[0]
+    get(server.port, pixel, **{"User-Agent": CHROME})
+    opened = [row["recipient"] for row in rows(server, tenant["id"]) if row["opened_as"] == "person"]
+    assert opened == ["reader7@example.org"]
+    assert asked(server, tenant["id"], "stats.json")["sent"]["emails"] == RECIPIENTS
+
+
+def test_the_command_of_readme_instruments_a_template_that_a_tool_merges(server: Server, tmp_path: Path) -> None:
+    server.tenant("My shop")
+    (tmp_path / "page.html").write_text('<body><a href="https://acme.com/">x</a></body>')
+    lines = re.findall(r"^tracker\.py ((?:instrument|campaign).*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    for line in [line for line in lines if "--key-placeholder" in line or line.startswith("campaign")]:
+        command = f"'{sys.executable}' '{ROOT}/tracker.py' --env {os.devnull} {line}"
+        subprocess.run(["sh", "-ec", command], cwd=tmp_path, env=server.environ, check=True, timeout=60)
+    page = (tmp_path / "tracked.html").read_text()
+    merged = page.replace("{{ .Subscriber.UUID }}", "5f3c")
+    for path in re.findall(rf"{server.url}([^\"]+)", merged):
+        assert get(server.port, path, **{"User-Agent": CHROME})[0] in (200, 302)
+    told = server.run("campaign", "list", "My shop")
+    assert told == "Spring: 1,000 sent, opened by people 1, clicked by people 1\n"
