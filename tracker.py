@@ -5780,6 +5780,7 @@ def run_gunicorn(settings: Settings, app: App) -> None:
         def load(self) -> WSGIApplication:
             return wsgi(app)
 
+    heed_sigterm()
     Server().run()
 
 
@@ -5790,13 +5791,27 @@ def share_memory(server: object) -> None:
 
 
 def heed_sigterm() -> None:
-    """End a worker whose SIGTERM comes before it listens for it: gunicorn would lose it, and then wait 30 s in vain."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """End a worker whose SIGTERM comes before it listens for it: gunicorn would lose it, and then wait 30 s in vain.
+
+    From before the fork until the default is back in the child, the signal waits; the master's handler is not for it.
+    """
+
+    def let_it_come() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    def end_by_it() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        let_it_come()
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}),
+        after_in_parent=let_it_come,
+        after_in_child=end_by_it,
+    )
 
 
 def begin_worker(server: object, worker: object) -> None:
     """What a worker does before anything else: gunicorn's post_fork."""
-    heed_sigterm()
     gc.set_threshold(
         20_000, 20, 20
     )  # a request leaves few cycles; to look for them every 700 objects costs a hundredth
