@@ -1544,7 +1544,7 @@ ENCODINGS = {
     "quoted printable": "quoted-printable",
 }
 QP_ESCAPE = re.compile("=([0-9A-Fa-f]{2})")
-BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 BASE64_LINE = 76  # RFC 2045 §6.8
 SHIFTED = {  # in charsets in which ASCII stands for other letters between marks: where it does
     "iso": re.compile(r"\x1b\$(?:[@AB]|\([@-Z])[^\x1b]*|\x0e[^\x0f]*"),
@@ -1716,7 +1716,7 @@ def _decode_base64(text: str, part: Part, line_break: str) -> Encoded:
         del starts[-1], lengths[-1]
     letters = "".join(text[start : start + length] for start, length in zip(starts, lengths, strict=True))
     try:
-        if not letters.isascii() or not BASE64.fullmatch(letters):
+        if not BASE64.fullmatch(letters) or len(letters) % 4:
             raise ValueError
         content = binascii.a2b_base64(letters)
     except ValueError:
