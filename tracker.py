@@ -41,7 +41,7 @@ import threading
 import time
 import traceback
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime, timedelta, timezone, tzinfo
@@ -2752,7 +2752,7 @@ def register_emails(
                 "key": each.key,
                 "subject": each.subject,
                 "recipient": each.recipient,
-                "campaign": each.campaign,
+                "campaign": each.campaign and each.campaign.strip(),  # as hits and declarations name it
                 "at": now if each.sent_at is None else each.sent_at,
             },
         )
@@ -4654,10 +4654,10 @@ class Directory:
         owners = {entry["tracking_host"]: mail_id for mail_id, entry in tenants.items() if entry["tracking_host"]}
         self.tenants, self.retired, self.host_owners = tenants, frozenset(content["retired"]), owners
         # A name that two tenants have finds none.
-        called = [entry.get("name", "") for entry in content["tenants"].values()]
-        entries = content["tenants"].items()
-        self._words = {entry["name"]: mail_id for mail_id, entry in entries if called.count(entry.get("name")) == 1}
-        self._words |= {entry.get("id_sha256", ""): mail_id for mail_id, entry in entries}
+        entries = content["tenants"].items()  # those of older versions have neither name nor hash
+        called = Counter(entry.get("name") for _, entry in entries)
+        self._words = {entry["name"]: id_ for id_, entry in entries if "name" in entry and called[entry["name"]] == 1}
+        self._words |= {entry["id_sha256"]: id_ for id_, entry in entries if "id_sha256" in entry}
         self.known = True
 
 

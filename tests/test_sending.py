@@ -1302,3 +1302,25 @@ def test_only_the_dashboard_id_writes(path: str, stage: Stage) -> None:
 
 def test_without_a_public_address_a_message_is_refused_with_the_reason(staged: Callable[..., Stage]) -> None:
     assert "BASE_URL" in refused(staged(BASE_URL=""), status=409)
+
+
+# -- Odds and ends
+
+
+def test_what_an_older_version_wrote_of_tenants_still_serves_them(stage: Stage) -> None:
+    path = stage.folder / "tenants.json"
+    content = json.loads(path.read_text())
+    for entry in content["tenants"].values():
+        del entry["name"], entry["id_sha256"]
+    path.write_text(json.dumps(content))
+    stage.refresh()
+    assert stage.pixel("e1").headers["X-Tracker"] == "recorded"
+    assert stage.app.directory.trouble is None
+    assert stage.app.directory.find(stage.acme.mail_id) == stage.acme.mail_id
+    assert stage.app.directory.find("Acme") is None
+
+
+def test_spaces_round_a_campaign_make_no_other_campaign(stage: Stage) -> None:
+    for campaign in ("spring", " spring", "spring "):
+        stage.web.post_json(f"/{stage.acme.id}/emails", {"campaign": campaign})
+    assert stage.rows("select campaign, emails from campaigns where emails") == [("spring", 3)]
