@@ -488,7 +488,7 @@ def campaign_of(query: str) -> str:
     url = PLAIN_URL.search(query)
     match = CAMPAIGN.search(query[: url.start()] if url and "://" in url[2] else query)
     name = unquote_plus(match[1], errors="replace") if match else ""
-    return UNFIT.sub("", name).strip()[:MAX_CAMPAIGN]
+    return UNFIT.sub("", name).strip(" ")[:MAX_CAMPAIGN]
 
 
 class Pixel(NamedTuple):
@@ -2752,7 +2752,7 @@ def register_emails(
                 "key": each.key,
                 "subject": each.subject,
                 "recipient": each.recipient,
-                "campaign": each.campaign and each.campaign.strip(),  # as hits and declarations name it
+                "campaign": each.campaign and each.campaign.strip(" "),  # as hits and declarations name it
                 "at": now if each.sent_at is None else each.sent_at,
             },
         )
@@ -4017,11 +4017,11 @@ def period_of(connection: sqlite3.Connection, tenant: int, name: str, zone_name:
 
 def read_declaration(campaign: str, sent: int, sent_at: str | None) -> tuple[str, int, int | None]:
     """Check what somebody says of a campaign; the time in milliseconds since 1970. Raises BadInput."""
-    if not campaign.strip() or len(campaign) > MAX_CAMPAIGN or UNFIT.search(campaign):
+    if not campaign.strip(" ") or len(campaign) > MAX_CAMPAIGN or UNFIT.search(campaign):
         raise BadInput(f"campaign: expected a name of 1 to {MAX_CAMPAIGN} characters in one line")
     if not 0 <= sent <= MOST_SENT:
         raise BadInput(f"sent: expected a number from 0 to {MOST_SENT:,}")
-    return campaign.strip(), sent, None if sent_at is None else read_iso_time(sent_at, "sent_at")
+    return campaign.strip(" "), sent, None if sent_at is None else read_iso_time(sent_at, "sent_at")
 
 
 def read_iso_time(text: str, name: str) -> int:
