@@ -280,8 +280,8 @@ def get(connection: http.client.HTTPConnection, sent: Sent) -> tuple[int, dict[s
     """One request; it lies about the address that it comes from."""
     headers = {"User-Agent": sent.agent, "X-Forwarded-For": "203.0.113.7"}
     connection.request(sent.method, sent.path, headers=headers)
-    answer = connection.getresponse()
-    return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    with connection.getresponse() as answer:  # where the body breaks off, it still holds the socket
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
 
 
 def answer_to(
@@ -295,6 +295,9 @@ def answer_to(
         except CLOSED:
             old.close()
             fired.again.append(each.sent)
+        except BaseException:
+            old.close()
+            raise
         else:
             if old.sock is not None:
                 kept[each.host] = old
