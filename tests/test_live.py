@@ -89,8 +89,8 @@ def get(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int,
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
-        answer = connection.getresponse()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        with connection.getresponse() as answer:  # where the body breaks off, it still holds the socket
+            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
     finally:
         connection.close()
 

@@ -375,8 +375,8 @@ class Activated(Server):
             connection.sock = socket.create_connection(self.listener.getsockname(), timeout=60)
         with contextlib.closing(connection):
             connection.request("GET", path, headers={"User-Agent": CHROME, "X-Forwarded-For": address})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+            with connection.getresponse() as answer:  # where the body breaks off, it still holds the socket
+                return answer.status, answer.read()
 
     def close(self) -> None:
         self.listener.close()
