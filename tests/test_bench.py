@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import pytest
 from bench import bench
 from conftest import ROOT
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 BENCH = ROOT / "tests" / "bench" / "bench.py"
 
@@ -211,6 +218,15 @@ def test_a_quick_run_measures_everything_loses_nothing_and_cleans_up(command: li
     assert not left_over(tmp_path / "b")
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """What is started hears SIGINT: a shell's job in the background is born deaf to it, and so are the tests in it."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_whoever_stops_it_finds_nothing_left(command: list[str], tmp_path: Path, number: signal.Signals) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -222,6 +238,56 @@ def test_whoever_stops_it_finds_nothing_left(command: list[str], tmp_path: Path,
         said = process.communicate(timeout=120)[1]
     assert (process.returncode, said) == (130, "bench.py: stopped\n")
     assert not left_over(tmp_path / "b")
+
+
+@pytest.fixture
+def stoppable() -> Iterator[None]:
+    """Signals mean here what they mean to the benchmark."""
+    old = {number: signal.signal(number, bench.interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
+def stopped_at(step: int, run: Callable[[], None]) -> bool:
+    """Run, and send SIGTERM at one of the steps that are made in bench.py; whether there were so many."""
+    steps = itertools.count(1)
+
+    def trace(frame: FrameType, event: str, _: object) -> TraceFunction | None:
+        if frame.f_code.co_filename != bench.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if next(steps) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return trace
+
+    old = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        run()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(old)
+    return next(steps) > step
+
+
+@pytest.mark.usefixtures("stoppable")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a log that was just being opened
+def test_no_moment_is_so_bad_that_a_process_outlives_who_is_stopped_in_it(tmp_path: Path) -> None:
+    def run() -> None:
+        with bench.temporary_folder(tmp_path) as folder, bench.running(["sleep", "600"], {}, folder / "log"):
+            pass
+
+    before = bench.process_tree(os.getpid())
+    for step in itertools.count(1):
+        stopped = stopped_at(step, run)
+        after = bench.process_tree(os.getpid())
+        assert after == before, step
+        assert list(tmp_path.iterdir()) == [], step
+        if not stopped:
+            break
+    assert step > 50  # else there was no moment at all
 
 
 def test_a_tracker_that_does_not_run_is_a_failure_with_a_sentence(command: list[str], tmp_path: Path) -> None:

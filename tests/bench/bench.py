@@ -310,27 +310,44 @@ def end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a process. Whoever stops us meanwhile must wait: a process that nobody knows yet would be left behind."""
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let whoever stops us wait until the block has ended."""
     came: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
     try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
+        yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if came:
-        end(process)
         raise KeyboardInterrupt
+
+
+STARTED: list[subprocess.Popen[bytes]] = []  # an interruption may come between a start and the block that would end it
+
+
+def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process that end_all knows; a session of its own, so that Ctrl-C reaches it through us only."""
+    with undisturbed():
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+        STARTED.append(process)
     return process
+
+
+def end_all() -> None:
+    """End whatever was started and runs on."""
+    with undisturbed():
+        while STARTED:
+            end(STARTED.pop())
 
 
 @contextlib.contextmanager
 def running(command: Sequence[str], environ: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process for as long as the block runs; a session of its own, so that Ctrl-C reaches it through us only."""
+    """A process for as long as the block runs."""
     with log.open("ab") as out:
-        process = start(command, env=environ, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+        process = start(command, env=environ, cwd=ROOT, stdout=out, stderr=out)
     try:
         yield process
     finally:
@@ -507,14 +524,16 @@ def run_command(program: Sequence[str], environ: Mapping[str, str], *words: str)
     """Run a command of the tracker; its stdout, also where the status is 1. Raises BenchError."""
     command = [*program, "--env", os.devnull, *words]
     try:
-        done = subprocess.run(
-            command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
-        )
+        with start(command, env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            try:
+                out, err = (text.decode() for text in process.communicate(timeout=COMMAND_SECONDS))
+            finally:
+                process.kill()  # does nothing to one that has ended
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BenchError(str(error)) from error
-    if done.returncode > 1 or (done.returncode and not done.stdout):
-        raise BenchError(f"{shlex.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
-    return done.stdout
+    if process.returncode > 1 or (process.returncode and not out):
+        raise BenchError(f"{shlex.join(command)} ended with {process.returncode}: {err.strip()}")
+    return out
 
 
 def tracker(folder: Path, port: int, program: Sequence[str]) -> Tracker:
@@ -1041,7 +1060,10 @@ def temporary_folder(parent: Path | None) -> Iterator[Path]:
         longest = folder / "memory" / "us.sock"
         if len(os.fsencode(longest)) > MAX_SOCKET_PATH:
             raise BenchError(f"{longest} is too long for a socket: give a shorter --folder")
-        yield folder
+        try:
+            yield folder
+        finally:
+            end_all()
 
 
 def interrupted(number: int, frame: object) -> None:
