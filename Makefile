@@ -41,11 +41,11 @@ PIP_INSTALL = unset PIP_EDITABLE PIP_PREFIX PIP_ROOT PIP_TARGET; \
 	install --require-hashes --only-binary :all:
 
 # $(call install,what it is called,its requirements file): installs unless this very list was installed.
-# The copy is made last, so that a broken installation is tried again.
+# The copy is made last, so that a broken installation is tried again; each list has its own, by its whole path.
 define install
-@if ! cmp -s $(2) $(VENV)/installed-$(notdir $(2)); then \
+@if ! cmp -s $(2) $(VENV)/installed-$(subst /,-,$(2)); then \
 	echo "Installing $(1) into $(VENV)"; \
-	{ $(PIP_INSTALL) -r $(2); } && cp $(2) $(VENV)/installed-$(notdir $(2)); \
+	{ $(PIP_INSTALL) -r $(2); } && cp $(2) $(VENV)/installed-$(subst /,-,$(2)); \
 fi
 endef
 

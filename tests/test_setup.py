@@ -41,6 +41,16 @@ def test_the_visible_top_level_is_the_seven_names_of_the_design() -> None:
 # == make ==
 
 
+def test_each_list_of_packages_is_known_by_its_own_copy_so_that_none_is_installed_twice() -> None:
+    if shutil.which("make") is None:
+        missing("make")
+    planned = subprocess.run(
+        ["make", "-n", "bench-packages", "lint-packages"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    copies = dict(re.findall(r"\bcmp -s (\S+) (\S+);", planned.stdout))
+    assert len(copies) == len(set(copies.values())) == 4
+
+
 def test_make_help_lists_every_target_that_a_person_may_want() -> None:
     if shutil.which("make") is None:
         missing("make")
