@@ -6406,21 +6406,29 @@ def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **
     scheme, port = match.groups() if match else ("https", None)
     servers = []
     for host, has_certificate in hosts.items():
+        names = {"server_name": _nginx_name(host), **places}
         if scheme == "http":
             listen = _nginx_listen(port or http_port)
-            servers.append(server_file("_nginx_server.conf", listen=listen, host=host, certificate="", **places))
+            servers.append(server_file("_nginx_server.conf", listen=listen, certificate="", **names))
             continue
         shown_port = f":{port}" if port else ""
         otherwise = f"return 301 https://{host}{shown_port}$request_uri;" if has_certificate else "return 503;"
         listen = _nginx_listen(http_port)
-        servers.append(server_file("_nginx_challenge.conf", listen=listen, host=host, otherwise=otherwise, **places))
+        servers.append(server_file("_nginx_challenge.conf", listen=listen, otherwise=otherwise, **names))
         if has_certificate:
             certificate = server_file("_nginx_certificate.conf", host=host, **places)
             listen = _nginx_listen(port or DEFAULT_PORTS["https"], " ssl")
-            servers.append(
-                server_file("_nginx_server.conf", listen=listen, host=host, certificate=certificate, **places)
-            )
+            servers.append(server_file("_nginx_server.conf", listen=listen, certificate=certificate, **names))
     return server_file("nginx.conf", upstream=_nginx_upstream(settings), servers="\n".join(servers))
+
+
+LONGEST_HASHED_NAME = 46  # of the 64 bytes that a bucket of nginx's table of names has by itself
+
+
+def _nginx_name(host: str) -> str:
+    # A longer name keeps nginx from starting. Larger buckets are a setting that all its sites share and that must not
+    # stand twice, so such a name becomes a pattern, which needs none.
+    return host if len(host) <= LONGEST_HASHED_NAME else f'"~^{re.escape(host)}$"'
 
 
 def _nginx_listen(port: object, options: str = "") -> str:

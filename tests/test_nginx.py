@@ -782,6 +782,26 @@ def test_nginx_serves_proofs_before_any_certificate_exists_and_redirects_to_tls_
         nginx.stop()
 
 
+def test_a_host_with_a_long_name_keeps_nginx_from_nothing_and_has_its_own_server(tmp_path: Path) -> None:
+    long, longer = "a-host-of-sixty-characters-which-nginx-has-no-room.acme.test", f"{'x' * 63}.{'y' * 63}.globex.test"
+    nginx = Nginx(tmp_path, [long])
+    try:
+        acme = nginx.server.tenant("Acme", "--tracking-host", long)
+        globex = nginx.server.tenant("Globex", "--tracking-host", longer)
+        nginx.server.start()
+        nginx.start()
+        front = Front(nginx, {"Acme": acme, "Globex": globex})
+        path = front.pixel("Acme", "long")
+        assert is_pixel(front.ask(path, host=long))  # by its own certificate
+        answer = plain(nginx, path, long)
+        assert (answer.status, answer.headers["location"]) == (301, f"https://{long}:{nginx.port}{path}")
+        assert plain(nginx, path, longer).status == 503  # which has none so far
+        for other in (f"x{long}", f"{long}x", long.replace(".", "x")):
+            assert plain(nginx, path, other).headers["location"].startswith(nginx.url)  # as the first host
+    finally:
+        nginx.stop()
+
+
 # == Paths ==
 
 # A target; the status of its answer, and what becomes of it: the key that is recorded, or X-Tracker's word.
