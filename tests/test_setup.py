@@ -13,6 +13,8 @@ from functools import cache
 import pytest
 from conftest import ROOT, missing
 
+import tracker
+
 TOP_LEVEL = {"tracker.py", "schema.sql", "pixel.gif", "templates", "tests", "Makefile", "README.md"}
 SECTIONS = (
     *("Settings", "Links", "Verdicts", "Store", "Spool", "Stats", "Pages", "Web", "Handlers"),
@@ -212,3 +214,21 @@ exec(import_tracker)
 def test_importing_tracker_reads_no_environment_and_opens_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_importing_tracker_loads_nothing_that_only_some_commands_need() -> None:
+    """Each worker would carry it."""
+    say = "import sys, tracker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-S", "-c", say], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    heavy = {"argparse", "csv", "email.message", "gunicorn", "html.parser", "http.client", "logging", "subprocess"}
+    assert "tracker" in done.stdout.split(), done.stderr
+    assert heavy & set(done.stdout.split()) == set()
+
+
+def test_each_cache_has_a_bound() -> None:
+    bounds = {
+        name: each.cache_parameters()["maxsize"]
+        for name, each in vars(tracker).items()
+        if hasattr(each, "cache_parameters")
+    }
+    assert bounds and all(bound is not None and bound <= 1024 for bound in bounds.values()), bounds
