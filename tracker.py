@@ -2079,10 +2079,15 @@ class Database:
             raise StoreError(f"{self.path} was replaced by another file; restart to use it")
         row = connection.execute("select value from secrets where name = 'instance'").fetchone()
         spool_instance = read_small_file(self.folder, "spool", "instance")
+        if spool_instance is None:
+            raise StoreError(
+                f"{self.path} has no spool (there is no spool/instance beside it); if it was put back from a backup, "
+                "`serve` makes one: start it"
+            )
         if row is None or row[0] != spool_instance:
             raise StoreError(
                 f"{self.path} and {os.path.join(self.folder, 'spool')} do not belong together "
-                "(spool/instance names another database, or is gone); put back the pair that does"
+                "(spool/instance names another database); put back the pair that does"
             )
 
     @contextlib.contextmanager

@@ -121,6 +121,26 @@ def test_a_backup_says_what_it_holds_and_how_to_keep_it(run: Callable[..., Said]
     assert f"{os.stat('copy.db').st_size:,} bytes" in said.out
 
 
+def test_a_backup_that_was_put_in_place_says_to_start_the_server_which_makes_its_spool(
+    stage: Stage, run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.pixel("ann")
+    assert run("backup", "copy.db").status == 0
+    restored = tmp_path / "restored" / "tracking.db"
+    restored.parent.mkdir()
+    shutil.copy("copy.db", restored)
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:{restored}")
+    for command in ("check", "stats", "drain"):
+        said = run(command, *(["Acme"] if command == "stats" else []))
+        assert (said.status, said.out) == (1, "")
+        assert f"{restored} has no spool" in said.err and "`serve` makes one: start it" in said.err
+    # What `serve` does first.
+    database = tracker.create_database(str(restored), tracker.resource("schema.sql").decode())
+    with contextlib.closing(database), tracker.changing_tenants(database):
+        pass
+    assert run("check").out == "all is well\n"
+
+
 def test_a_backup_says_that_secret_key_is_not_in_it(run: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_KEY", KEY)
     said = run("backup", "copy.db")

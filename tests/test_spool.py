@@ -1069,7 +1069,7 @@ def test_a_database_and_the_spool_of_another_are_refused(stage: Stage, tmp_path:
             ask()
     assert stage.pixel("e2").headers["X-Tracker"] == "recorded"
     instance.unlink()
-    with pytest.raises(tracker.StoreError, match="do not belong together"):
+    with pytest.raises(tracker.StoreError, match="has no spool"):
         tracker.drain(stage.database)
     instance.write_text(own)
     stage.drain()
