@@ -6401,12 +6401,21 @@ def _has_certificate(folder: str, host: str) -> bool:
         raise StoreError(f"can't look for certificates in {folder}: {error.strerror}; expected to be root") from error
 
 
+def _refuse_odd_path(path: str, reader: str) -> None:
+    if not re.fullmatch(r"/[\w./+@-]+", path, re.ASCII):
+        raise BadInput(f"{path!r}: expected an absolute path of letters, digits and . _ + @ -, for {reader} to read")
+
+
 def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **places: str) -> str:
     """nginx's configuration for hosts, each with whether it has its certificate yet.
 
     nginx does not start without a certificate that it was told of, so until there is one a host only answers what
-    those ask who make certificates.
+    those ask who make certificates. Raises BadInput for what nginx would read as something else.
     """
+    for path in places.values():
+        _refuse_odd_path(path, "nginx")
+    if not _is_port(str(http_port)):
+        raise BadInput(f"--http-port is {http_port}: expected a port from 1 to 65535")
     match = re.fullmatch("(https?)://.*?(?::([0-9]+))?", settings.base_url or "")
     scheme, port = match.groups() if match else ("https", None)
     servers = []
@@ -6446,6 +6455,8 @@ def _nginx_listen(port: object, options: str = "") -> str:
 def _nginx_upstream(settings: Settings) -> str:
     if settings.address.startswith("fd:"):
         raise StoreError(f"BIND is {settings.address}; expected where nginx finds the tracker: unix:/path or HOST:PORT")
+    if settings.address.startswith("unix:"):
+        _refuse_odd_path(settings.address.removeprefix("unix:"), "nginx")
     return re.sub(r"^(0\.0\.0\.0|\[::\]):", "127.0.0.1:", settings.address)
 
 
@@ -6475,14 +6486,14 @@ def _put_out(path: str | None, text: str) -> None:
 def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file: str) -> str:
     """One of the files for systemd: "service", "socket" or "sysusers". Raises BadInput for what can't work."""
     for path in (*command[::2], settings.folder, env_file):
-        _refuse_odd_path(path)
+        _refuse_odd_path(path, "systemd")
     if name == "sysusers":
         return server_file("systemd.sysusers", folder=settings.folder)
     if name == "socket":
         listen = settings.address.removeprefix("unix:")
         permissions = ""
         if listen != settings.address:
-            _refuse_odd_path(listen)
+            _refuse_odd_path(listen, "systemd")
             permissions = server_file("_systemd_permissions.socket", group=_nginx_group())
         elif read_address(listen) is None:
             raise BadInput(
@@ -6498,11 +6509,6 @@ def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file
     state = re.fullmatch("/var/lib/([^/]+)", settings.folder)
     folder = f"StateDirectory={state[1]}\nStateDirectoryMode=0750" if state else f"ReadWritePaths={settings.folder}"
     return server_file("systemd.service", command=" ".join(command), env_file=env_file, folder=folder)
-
-
-def _refuse_odd_path(path: str) -> None:
-    if not re.fullmatch(r"/[\w./+@-]+", path, re.ASCII):
-        raise BadInput(f"{path!r}: expected an absolute path of letters, digits and . _ + @ -, for systemd to read")
 
 
 HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")

@@ -1376,6 +1376,20 @@ def test_no_file_is_printed(database: bool, environ: dict[str, str], says: str, 
     assert (tmp_path / "data").exists() is database
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--webroot", "/srv/a b"), ("--certificates", "/srv/$a"), ("--log-folder", "/srv/a;b"), ("--http-port", "0")],
+)
+def test_what_nginx_would_read_as_something_else_is_refused(option: str, value: str, tmp_path: Path) -> None:
+    base = {"BASE_URL": "https://track.example.com"}
+    assert printed(tmp_path, "tenant", "add", "Acme", **base).returncode == 0
+    done = printed(tmp_path, "nginx", option, value, **base)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert value in done.stderr and "expected a" in done.stderr
+    done = printed(tmp_path, "nginx", BIND="unix:/run/a b.sock", **base)
+    assert (done.returncode, done.stdout) == (1, "") and "'/run/a b.sock'" in done.stderr
+
+
 def test_the_commands_for_missing_certificates_are_printed_beside_the_file(tmp_path: Path) -> None:
     base = {"BASE_URL": "https://track.example.com"}
     assert printed(tmp_path, "tenant", *("add", "Acme", "--tracking-host", "t.acme.test"), **base).returncode == 0
