@@ -1364,9 +1364,11 @@ def said_by_headers(raw: bytes) -> Said:
             text = str(email.header.make_header(email.header.decode_header(text)))
         return " ".join(UNFIT.sub(" ", text).split())
 
-    addresses = email.utils.getaddresses(
-        [str(each) for name in ("To", "Cc", "Bcc") for each in headers.get_all(name, [])]
-    )
+    addresses: list[tuple[str, str]] = []
+    with contextlib.suppress(Exception):  # such as RecursionError, for comments in comments
+        addresses = email.utils.getaddresses(
+            [str(each) for name in ("To", "Cc", "Bcc") for each in headers.get_all(name, [])]
+        )
     return Said(decoded(headers.get("Subject", "")), [decoded(address) for _, address in addresses if "@" in address])
 
 

@@ -229,6 +229,14 @@ def test_headers_of_every_form_are_read(headers: bytes, subject: str, recipient:
     assert [row[1:3] for row in emails(pipe.stage)] == [(subject, recipient)]
 
 
+@pytest.mark.parametrize("sign", ["(", ":", " :", "<", '"', ",", "\\", "[", "=?utf-8?q?"])
+def test_a_header_of_nothing_but_signs_keeps_no_message_from_being_instrumented(sign: str, pipe: Pipe) -> None:
+    message = f"To: {sign * (50_000 // len(sign))}\r\n".encode() + MESSAGE.replace(b"To: ", b"X-To: ")
+    assert undone(pipe.instrument("--email", "e1", stdin=message).out) == message
+    assert [row[:2] for row in emails(pipe.stage)] == [("e1", "Grüße aus Bern")]
+    assert post(pipe.stage, "?key=e2", message).headers["X-Tracker"] == "instrumented"
+
+
 def test_what_the_options_say_goes_before_the_headers(pipe: Pipe) -> None:
     out = pipe.instrument(
         *("--email", "e+1@x", "--subject", "Mine", "--recipient", "bob@example.org", "--campaign", "spring")
