@@ -1549,7 +1549,8 @@ QP_ESCAPE = re.compile("=([0-9A-Fa-f]{2})")
 BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 BASE64_LINE = 76  # RFC 2045 §6.8
 SHIFTED = {  # in charsets in which ASCII stands for other letters between marks: where it does
-    "iso": re.compile(r"\x1b\$(?:[@AB]|\([@-Z])[^\x1b]*|\x0e[^\x0f]*"),
+    # Kanji, katakana of half the width, letters of another set for one character (ESC N), and between SO and SI.
+    "iso": re.compile(r"\x1b(?:\$(?:[@AB]|\([@-Z])|\(I)[^\x1b]*(?:\x1b[.N][^\x1b]*)*|\x1bN.|\x0e[^\x0f]*"),
     "hz": re.compile(r"~~|~\{(?:[!-}][!-~])*"),
 }
 SHIFTING = re.compile("(iso)-?2022-|(hz)", re.IGNORECASE)

@@ -600,6 +600,7 @@ def test_a_url_that_is_not_ascii_is_read_in_the_charset_of_its_part(
         ("iso-2022-jp", "ユーザー名 メーカー様"),
         ("iso-2022-jp-2", "メーカー様 한글"),
         ("iso-2022-jp-ext", "メーカー様"),
+        ("iso-2022-jp-ext", "ｼﾅﾘｵ 表ｼﾅﾘｵ"),
         ("iso-2022-kr", "한글 메일을 드립니다 낯설다"),
         ("hz-gb-2312", "中文。“￥”"),
         ("hz", "中文~ 中文"),
@@ -622,6 +623,15 @@ def test_the_marks_of_hz_are_text_in_other_charsets(label: str) -> None:
     new, report = instrument(single(page, kind=f"text/html; charset={label}"))
     assert report.wrapped == [URL]
     assert body_of(new) == expected(page.encode())
+
+
+@pytest.mark.parametrize("label", ["iso-2022-jp", "iso-2022-jp-2"])
+@pytest.mark.parametrize("letters", [b"\x1b(I<EX5\x1b(B", b"\x1b.A\x1bN<a", b"\x1b$BMM\x1bN<MM<M\x1b(B"])
+def test_katakana_and_letters_of_a_single_shift_hide_no_link(letters: bytes, label: str) -> None:
+    page = letters + f'<a href="{URL}">'.encode()
+    new, report = instrument(single(page, kind=f"text/html; charset={label}"))
+    assert report.wrapped == [URL]
+    assert body_of(new) == letters + f'<a href="{tracked(URL)}">{PIXEL}'.encode()
 
 
 def test_two_tildes_of_hz_are_one_and_hide_nothing() -> None:
