@@ -858,6 +858,7 @@ PLACEHOLDERS = (  # of template languages: how they begin and end
     *(("{", "}"), ("*|", "|*"), ("%%", "%%"), ("<%", "%>"), ("[[", "]]")),
     ("%recipient", "%"),
 )
+CUT_PLACEHOLDERS = ("{{", "{%", "<%")  # one that does not end in its attribute holds the quote that ends that
 
 # A tag's attributes. Each alternative ends where no other could begin, so nothing is tried twice, and the lookahead
 # with its back-reference keeps what it found: a tag without an end is given up in one pass, whatever its length.
@@ -1251,7 +1252,8 @@ def browser_trim(url: str) -> str:
 
 def has_placeholder(text: str) -> bool:
     """Whether a text holds what a template language would replace."""
-    return any((at := text.find(begin)) >= 0 and text.find(end, at + len(begin)) >= 0 for begin, end in PLACEHOLDERS)
+    whole = any((at := text.find(begin)) >= 0 and text.find(end, at + len(begin)) >= 0 for begin, end in PLACEHOLDERS)
+    return whole or any(begin in text for begin in CUT_PLACEHOLDERS)
 
 
 def _why_left(page: Html, url: str, attributes: Mapping[str, Attribute], how: Instrumenting) -> str | None:

@@ -217,6 +217,15 @@ def test_a_url_that_holds_a_placeholder_is_left_and_told(placeholder: str) -> No
         assert [(left, "placeholder" in reason) for left, reason in report.left] == [(url, True)]
 
 
+@pytest.mark.parametrize("placeholder", ['{{ url "x" }}', '{% url "x" %}', '<%= url "x" %>'])
+def test_a_placeholder_with_the_quotes_of_its_attribute_in_it_is_not_cut_in_two(placeholder: str) -> None:
+    text = f'<a href="https://acme.com/{placeholder}">x</a>'
+    new, report = instrument(text, place="none")
+    assert new == text
+    (left,) = report.left
+    assert left[0] == text.split('"')[1].rstrip() and "placeholder" in left[1]
+
+
 @pytest.mark.parametrize("rest", ["?a=%7Bx%7D", "{", "}{", "%%", "?q=100%25%", "[x]", "*|", "?%recipient"])
 def test_what_only_looks_like_a_placeholder_is_wrapped(rest: str) -> None:
     assert links_only(f'<a href="https://acme.com/{rest}">')[1] == [f"https://acme.com/{rest}"]
