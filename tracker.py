@@ -46,6 +46,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
@@ -841,6 +842,8 @@ def _judge_agent(agent: str, kind: int) -> tuple[str, str]:
 # elsewhere, and not at the same place in every Python.
 
 MAX_WRAPPED = 10_000  # links of a message; whoever has more writes no mail
+MAX_TAGS = 50_000  # links and images of a page; more, and it is left as it is
+MAX_ATTRIBUTES = 10_000  # of a tag; what has more is taken for a tag that does not end
 CLIPPED_BYTES = 100_000  # Gmail clips a message at about 102 kB, and with it a pixel at its end
 PIXEL_PLACES = ("bottom", "top", "none")
 LINK_TAGS = {"a", "area"}
@@ -865,7 +868,7 @@ CUT_PLACEHOLDERS = ("{{", "{%", "<%")  # one that does not end in its attribute 
 _NAME = r"[^\t\n\f\r />][^\t\n\f\r />=]*(?![^\t\n\f\r />=])"
 _VALUE = r"""(?:"[^"]*"|'[^']*'|[^\t\n\f\r >"'][^\t\n\f\r >]*(?![^\t\n\f\r >])|(?=>))"""
 _ATTRIBUTE = rf"[\t\n\f\r /]*{_NAME}(?:[\t\n\f\r ]*=[\t\n\f\r ]*{_VALUE}|(?![\t\n\f\r ]*=))"
-TAG_REST = re.compile(rf"(?=((?:{_ATTRIBUTE})*))\1[\t\n\f\r /]*>")
+TAG_REST = re.compile(rf"(?=((?:{_ATTRIBUTE}){{0,{MAX_ATTRIBUTES}}}))\1[\t\n\f\r /]*>")
 ATTRIBUTE = re.compile(rf"[\t\n\f\r /]*({_NAME})(?:[\t\n\f\r ]*=[\t\n\f\r ]*({_VALUE})|(?![\t\n\f\r ]*=))")
 MARKUP = re.compile(r"<(?:(!--)|(/?)([A-Za-z][^\t\n\f\r />]*)|([!?]|/(?:[^>]|\Z)))")
 CONDITIONAL = re.compile(r"<!--\[if\b[^\]>]*\]>", re.IGNORECASE)
@@ -987,6 +990,10 @@ class Report:
 PIXEL_THERE = "not placed: one of ours is there already"
 
 
+class Unclear(ValueError):
+    """Why a page, a part, or the message, is left as it is."""
+
+
 def apply_edits(text: str, edits: Iterable[Edit]) -> str:
     """The text with its edits, which are in order and do not overlap."""
     parts, at = [], 0
@@ -999,7 +1006,7 @@ def apply_edits(text: str, edits: Iterable[Edit]) -> str:
 def instrument_html(text: str, how: Instrumenting) -> tuple[str, Report]:
     """Wrap the links of an HTML text and place the pixel. Sizes in the report are those in UTF-8."""
     report = Report()
-    report.edits = html_edits(Html(text, lambda start, end: text[start:end]), how, report)
+    report.edits = _page_edits(Html(text, lambda start, end: text[start:end]), how, report)
     new = apply_edits(text, report.edits)
     report.size_before, report.size_after = (len(each.encode("utf-8", "surrogatepass")) for each in (text, new))
     return new, report
@@ -1010,10 +1017,21 @@ def instrument_html_bytes(raw: bytes, how: Instrumenting) -> tuple[bytes, Report
     content = raw.decode("latin-1")
     report = Report(size_before=len(raw))
     page = Html(content, lambda start, end: content[start:end].encode("latin-1").decode("utf-8"))
-    report.edits = html_edits(page, how, report)
+    report.edits = _page_edits(page, how, report)
     new = apply_edits(content, report.edits).encode("latin-1")
     report.size_after = len(new)
     return new, report
+
+
+def _page_edits(page: Html, how: Instrumenting, report: Report, name: str = "the page") -> list[Edit]:
+    """What html_edits finds; the report says why where that is nothing because the page is no mail."""
+    try:
+        return html_edits(page, how, report)
+    except Unclear as error:
+        report.skipped.append((name, str(error)))
+        if not report.has_pixel:
+            report.pixel = f"not placed: {name} is left as it is"
+        return []
 
 
 # -- HTML: where its tags are, and what their attributes say
@@ -1160,9 +1178,14 @@ class Html(NamedTuple):
 
 
 def html_edits(page: Html, how: Instrumenting, report: Report) -> list[Edit]:
-    """What wraps the links and places the pixel, in order; what is done and what is not goes into the report."""
+    """What wraps the links and places the pixel, in order; what is done and what is not goes into the report.
+
+    Raises Unclear, and reports nothing, for a page that is no mail.
+    """
     edits = []
-    tags = list(read_tags(page.text, WANTED_TAGS))
+    tags = list(islice(read_tags(page.text, WANTED_TAGS), MAX_TAGS + 1))
+    if len(tags) > MAX_TAGS:
+        raise Unclear(f"it has more than {MAX_TAGS:,} links and images")
     for tag in tags:
         if tag.name == "img" and not report.has_pixel and _is_our_pixel(page, tag, how):
             report.pixel = PIXEL_THERE
@@ -1192,7 +1215,8 @@ def _is_our_pixel(page: Html, tag: Tag, how: Instrumenting) -> bool:
 
 def has_our_pixel(page: Html, how: Instrumenting) -> bool:
     """Whether there is a pixel of ours in an HTML text."""
-    return any(_is_our_pixel(page, tag, how) for tag in read_tags(page.text, {"img"}) if tag.name)
+    images = islice(read_tags(page.text, {"img"}), MAX_TAGS)
+    return any(_is_our_pixel(page, tag, how) for tag in images if tag.name)
 
 
 def _pixel_place(text: str, tags: list[Tag], where: str) -> tuple[int, str]:
@@ -1280,6 +1304,7 @@ def _why_left(page: Html, url: str, attributes: Mapping[str, Attribute], how: In
 
 MAX_DEPTH = 50  # of parts in parts
 MAX_PARTS = 1_000  # more, and a message is no mail
+MAX_EDGES = 10_000  # lines that begin as a boundary does
 MAX_LINES = 250_000  # of an encoded part; of full ones, 10 MB are half as many
 MAX_HEADERS = 256_000  # bytes, of one part
 MAX_PARAMETERS = 4_096  # bytes of a Content-Type: to read many of them takes quadratic time
@@ -1296,10 +1321,6 @@ OTHER_PARTS = {
 LINE_BREAK = re.compile(r"\r\n|\n|\r")
 SPACED_COLON = re.compile(r"((?:\A|[\r\n])[!-9;-~]+)[ \t]+:")
 HEADER_LINE = re.compile(r"[!-9;-~]+[ \t]*:|[ \t]")
-
-
-class Unclear(ValueError):
-    """Why a part, or the message, is left as it is."""
 
 
 class Part(NamedTuple):
@@ -1497,12 +1518,21 @@ def split_parts(text: str, part: Part) -> list[tuple[int, int]]:
 def _boundary_lines(text: str, part: Part, line: str) -> Iterator[tuple[int, int, bool]]:
     """Where the lines of a boundary begin and end, and whether it is the last one's."""
     rest = re.compile(r"(--)?[ \t]*(?:\r\n|\n|\r|\Z)")
-    at = text.find(line, part.start, part.end)
-    while at >= 0:
-        match = rest.match(text, at + len(line), part.end) if at == part.start or text[at - 1] in "\r\n" else None
+    # Parts in parts are read once for each depth, so what only begins like a boundary must cost little: it is sought
+    # with the line break before it, and lines without end are no mail.
+    places = [at for sign in "\r\n" for at in islice(_places(text, sign + line, part.start - 1, part.end), MAX_EDGES)]
+    if len(places) >= MAX_EDGES:
+        raise Unclear(f"{MAX_EDGES:,} lines or more begin as its boundary does")
+    for at in sorted(places):
+        match = rest.match(text, at + 1 + len(line), part.end)
         if match:
-            yield at, match.end(), bool(match[1])
-        at = text.find(line, at + len(line), part.end)
+            yield at + 1, match.end(), bool(match[1])
+
+
+def _places(text: str, sought: str, start: int, end: int) -> Iterator[int]:
+    while (start := text.find(sought, start, end)) >= 0:
+        yield start
+        start += 1
 
 
 def _before_line_break(text: str, end: int) -> int:
@@ -1530,7 +1560,7 @@ def read_body(text: str, part: Part, unsubscribe: list[str]) -> Body:
 
 def _body_edits(body: Body, how: Instrumenting, report: Report) -> list[Edit]:
     """What instruments one HTML part."""
-    edits = body.byte_edits(html_edits(body.page, how, report))
+    edits = body.byte_edits(_page_edits(body.page, how, report, str(body.part)))
     size = len(body.encoded.content)
     report.size_before += size
     report.size_after += size + sum(len(edit.new) - (edit.end - edit.start) for edit in edits)
@@ -1591,11 +1621,15 @@ def read_page(part: Part, encoded: Encoded) -> tuple[Html, Callable[[list[Edit]]
     shifts = SHIFTING.match(label)
     text = content
     if shifts:
-        runs = SHIFTED[(shifts[1] or shifts[2]).lower()]
-        text = runs.sub(lambda run: "_" * len(run[0]), content)
-        if any(run.end() == len(content) and run[0] != "~~" for run in runs.finditer(content)):
-            raise Unclear("it ends among letters that are shifted")
+        text = SHIFTED[(shifts[1] or shifts[2]).lower()].sub(_blank, content)
     return Html(text, read, encoded.longest), lambda edits: edits
+
+
+def _blank(run: re.Match[str]) -> str:
+    """Put in place of letters that are shifted what is no markup."""
+    if run.end() == len(run.string) and run[0] != "~~":
+        raise Unclear("it ends among letters that are shifted")
+    return "_" * len(run[0])
 
 
 def _codec(label: str) -> str:
@@ -1833,14 +1867,13 @@ class _QPPlaces:
         if line is not self.line or decoded < self._decoded:
             self.line, self._decoded, self._encoded = line, line.decoded, line.start
         while self._decoded < decoded:
-            literal = self._text.find("=", self._encoded, min(self.line.stop, self._encoded + decoded - self._decoded))
-            step = (
-                literal - self._encoded
-                if literal >= 0
-                else min(self.line.stop - self._encoded, decoded - self._decoded)
-            )
+            # So many bytes hold no more characters than that; an escape which they cut waits for the next round.
+            end = min(self.line.stop, self._encoded + decoded - self._decoded)
+            cut = self._text.find("=", max(self._encoded, end - 2), end)
+            step = (end if cut < 0 else cut) - self._encoded
             if step > 0:
-                self._encoded, self._decoded = self._encoded + step, self._decoded + step
+                escapes = len(QP_ESCAPE.findall(self._text, self._encoded, self._encoded + step))
+                self._encoded, self._decoded = self._encoded + step, self._decoded + step - 2 * escapes
             else:
                 self._encoded, self._decoded = self._encoded + self._width(), self._decoded + 1
         return self._encoded + self._width() if after else self._encoded

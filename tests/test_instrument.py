@@ -289,6 +289,23 @@ def test_without_links_only_the_pixel_is_placed() -> None:
     assert (new, report.wrapped, report.left) == (NEWSLETTER.replace("</BODY>", PIXEL + "</BODY>"), [], [])
 
 
+def test_a_page_of_more_links_and_images_than_mail_has_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "MAX_TAGS", 20)
+    assert len(instrument('<a href="https://acme.com/">' * 20)[1].wrapped) == 20
+    page = '<a href="https://acme.com/"><img src="x">' * 11
+    new, report = instrument(page)
+    assert (new, report.wrapped, report.pixel) == (page, [], "not placed: the page is left as it is")
+    assert report.skipped == [("the page", "it has more than 20 links and images")]
+
+
+def test_a_tag_of_more_attributes_than_any_has_is_none() -> None:
+    words = " b" * (tracker.MAX_ATTRIBUTES - 1)
+    assert links_only(f'<a href="https://acme.com/"{words}>')[1] == [SPECIAL]
+    text = f'<a href="https://acme.com/"{words} b>'
+    new, report = instrument(text)
+    assert (new, report.wrapped) == (PIXEL + text, [])
+
+
 # -- What holds no link
 
 

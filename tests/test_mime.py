@@ -714,6 +714,25 @@ def test_a_message_of_too_many_parts_is_left_alone() -> None:
     left_alone(multipart("mixed", *[part("text/html", PAGE)] * 1001), "the message", "1,000 parts")
 
 
+def test_a_part_of_more_links_than_mail_has_is_left_and_the_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "MAX_TAGS", 20)
+    page = f'<a href="{URL}">' * 21
+    left_alone(single(page), "1 text/html", "more than 20 links and images")
+    raw = multipart("mixed", part("text/html", PAGE), part("text/html", page))
+    new, report = instrument(raw)
+    assert new == raw.replace(PAGE.encode(), expected(PAGE.encode()))
+    assert (report.pixel, report.touched) == ("placed before </body>", ["1 text/html"])
+    assert report.skipped == [("2 text/html", "it has more than 20 links and images")]
+
+
+def test_lines_without_end_that_only_begin_like_a_boundary_are_left_alone() -> None:
+    like = "--b1x\r\n"
+    _, report = instrument(multipart("mixed", part("text/html", like * 9_000 + PAGE)))
+    assert report.wrapped == [URL]
+    raw = multipart("mixed", part("text/html", like * 10_000 + PAGE))
+    left_alone(raw, "multipart/mixed", "10,000 lines or more begin as its boundary does")
+
+
 def test_two_html_parts_have_their_links_wrapped_and_one_pixel() -> None:
     alternative = part(
         "multipart/alternative; boundary=b2", parts(part("text/plain", "x"), part("text/html", PAGE), boundary="b2")

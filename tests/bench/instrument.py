@@ -32,7 +32,12 @@ HOSTILE = (
     '<a x="',
     "<a b=c ",
     '<a href="&amp',
+    "<a href=http://a.example/>",
+    "<a b=c>",
+    "<!--[if mso]><v:x href=http://a.example/><![endif]-->",
+    "<b>",
 )
+HOSTILE_QUOTED = ("=", "=3D", ".", "=\r\n")  # in quoted-printable
 ENCODINGS = ("quoted-printable", "base64", "8bit")
 
 
@@ -58,10 +63,24 @@ def message(page: str, encoding: str) -> bytes:
     return bytes(made)
 
 
+HEAD = 'Content-Type: multipart/mixed; boundary="{0}"\r\n\r\n--{0}\r\n'
+
+
 def nested(size: int) -> bytes:
     """Multiparts in multiparts, none of which ends."""
-    head = 'Content-Type: multipart/mixed; boundary="{0}"\r\n\r\n--{0}\r\n'
-    return "".join(head.format(n) for n in range(size // 60)).encode()
+    return "".join(HEAD.format(n) for n in range(size // 60)).encode()
+
+
+def nested_alike(size: int) -> bytes:
+    """The same as deep as they are read, and then what begins like each of their boundaries."""
+    line = "--" + "x" * tracker.MAX_DEPTH
+    heads = "".join(HEAD.format("x" * n) for n in range(1, tracker.MAX_DEPTH + 1))
+    return (heads + f"{line}\r\n" * 1000 + line * (size // len(line))).encode()
+
+
+def quoted(unit: str, size: int) -> bytes:
+    """A part in quoted-printable."""
+    return f"Content-Type: text/html\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n{unit * (size // len(unit))}".encode()
 
 
 def seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
@@ -93,9 +112,10 @@ def main() -> int:
     for unit in HOSTILE:
         text = unit * (HOSTILE_BYTES // len(unit))
         print(f"10 MB of {unit!r}: {seconds(lambda text=text: tracker.instrument_html(text, how), 1):.2f} s")  # type: ignore[misc]
-    print(
-        f"10 MB of nested multiparts: {seconds(lambda: tracker.instrument_message(nested(HOSTILE_BYTES), how), 1):.2f} s"
-    )
+    mails = {f"{unit!r} in quoted-printable": quoted(unit, HOSTILE_BYTES) for unit in HOSTILE_QUOTED}
+    mails |= {"nested multiparts": nested(HOSTILE_BYTES), "boundaries alike": nested_alike(HOSTILE_BYTES)}
+    for name, raw in mails.items():
+        print(f"10 MB of {name}: {seconds(lambda raw=raw: tracker.instrument_message(raw, how), 1):.2f} s")  # type: ignore[misc]
     return 0
 
 
