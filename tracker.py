@@ -1332,6 +1332,7 @@ class Part(NamedTuple):
     start: int
     end: int
     has_body: bool  # whether a blank line ends its headers
+    rank: tuple[int, ...] = ()  # sorts parts by who is read first: of alternatives, the last (RFC 2046 §5.1.4)
 
     def __str__(self) -> str:
         return f"{self.number} {self.kind}"
@@ -1411,7 +1412,9 @@ def _message_edits(text: str, how: Instrumenting, report: Report, *, force: bool
             report.skipped.append((str(part), str(error)))
     if len(bodies) > 1 and any(has_our_pixel(body.page, how) for body in bodies):
         report.pixel = PIXEL_THERE
-    return [edit for body in bodies for edit in _body_edits(body, how, report)]
+    bodies.sort(key=lambda body: body.part.rank)  # the one pixel goes where it will be shown
+    edits = [edit for body in bodies for edit in _body_edits(body, how, report)]
+    return sorted(edits, key=lambda edit: edit.start)
 
 
 def read_part(text: str, start: int, end: int, number: str) -> Part:
@@ -1467,7 +1470,8 @@ def html_parts(text: str, whole: Part, report: Report) -> Iterator[Part]:
         for n, span in enumerate(spans, 1):
             number = f"{part.number}.{n}".lstrip(".")
             try:
-                inner.append((read_part(text, *span, number), depth + 1))
+                rank = (*part.rank, -n if part.kind == "multipart/alternative" else n)
+                inner.append((read_part(text, *span, number)._replace(rank=rank), depth + 1))
             except Unclear as error:
                 report.skipped.append((number, str(error)))
         waiting += reversed(inner)

@@ -748,6 +748,28 @@ def test_two_html_parts_have_their_links_wrapped_and_one_pixel() -> None:
     assert report.size_before == 2 * len(PAGE)
 
 
+@pytest.mark.parametrize(
+    "shown",
+    [
+        pytest.param(part("text/html", "<b>shown</b>"), id="page"),
+        pytest.param(
+            part(
+                "multipart/related; boundary=b2",
+                parts(part("text/html", "<b>shown</b>"), part("text/html", PAGE), boundary="b2"),
+            ),
+            id="page-with-a-page-in-it",
+        ),
+    ],
+)
+def test_of_alternatives_the_last_is_shown_and_has_the_pixel(shown: bytes) -> None:
+    raw = multipart("alternative", part("text/plain", "x"), part("text/html", PAGE), shown, part("text/calendar", "x"))
+    new, report = instrument(raw)
+    assert report.pixel == "placed at the end"
+    assert new.count(PIXEL.encode()) == 1
+    assert b"<b>shown</b>" + PIXEL.encode() in new
+    assert report.wrapped == [URL] * raw.count(URL.encode())
+
+
 def test_a_pixel_of_ours_in_any_html_part_is_the_only_one() -> None:
     raw = multipart("mixed", part("text/html", PAGE), part("text/html", PIXEL))
     new, report = instrument(raw)
