@@ -6177,19 +6177,21 @@ class Sender:
     spool: Spool
     tenant: int | None  # its number; None: the database could not be read
     trouble: StoreError | None  # why
+    settings: Settings
 
     def register(self, registration: Registration, *, strict: bool) -> None:
         """Register an email in the database or, where that can't be, through the spool. Raises StoreError if strict."""
-        try:
-            if self.tenant is None:
-                raise self.trouble or NoDatabase(self.database.path)
-            with self.database.transaction() as connection:
-                register_emails(connection, self.tenant, [registration], now_ms())
-        except StoreError as error:
-            if strict:
-                raise
-            _warn(f"the email will be registered when the database can be written to again: {error}")
-            self.spool.append(email_line(self.maker.mail_id, registration, now_ms()))
+        with acting_as_owner(self.settings):
+            try:
+                if self.tenant is None:
+                    raise self.trouble or NoDatabase(self.database.path)
+                with self.database.transaction() as connection:
+                    register_emails(connection, self.tenant, [registration], now_ms())
+            except StoreError as error:
+                if strict:
+                    raise
+                _warn(f"the email will be registered when the database can be written to again: {error}")
+                self.spool.append(email_line(self.maker.mail_id, registration, now_ms()))
 
 
 @contextlib.contextmanager
@@ -6200,9 +6202,10 @@ def _sender(word: str, settings: Settings) -> Iterator[Sender]:
     """
     database = Database(settings.database, patience=PIPE_PATIENCE)
     spool = Spool(os.path.join(settings.folder, "spool"))
-    with acting_as_owner(settings):
-        directory = Directory(settings.folder).refresh()
-        try:
+    try:
+        # No longer than the data is touched: the owner may not read the Python of root's, and what it loads when needed.
+        with acting_as_owner(settings):
+            directory = Directory(settings.folder).refresh()
             number, trouble = None, None
             try:
                 with database.reading() as connection:
@@ -6213,8 +6216,10 @@ def _sender(word: str, settings: Settings) -> Iterator[Sender]:
             except StoreError as error:
                 trouble = error
                 mail_id, host = _known_without_database(word, directory, error)
-            yield Sender(_link_maker_of(settings, database, directory, mail_id, host), database, spool, number, trouble)
-        finally:
+            maker = _link_maker_of(settings, database, directory, mail_id, host)
+        yield Sender(maker, database, spool, number, trouble, settings)
+    finally:
+        with acting_as_owner(settings):
             spool.close()
             with contextlib.suppress(StoreError):
                 database.close(wait=False)

@@ -521,6 +521,40 @@ def test_strict_does_not_promise_a_registration_that_will_not_be(pipe: Pipe) -> 
     assert "will be registered" not in said.err
 
 
+def test_root_acts_as_the_owner_only_where_it_touches_the_data(pipe: Pipe) -> None:
+    """The owner may not read root's Python, which loads what reads mail, and charsets, when they are needed."""
+    as_owner: list[bool] = [False]
+    seen: list[tuple[str, bool]] = []
+
+    @contextlib.contextmanager
+    def acting(settings: tracker.Settings) -> Iterator[None]:
+        assert as_owner == [False] and settings.folder == str(pipe.stage.folder)
+        as_owner[0] = True
+        try:
+            yield
+        finally:
+            as_owner[0] = False
+
+    def watched(name: str) -> Callable[..., Any]:
+        original = getattr(tracker, name)
+
+        def call(*given: Any, **more: Any) -> Any:
+            seen.append((name, as_owner[0]))
+            return original(*given, **more)
+
+        return call
+
+    for name in ("find_tenant", "instrument_message", "said_by_headers", "register_emails", "email_line"):
+        pipe.monkeypatch.setattr(tracker, name, watched(name))
+    pipe.monkeypatch.setattr(tracker, "acting_as_owner", acting)
+    pipe.instrument()
+    with database_away(pipe.stage):
+        pipe.instrument()
+    assert [name for name, _ in seen].count("instrument_message") == 2
+    assert {name for name, owner in seen if owner} == {"find_tenant", "register_emails", "email_line"}
+    assert {name for name, owner in seen if not owner} == {"instrument_message", "said_by_headers"}
+
+
 @pytest.mark.usefixtures("impatient")
 def test_a_writer_that_does_not_end_is_waited_for_once(pipe: Pipe) -> None:
     pipe.monkeypatch.setattr(tracker, "PIPE_PATIENCE", 1.0)
