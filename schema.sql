@@ -28,6 +28,12 @@ create table tenant_hosts (              -- where a tenant's links may lead, and
     primary key (tenant, rule, host)
 ) without rowid;
 
+create table tenant_addresses (          -- which addresses a tenant calls its own: their hits are set aside
+    tenant  integer not null references tenants (number),
+    network text not null check (length(network) between 2 and 49),
+    primary key (tenant, network)
+) without rowid;
+
 create table retired_ids (               -- mail ids of removed tenants: mail with them is still out there
     mail_id    text primary key,
     retired_at integer not null
@@ -43,6 +49,9 @@ create table emails (
     registered integer not null check (registered in (0, 1)),  -- 0: known only from its hits
     created_at integer not null,         -- registration, or the earliest hit of an unregistered email
     sent_at    integer check ((sent_at is null) = (registered = 0)),
+    delivered_at integer,                -- if the sender said so
+    time_said  integer not null default 0 check (time_said in (0, 1)),  -- 0: sent_at is the time of registration
+    links      integer check (links >= 0),  -- how many different ones the message has, if that is known
     unique (tenant, key)
 );
 create index emails_by_age on emails (tenant, created_at);
@@ -85,7 +94,8 @@ create table event_rows (                -- one row a hit; read them through the
     user_agent integer not null references user_agents (id),
     url        integer references urls (id),
     ip_address text,
-    purpose    text
+    purpose    text,
+    own        integer check (own in (1))                      -- 1: from an address that the tenant calls its own
 );
 create index event_rows_by_email on event_rows (email, at);
 create index event_rows_by_tenant on event_rows (tenant, at);
@@ -110,6 +120,8 @@ left join urls on urls.id = event_rows.url;
 
 -- Counts of one email, and of one link in one email: how many hits of each state, and the earliest.
 -- The best state (person, then unconfirmed, then machine) is the one an email is unique under.
+-- Also its last session (hits apart by at most 15 minutes each): when it ended, how many hits it has, and how many of
+-- scanners and bots, so that a hit that comes next can mostly be judged without reading them.
 create table email_counts (
     email integer primary key references emails (id),
     open_person       integer not null, open_person_first       integer,
@@ -117,7 +129,8 @@ create table email_counts (
     open_machine      integer not null, open_machine_first      integer,
     click_person      integer not null, click_person_first      integer,
     click_unconfirmed integer not null, click_unconfirmed_first integer,
-    click_machine     integer not null, click_machine_first     integer
+    click_machine     integer not null, click_machine_first     integer,
+    last_at integer, session_hits integer not null default 0, session_machines integer not null default 0
 );
 
 create table link_counts (
@@ -153,12 +166,22 @@ create table activity (                  -- by the time of the hit; uniques by t
     primary key (tenant, quarter, type, state)
 ) without rowid;
 
+create table reasons (                   -- hits by the time of the hit: what they were judged, and why
+    tenant    integer not null,
+    quarter   integer not null,
+    type      integer not null,
+    judgement integer not null,
+    hits      integer not null,
+    primary key (tenant, quarter, type, judgement)
+) without rowid;
+
 create table cohorts (                   -- by the time of sending; quarter -1: emails nobody registered
     tenant  integer not null,
     quarter integer not null,
     emails  integer not null,
     opened_person  integer not null, opened_unconfirmed  integer not null, opened_machine  integer not null,
     clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,
+    click_only integer not null default 0,  -- a person clicked, though no open by a person was seen
     primary key (tenant, quarter)
 ) without rowid;
 
@@ -168,6 +191,7 @@ create table campaigns (
     emails   integer not null,
     opened_person  integer not null, opened_unconfirmed  integer not null, opened_machine  integer not null,
     clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,
+    click_only integer not null default 0,  -- a person clicked, though no open by a person was seen
     primary key (tenant, campaign)
 ) without rowid;
 
@@ -210,5 +234,5 @@ create table positions (                 -- how far each segment of the spool is
 
 create table ingested (hit_id text primary key) without rowid;
 
-pragma user_version = 2;
+pragma user_version = 3;
 commit;

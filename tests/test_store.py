@@ -30,20 +30,25 @@ GOOGLE = "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.co
 OUTLOOK = "Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.17928; Pro)"
 APPLE = "Mozilla/5.0"  # what Apple's privacy proxy sends: nobody can tell whether a person looked
 CURL = "curl/8.5.0"
+IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Mobile/15E148"
+OLD_CHROME = "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/80.0.1 Safari/537.36"
 
 
 # -- Databases, compared by what they say
 
 # Each table without its row ids: what stands for them is joined in. Rows of roll-ups that say nothing but zero are no rows.
 LOGICAL = {
-    "emails": "select tenant, key, subject, recipient, campaign, registered, created_at, sent_at from emails",
+    "emails": "select tenant, key, subject, recipient, campaign, registered, created_at, sent_at, delivered_at, time_said,"
+    " links from emails",
     "events": "select events.tenant, key, event_type, timestamp, user_agent, ip_address, url, method, verdict, reason"
     " from events join emails on emails.id = email_id",
-    "purposes": "select event_rows.tenant, key, at, purpose from event_rows join emails on emails.id = email",
+    "purposes": "select event_rows.tenant, key, at, purpose, own from event_rows join emails on emails.id = email",
     "email_counts": f"select tenant, key, {tracker.EMAIL_COUNT_COLUMNS} from email_counts join emails on emails.id = email",
     "link_counts": f"select emails.tenant, key, urls.url, {tracker.LINK_COUNT_COLUMNS}"
     " from link_counts join emails on emails.id = email join urls on urls.id = link_counts.url",
     "activity": "select * from activity where hits or emails",
+    "reasons": "select tenant, quarter, type, verdict, reason, hits from reasons join judgements on judgements.id = judgement"
+    " where hits",
     "cohorts": f"select * from cohorts where emails or {' or '.join(tracker.GROUP_COLUMNS)}",
     "campaigns": f"select * from campaigns where emails or {' or '.join(tracker.GROUP_COLUMNS)}",
     "links": f"select links.tenant, urls.url, host, {', '.join(tracker.LINK_COLUMNS)} from links join urls on urls.id = links.url"
@@ -125,12 +130,13 @@ class Mail:
 
 
 class Season:
-    """Some hundred hits of every kind, and the registrations of the mail they belong to; always the same."""
+    """Hundreds of hits of every kind, and the registrations of the mail they belong to; always the same."""
 
     def __init__(self, stage: Stage, home: Path) -> None:
         self.stage, self._home = stage, home
         dice = random.Random(20261124)
-        agents = (CHROME, OUTLOOK, GOOGLE, APPLE, CURL, "", "Barracuda Sentinel (EE)", "Mozilla/5.0 (short)")
+        machines = (CURL, "", "Barracuda Sentinel (EE)", "Mozilla/5.0 (short)")
+        agents = (*(CHROME, IPHONE, OLD_CHROME, OUTLOOK, GOOGLE, APPLE) * 3, *machines)
         urls = (
             "https://acme.com/",
             "https://acme.com/shoes?size=42",
@@ -138,14 +144,19 @@ class Season:
             "http://acme.com/%C3%A9",
         )
         self.lines: list[bytes] = []
-        for number in range(300):
+        for number in range(700):
             tenant = dice.choice((stage.acme, stage.acme, stage.globex))
             key = f"e{dice.randrange(14)}"  # e0 to e9 are registered, by either tenant or by both
+            # Mostly close to others, so that they are judged together; some in the same second, or the same moment.
             at = NOW + dice.randrange(-3 * DAY, 3 * DAY)
+            if dice.random() < 0.8:
+                at = NOW + dice.randrange(-2, 2) * DAY + dice.choice((0, 0, QUARTER, 3 * QUARTER))
+                at += dice.choice((0, 500, dice.randrange(4_000), dice.randrange(40_000), dice.randrange(QUARTER)))
             more: dict[str, Any] = {
                 "id": f"{number:024x}",
                 "ua": dice.choice(agents),
-                "ip": dice.choice(("198.51.100.0", "2001:db8::", "")),
+                "ip": dice.choice(("198.51.100.0", "203.0.113.7", "40.107.3.0", "2001:db8::", "")),
+                **({"own": True} if dice.random() < 0.05 else {}),
                 "method": dice.choice(("GET",) * 6 + ("HEAD",)),
                 "purpose": dice.choice(("",) * 6 + ("prefetch", "prefetch;prerender")),
             }
@@ -161,6 +172,10 @@ class Season:
                     target = tracker.encode_target(dice.choice(urls))
                     more["uri"] = f"/{tenant.mail_id}/click/{key}/{'s' * 16}/{target}"
                 elif dice.random() < 0.1:
+                    target = tracker.encode_target(tracker.HIDDEN_TARGET)
+                    more["uri"] = f"/{tenant.mail_id}/click/{key}/{'s' * 16}/{target}"
+                    more["answer"] = "hidden"
+                elif dice.random() < 0.1:
                     more["answer"] = "404"
             else:
                 more["uri"] = f"/{tenant.mail_id}/pixel/{key}.gif"
@@ -172,11 +187,25 @@ class Season:
                     )
                     more["uri"] = dice.choice(strange)
             self.lines.append(hit(stage, key, at, **more))
+        quiet = NOW + 5 * DAY  # what chance seldom makes
+        self.lines += [
+            click(stage, "e13", at=quiet, id="echo1"),
+            click(stage, "e13", at=quiet + 6_000, id="echo2", ua=IPHONE, ip="203.0.113.7"),
+            click(stage, "e12", at=quiet, id="head1", method="HEAD"),
+            click(stage, "e12", at=quiet + 6_000, id="head2"),
+            click(stage, "e1", at=NOW - 400, id="soon"),
+        ]
         self.mail = [
             Mail(
                 tenant,
                 tracker.Registration(
-                    f"e{n}", f"Subject {n}", f"reader{n}@example.com", dice.choice(("", "spring", "autumn"))
+                    f"e{n}",
+                    f"Subject {n}",
+                    f"reader{n}@example.com",
+                    dice.choice(("", "spring", "autumn")),
+                    sent_at=NOW - 1_000 if n % 4 == 1 else None,
+                    delivered_at=NOW + 500 if n % 4 == 2 else None,
+                    links=dice.choice((None, 3, 4)),
                 ),
                 NOW + n * 7 * QUARTER - DAY,
             )
@@ -215,10 +244,15 @@ class Season:
                 tracker.register_emails(connection, each.tenant.number, [each.email], each.at)
 
 
-def test_the_same_hits_and_registrations_in_any_order_give_the_same_database(stage: Stage, memory: Path) -> None:
+@pytest.mark.parametrize("together", [256, 5])
+def test_the_same_hits_and_registrations_in_any_order_give_the_same_database(
+    stage: Stage, memory: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """Also where sessions have more hits than are judged together."""
+    monkeypatch.setattr(tracker, "MAX_SESSION", together)
     season = Season(stage, memory)
     seen = Counter(json.loads(line)["id"] for line in season.lines)
-    assert len(seen) == 300
+    assert len(seen) == len(season.lines)
     first: tuple[Any, ...] = ()
     for seed in range(24):
         database = season.played(seed, ("before", "after", "among")[seed % 3])
@@ -231,8 +265,10 @@ def test_the_same_hits_and_registrations_in_any_order_give_the_same_database(sta
             first = (found, stats)
             # The season has something of everything, or it would prove little.
             assert all(found.values())
-            assert len(found["events"]) + sum(row[-1] for row in found["dropped"]) == 300
-            assert {row[-2] for row in found["events"]} == {"human", "proxy", "prefetch", "bot"}
+            assert len(found["events"]) + sum(row[-1] for row in found["dropped"]) == len(season.lines)
+            assert {row[-2] for row in found["events"]} == set(tracker.VERDICT_STATES)
+            reasons = {"repeat", "after-scanner", "echo", "with-head", "with-hidden-link", "too-soon", "own-address"}
+            assert {row[-1] for row in found["events"]} >= reasons | ({"burst"} if together > 5 else set())
             assert {row[1] for row in found["dropped"]} == {
                 "unknown-tenant",
                 "dashboard-id",
