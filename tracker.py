@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 # The file this program came in, and what a person calls it: tracker.py, or the zip that holds it.
 PROGRAM_FILE = os.path.abspath(getattr(globals().get("__loader__"), "archive", __file__))

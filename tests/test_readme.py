@@ -28,7 +28,7 @@ def table(text: str) -> list[list[str]]:
 
 
 def test_the_table_of_urls_is_the_table_of_routes() -> None:
-    listed = [tuple(row[:2]) for row in table(chapter("URLs")) if row[0].startswith(("GET", "POST", "DELETE"))]
+    listed = [tuple(row[:2]) for row in table(chapter("URLs")) if row[0].startswith(("GET", "POST", "PATCH", "DELETE"))]
     assert listed == [(f"{route.method} `{route.pattern}`", route.access) for route in tracker.ROUTES]
 
 
@@ -42,9 +42,9 @@ def test_the_fields_of_exports_are_those_listed() -> None:
 def test_the_fields_of_stats_are_those_listed() -> None:
     listed = next(row[1] for row in table(chapter("URLs")) if row[0] == "stats")
     period = tracker.read_period("7d", "UTC", 1_795_544_485_430, None)
-    nothing = tracker.Totals(0, dict.fromkeys(tracker.STATES.values(), 0), dict.fromkeys(tracker.STATES.values(), 0))
+    nothing = tracker.Totals(0, dict.fromkeys(tracker.STATES.values(), 0), dict.fromkeys(tracker.STATES.values(), 0), 0)
     hits = {kind: dict.fromkeys((*tracker.STATES, tracker.ASIDE), 0) for kind in tracker.TYPES}
-    stats = tracker.Stats(period, nothing, nothing, hits, hits, [], [], {}, None)
+    stats = tracker.Stats(period, nothing, nothing, hits, hits, [], [], [], {}, None)
     assert re.findall(r"`(\w+)`", listed) == list(tracker.stats_json(stats, "Acme", 0))
 
 
@@ -64,8 +64,17 @@ def test_every_command_is_listed_and_every_listed_command_exists() -> None:
 
 
 def test_every_verdict_and_every_section_is_explained() -> None:
-    verdicts = {re.findall(r"`(\w+)`", row[0])[0] for row in table(chapter("What the numbers mean"))[1:]}
-    assert verdicts == set(tracker.VERDICT_STATES)
+    rows = table(chapter("What the numbers mean"))
+    first_words = [row[0].strip("`") for row in rows]
+    at = first_words.index("reason")
+    assert set(first_words[1:at]) == set(tracker.VERDICT_STATES)
+    states = {row[0].strip("`"): row[2:] for row in rows[1:at]}
+    for verdict, counts_as in states.items():
+        name = tracker.STATE_NAMES[tracker.VERDICT_STATES[verdict]].replace("_", " ")
+        assert set(counts_as) <= {name, "–"} and name in counts_as
+    assert {row[0].strip("`"): row[2] for row in rows[at + 1 :]} == {
+        reason: about.sentence for reason, about in tracker.REASONS.items()
+    }
     sections = re.findall(r"^# == ([A-Za-z ]+?) =", (ROOT / "tracker.py").read_text(), re.MULTILINE)
     layout = chapter("How the code is laid out").replace("\n", " ")
     places = [layout.find(section) for section in sections]
