@@ -18,7 +18,8 @@ create table tenants (
     suspended     integer not null default 0 check (suspended in (0, 1)),
     api_key_hash  text check (length(api_key_hash) = 64),                             -- SHA-256, hexadecimal
     id_in_mail_at integer,               -- when a hit last carried the dashboard id; null: never
-    created_at    integer not null
+    created_at    integer not null,
+    tz            text not null default 'UTC' check (length(tz) between 1 and 60)     -- in which its days begin
 );
 
 create table tenant_hosts (              -- where a tenant's links may lead, and where they may not
@@ -56,6 +57,27 @@ create table emails (
 );
 create index emails_by_age on emails (tenant, created_at);
 create index emails_unregistered_by_campaign on emails (tenant, campaign) where registered = 0 and campaign <> '';
+
+create index emails_by_campaign on emails (tenant, campaign, created_at) where campaign <> '';
+create index emails_by_recipient on emails (tenant, recipient collate nocase) where recipient <> '';
+
+-- The words of subjects and campaigns, to search for; the text itself is in emails. "owner" is the tenant, as a word.
+create virtual table email_words using fts5 (owner, subject, campaign, content = '', detail = column);
+create trigger words_of_new_emails after insert on emails when new.subject <> '' or new.campaign <> '' begin
+    insert into email_words (rowid, owner, subject, campaign)
+    values (new.id, 'tenant' || new.tenant, new.subject, new.campaign);
+end;
+create trigger words_of_old_emails after delete on emails when old.subject <> '' or old.campaign <> '' begin
+    insert into email_words (email_words, rowid, owner, subject, campaign)
+    values ('delete', old.id, 'tenant' || old.tenant, old.subject, old.campaign);
+end;
+create trigger words_of_changed_emails after update of subject, campaign on emails
+when new.subject <> old.subject or new.campaign <> old.campaign begin
+    insert into email_words (email_words, rowid, owner, subject, campaign)
+    select 'delete', old.id, 'tenant' || old.tenant, old.subject, old.campaign where old.subject <> '' or old.campaign <> '';
+    insert into email_words (rowid, owner, subject, campaign)
+    select new.id, 'tenant' || new.tenant, new.subject, new.campaign where new.subject <> '' or new.campaign <> '';
+end;
 
 create table campaign_sends (            -- how many emails of a campaign were sent without being registered, and when
     tenant   integer not null references tenants (number),
@@ -192,16 +214,59 @@ create table campaigns (
     opened_person  integer not null, opened_unconfirmed  integer not null, opened_machine  integer not null,
     clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,
     click_only integer not null default 0,  -- a person clicked, though no open by a person was seen
+    last_at  integer,                     -- when its last hit came
     primary key (tenant, campaign)
 ) without rowid;
 
-create table links (
+-- The same by days, which begin at midnight in the tenant's own zone and are counted from 1970: for long ranges.
+create table activity_days (
     tenant integer not null,
-    url    integer not null,
+    day    integer not null,
+    type   integer not null,
+    state  integer not null,
+    hits   integer not null,
+    emails integer not null,
+    primary key (tenant, day, type, state)
+) without rowid;
+
+create table reason_days (
+    tenant    integer not null,
+    day       integer not null,
+    type      integer not null,
+    judgement integer not null,
+    hits      integer not null,
+    primary key (tenant, day, type, judgement)
+) without rowid;
+
+create table cohort_days (
+    tenant integer not null,
+    day    integer not null,
+    emails integer not null,
+    opened_person  integer not null, opened_unconfirmed  integer not null, opened_machine  integer not null,
+    clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,
+    click_only integer not null,
+    primary key (tenant, day)
+) without rowid;
+
+create table client_days (               -- opens by what people read with; repeats and machines are in none
+    tenant integer not null,
+    day    integer not null,
+    client text not null,
+    device text not null,
+    opens_person      integer not null,
+    opens_unconfirmed integer not null,
+    primary key (tenant, day, client, device)
+) without rowid;
+
+create table links (
+    tenant   integer not null,
+    campaign text not null,
+    url      integer not null,
     clicks_person integer not null, clicks_unconfirmed integer not null, clicks_machine integer not null,
     emails_person integer not null, emails_unconfirmed integer not null, emails_machine integer not null,
-    primary key (tenant, url)
+    primary key (tenant, campaign, url)
 ) without rowid;
+create index links_by_url on links (tenant, url);
 
 create table named_hosts (               -- plain links that met the naming page
     tenant integer not null,
@@ -234,5 +299,5 @@ create table positions (                 -- how far each segment of the spool is
 
 create table ingested (hit_id text primary key) without rowid;
 
-pragma user_version = 3;
+pragma user_version = 4;
 commit;

@@ -356,6 +356,9 @@ PLAIN_URL = re.compile(r"(?:^|&)url=(([^&]*).*)", re.DOTALL)
 CAMPAIGN = re.compile(r"(?:^|&)campaign=([^&]*)")
 HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,5}))?")
 DEFAULT_PORTS = {"http": 80, "https": 443}
+TEST_KEY = (
+    "selftest~"  # what the keys of test emails begin with: their hits are the sender's own, and they are in no number
+)
 HIDDEN_TARGET = "about:blank"  # of the link that only machines follow; no link that anybody writes leads there
 
 
@@ -1055,6 +1058,59 @@ def is_truncated(address: str) -> bool:
 
 
 PREFETCH = re.compile("prefetch|preview|prerender", re.I)
+
+# -- What people read with: families of programs, for the table of openers
+
+CLIENTS = (  # the first that fits; a browser comes after the programs that are built on one
+    (r"^mozilla/5\.0$", "Apple Mail, hidden"),
+    (r"googleimageproxy|via ggpht\.com|android-gmail|edge/12\.246", "Gmail"),
+    (r"yahoomailproxy|yahoocachesystem|yahoomobile|yahoo(?:%20|.)?mail|ymail/", "Yahoo Mail"),
+    (r"seznam", "Seznam Email"),
+    (r"mail\.ukr\.net", "ukr.net"),
+    (r"fastmail", "Fastmail"),
+    (r"shortwave", "Shortwave"),
+    (r"rambler|mobmail", "Mail.ru and Rambler"),
+    (r"imageproxy|emailproxy|mailproxy", "Other image proxies"),
+    (r"outlook|ms-office|msoffice", "Outlook"),
+    (r"thunderbird|icedove|betterbird", "Thunderbird"),
+    (r"airmail|readdlespark|^spark/", "Airmail and Spark"),
+    (r"windowsmail|windows.?live.?mail", "Windows Mail"),
+    (r"lotus.?notes", "Notes"),
+    (r"samsung.?email", "Samsung Email"),
+    (r"\bmail/[0-9]|cfnetwork/", "Apple Mail"),
+    (r"(?:iphone|ipad|ipod|macintosh)(?!.*(?:safari|firefox|chrome|fxios|fban|fbav|instagram|snapchat|twitter|linkedin))", "Apple Mail"),
+    (r"evolution|kmail|kontact|claws|sylpheed|seamonkey|zimbra|zdesktop|postbox|bluemail|fossamail|foxmail|the bat|em ?client|mailmaster|"
+     r"mailspring|mailbird|mailbar|barca|spicebird|eudora|k-9|aquamail|fairemail|superhuman|mimestream|dalvik", "Other mail programs"),
+    (r"fban|fbav|fb_iab|instagram|snapchat|twitter|linkedinapp|pinterest|micromessenger|zalo|naver", "Social apps"),
+    (r"edga?/|edgios/", "Edge"),
+    (r"opr/|opera", "Opera"),
+    (r"samsungbrowser", "Samsung Internet"),
+    (r"firefox|fxios", "Firefox"),
+    (r"chrome|crios|chromium", "Chrome"),
+    (r"safari", "Safari"),
+    (r"msie|trident", "Internet Explorer"),
+)  # fmt: skip
+_CLIENTS = tuple((re.compile(pattern), name) for pattern, name in CLIENTS)
+_MOBILE = re.compile(r"iphone|ipad|ipod|android|mobile|-ios/")
+_DESKTOP = re.compile(r"windows|macintosh|mac ?os|macoutlook|linux|x11|cros|darwin")
+
+
+class Client(NamedTuple):
+    """What somebody reads mail with."""
+
+    name: str
+    device: str  # "mobile", "desktop", or "" where a proxy hides it
+
+
+@lru_cache(maxsize=1024)
+def client_of(agent: str) -> Client:
+    """The family of programs that a user agent belongs to, and the kind of device."""
+    agent = agent.lower().strip()
+    name = next((name for pattern, name in _CLIENTS if pattern.search(agent)), "Others")
+    if _has(agent, IMAGE_PROXY) or agent == "mozilla/5.0":
+        return Client(name, "")
+    return Client(name, "mobile" if _MOBILE.search(agent) else "desktop" if _DESKTOP.search(agent) else "")
+
 
 # -- Hit by hit, then in the light of its neighbours
 
@@ -2398,7 +2454,7 @@ def encode_quoted_printable(new: str, column: int, line_break: str) -> tuple[str
 # == Store =============================================================================================
 # The database: the only section with SQL. Tenant is always the second argument.
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MIGRATIONS = {  # from this version to the next: what schema.sql has since
     1: (
         "create table campaign_sends (tenant integer not null references tenants (number),"
@@ -2421,6 +2477,43 @@ MIGRATIONS = {  # from this version to the next: what schema.sql has since
         "create table tenant_addresses (tenant integer not null references tenants (number),"
         " network text not null check (length(network) between 2 and 49), primary key (tenant, network)) without rowid",
     ),
+    3: (
+        "alter table tenants add column tz text not null default 'UTC' check (length(tz) between 1 and 60)",
+        "alter table campaigns add column last_at integer",
+        "create table activity_days (tenant integer not null, day integer not null, type integer not null, state integer not null,"
+        " hits integer not null, emails integer not null, primary key (tenant, day, type, state)) without rowid",
+        "create table reason_days (tenant integer not null, day integer not null, type integer not null,"
+        " judgement integer not null, hits integer not null, primary key (tenant, day, type, judgement)) without rowid",
+        "create table cohort_days (tenant integer not null, day integer not null, emails integer not null,"
+        " opened_person integer not null, opened_unconfirmed integer not null, opened_machine integer not null,"
+        " clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,"
+        " click_only integer not null, primary key (tenant, day)) without rowid",
+        "create table client_days (tenant integer not null, day integer not null, client text not null, device text not null,"
+        " opens_person integer not null, opens_unconfirmed integer not null, primary key (tenant, day, client, device)) without rowid",
+        "drop table links",
+        "create table links (tenant integer not null, campaign text not null, url integer not null,"
+        " clicks_person integer not null, clicks_unconfirmed integer not null, clicks_machine integer not null,"
+        " emails_person integer not null, emails_unconfirmed integer not null, emails_machine integer not null,"
+        " primary key (tenant, campaign, url)) without rowid",
+        "create index links_by_url on links (tenant, url)",
+        "create index emails_by_campaign on emails (tenant, campaign, created_at) where campaign <> ''",
+        "create index emails_by_recipient on emails (tenant, recipient collate nocase) where recipient <> ''",
+        "create virtual table email_words using fts5 (owner, subject, campaign, content = '', detail = column)",
+        "create trigger words_of_new_emails after insert on emails when new.subject <> '' or new.campaign <> '' begin"
+        " insert into email_words (rowid, owner, subject, campaign)"
+        " values (new.id, 'tenant' || new.tenant, new.subject, new.campaign); end",
+        "create trigger words_of_old_emails after delete on emails when old.subject <> '' or old.campaign <> '' begin"
+        " insert into email_words (email_words, rowid, owner, subject, campaign)"
+        " values ('delete', old.id, 'tenant' || old.tenant, old.subject, old.campaign); end",
+        "create trigger words_of_changed_emails after update of subject, campaign on emails"
+        " when new.subject <> old.subject or new.campaign <> old.campaign begin"
+        " insert into email_words (email_words, rowid, owner, subject, campaign)"
+        " select 'delete', old.id, 'tenant' || old.tenant, old.subject, old.campaign where old.subject <> '' or old.campaign <> '';"
+        " insert into email_words (rowid, owner, subject, campaign)"
+        " select new.id, 'tenant' || new.tenant, new.subject, new.campaign where new.subject <> '' or new.campaign <> ''; end",
+        "insert into email_words (rowid, owner, subject, campaign) select id, 'tenant' || tenant, subject, campaign from emails"
+        " where subject <> '' or campaign <> ''",
+    ),
 }
 QUARTER_MS = 900_000
 DAY_MS = 86_400_000
@@ -2432,7 +2525,7 @@ CHECKPOINT_BYTES = 16 << 20  # of WAL, before it is moved into the database: pag
 MAX_AGENT = 512
 
 TENANT_COLUMNS = (
-    "number, id, mail_id, name, tracking_host, any_domain, suspended, api_key_hash, id_in_mail_at, created_at"
+    "number, id, mail_id, name, tracking_host, any_domain, suspended, api_key_hash, id_in_mail_at, created_at, tz"
 )
 TALLY_COLUMNS = tuple(f"{state}{part}" for state in STATES.values() for part in ("", "_first"))
 SESSION_COLUMNS = ("last_at", "session_hits", "session_machines")
@@ -2489,6 +2582,7 @@ class Tenant:
     api_key_hash: str | None
     id_in_mail_at: int | None
     created_at: int
+    tz: str  # the zone in which its days begin
 
     @property
     def one_id(self) -> bool:
@@ -2545,6 +2639,35 @@ class WriteLock:
             time.sleep(0.01)
 
 
+def zone_named(name: str) -> tzinfo | None:
+    """The time zone of that name, or None where this machine does not know it."""
+    if name == "UTC":
+        return timezone.utc
+    import zoneinfo  # only who asks for another zone pays for it
+
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        return None
+
+
+@lru_cache(maxsize=4096)
+def local_day(zone: str, quarter: int) -> int:
+    """The day on which a quarter begins in a zone, counted from 1970; in UTC where the zone is not known here."""
+    found = zone_named(zone)
+    if found is None or found is timezone.utc:
+        return quarter * QUARTER_MS // DAY_MS
+    return datetime.fromtimestamp(quarter * QUARTER_MS // 1000, found).toordinal() - FIRST_DAY
+
+
+FIRST_DAY = date(1970, 1, 1).toordinal()
+SQL_FUNCTIONS: tuple[tuple[str, int, Callable[..., Any]], ...] = (
+    ("local_day", 2, local_day),
+    ("client_name", 1, lambda agent: client_of(agent).name),
+    ("client_device", 1, lambda agent: client_of(agent).device),
+)
+
+
 def open_connection(path: str) -> sqlite3.Connection:
     """Connect to a database that is there, and is ours. Raises StoreError if it is neither."""
     with _plain_errors(path):
@@ -2566,6 +2689,8 @@ def open_connection(path: str) -> sqlite3.Connection:
             connection.execute("pragma synchronous = full")
             connection.execute("pragma wal_autocheckpoint = 0")
             connection.execute(f"pragma cache_size = {-CACHE_KIBIBYTES}")
+            for name, arguments, function in SQL_FUNCTIONS:
+                connection.create_function(name, arguments, function, deterministic=True)
         except BaseException:
             connection.close()
             raise
@@ -2908,10 +3033,17 @@ def _refuse_taken_host(connection: sqlite3.Connection, tenant: int, tracking_hos
 
 
 def change_tenant(connection: sqlite3.Connection, tenant: int, **changes: Any) -> None:
-    """Set columns of a tenant: name, tracking_host, any_domain, suspended, api_key_hash, id, id_in_mail_at."""
+    """Set columns of a tenant: name, tracking_host, any_domain, suspended, api_key_hash, id, id_in_mail_at, tz."""
     _refuse_taken_host(connection, tenant, changes.get("tracking_host"))
     for column, value in changes.items():
         connection.execute(f"update tenants set {column} = ? where number = ?", (value, tenant))
+    if "tz" in changes:  # other days
+        for table, (columns, recount) in RECOUNTS.items():
+            if table.endswith("_days"):
+                connection.execute(f"delete from {table} where tenant = ?", (tenant,))
+                connection.execute(
+                    f"insert into {table} ({columns}) select * from ({recount}) where tenant = ?", (tenant,)
+                )
 
 
 def tenant_hosts(connection: sqlite3.Connection, tenant: int) -> dict[str, list[str]]:
@@ -2957,13 +3089,8 @@ def remove_tenant(connection: sqlite3.Connection, tenant: Tenant, now: int) -> N
     for table in ("email_counts", "link_counts"):
         connection.execute(f"delete from {table} where email in (select id from emails where tenant = ?)", number)
     for table in (
-        "activity",
-        "reasons",
-        "cohorts",
-        "campaigns",
+        *(table for table in RECOUNTS if table not in ("email_counts", "link_counts")),
         "campaign_sends",
-        "links",
-        "named_hosts",
         "unregistered_days",
         "dropped",
         "tenant_hosts",
@@ -3052,6 +3179,7 @@ class Email(NamedTuple):
     campaign: str
     created_at: int
     context: Context = NO_CONTEXT
+    is_test: bool = False  # of selftest: in no number
 
 
 def add_to_tally(tally: Tally, place: int, at: int) -> None:
@@ -3104,7 +3232,10 @@ class RollupChanges:
         self._reasons: dict[tuple[int, int, int, int], list[int]] = defaultdict(lambda: [0])
         self._cohorts: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * (1 + len(GROUP_COLUMNS)))
         self._campaigns: dict[tuple[int, str], list[int]] = defaultdict(lambda: [0] * (1 + len(GROUP_COLUMNS)))
-        self._links: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * 6)
+        self._links: dict[tuple[int, str, int], list[int]] = defaultdict(lambda: [0] * 6)
+        self._clients: dict[tuple[int, int, str, str], list[int]] = defaultdict(lambda: [0, 0])  # by quarter, so far
+        self._last: dict[tuple[int, str], int] = {}
+        self._left: set[tuple[int, str]] = set()
         self._named: dict[tuple[int, str, str], list[int]] = defaultdict(lambda: [0])
 
     def hits(self, tenant: int, quarter: int, kind: int, state: int, judgement: int, count: int) -> None:
@@ -3112,11 +3243,30 @@ class RollupChanges:
         self._activity[tenant, quarter, kind, state][0] += count
         self._reasons[tenant, quarter, kind, judgement][0] += count
 
+    def opens(self, tenant: int, quarter: int, agent: str, state: int, count: int) -> None:
+        """Count opens by people and unconfirmed ones by what they were made with."""
+        if state in (PERSON, UNCONFIRMED):
+            client = client_of(agent)
+            self._clients[tenant, quarter, client.name, client.device][state - 1] += count
+
+    def seen(self, email: Email, at: int | None) -> None:
+        """A hit came to an email's campaign."""
+        if email.campaign and at is not None:
+            campaign = email.tenant, email.campaign
+            self._last[campaign] = max(at, self._last.get(campaign, at))
+
+    def left(self, email: Email) -> None:
+        """An email left its campaign, perhaps with the campaign's last hit."""
+        if email.campaign:
+            self._left.add((email.tenant, email.campaign))
+
     def named(self, tenant: int, host: str, reason: str, count: int) -> None:
         """Count clicks that met the naming page."""
         self._named[tenant, host, reason][0] += count
 
     def _groups(self, email: Email) -> list[list[int]]:
+        if email.is_test:
+            return []
         quarter = NO_QUARTER if email.sent_at is None else email.sent_at // QUARTER_MS
         groups = [self._cohorts[email.tenant, quarter]]
         if email.campaign:
@@ -3125,7 +3275,7 @@ class RollupChanges:
 
     def email(self, email: Email, sign: int, counts: Sequence[Any] = NO_COUNTS) -> None:
         """Put an email, with the states it already has, into its cohort and campaign (sign 1) or take it out (-1)."""
-        if email.sent_at is None:
+        if email.sent_at is None and not email.is_test:
             self._cohorts[email.tenant, NO_QUARTER][0] += sign
         for group in self._groups(email):
             if email.registered:
@@ -3153,9 +3303,9 @@ class RollupChanges:
                 for place in group_places(*bests):
                     group[place] += sign
 
-    def link(self, tenant: int, url: int, old: Sequence[Any], new: Sequence[Any]) -> None:
+    def link(self, email: Email, url: int, old: Sequence[Any], new: Sequence[Any]) -> None:
         """The tally of one link in one email went from old to new."""
-        row = self._links[tenant, url]
+        row = self._links[email.tenant, email.campaign, url]
         for state in STATES:
             row[state - 1] += new[2 * (state - 1)] - old[2 * (state - 1)]
         for best, sign in ((best_of(old), -1), (best_of(new), 1)):
@@ -3165,22 +3315,65 @@ class RollupChanges:
     def write(self, connection: sqlite3.Connection) -> None:
         """Add everything gathered to the tables."""
         groups = ("emails", *GROUP_COLUMNS)
-        tables: tuple[tuple[str, tuple[str, ...], tuple[str, ...], Mapping[Any, list[int]]], ...] = (
-            ("activity", ("tenant", "quarter", "type", "state"), ("hits", "emails"), self._activity),
-            ("reasons", ("tenant", "quarter", "type", "judgement"), ("hits",), self._reasons),
-            ("cohorts", ("tenant", "quarter"), groups, self._cohorts),
-            ("campaigns", ("tenant", "campaign"), groups, self._campaigns),
-            ("links", ("tenant", "url"), LINK_COLUMNS, self._links),
-            ("named_hosts", ("tenant", "host", "reason"), ("clicks",), self._named),
+        sums: dict[str, tuple[tuple[str, ...], tuple[str, ...], Mapping[Any, list[int]]]] = {
+            "activity": (("tenant", "quarter", "type", "state"), ("hits", "emails"), self._activity),
+            "reasons": (("tenant", "quarter", "type", "judgement"), ("hits",), self._reasons),
+            "cohorts": (("tenant", "quarter"), groups, self._cohorts),
+            "campaigns": (("tenant", "campaign"), groups, self._campaigns),
+            "links": (("tenant", "campaign", "url"), LINK_COLUMNS, self._links),
+            "named_hosts": (("tenant", "host", "reason"), ("clicks",), self._named),
+        }
+        for table, (keys, columns, rows) in sums.items():
+            _add_to_rollup(connection, table, keys, columns, rows)
+        by_quarter: dict[str, tuple[tuple[str, ...], tuple[str, ...], Mapping[Any, list[int]]]] = {
+            "activity_days": sums["activity"],
+            "reason_days": sums["reasons"],
+            "cohort_days": sums["cohorts"],
+            "client_days": (("tenant", "quarter", "client", "device"), CLIENT_COLUMNS, self._clients),
+        }
+        zones = (
+            dict(connection.execute("select number, tz from tenants").fetchall())
+            if self._cohorts or self._activity
+            else {}
         )
-        for table, keys, columns, rows in tables:
-            changed = [(*key, *values) for key, values in rows.items() if any(values)]
-            marks = ", ".join("?" * (len(keys) + len(columns)))
-            sums = ", ".join(f"{column} = {column} + excluded.{column}" for column in columns)
-            connection.executemany(
-                f"insert into {table} ({', '.join(keys + columns)}) values ({marks}) on conflict do update set {sums}",
-                changed,
-            )
+        for table, (keys, columns, rows) in by_quarter.items():
+            days: dict[Any, list[int]] = {}
+            for (tenant, quarter, *others), values in rows.items():
+                if quarter != NO_QUARTER:
+                    day = days.setdefault((tenant, local_day(zones[tenant], quarter), *others), [0] * len(columns))
+                    day[:] = map(sum, zip(day, values, strict=True))
+            _add_to_rollup(connection, table, ("tenant", "day", *keys[2:]), columns, days)
+        last = "coalesce(max(last_at, :at), :at)"
+        connection.executemany(
+            f"update campaigns set last_at = {last} where tenant = :tenant and campaign = :campaign",
+            [{"tenant": tenant, "campaign": campaign, "at": at} for (tenant, campaign), at in self._last.items()],
+        )
+        connection.executemany(
+            "update campaigns set last_at = (select max(last_at) from emails join email_counts on email = id"
+            " where emails.tenant = campaigns.tenant and emails.campaign = campaigns.campaign and emails.campaign <> '')"
+            " where tenant = ? and campaign = ?",
+            self._left,
+        )
+
+
+CLIENT_COLUMNS = ("opens_person", "opens_unconfirmed")
+
+
+def _add_to_rollup(
+    connection: sqlite3.Connection,
+    table: str,
+    keys: Sequence[str],
+    columns: Sequence[str],
+    rows: Mapping[Any, Sequence[int]],
+) -> None:
+    changed = [(*key, *values) for key, values in rows.items() if any(values)]
+    if changed:
+        marks = ", ".join("?" * (len(keys) + len(columns)))
+        sums = ", ".join(f"{column} = {column} + excluded.{column}" for column in columns)
+        connection.executemany(
+            f"insert into {table} ({', '.join((*keys, *columns))}) values ({marks}) on conflict do update set {sums}",
+            changed,
+        )
 
 
 # Each roll-up as a recount of the tables it sums up, in the order in which they build on each other.
@@ -3205,10 +3398,12 @@ _GROUPED = (
         for verb, past in (("open", "opened"), ("click", "clicked"))
         for state, name in STATES.items()
     )
-    + ", best_click.state is 1 and best_open.state is not 1 as click_only"
-    " from emails left join email_bests best_open on best_open.email = emails.id and best_open.type = 1"
+    + ", best_click.state is 1 and best_open.state is not 1 as click_only, last_at"
+    " from emails left join email_counts on email_counts.email = emails.id"
+    " left join email_bests best_open on best_open.email = emails.id and best_open.type = 1"
     f" left join email_bests best_click on best_click.email = emails.id and best_click.type = 2{_DECLARED}"
-    " union all select tenant, campaign, sent_at, sent, sent, 0, 0, 0, 0, 0, 0, 0 from campaign_sends"
+    f" where key not glob '{TEST_KEY}*'"
+    " union all select tenant, campaign, sent_at, sent, sent, 0, 0, 0, 0, 0, 0, 0, null from campaign_sends"
 )
 _LINK_BEST = "case when click_person then 1 when click_unconfirmed then 2 else 3 end"
 _LAST_SESSIONS = (  # when the last session of each email began
@@ -3244,15 +3439,37 @@ RECOUNTS = {
         f"select tenant, coalesce(sent_at / {QUARTER_MS}, {NO_QUARTER}), {_GROUP_SUMS} from ({_GROUPED}) group by 1, 2",
     ),
     "campaigns": (
-        f"tenant, campaign, emails, {', '.join(GROUP_COLUMNS)}",
-        f"select tenant, campaign, {_GROUP_SUMS.replace('emails', 'registered', 1)} from ({_GROUPED})"
+        f"tenant, campaign, emails, {', '.join(GROUP_COLUMNS)}, last_at",
+        f"select tenant, campaign, {_GROUP_SUMS.replace('emails', 'registered', 1)}, max(last_at) from ({_GROUPED})"
         " where campaign <> '' group by 1, 2",
     ),
     "links": (
-        f"tenant, url, {', '.join(LINK_COLUMNS)}",
-        "select tenant, url, sum(click_person), sum(click_unconfirmed), sum(click_machine), "
+        f"tenant, campaign, url, {', '.join(LINK_COLUMNS)}",
+        "select tenant, campaign, url, sum(click_person), sum(click_unconfirmed), sum(click_machine), "
         + ", ".join(f"sum({_LINK_BEST} = {state})" for state in STATES)
-        + " from link_counts join emails on emails.id = email group by 1, 2",
+        + " from link_counts join emails on emails.id = email group by 1, 2, 3",
+    ),
+    **{
+        table: (
+            f"tenant, day, {', '.join((*keys, *columns))}",
+            f"select tenant, local_day(tz, quarter), {''.join(f'{key}, ' for key in keys)}"
+            f"{', '.join(f'sum({column})' for column in columns)} from {source} join tenants on number = tenant"
+            f" where quarter <> {NO_QUARTER} group by {', '.join(map(str, range(1, 3 + len(keys))))}"
+            f" having {' or '.join(f'sum({column})' for column in columns)}",
+        )
+        for table, source, keys, columns in (
+            ("activity_days", "activity", ("type", "state"), ("hits", "emails")),
+            ("reason_days", "reasons", ("type", "judgement"), ("hits",)),
+            ("cohort_days", "cohorts", (), ("emails", *GROUP_COLUMNS)),
+        )
+    },
+    "client_days": (
+        f"tenant, day, client, device, {', '.join(CLIENT_COLUMNS)}",
+        "select tenant, local_day(tz, quarter), client_name(user_agents.user_agent), client_device(user_agents.user_agent), sum(person),"
+        f" sum(unconfirmed) from (select tenant, at / {QUARTER_MS} as quarter, user_agent, sum(state = {PERSON}) as person,"
+        f" sum(state = {UNCONFIRMED}) as unconfirmed from event_rows join judgements on judgements.id = judgement"
+        f" where type = {OPEN} and state <= {UNCONFIRMED} group by 1, 2, 3) counted join tenants on number = tenant"
+        " join user_agents on user_agents.id = counted.user_agent group by 1, 2, 3, 4",
     ),
     "named_hosts": (
         "tenant, host, reason, clicks",
@@ -3262,16 +3479,17 @@ RECOUNTS = {
 }
 
 
+ROLLUP_KEYS = {
+    *("email", "url", "tenant", "quarter", "day", "type", "state", "judgement", "campaign", "host", "reason"),
+    *("client", "device", "last_at"),
+}
+
+
 def rollup_differences(connection: sqlite3.Connection, most: int = 20) -> list[str]:
     """Compare each roll-up with a recount; a line for each row that differs, up to `most` a roll-up."""
     found = []
     for table, (columns, recount) in RECOUNTS.items():
-        numbers = [
-            name
-            for name in columns.split(", ")
-            if name
-            not in ("email", "url", "tenant", "quarter", "type", "state", "judgement", "campaign", "host", "reason")
-        ]
+        numbers = [name for name in columns.split(", ") if name not in ROLLUP_KEYS]
         kept = f"select {columns} from {table} where {' or '.join(name for name in numbers if not name.endswith('_first'))}"
         for label, sql in (
             ("recounted", f"{recount} except {kept}"),
@@ -3311,9 +3529,9 @@ MANY_EMAILS_AND_COUNTS = EMAILS_AND_COUNTS.format(", ".join("?" * KEYS_AT_ONCE))
 
 
 def _read_email(tenant: int, row: Sequence[Any]) -> tuple[Email, tuple[Any, ...]]:
-    id_, registered, sent_at, campaign, created_at, _, registered_at, delivered_at, time_said, links, *counts = row
+    id_, registered, sent_at, campaign, created_at, key, registered_at, delivered_at, time_said, links, *counts = row
     context = Context(delivered_at or registered_at, bool(delivered_at or time_said), links)
-    email = Email(id_, tenant, bool(registered), sent_at, campaign, created_at, context)
+    email = Email(id_, tenant, bool(registered), sent_at, campaign, created_at, context, key.startswith(TEST_KEY))
     return email, NO_COUNTS if counts[0] is None else tuple(counts)
 
 
@@ -3390,6 +3608,10 @@ def register_emails(
         assert new is not None
         if old and counts:
             recorder.changes.email(old, -1, counts)
+            if new.campaign != old.campaign:
+                recorder.move_links(old, new)
+                recorder.changes.left(old)
+                recorder.changes.seen(new, counts[-3])
         recorder.changes.email(new, 1, counts or NO_COUNTS)
         if old and counts and new.context != old.context:
             recorder.rejudge(new, counts)
@@ -3442,6 +3664,13 @@ def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
     )
     for quarter, kind, state, judgement, count in connection.execute(hits, (email.id,)):
         changes.hits(tenant, quarter, kind, state, judgement, -count)
+    opens = (
+        f"select at / {QUARTER_MS}, user_agents.user_agent, state, count(*) from event_rows"
+        " join judgements on judgements.id = judgement join user_agents on user_agents.id = event_rows.user_agent"
+        f" where email = ? and type = {OPEN} group by 1, 2, 3"
+    )
+    for quarter, agent, state, count in connection.execute(opens, (email.id,)):
+        changes.opens(tenant, quarter, agent, state, -count)
     named = (
         "select host, reason, count(*) from event_rows join judgements on judgements.id = judgement"
         f" join urls on urls.id = event_rows.url where email = ? and reason in {tuple(NAMING_REASONS)} group by 1, 2"
@@ -3449,16 +3678,17 @@ def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
     for host, reason, count in connection.execute(named, (email.id,)):
         changes.named(tenant, host, reason, -count)
     for row in connection.execute(f"select url, {LINK_COUNT_COLUMNS} from link_counts where email = ?", (email.id,)):
-        changes.link(tenant, row[0], row[1:], NO_HITS)
+        changes.link(email, row[0], row[1:], NO_HITS)
     changes.moved(email, counts, NO_COUNTS)
     changes.email(email, -1)
     urls = connection.execute(
         "select distinct url from event_rows where email = ? and url is not null", (email.id,)
     ).fetchall()
-    changes.write(connection)
     for table in ("event_rows", "email_counts", "link_counts"):
         connection.execute(f"delete from {table} where email = ?", (email.id,))
     connection.execute("delete from emails where id = ?", (email.id,))
+    changes.left(email)
+    changes.write(connection)
     for url in urls:  # it may have been this person's own
         if not connection.execute("select 1 from event_rows where url = ?", url).fetchone():
             connection.execute("delete from links where url = ?", url)
@@ -3885,6 +4115,13 @@ class _Recorder:
         self._count(email, counts, changes, _last_session(hits, judgements))
         return len(changes)
 
+    def move_links(self, old: Email, new: Email) -> None:
+        """Count the clicks of an email under its new campaign."""
+        sql = f"select url, {LINK_COUNT_COLUMNS} from link_counts where email = ?"
+        for url, *counts in self.connection.execute(sql, (old.id,)):
+            self.changes.link(old, url, counts, NO_HITS)
+            self.changes.link(new, url, NO_HITS, counts)
+
     def _recounted_session(self, email: int) -> SessionState:
         """The last session, counted: of one with so many hits that they are not read each time."""
         self._write_events()
@@ -3917,14 +4154,17 @@ class _Recorder:
                     add_to_tally(tally, start + 2 * (state - 1), hit.at)
         new = (*tallies, *session)
         self.changes.moved(email, old, new)
+        self.changes.seen(email, session[0])
         self._email_counts.append((email.id, *new))
         for url, (old_link, new_link) in links.items():
-            self.changes.link(email.tenant, url, old_link, new_link)
+            self.changes.link(email, url, old_link, new_link)
             self._link_counts.append((email.id, url, *new_link))
 
     def _count_judgement(self, email: Email, hit: Hit, url: int | None, judgement: Judgement, sign: int) -> None:
         number = self._judgement(judgement)
         self.changes.hits(email.tenant, hit.at // QUARTER_MS, hit.type, judgement.state, number, sign)
+        if hit.type == OPEN:
+            self.changes.opens(email.tenant, hit.at // QUARTER_MS, hit.user_agent, judgement.state, sign)
         if judgement.reason in NAMING_REASONS:
             host = self.connection.execute("select host from urls where id = ?", (url,)).fetchone()[0]
             self.changes.named(email.tenant, host, judgement.reason, sign)
@@ -3965,7 +4205,7 @@ class _Recorder:
         sql = "insert into emails (tenant, key, campaign, registered, created_at) values (?, ?, ?, 0, ?)"
         id_ = self.connection.execute(sql, (tenant, key, campaign, at)).lastrowid
         assert id_ is not None
-        email = Email(id_, tenant, registered=False, sent_at=sent_at, campaign=campaign, created_at=at)
+        email = Email(id_, tenant, False, sent_at, campaign, at, is_test=key.startswith(TEST_KEY))
         self.changes.email(email, 1)
         return email
 
@@ -4109,21 +4349,63 @@ def read_cursor(text: str) -> Cursor | None:
     return Cursor(int(match[1]), int(match[2])) if match else None
 
 
-def activity_between(
-    connection: sqlite3.Connection, tenant: int, start: int, end: int
-) -> list[tuple[int, int, int, int, int]]:
-    """Rows (quarter, type, state, hits, emails) of the activity from start up to end, both in quarters."""
-    sql = "select quarter, type, state, hits, emails from activity where tenant = ? and quarter >= ? and quarter < ?"
-    return connection.execute(sql, (tenant, start, end)).fetchall()
+class Span(NamedTuple):
+    """From which quarter up to which numbers are read; or from which day, as days begin in the tenant's zone."""
+
+    start: int
+    end: int
+    by_day: bool = False
 
 
-def reasons_between(
-    connection: sqlite3.Connection, tenant: int, start: int, end: int
-) -> list[tuple[int, str, str, int, int]]:
-    """Rows (type, verdict, reason, state, hits) from start up to end, both in quarters; most hits first."""
+UNREGISTERED = Span(NO_QUARTER, 0)  # the cohort of the emails that nobody registered
+
+
+def _in_span(tenant: int, span: Span, quarters: str, days: str) -> tuple[str, str, tuple[int, int, int]]:
+    """The roll-up to read, the condition on its rows, and the values that this needs."""
+    column = "day" if span.by_day else "quarter"
+    condition = f"tenant = ? and {column} >= ? and {column} < ?"
+    return days if span.by_day else quarters, condition, (tenant, span.start, span.end)
+
+
+def activity_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int, int, int]]:
+    """Rows (quarter or day, type, state, hits, emails) of the activity in a span."""
+    table, condition, values = _in_span(tenant, span, "activity", "activity_days")
+    column = "day" if span.by_day else "quarter"
+    return connection.execute(
+        f"select {column}, type, state, hits, emails from {table} where {condition}", values
+    ).fetchall()
+
+
+def reasons_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, str, str, int, int]]:
+    """Rows (type, verdict, reason, state, hits) of the hits in a span; most hits first."""
+    table, condition, values = _in_span(tenant, span, "reasons", "reason_days")
     sql = (
-        "select type, verdict, reason, state, sum(hits) from reasons join judgements on judgements.id = judgement"
-        " where tenant = ? and quarter >= ? and quarter < ? group by type, judgement having sum(hits) > 0 order by 1, 5 desc, 2, 3"
+        f"select type, verdict, reason, state, sum(hits) from {table} join judgements on judgements.id = judgement"
+        f" where {condition} group by type, judgement having sum(hits) > 0 order by 1, 5 desc, 2, 3"
+    )
+    return connection.execute(sql, values).fetchall()
+
+
+def cohort_in(connection: sqlite3.Connection, tenant: int, span: Span) -> dict[str, int]:
+    """Emails sent in a span, and how many of them are under which state."""
+    table, condition, values = _in_span(tenant, span, "cohorts", "cohort_days")
+    columns = ("emails", *GROUP_COLUMNS)
+    sums = ", ".join(f"coalesce(sum({column}), 0)" for column in columns)
+    row = connection.execute(f"select {sums} from {table} where {condition}", values).fetchone()
+    return dict(zip(columns, row, strict=True))
+
+
+CLIENT_FIELDS = ("client", "device", *CLIENT_COLUMNS)
+
+
+def clients_between(
+    connection: sqlite3.Connection, tenant: int, start: int, end: int
+) -> list[tuple[str, str, int, int]]:
+    """Rows as CLIENT_FIELDS of the opens from one day up to another, most first. Days begin in the tenant's zone."""
+    sql = (
+        "select client, device, sum(opens_person), sum(opens_unconfirmed) from client_days"
+        " where tenant = ? and day >= ? and day < ? group by 1, 2 having sum(opens_person) > 0 or sum(opens_unconfirmed) > 0"
+        " order by sum(opens_person + opens_unconfirmed) desc, 1, 2"
     )
     return connection.execute(sql, (tenant, start, end)).fetchall()
 
@@ -4136,13 +4418,6 @@ def first_quarter(connection: sqlite3.Connection, tenant: int) -> int | None:
     )
     found = connection.execute(sql, {"tenant": tenant}).fetchone()[0]
     return None if found is None else int(found)
-
-
-def cohort_sums(connection: sqlite3.Connection, tenant: int, start: int, end: int) -> dict[str, int]:
-    """Emails sent from start up to end, in quarters, and how many of them are under which state."""
-    sums = ", ".join(f"coalesce(sum({column}), 0)" for column in ("emails", *GROUP_COLUMNS))
-    sql = f"select {sums} from cohorts where tenant = ? and quarter >= ? and quarter < ?"
-    return dict(zip(("emails", *GROUP_COLUMNS), connection.execute(sql, (tenant, start, end)).fetchone(), strict=True))
 
 
 def named_clicks(connection: sqlite3.Connection, tenant: int) -> list[tuple[str, str, int]]:
@@ -4163,7 +4438,8 @@ def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
     return None if found is None else int(found)
 
 
-# The columns of exports: their names are a contract, listed in README.
+# -- Tables: what pages show and exports hold. The columns of exports are a contract, listed in README.
+
 EMAIL_FIELDS = (
     "key", "subject", "recipient", "campaign", "registered", "created_at", "sent_at",
     "opens_person", "opens_unconfirmed", "opens_machine", "opened_as", "opened_at",
@@ -4171,9 +4447,63 @@ EMAIL_FIELDS = (
 )  # fmt: skip
 EVENT_FIELDS = ("key", "event_type", "timestamp", "method", "verdict", "reason", "url", "user_agent", "ip_address")
 LINK_FIELDS = ("url", *LINK_COLUMNS)
+CAMPAIGN_FIELDS = ("campaign", "emails", *GROUP_COLUMNS, "first_email_at", "last_hit_at")
 PERSONAL_FIELDS = frozenset(
     {"recipient", "subject", "ip_address"}
 )  # left out where an id that stands in mail opens the page
+MOST_SORTED = (
+    10_000  # the newest of a table, by which it is sorted, searched and filtered at once: no counter has an index
+)
+MOST_FOUND = 1_000  # emails that a search gives, the newest
+SHOWN = {  # which emails a table shows, by what their readers did
+    "all": "1",
+    "opened": "(open_person > 0 or click_person > 0)",
+    "unconfirmed": "(open_unconfirmed > 0 and open_person = 0 and click_person = 0)",
+    "not-opened": "(open_person is null or open_person + open_unconfirmed + click_person = 0)",
+    "clicked": "click_person > 0",
+    "not-clicked": "(click_person is null or click_person = 0)",
+}
+EMAIL_ORDERS = {
+    "subject": "subject collate nocase",
+    "recipient": "recipient collate nocase",
+    "campaign": "campaign collate nocase",
+    "opens": "coalesce(open_person, 0) * 1000000 + coalesce(open_unconfirmed, 0)",
+    "clicks": "coalesce(click_person, 0) * 1000000 + coalesce(click_unconfirmed, 0)",
+    "sent": "created_at",
+}
+CAMPAIGN_ORDERS = {
+    "campaign": "campaign collate nocase",
+    "sent": "emails",
+    "opened": "(opened_person + click_only) * 1.0 / max(emails, 1)",
+    "clicked": "clicked_person * 1.0 / max(emails, 1)",
+    "first": "first_email_at",
+    "last": "last_at",
+}
+LINK_ORDERS = {"url": "urls.url", "people": "sum(emails_person)", "clicks": "sum(clicks_person)"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which rows of a table somebody asks for, and in which order."""
+
+    campaign: str | None = None
+    search: str = ""
+    shown: str = "all"  # one of SHOWN
+    key: str | None = None  # of the email whose events are asked for
+    order: str = ""  # one of the orders of the table; "" for the newest first
+    ascending: bool = False
+    people: bool = True  # whether recipients and subjects may be searched, and sorted by
+
+
+ANYTHING = Wanted()
+
+
+class Rows(NamedTuple):
+    """Some rows of a table, as its fields, and where the next ones begin."""
+
+    rows: list[tuple[Any, ...]]
+    next: Cursor | None
+
 
 _TIME = "strftime('%Y-%m-%dT%H:%M:%fZ', {0} / 1000.0, 'unixepoch')"
 _STATE = "case {0}.state when 1 then 'person' when 2 then 'unconfirmed' when 3 then 'machine' end"
@@ -4183,37 +4513,183 @@ _EMAIL_ROWS = (
     f" {_STATE.format('opened')}, {_TIME.format('opened.at')},"
     " coalesce(click_person, 0), coalesce(click_unconfirmed, 0), coalesce(click_machine, 0),"
     f" {_STATE.format('clicked')}, {_TIME.format('clicked.at')}"
-    " from (select * from emails where tenant = :tenant and (created_at, id) < (:at, :id) order by created_at desc, id desc limit :most)"
-    " left join email_counts on email_counts.email = id"
+    " from ({emails}) left join email_counts on email_counts.email = id"
     " left join email_bests opened on opened.email = id and opened.type = 1"
     " left join email_bests clicked on clicked.email = id and clicked.type = 2"
-    " order by created_at desc, id desc"
+    " where {shown}"
 )
 _EVENT_ROWS = (
     f"select event_rows.at, event_rows.id, key, case type when 1 then 'open' else 'click' end, {_TIME.format('event_rows.at')},"
     " coalesce(method, 'GET'), verdict, reason, urls.url, user_agents.user_agent, ip_address from event_rows"
     " join emails on emails.id = email join judgements on judgements.id = judgement"
     " join user_agents on user_agents.id = event_rows.user_agent left join urls on urls.id = event_rows.url"
-    " where event_rows.tenant = :tenant and (event_rows.at, event_rows.id) < (:at, :id)"
+    " where {which} and (event_rows.at, event_rows.id) < (:at, :id)"
     " order by event_rows.at desc, event_rows.id desc limit :most"
 )
 _LINK_ROWS = (
-    f"select 0, urls.id, urls.url, {', '.join(LINK_COLUMNS)} from urls join links on links.tenant = urls.tenant and links.url = urls.id"
-    " where urls.tenant = :tenant and urls.id < :id order by urls.id desc limit :most"
+    f"select 0, urls.id, urls.url, {', '.join(f'sum({column})' for column in LINK_COLUMNS)} from links"
+    " join urls on urls.id = links.url where links.tenant = :tenant and links.url < :id"
+    " and (:campaign is null or links.campaign = :campaign) group by links.url order by links.url desc limit :most"
 )
-TABLES: dict[str, tuple[tuple[str, ...], str]] = {
-    "emails": (EMAIL_FIELDS, _EMAIL_ROWS),
-    "events": (EVENT_FIELDS, _EVENT_ROWS),
-    "links": (LINK_FIELDS, _LINK_ROWS),
-}
+TABLES: dict[str, tuple[str, ...]] = {"emails": EMAIL_FIELDS, "events": EVENT_FIELDS, "links": LINK_FIELDS}
 
 
 def table_page(
-    connection: sqlite3.Connection, tenant: int, table: str, after: Cursor, most: int
-) -> list[tuple[Cursor, tuple[Any, ...]]]:
-    """Up to `most` rows of "emails", "events" or "links" behind a cursor, newest first, each with its own cursor."""
-    values = {"tenant": tenant, "at": after.at, "id": after.id, "most": most}
-    return [(Cursor(row[0], row[1]), row[2:]) for row in connection.execute(TABLES[table][1], values)]
+    connection: sqlite3.Connection, tenant: int, table: str, after: Cursor, most: int, wanted: Wanted = ANYTHING
+) -> Rows:
+    """Up to `most` rows of "emails", "events" or "links" behind a cursor, newest first, as TABLES has their fields."""
+    values = {"tenant": tenant, "at": after.at, "id": after.id, "most": most + 1}
+    if table == "emails":
+        return _email_page(connection, values, wanted)
+    sql = _EVENT_ROWS if table == "events" else _LINK_ROWS
+    which = "event_rows.tenant = :tenant" if wanted.key is None else "+event_rows.tenant = :tenant and email = :email"
+    if wanted.key is not None:
+        row = connection.execute("select id from emails where tenant = ? and key = ?", (tenant, wanted.key)).fetchone()
+        values["email"] = row[0] if row else 0
+    found = connection.execute(sql.replace("{which}", which), {**values, "campaign": wanted.campaign}).fetchall()
+    return _as_rows(found, most)
+
+
+def _as_rows(found: list[tuple[Any, ...]], most: int) -> Rows:
+    following = Cursor(*found[most - 1][:2]) if len(found) > most else None
+    return Rows([row[2:] for row in found[:most]], following)
+
+
+def _email_page(connection: sqlite3.Connection, values: dict[str, Any], wanted: Wanted) -> Rows:
+    """A page of emails, newest first. Where only some are shown, it ends after MOST_SORTED that were looked at."""
+    most = values["most"] - 1
+    limit = values["most"] if wanted.shown == "all" else MOST_SORTED
+    emails = f"{_some_emails(connection, values, wanted)} limit {limit}"
+    sql = _EMAIL_ROWS.replace("{emails}", emails).replace("{shown}", SHOWN[wanted.shown])
+    found = connection.execute(f"{sql} order by created_at desc, id desc limit :most", values).fetchall()
+    page = _as_rows(found, most)
+    if page.next is None and wanted.shown != "all":
+        last = connection.execute(
+            f"select created_at, id from ({emails}) limit 1 offset {MOST_SORTED - 1}", values
+        ).fetchone()
+        return Rows(page.rows, Cursor(*last) if last else None)
+    return page
+
+
+def _some_emails(connection: sqlite3.Connection, values: dict[str, Any], wanted: Wanted) -> str:
+    """The select of the emails of a campaign, or those that a search finds, behind a cursor; newest first."""
+    conditions = ["tenant = :tenant", "(created_at, id) < (:at, :id)", f"key not glob '{TEST_KEY}*'"]
+    if wanted.campaign is not None:
+        values["campaign"] = wanted.campaign
+        conditions.append("campaign = :campaign and campaign <> ''")
+    if wanted.search:
+        ids = find_emails(connection, values["tenant"], wanted.search, people=wanted.people)
+        conditions.append(f"id in ({', '.join(map(str, ids))})")
+    return f"select * from emails where {' and '.join(conditions)} order by created_at desc, id desc"
+
+
+def sorted_emails(connection: sqlite3.Connection, tenant: int, wanted: Wanted, start: int, most: int) -> Rows:
+    """Rows of emails in the order wanted, of the newest MOST_SORTED; the next ones begin at a number of rows, as a cursor."""
+    values = {"tenant": tenant, "at": NEWEST.at, "id": NEWEST.id}
+    emails = f"{_some_emails(connection, values, wanted)} limit {MOST_SORTED}"
+    order = f"{EMAIL_ORDERS[wanted.order]} {'asc' if wanted.ascending else 'desc'}, created_at desc, id desc"
+    ids = connection.execute(
+        f"select id from ({emails}) left join email_counts on email = id where {SHOWN[wanted.shown]}"
+        f" order by {order} limit {most + 1} offset {start}",
+        values,
+    ).fetchall()
+    some = f"select * from emails where id in ({', '.join(str(row[0]) for row in ids[:most])})"
+    sql = _EMAIL_ROWS.replace("{emails}", some).replace("{shown}", "1")
+    rows = {row[1]: row[2:] for row in connection.execute(sql)}
+    return Rows([rows[row[0]] for row in ids[:most]], Cursor(0, start + most) if len(ids) > most else None)
+
+
+def find_emails(connection: sqlite3.Connection, tenant: int, text: str, *, people: bool) -> list[int]:
+    """The newest emails whose key or recipient begins with a text, or whose subject or campaign has all its words."""
+    values = {"tenant": tenant, "text": text, "end": text + "\U0010ffff", "most": MOST_FOUND}
+    sql = "select id from emails where tenant = :tenant and key >= :text and key < :end limit :most"
+    found = {row[0] for row in connection.execute(sql, values)}
+    if not people:
+        return sorted(found, reverse=True)
+    sql = (
+        "select id from emails where tenant = :tenant and recipient >= :text collate nocase and recipient < :end collate nocase"
+        " and recipient <> '' limit :most"
+    )
+    found |= {row[0] for row in connection.execute(sql, values)}
+    words = re.findall(r"[^\W_]+", text)
+    if words:
+        # Each word in quotes, so that none is an operator; the last may be unfinished.
+        query = " AND ".join([f"owner : tenant{tenant}", *(f'{{subject campaign}} : "{word}"' for word in words)]) + "*"
+        sql = "select rowid from email_words where email_words match ? order by rowid desc limit ?"
+        found |= {row[0] for row in connection.execute(sql, (query, MOST_FOUND))}
+    return sorted(found, reverse=True)[:MOST_FOUND]
+
+
+def clicked_links(connection: sqlite3.Connection, tenant: int, keys: Sequence[str]) -> dict[str, list[str]]:
+    """Which links people clicked in these emails, by key."""
+    marks = ", ".join("?" * len(keys))
+    sql = (
+        "select key, urls.url from emails join link_counts on link_counts.email = emails.id join urls on urls.id = link_counts.url"
+        f" where emails.tenant = ? and key in ({marks}) and click_person > 0 order by click_person_first"
+    )
+    found: dict[str, list[str]] = {}
+    for key, url in connection.execute(sql, (tenant, *keys)):
+        found.setdefault(key, []).append(url)
+    return found
+
+
+def email_details(connection: sqlite3.Connection, tenant: int, key: str) -> dict[str, Any] | None:
+    """One email as EMAIL_FIELDS has it, with `delivered_at` and `links`; None if there is none with this key."""
+    row = connection.execute(
+        f"select id, {_TIME.format('delivered_at')}, links from emails where tenant = ? and key = ?", (tenant, key)
+    ).fetchone()
+    if row is None:
+        return None
+    sql = _EMAIL_ROWS.replace("{emails}", "select * from emails where id = ?").replace("{shown}", "1")
+    found = connection.execute(sql, (row[0],)).fetchone()
+    return {**dict(zip(EMAIL_FIELDS, found[2:], strict=True)), "delivered_at": row[1], "links": row[2]}
+
+
+def campaign_rows(
+    connection: sqlite3.Connection, tenant: int, wanted: Wanted = ANYTHING, start: int = 0, most: int = -1
+) -> Rows:
+    """Campaigns as CAMPAIGN_FIELDS, the newest first unless wanted otherwise; `wanted.campaign` asks for one alone."""
+    first = (
+        "(select min(created_at) from emails where emails.tenant = campaigns.tenant and emails.campaign = campaigns.campaign"
+        " and emails.campaign <> '')"
+    )
+    some = (
+        f"select *, coalesce({first}, (select sent_at from campaign_sends where campaign_sends.tenant = campaigns.tenant"
+        " and campaign_sends.campaign = campaigns.campaign)) as first_email_at from campaigns where tenant = :tenant"
+        f" and (emails or {' or '.join(GROUP_COLUMNS)}) and (:campaign is null or campaign = :campaign)"
+    )
+    order = f"{CAMPAIGN_ORDERS[wanted.order or 'first']} {'asc' if wanted.ascending else 'desc'}, campaign"
+    sql = (
+        f"select 0, 0, campaign, emails, {', '.join(GROUP_COLUMNS)}, {_TIME.format('first_email_at')}, {_TIME.format('last_at')}"
+        f" from ({some}) order by {order} limit :most offset :start"
+    )
+    values = {"tenant": tenant, "campaign": wanted.campaign, "most": most + 1 if most >= 0 else -1, "start": start}
+    found = [row[2:] for row in connection.execute(sql, values)]
+    return Rows(found[:most], Cursor(0, start + most)) if 0 <= most < len(found) else Rows(found, None)
+
+
+LINK_ROW_FIELDS = (*LINK_FIELDS, "campaigns", "campaign")
+
+
+def link_rows(connection: sqlite3.Connection, tenant: int, wanted: Wanted, start: int, most: int) -> Rows:
+    """Links as LINK_ROW_FIELDS, of the newest MOST_SORTED, those that most people clicked first unless wanted otherwise."""
+    condition = "tenant = :tenant and (:campaign is null or campaign = :campaign)"
+    newest = f"select url from links where {condition} group by url order by url desc limit 1 offset {MOST_SORTED - 1}"
+    order = f"{LINK_ORDERS[wanted.order or 'people']} {'asc' if wanted.ascending else 'desc'}, sum(clicks_person) desc, urls.id"
+    sql = (
+        f"select urls.url, {', '.join(f'sum({column})' for column in LINK_COLUMNS)}, count(nullif(campaign, '')), max(campaign)"
+        f" from links join urls on urls.id = links.url where links.{condition} and links.url >= coalesce(({newest}), 0)"
+        f" and urls.url <> :hidden group by urls.id order by {order} limit :most offset :start"
+    )
+    values = {"tenant": tenant, "campaign": wanted.campaign, "hidden": HIDDEN_TARGET, "most": most + 1, "start": start}
+    found = connection.execute(sql, values).fetchall()
+    return Rows(found[:most], Cursor(0, start + most) if len(found) > most else None)
+
+
+def recipients_of(connection: sqlite3.Connection, tenant: int, keys: Sequence[str]) -> dict[str, str]:
+    """The recipients of emails, by key."""
+    sql = f"select key, recipient from emails where tenant = ? and key in ({', '.join('?' * len(keys))})"
+    return dict(connection.execute(sql, (tenant, *keys)).fetchall())
 
 
 # -- Positions of segments
@@ -4370,7 +4846,7 @@ def _read_hit(raw: dict[str, Any], id_: str) -> Hit:
         answered,
         why,
         campaign,
-        raw.get("own") is True,
+        raw.get("own") is True or hit.key.startswith(TEST_KEY),
     )
 
 
@@ -4847,6 +5323,8 @@ RANGES = {"24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days",
 DEFAULT_RANGE = "30d"
 DAYS_BACK = {"7d": 6, "30d": 29, "90d": 89}  # whole days before today
 MOST_SENT = 1_000_000_000  # emails of a campaign
+MOST_HOURS = 2  # days of a range of one's own that is shown by hours
+MOST_DAYS = 92  # … and by days
 MOST_WEEKS = 104  # beyond two years, months
 
 
@@ -4856,63 +5334,122 @@ class BadPeriod(BadInput):
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """A range of time, cut into the steps of a chart; times in milliseconds."""
+    """A range of time, cut into the steps of a curve; times in milliseconds."""
 
-    name: str
+    name: str  # of a range; "" for one from a day to a day
     zone: tzinfo
     zone_name: str
     starts: list[int]  # of each step
     end: int
     step: str  # hour, day, week or month
+    first_day: date  # which the range begins with, in the zone
+    last_day: date
 
     @property
     def quarters(self) -> tuple[int, int]:
         """From which quarter up to which."""
         return self.starts[0] // QUARTER_MS, -(-self.end // QUARTER_MS)
 
+    @property
+    def days(self) -> tuple[int, int]:
+        """From which day up to which, counted from 1970."""
+        return self.first_day.toordinal() - FIRST_DAY, self.last_day.toordinal() - FIRST_DAY + 1
+
+    def span(self, tenant_zone: str) -> Span:
+        """What to read: roll-ups by day where the range has whole days of the tenant's own zone, else by quarter."""
+        if self.step != "hour" and self.zone_name == tenant_zone:
+            return Span(*self.days, by_day=True)
+        return Span(*self.quarters)
+
+    def before(self, tenant_zone: str) -> Span | None:
+        """The same length of time before it, as far as now has come in it; None before all there is."""
+        if self.name == "all":
+            return None
+        span = self.span(tenant_zone)
+        return Span(span.start - (span.end - span.start), span.start, span.by_day)
+
+    def step_of(self, place: int, span: Span) -> int:
+        """The number of the step that a quarter or a day of the span is in."""
+        at = _midnight(date.fromordinal(place + FIRST_DAY), self.zone) if span.by_day else place * QUARTER_MS
+        return max(bisect.bisect_right(self.starts, at) - 1, 0)
+
 
 def read_zone(name: str) -> tzinfo:
     """The time zone of that name. Raises BadPeriod."""
-    if name == "UTC":
-        return timezone.utc
-    import zoneinfo  # only who asks for another zone pays for it
-
-    try:
-        return zoneinfo.ZoneInfo(name)
-    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
-        raise BadPeriod(f"tz is {name[:60]!r}; expected a time zone such as Europe/Rome or UTC") from None
+    found = zone_named(name)
+    if found is None:
+        raise BadPeriod(f"tz is {name[:60]!r}; expected a time zone such as Europe/Rome or UTC")
+    return found
 
 
-def read_period(name: str, zone_name: str, now: int, first: int | None) -> Period:
-    """Cut a range that ends now into steps that begin with the hours, days and weeks of a zone.
+def read_period(
+    name: str, zone_name: str, now: int, first: int | None, days: tuple[date, date] | None = None
+) -> Period:
+    """Cut a range that ends now, or one from a day to a day, into steps that begin with the hours, days and weeks of a zone.
 
     `first` is when the tenant's numbers begin, for the range "all". Raises BadPeriod.
     """
-    if name not in RANGES:
-        raise BadPeriod(f"range is {name[:60]!r}; expected one of {', '.join(RANGES)}")
     zone = read_zone(zone_name)
     local = datetime.fromtimestamp(now / 1000, zone)
     today = local.date()
+    if days:
+        return _period("", zone, zone_name, days[0], days[1], _midnight(days[1] + timedelta(days=1), zone))
+    if name not in RANGES:
+        raise BadPeriod(f"range is {name[:60]!r}; expected one of {', '.join(RANGES)}")
     if name == "24h":
         hour = math.floor(local.replace(minute=0, second=0, microsecond=0).timestamp()) * 1000
-        return Period(name, zone, zone_name, [hour - 3_600_000 * back for back in range(23, -1, -1)], now + 1, "hour")
+        hours = [hour - 3_600_000 * back for back in range(23, -1, -1)]
+        yesterday = datetime.fromtimestamp(hours[0] / 1000, zone).date()
+        return Period(name, zone, zone_name, hours, now + 1, "hour", yesterday, today)
     if name in DAYS_BACK:
-        days = [today - timedelta(days=back) for back in range(DAYS_BACK[name], -1, -1)]
-        return Period(name, zone, zone_name, [_midnight(day, zone) for day in days], now + 1, "day")
+        return _period(name, zone, zone_name, today - timedelta(days=DAYS_BACK[name]), today, now + 1)
     begin = today - timedelta(weeks=52)
     if name == "all":
         begin = min(datetime.fromtimestamp((now if first is None else first) / 1000, zone).date(), today)
+    return _period(name, zone, zone_name, begin, today, now + 1, least="week")
+
+
+def _period(
+    name: str, zone: tzinfo, zone_name: str, begin: date, last: date, end: int, *, least: str = "hour"
+) -> Period:
+    """A range of whole days, in steps that are as fine as the eye can take."""
+    length = (last - begin).days + 1
+    if length <= MOST_HOURS and least == "hour":
+        first = _midnight(begin, zone)
+        return Period(name, zone, zone_name, list(range(first, end, 3_600_000)), end, "hour", begin, last)
+    if length <= MOST_DAYS and least == "hour":
+        days = [begin + timedelta(days=n) for n in range(length)]
+        return Period(name, zone, zone_name, [_midnight(day, zone) for day in days], end, "day", begin, last)
     monday = begin - timedelta(days=begin.weekday())
-    weeks = [monday + timedelta(weeks=n) for n in range((today - monday).days // 7 + 1)]
+    weeks = [monday + timedelta(weeks=n) for n in range((last - monday).days // 7 + 1)]
     if len(weeks) <= MOST_WEEKS:
-        return Period(name, zone, zone_name, [_midnight(day, zone) for day in weeks], now + 1, "week")
-    months = [date(year, month, 1) for year in range(begin.year, today.year + 1) for month in range(1, 13)]
-    months = [day for day in months if begin.replace(day=1) <= day <= today]
-    return Period(name, zone, zone_name, [_midnight(day, zone) for day in months], now + 1, "month")
+        begin = monday if least == "week" else begin
+        return Period(
+            name, zone, zone_name, [_midnight(max(day, begin), zone) for day in weeks], end, "week", begin, last
+        )
+    months = [date(year, month, 1) for year in range(begin.year, last.year + 1) for month in range(1, 13)]
+    months = [day for day in months if begin.replace(day=1) <= day <= last]
+    begin = months[0] if least == "week" else begin
+    return Period(
+        name, zone, zone_name, [_midnight(max(day, begin), zone) for day in months], end, "month", begin, last
+    )
 
 
 def _midnight(day: date, zone: tzinfo) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 1000
+
+
+def read_days(begin: str, end: str) -> tuple[date, date]:
+    """Read a range from a day to a day, both included. Raises BadPeriod."""
+    found = []
+    for name, text in (("from", begin), ("to", end)):
+        try:
+            found.append(date.fromisoformat(text))
+        except ValueError:
+            raise BadPeriod(f"{name} is {text[:40]!r}; expected a day such as 2026-11-30") from None
+    if not date(2000, 1, 1) <= found[0] <= found[1] < date(2100, 1, 1):
+        raise BadPeriod("from and to: expected two days of this century, in order")
+    return found[0], found[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -4924,11 +5461,21 @@ class Totals:
     clicked: dict[str, int]
     click_only: int  # clicked by a person, though no open by a person was seen: read all the same
 
+    @property
+    def read(self) -> int:
+        """How many emails people certainly read."""
+        return self.opened["person"] + self.click_only
+
     def rate(self, counts: Mapping[str, int]) -> tuple[float, float] | None:
         """The share of the emails that a person opened or clicked: at least, and with the unconfirmed at most."""
         if not self.emails:
             return None
         return counts["person"] / self.emails, (counts["person"] + counts["unconfirmed"]) / self.emails
+
+    @property
+    def click_to_open(self) -> float | None:
+        """The share of those who read the mail that clicked in it."""
+        return self.clicked["person"] / self.read if self.read else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -4936,6 +5483,14 @@ class Step:
     """One step of the curve: when it begins, and hits by type and state."""
 
     start: int
+    hits: dict[int, dict[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the numbers were in the same length of time before."""
+
+    sent: Totals
     hits: dict[int, dict[int, int]]
 
 
@@ -4953,6 +5508,7 @@ class Stats:
     named: list[tuple[str, str, int]]
     dropped: dict[str, int]  # so far, by reason
     last_hit_at: int | None
+    before: Before | None
 
 
 def _totals(sums: Mapping[str, int]) -> Totals:
@@ -4964,34 +5520,49 @@ def _no_hits() -> dict[int, dict[int, int]]:
     return {kind: dict.fromkeys((*STATES, ASIDE), 0) for kind in TYPES}
 
 
-def read_stats(connection: sqlite3.Connection, tenant: int, period: Period) -> Stats:
+def read_stats(connection: sqlite3.Connection, tenant: int, period: Period, tenant_zone: str = "UTC") -> Stats:
     """Read a period's numbers from the roll-ups; events are never counted here."""
-    start, end = period.quarters
+    span, span_before = period.span(tenant_zone), period.before(tenant_zone)
     hits, emails = _no_hits(), _no_hits()
     steps = [Step(at, _no_hits()) for at in period.starts]
-    for quarter, kind, state, hit_count, email_count in activity_between(connection, tenant, start, end):
+    places = {}
+    for place, kind, state, hit_count, email_count in activity_in(connection, tenant, span):
         hits[kind][state] += hit_count
         emails[kind][state] += email_count
-        place = bisect.bisect_right(period.starts, quarter * QUARTER_MS) - 1
-        steps[max(place, 0)].hits[kind][state] += hit_count
+        if place not in places:
+            places[place] = period.step_of(place, span)
+        steps[places[place]].hits[kind][state] += hit_count
+    before = None
+    if span_before:
+        before = Before(_totals(cohort_in(connection, tenant, span_before)), _no_hits())
+        for _, kind, state, hit_count, _ in activity_in(connection, tenant, span_before):
+            before.hits[kind][state] += hit_count
     return Stats(
         period=period,
-        sent=_totals(cohort_sums(connection, tenant, start, end)),
-        unregistered=_totals(cohort_sums(connection, tenant, NO_QUARTER, 0)),
+        sent=_totals(cohort_in(connection, tenant, span)),
+        unregistered=_totals(cohort_in(connection, tenant, UNREGISTERED)),
         hits=hits,
         emails=emails,
         steps=steps,
-        reasons=reasons_between(connection, tenant, start, end),
+        reasons=reasons_in(connection, tenant, span),
         named=named_clicks(connection, tenant),
         dropped=dropped_hits(connection, tenant),
         last_hit_at=last_hit_at(connection, tenant),
+        before=before,
     )
 
 
-def period_of(connection: sqlite3.Connection, tenant: int, name: str, zone_name: str, now: int) -> Period:
+def period_of(
+    connection: sqlite3.Connection,
+    tenant: int,
+    name: str,
+    zone_name: str,
+    now: int,
+    days: tuple[date, date] | None = None,
+) -> Period:
     """The period a reader asks for. Raises BadPeriod."""
-    first = first_quarter(connection, tenant) if name == "all" else None
-    return read_period(name, zone_name, now, None if first is None else first * QUARTER_MS)
+    first = first_quarter(connection, tenant) if name == "all" and not days else None
+    return read_period(name, zone_name, now, None if first is None else first * QUARTER_MS, days)
 
 
 def read_declaration(campaign: str, sent: int, sent_at: str | None) -> tuple[str, int, int | None]:
@@ -5067,6 +5638,11 @@ def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
             }
             for kind, verdict, reason, state, hits in stats.reasons
         ],
+        "before": stats.before
+        and {
+            "sent": group(stats.before.sent),
+            **{f"{word}s": by_state(stats.before.hits[kind]) for kind, word in TYPES.items()},
+        },
         "naming_page": [{"host": host, "reason": reason, "clicks": clicks} for host, reason, clicks in stats.named],
         "dropped": stats.dropped,
         "last_hit_at": iso_time(stats.last_hit_at),
@@ -5120,8 +5696,11 @@ def resource(name: str) -> bytes:
 
 
 TEMPLATE_NAMES = (
-    "page.html", "dashboard.html", "message.html", "naming.html", "_email_row.html", "_range.html", "_figure.html",
-    "_bar.html", "_mark.html", "_chart.html", "_notice.html", "_older.html", "_table.html",
+    "page.html", "dashboard.html", "campaign.html", "email.html", "message.html", "naming.html", "_about.html",
+    "_campaign_row.html", "_cell.html", "_client_row.html", "_crumb.html", "_curve.html", "_curve_row.html", "_email_row.html",
+    "_empty.html", "_exports.html", "_figure.html", "_head.html", "_hit_row.html", "_kept.html", "_link_row.html", "_mark.html",
+    "_more.html", "_notice.html", "_numbers.html", "_option.html", "_range.html", "_reason_row.html", "_search.html",
+    "_share.html", "_sort.html", "_step.html", "_table.html", "_time.html", "_timeline_row.html", "_trial.html", "_trial_hits.html",
 )  # fmt: skip
 
 
@@ -5176,52 +5755,123 @@ def round_top(value: int) -> int:
         scale *= 10
 
 
-CHART_WIDTH, CHART_HEIGHT = 720, 150
-CHART_STATES = (PERSON, UNCONFIRMED, MACHINE)
+STATE_WORDS = {PERSON: "by people", UNCONFIRMED: "unconfirmed", MACHINE: "by machines"}
+NBSP = "\N{NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
 
 
-def chart(pages: Pages, stats: Stats, kind: int) -> Markup:
-    """Stacked bars of the opens or the clicks, a bar a step, people at the bottom; drawn as SVG."""
-    top = round_top(max((sum(step.hits[kind][state] for state in CHART_STATES) for step in stats.steps), default=0))
-    width = CHART_WIDTH / len(stats.steps)
-    bars, marks = [], []
+class View(NamedTuple):
+    """Where a page is, and what it was asked for; makes the links to the same page asked otherwise."""
+
+    path: str
+    asked: Mapping[str, str]  # parameters that are not the default
+
+    def url(self, **changes: str) -> str:
+        """This page with other parameters; "" takes one away. Relative, since a page has many."""
+        query = {name: value for name, value in {**self.asked, **changes}.items() if value}
+        return "?" + "&".join(f"{name}={quote(value, safe=':,')}" for name, value in query.items())
+
+    def sorted_url(self, table: str, column: str) -> str:
+        """This page with a table sorted by a column; the other way round where it is."""
+        order = f"{table}.{column}"
+        now = self.asked.get("sort", "")
+        return self.url(sort=f"{order}.up" if now == order else order, after="", page="") + f"#{table}"
+
+
+# -- The curve
+
+
+PANELS = ((OPEN, 16, 120), (CLICK, 164, 60))  # where a panel begins and how high it is, in pixels
+CURVE_STATES = (PERSON, UNCONFIRMED, MACHINE)
+
+
+def curve(pages: Pages, view: View, stats: Stats, *, machines: bool) -> Markup:
+    """Opens and clicks over time as bars, people at the bottom.
+
+    Across, a step is a unit, which is stretched to the width of the window; up, a unit is a pixel. So it is sharp, and its
+    letters keep their size, however wide the window is.
+    """
+    states = CURVE_STATES if machines else CURVE_STATES[:2]
+    tops = {
+        kind: round_top(max((sum(step.hits[kind][state] for state in states) for step in stats.steps), default=0))
+        for kind, _, _ in PANELS
+    }
+    width = 100 / len(stats.steps)
+    bars: dict[int, list[str]] = {state: [] for state in states}
+    steps, marks = [], []
     every = -(-len(stats.steps) // 8)  # at most eight labels fit
     for n, step in enumerate(stats.steps):
         label = step_label(stats.period, step.start)
-        base = float(CHART_HEIGHT)
-        told = ", ".join(f"{grouped(step.hits[kind][state])} {STATE_WORDS[state]}" for state in CHART_STATES)
-        for state in CHART_STATES:
-            height = CHART_HEIGHT * step.hits[kind][state] / top
-            base -= height
-            if height:
-                bars.append(
-                    {
-                        "x": f"{n * width + width * 0.1:.1f}",
-                        "y": f"{base:.1f}",
-                        "width": f"{width * 0.8:.1f}",
-                        "height": f"{height:.1f}",
-                        "state": STATES[state],
-                        "told": f"{label}: {told}",
-                    }
-                )
+        for kind, top, height in PANELS:
+            base = float(top + height)
+            for state in states:
+                tall = height * step.hits[kind][state] / tops[kind]
+                base -= tall
+                if tall:
+                    bars[state].append(f"M{n}.1 {base:.1f}h.8v{max(tall, 0.7):.1f}h-.8z")
+        told = " · ".join(
+            f"{'+'.join(grouped(step.hits[kind][state]) for state in states)} {TYPES[kind]}s" for kind, _, _ in PANELS
+        )
+        steps.append(
+            {
+                "url": _step_url(view, stats.period, n),
+                "x": f"{n * width:.2f}",
+                "width": f"{width:.2f}",
+                "told": f"{label}: {told}",
+            }
+        )
         if n % every == 0:
-            marks.append({"x": f"{n * width + width / 2:.1f}", "y": CHART_HEIGHT + 16, "label": label})
-    return pages["_chart.html"].render(
-        title="Opens" if kind == OPEN else "Clicks",
-        top=grouped(top),
-        middle=grouped(top // 2),
-        bars=pages["_bar.html"].render_each(bars),
+            kind_of_mark = "m" if n // every % 2 == 0 else "m n"
+            marks.append({"x": f"{n * width + width / 2:.1f}", "label": label, "kind": kind_of_mark})
+    rows = [
+        {
+            "label": step_label(stats.period, step.start),
+            "cells": pages["_cell.html"].render_each(
+                {"text": grouped(step.hits[kind][state])} for kind, _, _ in PANELS for state in states
+            ),
+        }
+        for step in stats.steps
+        if any(any(counts.values()) for counts in step.hits.values())
+    ]
+    return pages["_curve.html"].render(
+        opens_top=grouped(tops[OPEN]),
+        opens_middle=grouped(tops[OPEN] // 2),
+        clicks_top=grouped(tops[CLICK]),
+        count=len(stats.steps),
+        people="".join(bars[PERSON]),
+        unconfirmed="".join(bars[UNCONFIRMED]),
+        machines="".join(bars.get(MACHINE, [])),
+        steps=pages["_step.html"].render_each(steps),
         marks=pages["_mark.html"].render_each(marks),
+        heads=pages["_head.html"].render_each(
+            {"label": f"{TYPES[kind].capitalize()}s {STATE_WORDS[state]}", "kind": "number"}
+            for kind, _, _ in PANELS
+            for state in states
+        ),
+        rows=pages["_curve_row.html"].render_each(rows),
+        step=stats.period.step,
     )
 
 
-STATE_WORDS = {PERSON: "by people", UNCONFIRMED: "unconfirmed", MACHINE: "by machines"}
+def _step_url(view: View, period: Period, n: int) -> str:
+    """Where a step of the curve leads: to the range that it is."""
+    begin = datetime.fromtimestamp(period.starts[n] / 1000, period.zone).date()
+    end = begin
+    if period.step in ("week", "month"):
+        next_start = period.starts[n + 1] if n + 1 < len(period.starts) else period.end
+        end = datetime.fromtimestamp((next_start - 1) / 1000, period.zone).date()
+    return view.url(range="", **{"from": begin.isoformat(), "to": end.isoformat()}, after="", page="")
 
 
 def step_label(period: Period, at: int) -> str:
-    """How a step is named under the chart."""
+    """How a step is named under the curve."""
     local = datetime.fromtimestamp(at / 1000, period.zone)
-    return local.strftime({"hour": "%H:%M", "month": "%b %Y"}.get(period.step, "%d %b"))
+    if period.step == "hour":
+        return local.strftime("%H:%M")
+    return local.strftime("%b %Y") if period.step == "month" else f"{local.day} {local:%b}"
+
+
+# -- Times, numbers and names, as people read them
 
 
 def shown_time(text: str | None, zone: tzinfo) -> str:
@@ -5231,69 +5881,61 @@ def shown_time(text: str | None, zone: tzinfo) -> str:
     return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(zone).strftime("%d %b %Y %H:%M")
 
 
-def state_summary(row: Mapping[str, Any], noun: str) -> str:
-    """The opens or clicks of one email in words: `2 people, 1 machine`."""
-    words = (("person", "by people"), ("unconfirmed", "unconfirmed"), ("machine", "by machines"))
-    return (
-        ", ".join(f"{grouped(row[f'{noun}_{state}'])} {word}" for state, word in words if row[f"{noun}_{state}"]) or "–"
+def ago(seconds: float) -> str:
+    """How long ago something was, in one unit: `3 minutes ago`."""
+    if seconds < 60:
+        return "just now"
+    for length, noun in ((60, "minute"), (3600, "hour"), (86_400, "day"), (7 * 86_400, "week"), (365 * 86_400, "year")):
+        following = {60: 3600, 3600: 86_400, 86_400: 14 * 86_400, 7 * 86_400: 365 * 86_400}.get(length, math.inf)
+        if seconds < following:
+            return f"{counted(int(seconds // length), noun)} ago"
+    return ""
+
+
+def time_cell(pages: Pages, text: str | None, zone: tzinfo, now: int) -> Markup:
+    """A time as `3 minutes ago`, with the time itself beside it for who points at it."""
+    if not text:
+        return Markup("–")
+    at = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return pages["_time.html"].render(iso=text, whole=shown_time(text, zone), text=ago(now / 1000 - at.timestamp()))
+
+
+def lasting(milliseconds: int) -> str:
+    """A length of time in its largest unit: `2 hours`."""
+    seconds = abs(milliseconds) // 1000
+    for length, noun in ((86_400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= 2 * length or (seconds >= length and length == 60):
+            return counted(seconds // length, noun)
+    return counted(seconds, "second")
+
+
+def short_url(url: str) -> str:
+    """A destination without its scheme."""
+    return "(hidden link)" if url == HIDDEN_TARGET else re.sub(r"^https?://(?:www\.)?", "", url).rstrip("/")
+
+
+def share_cell(pages: Pages, low: int, high: int, of: int) -> Markup:
+    """A rate as a small bar and its number; without emails, the number alone."""
+    if not of:
+        return Markup(html.escape(grouped(low) if low else "–"))
+    rate = (low / of, high / of)
+    return pages["_share.html"].render(
+        low=f"{100 * min(rate[0], 1):.0f}",
+        rest=f"{100 * min(rate[1] - rate[0], 1):.0f}",
+        text=percent(rate),
+        title=f"{grouped(low)} of {grouped(of)}",
     )
 
 
-@dataclass(frozen=True, slots=True)
-class DashboardModel:
-    """All that the dashboard shows."""
-
-    tenant: Tenant
-    stats: Stats
-    rows: list[dict[str, Any]]  # emails, as EMAIL_FIELDS, without what this reader may not see
-    next: Cursor | None
-    waiting: int  # about how many hits could not be drained in time
-    shows_people: bool  # whether recipients and subjects may be shown
-
-
-def dashboard_page(pages: Pages, model: DashboardModel) -> str:
-    """The dashboard of one tenant."""
-    stats, period = model.stats, model.stats.period
-    base = f"/{model.tenant.id}/dashboard?tz={quote(period.zone_name, safe='')}&range="
-    ranges = [
-        {"url": base + name, "label": label, "current": "page" if name == period.name else "false"}
-        for name, label in RANGES.items()
-    ]
-    older = pages["_older.html"].render(url=f"{base}{period.name}&after={model.next}") if model.next else Markup()
-    body = pages["dashboard.html"].render(
-        name=model.tenant.name,
-        ranges=pages["_range.html"].render_each(ranges),
-        zone=period.zone_name,
-        notices=pages["_notice.html"].render_each({"text": text} for text in dashboard_notices(model)),
-        figures=pages["_figure.html"].render_each(dashboard_figures(stats)),
-        opens=chart(pages, stats, OPEN),
-        clicks=chart(pages, stats, CLICK),
-        emails=email_table(pages, model),
-        older=older,
-        exports=f"/{model.tenant.id}",
-        parameters=f"range={period.name}&tz={quote(period.zone_name, safe='')}",
-    )
-    return pages.page(f"{model.tenant.name}: opens and clicks", body)
-
-
-def email_table(pages: Pages, model: DashboardModel) -> Markup:
-    """The emails, newest first."""
-    if not model.rows:
-        return pages["_notice.html"].render(
-            text="No emails yet. Register one by POST, or send mail with a pixel: it appears here with its first hit."
-        )
-    rows = [
-        {
-            "title": row.get("subject") or ("(no subject)" if row["registered"] else "(not registered)"),
-            "recipient": row.get("recipient") or row["key"],
-            "campaign": row["campaign"],
-            "sent": shown_time(row["sent_at"] or row["created_at"], model.stats.period.zone),
-            "opens": state_summary(row, "opens"),
-            "clicks": state_summary(row, "clicks"),
-        }
-        for row in model.rows
-    ]
-    return pages["_table.html"].render(rows=pages["_email_row.html"].render_each(rows))
+def changed(now: float, then: float, *, points: bool = False) -> str:
+    """How a number differs from the one before: `+12 %`, or in percentage points for a rate."""
+    if points:
+        difference = 100 * (now - then)
+        return "the same" if abs(difference) < 0.05 else f"{difference:+.1f} points".replace("-", MINUS)
+    if not then:
+        return "none before" if now else ""
+    difference = 100 * (now - then) / then
+    return "the same" if abs(difference) < 0.5 else f"{difference:+,.0f}{NBSP}%".replace("-", MINUS)
 
 
 def made_of(counts: Mapping[str, int]) -> str:
@@ -5301,8 +5943,28 @@ def made_of(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{grouped(counts[STATES[state]])} {STATE_WORDS[state]}" for state in STATES)
 
 
+# -- Figures
+
+
+DEFINITIONS = {
+    "Sent": "Emails registered or declared as sent in this range.",
+    "Opened": "Of the mail sent in this range: at least what people certainly opened, at most that and the unconfirmed.",
+    "Clicked": "Of the mail sent in this range: emails in which a person followed a link; with the unconfirmed at most.",
+    "Click-to-open": "Of the emails that people certainly read (by an open or a click): those in which they clicked.",
+    "Machines": "Opens and clicks in this range by scanners, bots and previews; they are in no rate.",
+    "Opens": "Hits on pixels in this range, whenever the mail was sent; repeats are one open.",
+    "Clicks": "Hits on links in this range, whenever the mail was sent.",
+}
+
+
+COHORT_FIGURES = 4  # the first ones are of the mail sent in the range, the others of the hits in it
+
+
 def dashboard_figures(stats: Stats) -> list[dict[str, object]]:
-    """The big numbers, each with what it is made of."""
+    """The big numbers, each with what it is made of, its definition, and how it differs from the time before."""
+
+    def hits_of(hits: Mapping[int, Mapping[int, int]], kind: int, *states: int) -> int:
+        return sum(hits[kind][state] for state in states)
 
     def seen(kind: int) -> str:
         hits, emails = stats.hits[kind], stats.emails[kind]
@@ -5310,22 +5972,477 @@ def dashboard_figures(stats: Stats) -> list[dict[str, object]]:
             f"{grouped(hits[state])} {STATE_WORDS[state]} ({counted(emails[state], 'email')})" for state in STATES
         )
 
-    sent = stats.sent
-    return [
-        {"label": "Sent", "value": grouped(sent.emails), "detail": "registered emails, sent in this range"},
-        {"label": "Opened", "value": percent(sent.rate(sent.opened)), "detail": f"of these: {made_of(sent.opened)}"},
-        {"label": "Clicked", "value": percent(sent.rate(sent.clicked)), "detail": f"of these: {made_of(sent.clicked)}"},
-        {
-            "label": "Opens",
-            "value": grouped(sum(stats.hits[OPEN][s] for s in STATES)),
-            "detail": f"hits in this range: {seen(OPEN)}",
-        },
-        {
-            "label": "Clicks",
-            "value": grouped(sum(stats.hits[CLICK][s] for s in STATES)),
-            "detail": f"hits in this range: {seen(CLICK)}",
-        },
+    sent, before = stats.sent, stats.before
+    machines = sum(stats.hits[kind][MACHINE] for kind in TYPES)
+    opened, clicked = sent.rate(sent.opened), sent.rate(sent.clicked)
+    to_open = sent.click_to_open
+    by_click = f"; and {grouped(sent.click_only)} more by a click" if sent.click_only else ""
+    rows: list[tuple[str, str, str, str]] = [
+        ("Sent", grouped(sent.emails), "emails sent in this range", ""),
+        ("Opened", percent(opened), f"of these: {made_of(sent.opened)}{by_click}", ""),
+        ("Clicked", percent(clicked), f"of these: {made_of(sent.clicked)}", ""),
+        (
+            "Click-to-open",
+            "–" if to_open is None else percent((to_open, to_open)),
+            f"of {counted(sent.read, 'email')} that people read",
+            "",
+        ),
+        ("Opens", grouped(sum(stats.hits[OPEN][s] for s in STATES)), seen(OPEN), ""),
+        ("Clicks", grouped(sum(stats.hits[CLICK][s] for s in STATES)), seen(CLICK), ""),
+        (
+            "Machines",
+            grouped(machines),
+            f"{grouped(stats.hits[OPEN][MACHINE])} on pixels and {grouped(stats.hits[CLICK][MACHINE])} on links",
+            "",
+        ),
     ]
+    changes: dict[str, str] = {}
+    if before:
+        old_opened, old_clicked = before.sent.rate(before.sent.opened), before.sent.rate(before.sent.clicked)
+        old_to_open = before.sent.click_to_open
+        changes["Sent"] = changed(sent.emails, before.sent.emails)
+        if opened and old_opened:
+            changes["Opened"] = changed(opened[0], old_opened[0], points=True)
+        if clicked and old_clicked:
+            changes["Clicked"] = changed(clicked[0], old_clicked[0], points=True)
+        if to_open is not None and old_to_open is not None:
+            changes["Click-to-open"] = changed(to_open, old_to_open, points=True)
+        for kind, label in ((OPEN, "Opens"), (CLICK, "Clicks")):
+            changes[label] = changed(hits_of(stats.hits, kind, *STATES), hits_of(before.hits, kind, *STATES))
+        changes["Machines"] = changed(machines, sum(before.hits[kind][MACHINE] for kind in TYPES))
+    return [
+        {
+            "label": label,
+            "value": value,
+            "detail": detail,
+            "change": changes.get(label, ""),
+            "definition": DEFINITIONS[label],
+        }
+        for label, value, detail, _ in rows
+    ]
+
+
+def reason_rows(stats: Stats) -> Iterator[dict[str, object]]:
+    """Why the hits of a period count as they do: a row a reason, by what it counts as."""
+    for kind, verdict, reason, state, hits in stats.reasons:
+        yield {
+            "hits": grouped(hits),
+            "type": f"{TYPES[kind]}s",
+            "verdict": verdict,
+            "counts_as": STATE_NAMES[state].replace("_", " "),
+            "reason": reason,
+            "sentence": REASONS[reason].sentence if reason in REASONS else "",
+        }
+
+
+# -- Tables
+
+
+class Table(NamedTuple):
+    """A table of a page: its rows, how it is sorted, where it goes on and where it can be taken away."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    order: str
+    ascending: bool
+    next_url: str  # "" if this is all
+    exports: tuple[str, str] | None  # as CSV and as JSON
+    empty: str  # what is said instead of no rows
+
+
+NUMBERS = {"Sent", "People", "Clicks", "Unconfirmed", "Machines", "Opens by people", "Hits"}  # columns of numbers
+
+
+def render_table(
+    pages: Pages, view: View, table: Table, title: str, heads: Sequence[tuple[str, str]], rows: Markup
+) -> Markup:
+    """A table with its heads, by which it is sorted, and what goes with it. Heads are words and orders; "": not sorted."""
+    if not table.rows:
+        return pages["_empty.html"].render(name=table.name, title=title, text=table.empty)
+    numbers = NUMBERS if table.name != "emails" else ()
+    cells = []
+    for label, order in heads:
+        if not order:
+            cells.append(pages["_head.html"].render(label=label, kind="number" if label in numbers else ""))
+            continue
+        sorted_so = order == table.order
+        direction = ("ascending" if table.ascending else "descending") if sorted_so else "none"
+        kind = "number" if label in numbers else ""
+        url = view.sorted_url(table.name, order)
+        cells.append(pages["_sort.html"].render(label=label, direction=direction, url=url, kind=kind))
+    more = pages["_more.html"].render(url=table.next_url) if table.next_url else Markup()
+    exports = pages["_exports.html"].render(csv=table.exports[0], json=table.exports[1]) if table.exports else Markup()
+    return pages["_table.html"].render(
+        name=table.name, title=title, heads=Markup("".join(cells)), rows=rows, more=more, exports=exports
+    )
+
+
+def email_table(pages: Pages, view: View, table: Table, zone: tzinfo, now: int, base: str) -> Markup:
+    """Emails, with what their readers did."""
+    rows = [
+        {
+            "url": f"{base}/emails/{quote(row['key'], safe='')}",
+            "subject": row.get("subject") or ("(no subject)" if row["registered"] else "(not registered)"),
+            "recipient": row.get("recipient") or row["key"],
+            "campaign": row["campaign"],
+            "opens": state_summary(row, "opens"),
+            "clicks": state_summary(row, "clicks"),
+            "links": ", ".join(short_url(url) for url in row.get("links") or ()),
+            "sent": time_cell(pages, row["sent_at"] or row["created_at"], zone, now),
+        }
+        for row in table.rows
+    ]
+    heads = (
+        ("Recipient", "recipient"),
+        ("Subject", "subject"),
+        ("Opens", "opens"),
+        ("Clicks", "clicks"),
+        ("Sent", "sent"),
+        ("Campaign", "campaign"),
+    )
+    return render_table(pages, view, table, "Emails", heads, pages["_email_row.html"].render_each(rows))
+
+
+def state_summary(row: Mapping[str, Any], noun: str) -> str:
+    """The opens or clicks of one email in words: `2 by people, 1 by machines`."""
+    words = (("person", "by people"), ("unconfirmed", "unconfirmed"), ("machine", "by machines"))
+    return (
+        ", ".join(f"{grouped(row[f'{noun}_{state}'])} {word}" for state, word in words if row[f"{noun}_{state}"]) or "–"
+    )
+
+
+def campaign_table(pages: Pages, view: View, table: Table, zone: tzinfo, now: int, base: str) -> Markup:
+    """Campaigns, with rates of all they sent."""
+    rows = [
+        {
+            "url": f"{base}/campaigns/{quote(row['campaign'], safe='')}",
+            "campaign": row["campaign"],
+            "sent": grouped(row["emails"]),
+            "opened": share_cell(
+                pages, row["opened_person"], row["opened_person"] + row["opened_unconfirmed"], row["emails"]
+            ),
+            "clicked": share_cell(
+                pages, row["clicked_person"], row["clicked_person"] + row["clicked_unconfirmed"], row["emails"]
+            ),
+            "first": time_cell(pages, row["first_email_at"], zone, now),
+            "last": time_cell(pages, row["last_hit_at"], zone, now),
+        }
+        for row in table.rows
+    ]
+    heads = (
+        ("Campaign", "campaign"),
+        ("Sent", "sent"),
+        ("Opened", "opened"),
+        ("Clicked", "clicked"),
+        ("Began", "first"),
+        ("Last activity", "last"),
+    )
+    return render_table(pages, view, table, "Campaigns", heads, pages["_campaign_row.html"].render_each(rows))
+
+
+def link_table(pages: Pages, view: View, table: Table) -> Markup:
+    """Links that were clicked, and by how many."""
+    rows = [
+        {
+            "url": row["url"],
+            "shown": short_url(row["url"]),
+            "people": grouped(row["emails_person"]),
+            "clicks": grouped(row["clicks_person"]),
+            "unconfirmed": grouped(row["clicks_unconfirmed"]),
+            "machines": grouped(row["clicks_machine"]),
+            "campaign": row["campaign"]
+            if row["campaigns"] == 1
+            else counted(row["campaigns"], "campaign")
+            if row["campaigns"]
+            else "–",
+        }
+        for row in table.rows
+    ]
+    heads = (
+        ("Destination", "url"),
+        ("People", "people"),
+        ("Clicks", "clicks"),
+        ("Unconfirmed", ""),
+        ("Machines", ""),
+        ("Campaign", ""),
+    )
+    return render_table(pages, view, table, "Links", heads, pages["_link_row.html"].render_each(rows))
+
+
+def client_table(pages: Pages, view: View, table: Table) -> Markup:
+    """What the mail was opened with."""
+    total = sum(row["opens_person"] + row["opens_unconfirmed"] for row in table.rows)
+    rows = [
+        {
+            "client": row["client"],
+            "device": row["device"] or "hidden",
+            "people": grouped(row["opens_person"]),
+            "unconfirmed": grouped(row["opens_unconfirmed"]),
+            "share": share_cell(pages, row["opens_person"], row["opens_person"] + row["opens_unconfirmed"], total),
+        }
+        for row in table.rows
+    ]
+    heads = (("Opened with", ""), ("Device", ""), ("Opens by people", ""), ("Unconfirmed", ""), ("Share", ""))
+    return render_table(pages, view, table, "Mail programs", heads, pages["_client_row.html"].render_each(rows))
+
+
+def hit_table(pages: Pages, view: View, table: Table, zone: tzinfo, now: int, base: str) -> Markup:
+    """What just happened, newest first."""
+    rows = [
+        {
+            "url": f"{base}/emails/{quote(row['key'], safe='')}",
+            "at": time_cell(pages, row["timestamp"], zone, now),
+            "type": row["event_type"],
+            "who": row.get("recipient") or row["key"],
+            "what": short_url(row["url"]) if row["url"] else client_of(row["user_agent"]).name,
+            "title": row["url"] or row["user_agent"],
+            "verdict": row["verdict"],
+            "sentence": REASONS[row["reason"]].sentence if row["reason"] in REASONS else row["reason"],
+        }
+        for row in table.rows
+    ]
+    heads = (("When", ""), ("What", ""), ("Email", ""), ("With, or where to", ""), ("By", ""))
+    return render_table(pages, view, table, "Just now", heads, pages["_hit_row.html"].render_each(rows))
+
+
+# -- Pages
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who reads a page, and how they see times."""
+
+    tenant: Tenant
+    zone: tzinfo
+    zone_name: str
+    now: int
+    shows_people: bool  # whether recipients, subjects and addresses may be shown
+
+    base: str  # from this page to where the pages of its tenant begin; relative, since a page has many links
+
+
+@dataclass(frozen=True, slots=True)
+class DashboardModel:
+    """All that the dashboard shows."""
+
+    reader: Reader
+    view: View
+    stats: Stats
+    campaigns: Table
+    links: Table
+    clients: Table
+    hits: Table
+    emails: Table
+    wanted: Wanted
+    machines: bool  # whether the curve shows them
+    waiting: int  # about how many hits could not be drained in time
+    trial: Mapping[str, str] | None  # of a tenant without any hit: what to put into a first mail
+
+
+def dashboard_page(pages: Pages, model: DashboardModel) -> str:
+    """The dashboard of one tenant."""
+    reader, view, stats = model.reader, model.view, model.stats
+    period, zone, now, base = stats.period, reader.zone, reader.now, reader.base
+    ranges = [
+        {
+            "url": view.url(range="" if name == DEFAULT_RANGE else name, to="", after="", page="", **{"from": ""}),
+            "label": label,
+            "current": "page" if name == period.name else "false",
+        }
+        for name, label in RANGES.items()
+    ]
+    curve_url = view.url(machines="" if model.machines else "1") + "#curve"
+    trial = pages["_trial.html"].render(**model.trial) if model.trial else Markup()
+    numbers = pages["_numbers.html"].render(
+        sent=pages["_figure.html"].render_each(dashboard_figures(stats)[:COHORT_FIGURES]),
+        activity=pages["_figure.html"].render_each(dashboard_figures(stats)[COHORT_FIGURES:]),
+        before="the time before"
+        if not stats.before
+        else f"the {RANGES.get(period.name, 'same length of time')} before",
+        curve=curve(pages, view, stats, machines=model.machines),
+        machines_url=curve_url,
+        machines_text="Without machines" if model.machines else "With machines",
+        reasons=pages["_reason_row.html"].render_each(reason_rows(stats)),
+        campaigns=campaign_table(pages, view, model.campaigns, zone, now, base),
+        links=link_table(pages, view, model.links),
+        clients=client_table(pages, view, model.clients),
+        hits=hit_table(pages, view, model.hits, zone, now, base),
+        search=search_form(pages, view, model.wanted),
+        emails=email_table(pages, view, model.emails, zone, now, base),
+    )
+    body = pages["dashboard.html"].render(
+        name=reader.tenant.name,
+        last_hit=time_cell(pages, iso_time(stats.last_hit_at), zone, now)
+        if stats.last_hit_at
+        else Markup("none so far"),
+        ranges=pages["_range.html"].render_each(ranges),
+        begin=period.first_day.isoformat(),
+        end=period.last_day.isoformat(),
+        zone=period.zone_name,
+        kept=_kept_fields(pages, view, ("from", "to", "tz", "range", "after", "page")),
+        notices=pages["_notice.html"].render_each({"text": text} for text in dashboard_notices(model)),
+        trial=trial,
+        numbers=numbers,
+        exports=base,
+        parameters="&".join(
+            f"{name}={quote(value, safe='')}"
+            for name, value in view.asked.items()
+            if name in ("range", "tz", "from", "to")
+        ),
+    )
+    return pages.page(f"{reader.tenant.name}: opens and clicks", body)
+
+
+def _kept_fields(pages: Pages, view: View, without: Collection[str]) -> Markup:
+    """What a form must send along, so that the page stays what it is otherwise."""
+    return pages["_kept.html"].render_each(
+        {"name": name, "value": value} for name, value in view.asked.items() if name not in without
+    )
+
+
+SHOWN_WORDS = {
+    "all": "all",
+    "opened": "opened by a person",
+    "unconfirmed": "unconfirmed only",
+    "not-opened": "not opened",
+    "clicked": "clicked by a person",
+    "not-clicked": "not clicked",
+}
+
+
+def search_form(pages: Pages, view: View, wanted: Wanted) -> Markup:
+    """The form that searches and filters emails."""
+    options = [
+        {"value": name, "label": label, "state": Markup(" selected") if name == wanted.shown else Markup()}
+        for name, label in SHOWN_WORDS.items()
+    ]
+    return pages["_search.html"].render(
+        action=view.path + "#emails",
+        kept=_kept_fields(pages, view, ("q", "show", "after", "page", "sort")),
+        text=wanted.search,
+        options=pages["_option.html"].render_each(options),
+        about="Beginning of a recipient or key, or words of the subject or campaign"
+        if wanted.people
+        else "Beginning of a key",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignModel:
+    """All that the page of a campaign shows."""
+
+    reader: Reader
+    view: View
+    campaign: dict[str, Any]  # as CAMPAIGN_FIELDS
+    links: Table
+    emails: Table
+    wanted: Wanted
+
+
+def campaign_page(pages: Pages, model: CampaignModel) -> str:
+    """One campaign: its numbers, its links, its recipients."""
+    reader, row = model.reader, model.campaign
+    totals = _totals(row)
+    to_open = totals.click_to_open
+    by_click = f"; and {grouped(totals.click_only)} more by a click" if totals.click_only else ""
+    figures = [
+        ("Sent", grouped(totals.emails), "emails"),
+        ("Opened", percent(totals.rate(totals.opened)), f"{made_of(totals.opened)}{by_click}"),
+        ("Clicked", percent(totals.rate(totals.clicked)), made_of(totals.clicked)),
+        (
+            "Click-to-open",
+            "–" if to_open is None else percent((to_open, to_open)),
+            f"of {counted(totals.read, 'email')} that people read",
+        ),
+    ]
+    body = pages["campaign.html"].render(
+        name=reader.tenant.name,
+        home=f"{reader.base}/dashboard",
+        campaign=row["campaign"],
+        first=time_cell(pages, row["first_email_at"], reader.zone, reader.now),
+        last=time_cell(pages, row["last_hit_at"], reader.zone, reader.now),
+        figures=pages["_figure.html"].render_each(
+            {
+                "label": label,
+                "value": value,
+                "detail": detail,
+                "change": "",
+                "definition": DEFINITIONS[label].replace("sent in this range", "of this campaign"),
+            }
+            for label, value, detail in figures
+        ),
+        links=link_table(pages, model.view, model.links),
+        search=search_form(pages, model.view, model.wanted),
+        emails=email_table(pages, model.view, model.emails, reader.zone, reader.now, reader.base),
+    )
+    return pages.page(f"{row['campaign']}: {reader.tenant.name}", body)
+
+
+@dataclass(frozen=True, slots=True)
+class EmailModel:
+    """All that the page of an email shows."""
+
+    reader: Reader
+    email: dict[str, Any]  # as EMAIL_FIELDS, and more; without what this reader may not see
+    hits: list[dict[str, Any]]  # as EVENT_FIELDS, the first one first
+    more: bool  # whether there are more hits than these
+
+
+def email_page(pages: Pages, model: EmailModel) -> str:
+    """One email, and everything that happened to it."""
+    reader, email = model.reader, model.email
+    sent = email["delivered_at"] or email["sent_at"]
+    begin = datetime.fromisoformat(sent.replace("Z", "+00:00")).timestamp() * 1000 if sent else None
+    arrival = "it was delivered" if email["delivered_at"] else "it was sent"
+    rows = []
+    for hit in model.hits:
+        at = datetime.fromisoformat(hit["timestamp"].replace("Z", "+00:00")).timestamp() * 1000
+        client = client_of(hit["user_agent"])
+        after = ""
+        if begin is not None:
+            after = f"{lasting(int(at - begin))} {'after' if at >= begin else 'before'} {arrival}"
+        rows.append(
+            {
+                "at": shown_time(hit["timestamp"], reader.zone),
+                "iso": hit["timestamp"],
+                "after": after,
+                "type": f"{hit['event_type']}{', HEAD' if hit['method'] == 'HEAD' else ''}",
+                "verdict": hit["verdict"],
+                "reason": hit["reason"],
+                "sentence": REASONS[hit["reason"]].sentence if hit["reason"] in REASONS else "",
+                "client": f"{client.name}{', ' + client.device if client.device else ''}",
+                "agent": hit["user_agent"] or "(no user agent)",
+                "link": short_url(hit["url"]) if hit["url"] else "–",
+                "url": hit["url"] or "",
+                "address": hit.get("ip_address") or "–",
+            }
+        )
+    exports = f"{reader.base}/events"
+    key = quote(email["key"], safe="")
+    campaign = email["campaign"]
+    about = [
+        ("Key", email["key"]),
+        *((("Recipient", email["recipient"] or "–"),) if "recipient" in email else ()),
+        ("Sent", shown_time(email["sent_at"], reader.zone) or "not registered"),
+        *((("Delivered", shown_time(email["delivered_at"], reader.zone)),) if email["delivered_at"] else ()),
+        ("Opened", state_summary(email, "opens")),
+        ("Clicked", state_summary(email, "clicks")),
+    ]
+    body = pages["email.html"].render(
+        name=reader.tenant.name,
+        home=f"{reader.base}/dashboard",
+        title=email.get("subject") or f"Email {email['key']}",
+        campaign=pages["_crumb.html"].render(url=f"{reader.base}/campaigns/{quote(campaign, safe='')}", text=campaign)
+        if campaign
+        else Markup(),
+        about=pages["_about.html"].render_each({"name": name, "value": value} for name, value in about),
+        hits=pages["_timeline_row.html"].render_each(rows),
+        count=counted(len(rows), "hit") + (" of more; all are in the export" if model.more else ""),
+        csv=f"{exports}.csv?key={key}",
+        json=f"{exports}.json?key={key}",
+        zone=reader.zone_name,
+    )
+    return pages.page(f"{email.get('subject') or email['key']}: {reader.tenant.name}", body)
 
 
 def can_allow(host: str, reason: str) -> bool:
@@ -5338,7 +6455,9 @@ def can_allow(host: str, reason: str) -> bool:
 
 def dashboard_notices(model: DashboardModel) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
-    tenant, stats = model.tenant, model.stats
+    tenant, stats = model.reader.tenant, model.stats
+    if zone_named(tenant.tz) is None:
+        yield f"This machine has no data of the time zone {tenant.tz} (install tzdata): days begin in UTC."
     if model.waiting:
         are = "hit is" if model.waiting == 1 else "hits are"
         yield f"About {grouped(model.waiting)} {are} still waiting to be counted, and safe; load this page again."
@@ -5358,7 +6477,7 @@ def dashboard_notices(model: DashboardModel) -> Iterator[str]:
     for host, reason, clicks in stats.named:
         how = f"Allow it with `tenant set {tenant.mail_id} --domain {host}`." if can_allow(host, reason) else ""
         yield f"{counted(clicks, 'click')} to {host} met the naming page: {NAMING_REASONS[reason]}. {how}".rstrip()
-    if not model.shows_people:
+    if not model.reader.shows_people:
         yield "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."
 
 
@@ -5377,7 +6496,7 @@ REASON_PHRASES = {
 PAGE_HEADERS = [
     (
         "Content-Security-Policy",
-        "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     ),
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
@@ -5594,13 +6713,18 @@ PIXEL_HEADERS = (
     ("Content-Type", "image/gif"),
     ("Cache-Control", "no-store, no-cache, max-age=0, must-revalidate, private"),
 )
+EXPORT_TYPES = ("csv", "json")
 MAX_ROWS = 100_000  # of an export over HTTP: a sync worker that streams for minutes is killed, and blocks pixels
 CHUNK_ROWS = 1_000
 WORKER_PATIENCE = 5.0  # seconds that a request waits for its turn to write; then it is a 503
 MANY_WAITING = 100_000  # hits: more than a drain leaves behind when all is well
 MAX_LINKS = 20_000  # in one request: signing a million would take longer than a worker may
 MAX_REGISTRATIONS = 1_000
-PAGE_ROWS = 50
+EMAIL_ROWS = 20  # on a page, and so on: enough to see at once, and a page stays under 60 kB
+CAMPAIGN_EMAIL_ROWS = 50
+TABLE_ROWS = (10, 100, 1_000)  # of campaigns and links: at first, and what "More" gives
+HIT_ROWS = 8
+TIMELINE_ROWS = 200
 PURPOSE_HEADERS = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
 UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
 
@@ -5986,40 +7110,235 @@ def _without_path(error: object, app: App) -> str:
     return str(error).replace(app.settings.folder + "/", "").replace(app.settings.folder, "the data folder")
 
 
-def _tenant_stats(app: App, request: Request, connection: sqlite3.Connection, tenant: Tenant) -> Stats:
-    parameters = request.parameters()
+def _reader(app: App, request: Request, tenant: Tenant) -> Reader:
+    """Who reads, and in which zone: the one in the URL, else the tenant's own, else UTC."""
+    name = request.parameters().get("tz") or (tenant.tz if zone_named(tenant.tz) else "UTC")
     try:
-        period = period_of(
-            connection, tenant.number, parameters.get("range") or DEFAULT_RANGE, parameters.get("tz") or "UTC", now_ms()
-        )
+        zone = read_zone(name)
     except BadPeriod as error:
         raise HTTPError(400, f"{error}.") from None
-    return read_stats(connection, tenant.number, period)
+    base = "." if len(request.segments) == 2 else ".."
+    return Reader(tenant, zone, name, now_ms(), _shows_people(app, request, tenant), base)
+
+
+def _asked_period(request: Request, connection: sqlite3.Connection, reader: Reader) -> Period:
+    parameters = request.parameters()
+    try:
+        days = None
+        if parameters.get("from") or parameters.get("to"):
+            today = datetime.fromtimestamp(reader.now / 1000, reader.zone).date().isoformat()
+            days = read_days(parameters.get("from") or today, parameters.get("to") or today)
+        name = parameters.get("range") or DEFAULT_RANGE
+        return period_of(connection, reader.tenant.number, name, reader.zone_name, reader.now, days)
+    except BadPeriod as error:
+        raise HTTPError(400, f"{error}.") from None
+
+
+ASKED = ("range", "from", "to", "tz", "q", "show", "sort", "after", "campaigns", "links", "machines")
+
+
+def _view(request: Request, reader: Reader) -> View:
+    """The page that was asked for, with the parameters that are not the default."""
+    parameters = request.parameters()
+    asked = {name: parameters[name] for name in ASKED if parameters.get(name)}
+    if asked.get("tz") == reader.tenant.tz:
+        del asked["tz"]
+    return View("/" + "/".join(quote(segment, safe="") for segment in request.segments), asked)
+
+
+def _wanted(
+    request: Request, table: str, orders: Mapping[str, str], *, people: bool, campaign: str | None = None
+) -> Wanted:
+    """Which rows of a table the request asks for. Raises HTTPError 400 for what can't be."""
+    parameters = request.parameters()
+    shown, search = parameters.get("show") or "all", (parameters.get("q") or "").strip()[:200]
+    if shown not in SHOWN:
+        raise HTTPError(400, f"show: expected one of {', '.join(SHOWN)}")
+    name, _, order = parameters.get("sort", "").partition(".")
+    order, _, up = order.partition(".")
+    if name != table or not orders:
+        order = up = ""
+    elif order not in orders or up not in ("", "up") or (not people and order in PERSONAL_FIELDS):
+        raise HTTPError(
+            400, f"sort: expected {table} and one of {', '.join(orders)}, such as {table}.{next(iter(orders))}.up"
+        )
+    return Wanted(campaign, UNFIT.sub("", search), shown, None, order, up == "up", people)
+
+
+def _row_limit(request: Request, table: str) -> int:
+    text = request.parameters().get(table, "")
+    return next((rows for rows in TABLE_ROWS if text == str(rows)), TABLE_ROWS[0])
+
+
+def _more_url(view: View, table: str, limit: int, rows: Rows) -> str:
+    following = next((rows for rows in TABLE_ROWS if rows > limit), None)
+    return view.url(**{table: str(following)}) + f"#{table}" if rows.next and following else ""
+
+
+def _table(
+    view: View,
+    name: str,
+    fields_: Sequence[str],
+    rows: Rows,
+    wanted: Wanted,
+    next_url: str,
+    query: Mapping[str, str | None],
+    base: str,
+    empty: str,
+) -> Table:
+    """A table of a page, with where it can be taken away."""
+    parameters = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items() if value)
+    exports = tuple(f"{base}/{name}.{form}{'?' if parameters else ''}{parameters}" for form in ("csv", "json"))
+    return Table(
+        name,
+        [dict(zip(fields_, row, strict=True)) for row in rows.rows],
+        wanted.order,
+        wanted.ascending,
+        next_url,
+        (exports[0], exports[1]),
+        empty,
+    )
+
+
+def _email_rows(
+    connection: sqlite3.Connection, request: Request, reader: Reader, view: View, wanted: Wanted, most: int
+) -> Table:
+    """The table of emails, as it is asked for, with the links that people clicked in them."""
+    after, tenant = _cursor(request), reader.tenant.number
+    if wanted.order:
+        rows = sorted_emails(connection, tenant, wanted, 0 if after == NEWEST else min(after.id, MOST_SORTED), most)
+    else:
+        rows = table_page(connection, tenant, "emails", after, most, wanted)
+    next_url = view.url(after=str(rows.next)) + "#emails" if rows.next else ""
+    query = {"campaign": wanted.campaign, "q": wanted.search, "show": wanted.shown if wanted.shown != "all" else None}
+    empty = (
+        "No email is like that."
+        if wanted.search or wanted.shown != "all"
+        else "No emails yet. Register one by POST, or send mail with a pixel: it appears here with its first hit."
+    )
+    if rows.next and not rows.rows:
+        empty = f"None of the newest {grouped(MOST_SORTED)} emails is like that."
+    table = _table(view, "emails", EMAIL_FIELDS, rows, wanted, next_url, query, reader.base, empty)
+    links = clicked_links(connection, tenant, [row["key"] for row in table.rows])
+    shown = [{**_visible(row, reader.shows_people), "links": links.get(row["key"], [])} for row in table.rows]
+    return table._replace(rows=shown)
 
 
 def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
     """The tenant's page."""
-    after = _cursor(request)
-    shows_people = _shows_people(app, request, tenant)
+    reader = _reader(app, request, tenant)
+    view = _view(request, reader)
+    people, number = reader.shows_people, tenant.number
+    wanted = _wanted(request, "emails", EMAIL_ORDERS, people=people)
+    campaigns = _wanted(request, "campaigns", CAMPAIGN_ORDERS, people=people)
+    links = _wanted(request, "links", LINK_ORDERS, people=people)
+    _cursor(request)
     with app.numbers() as (connection, waiting):
-        stats = _tenant_stats(app, request, connection, tenant)
-        rows = table_page(connection, tenant.number, "emails", after, PAGE_ROWS + 1)
-    shown = [_visible(dict(zip(EMAIL_FIELDS, row, strict=True)), shows_people) for _, row in rows[:PAGE_ROWS]]
+        period = _asked_period(request, connection, reader)
+        stats = read_stats(connection, number, period, tenant.tz)
+        limits = {name: _row_limit(request, name) for name in ("campaigns", "links")}
+        some_campaigns = campaign_rows(
+            connection, number, replace(campaigns, shown="all", search=""), most=limits["campaigns"]
+        )
+        some_links = link_rows(connection, number, links, 0, limits["links"])
+        some_clients = Rows(list(clients_between(connection, number, *period.days)), None)
+        some_hits = table_page(connection, number, "events", NEWEST, HIT_ROWS)
+        emails = _email_rows(connection, request, reader, view, wanted, EMAIL_ROWS)
+        recipients = recipients_of(connection, number, [row[0] for row in some_hits.rows]) if people else {}
+    when = {name: view.asked.get(name) for name in ("range", "from", "to", "tz")}
+    hits = _table(view, "hits", EVENT_FIELDS, some_hits, ANYTHING, "", {}, reader.base, "Nothing so far.")
+    hits = hits._replace(rows=[{**row, "recipient": recipients.get(row["key"])} for row in hits.rows], exports=None)
     model = DashboardModel(
-        tenant=tenant,
+        reader=reader,
+        view=view,
         stats=stats,
-        rows=shown,
-        next=rows[PAGE_ROWS - 1][0] if len(rows) > PAGE_ROWS else None,
+        campaigns=_table(
+            view, "campaigns", CAMPAIGN_FIELDS, some_campaigns, campaigns,
+            _more_url(view, "campaigns", limits["campaigns"], some_campaigns), {}, reader.base,
+            "No campaigns yet: name one when you register or instrument mail.",
+        ),
+        links=_table(
+            view, "links", LINK_ROW_FIELDS, some_links, links, _more_url(view, "links", limits["links"], some_links), {}, reader.base,
+            "No link was clicked yet.",
+        ),
+        clients=_table(view, "clients", CLIENT_FIELDS, some_clients, ANYTHING, "", when, reader.base, "No mail was opened in this range."),
+        hits=hits,
+        emails=emails,
+        wanted=wanted,
+        machines="machines" in view.asked,
         waiting=waiting,
-        shows_people=shows_people,
-    )
+        trial=_trial(app, request, tenant) if stats.last_hit_at is None else None,
+    )  # fmt: skip
     return html_response(200, dashboard_page(app.pages, model))
+
+
+def _trial(app: App, request: Request, tenant: Tenant) -> dict[str, str]:
+    """What a tenant without any hit is shown: what to put into a first mail, and a pixel and a link to try."""
+    public = app.settings.public_url(tenant.tracking_host)
+    base = public or "https://track.example.com"
+    key = f"{TEST_KEY}page"
+    hits = Markup("To try it from here, open this page under the address that links begin with.")
+    if public and read_origin(public)[0] == request.host and app.secrets:
+        hits = app.pages["_trial_hits.html"].render(
+            test_pixel=pixel_path(tenant.mail_id, key),
+            test_click=click_path(app.secrets[0], tenant.mail_id, key, TEST_DESTINATION),
+        )
+    return {
+        "instrument": f"{PROGRAM} instrument {tenant.mail_id} < message.eml > tracked.eml",
+        "pixel": f'<img src="{base}/{tenant.mail_id}/pixel/KEY.gif" width="1" height="1" alt="">',
+        "click": f"{base}/{tenant.mail_id}/click/KEY?url=https://…",
+        "trial_hits": hits,
+    }
+
+
+TEST_DESTINATION = "https://example.com/"  # reserved for such uses (RFC 2606); nobody of ours ever asks for it
+
+
+def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
+    """The page of a campaign."""
+    reader = _reader(app, request, tenant)
+    view = _view(request, reader)
+    wanted = _wanted(request, "emails", EMAIL_ORDERS, people=reader.shows_people, campaign=campaign)
+    links = _wanted(request, "links", LINK_ORDERS, people=reader.shows_people, campaign=campaign)
+    with app.numbers() as (connection, _):
+        found = campaign_rows(connection, tenant.number, Wanted(campaign)).rows
+        if not found:
+            raise HTTPError(404, "There is no such campaign.")
+        limit = _row_limit(request, "links")
+        some_links = link_rows(connection, tenant.number, links, 0, limit)
+        emails = _email_rows(connection, request, reader, view, wanted, CAMPAIGN_EMAIL_ROWS)
+    model = CampaignModel(
+        reader=reader,
+        view=view,
+        campaign=dict(zip(CAMPAIGN_FIELDS, found[0], strict=True)),
+        links=_table(
+            view, "links", LINK_ROW_FIELDS, some_links, links, _more_url(view, "links", limit, some_links), {"campaign": campaign},
+            reader.base, "No link of this campaign was clicked yet.",
+        ),
+        emails=emails,
+        wanted=wanted,
+    )  # fmt: skip
+    return html_response(200, campaign_page(app.pages, model))
+
+
+def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
+    """The page of an email."""
+    reader = _reader(app, request, tenant)
+    with app.numbers() as (connection, _):
+        details = email_details(connection, tenant.number, key)
+        if details is None:
+            raise HTTPError(404, "There is no such email.")
+        hits = table_page(connection, tenant.number, "events", NEWEST, TIMELINE_ROWS, Wanted(key=key))
+    rows = [_visible(dict(zip(EVENT_FIELDS, row, strict=True)), reader.shows_people) for row in reversed(hits.rows)]
+    email = _visible(details, reader.shows_people)
+    return html_response(200, email_page(app.pages, EmailModel(reader, email, rows, hits.next is not None)))
 
 
 def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
     """The numbers of the dashboard as JSON."""
+    reader = _reader(app, request, tenant)
     with app.numbers() as (connection, waiting):
-        stats = _tenant_stats(app, request, connection, tenant)
+        stats = read_stats(connection, tenant.number, _asked_period(request, connection, reader), tenant.tz)
     return json_response(200, stats_json(stats, tenant.name, waiting))
 
 
@@ -6042,23 +7361,39 @@ def _cursor(request: Request) -> Cursor:
 def export(app: App, request: Request, tenant: Tenant) -> Response:
     """A table as JSON or CSV, newest first, up to MAX_ROWS rows."""
     table, _, form = request.segments[-1].partition(".")
-    fields_, _ = TABLES[table]
-    if not _shows_people(app, request, tenant):
-        fields_ = tuple(name for name in fields_ if name not in PERSONAL_FIELDS)
-    after = _cursor(request)
-    limit = _limit(request)
+    people = _shows_people(app, request, tenant)
+    parameters = request.parameters()
+    wanted = _wanted(request, "", {}, people=people, campaign=parameters.get("campaign"))
+    wanted = replace(wanted, key=parameters.get("key"))
+    after, limit = _cursor(request), _limit(request)
     with app.numbers():
         pass  # drained, so that the export is complete
     lock = _export_lock(app.settings.folder)
-    rows = _table_rows(app, tenant, table, after, limit)
-    body = _json_rows(rows, fields_, limit) if form == "json" else _csv_rows(rows, fields_, limit)
+    body = export_rows(app.database, tenant.number, table, form, wanted, after, limit, people=people)
+    return Response(200, _export_headers(table, form), ExportBody(body, lock, request.environ["wsgi.errors"]))
+
+
+def _export_headers(table: str, form: str) -> Headers:
     content_type = JSON_TYPE if form == "json" else "text/csv; charset=utf-8"
-    headers = [
+    return [
         ("Content-Type", content_type),
         *PAGE_HEADERS,
         ("Content-Disposition", f'attachment; filename="{table}.{form}"'),
     ]
-    return Response(200, headers, ExportBody(body, lock, request.environ["wsgi.errors"]))
+
+
+def small_export(app: App, request: Request, tenant: Tenant) -> Response:
+    """Campaigns, or mail programs in a range, as JSON or CSV: all there are."""
+    table, _, form = request.segments[-1].partition(".")
+    reader = _reader(app, request, tenant)
+    with app.numbers() as (connection, _):
+        if table == "campaigns":
+            fields_, rows = CAMPAIGN_FIELDS, campaign_rows(connection, tenant.number).rows
+        else:
+            period = _asked_period(request, connection, reader)
+            fields_, rows = CLIENT_FIELDS, list(clients_between(connection, tenant.number, *period.days))
+    lines = (_json_lines if form == "json" else _csv_lines)(iter([Rows(rows, None)]), fields_, fields_)
+    return Response(200, _export_headers(table, form), b"".join(lines))
 
 
 def _limit(request: Request) -> int:
@@ -6107,56 +7442,79 @@ class ExportBody:
         self._lock = -1
 
 
-def _table_rows(
-    app: App, tenant: Tenant, table: str, after: Cursor, limit: int
-) -> Iterator[tuple[Cursor, dict[str, Any]]]:
-    """Rows a chunk at a time, the database free in between; one more than the limit, if there is one."""
-    left = limit + 1
-    while left > 0:
-        with app.database.reading() as connection:
-            page = table_page(connection, tenant.number, table, after, min(CHUNK_ROWS, left))
-        for cursor, row in page:
-            yield cursor, dict(zip(TABLES[table][0], row, strict=True))
-        if len(page) < min(CHUNK_ROWS, left):
+def export_rows(
+    database: Database,
+    tenant: int,
+    table: str,
+    form: str,
+    wanted: Wanted,
+    after: Cursor = NEWEST,
+    limit: float = math.inf,
+    *,
+    people: bool = True,
+    at_once: int = CHUNK_ROWS,
+) -> Iterator[bytes]:
+    """A table as JSON or CSV, in pieces, in constant memory; the database is free in between."""
+    fields_ = TABLES[table]
+    shown = [name for name in fields_ if people or name not in PERSONAL_FIELDS]
+    pages = _pages_of(database, tenant, table, wanted, after, limit, at_once)
+    return (_json_lines if form == "json" else _csv_lines)(pages, fields_, shown)
+
+
+def _pages_of(
+    database: Database, tenant: int, table: str, wanted: Wanted, after: Cursor, limit: float, at_once: int
+) -> Iterator[Rows]:
+    while True:
+        with database.reading() as connection:
+            page = table_page(connection, tenant, table, after, int(min(at_once, limit)), wanted)
+        limit -= len(page.rows)
+        yield page
+        if page.next is None or limit <= 0:
             return
-        after, left = page[-1][0], left - len(page)
+        after = page.next
 
 
-def _json_rows(rows: Iterator[tuple[Cursor, dict[str, Any]]], fields_: tuple[str, ...], limit: int) -> Iterator[bytes]:
+def _json_lines(pages: Iterator[Rows], fields_: Sequence[str], shown: Sequence[str]) -> Iterator[bytes]:
     """{"rows": [...], "next": cursor or null}, a row a line."""
     yield b'{"rows": ['
-    last: Cursor | None = None
-    following: Cursor | None = None
-    for number, (cursor, row) in enumerate(rows):
-        if number == limit:
-            following = last
-            break
-        values = {name: bool(row[name]) if name == "registered" else row[name] for name in fields_}
-        line = json.dumps(values, ensure_ascii=False)
-        yield (("\n" if number == 0 else ",\n") + line).encode("utf-8", "backslashreplace")
-        last = cursor
+    picks = [(name, fields_.index(name)) for name in shown]
+    following, between = None, "\n"
+    for page in pages:
+        lines = [
+            json.dumps(
+                {name: bool(row[n]) if name == "registered" else row[n] for name, n in picks}, ensure_ascii=False
+            )
+            for row in page.rows
+        ]
+        if lines:
+            yield (between + ",\n".join(lines)).encode("utf-8", "backslashreplace")
+            between = ",\n"
+        following = page.next
     yield f'\n], "next": {json.dumps(following and str(following))}}}\n'.encode()
 
 
-def _csv_rows(rows: Iterator[tuple[Cursor, dict[str, Any]]], fields_: tuple[str, ...], limit: int) -> Iterator[bytes]:
+def _csv_lines(pages: Iterator[Rows], fields_: Sequence[str], shown: Sequence[str]) -> Iterator[bytes]:
     """RFC 4180 with a header; where more follows, the last column of the last line, `next`, says where."""
     import csv
     import io
 
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\r\n")
-    writer.writerow([*fields_, "next"])
-    held: tuple[Cursor, dict[str, Any]] | None = None  # each row waits to learn whether it is the last
-    for number, (cursor, row) in enumerate(rows):
-        if held is not None:
-            writer.writerow([*(csv_cell(held[1][name]) for name in fields_), str(held[0]) if number == limit else ""])
-        held = (cursor, row) if number < limit else None
-        if buffer.tell() > 32_768:
-            yield buffer.getvalue().encode("utf-8", "backslashreplace")
-            buffer.seek(0)
-            buffer.truncate()
-    if held is not None:
-        writer.writerow([*(csv_cell(held[1][name]) for name in fields_), ""])
+    writer.writerow([*shown, "next"])
+    picks = [fields_.index(name) for name in shown]
+    last: list[object] | None = None  # the newest row waits to learn whether it is the last
+    following = None
+    for page in pages:
+        rows = [[*(csv_cell(row[n]) for n in picks), ""] for row in page.rows]
+        if rows:
+            writer.writerows([last, *rows[:-1]] if last else rows[:-1])
+            last = rows[-1]
+        following = page.next
+        yield buffer.getvalue().encode("utf-8", "backslashreplace")
+        buffer.seek(0)
+        buffer.truncate()
+    if last:
+        writer.writerow([*last[:-1], str(following) if following else ""])
     yield buffer.getvalue().encode("utf-8", "backslashreplace")
 
 
@@ -6539,6 +7897,12 @@ ROUTES = (
     Route("GET", "/{id}/events.csv", export, READER),
     Route("GET", "/{id}/links.json", export, READER),
     Route("GET", "/{id}/links.csv", export, READER),
+    Route("GET", "/{id}/campaigns.json", small_export, READER),
+    Route("GET", "/{id}/campaigns.csv", small_export, READER),
+    Route("GET", "/{id}/clients.json", small_export, READER),
+    Route("GET", "/{id}/clients.csv", small_export, READER),
+    Route("GET", "/{id}/campaigns/{campaign}", campaign_view, READER),
+    Route("GET", "/{id}/emails/{key}", email_view, READER),
     Route("POST", "/{id}/emails", post_emails, WRITER),
     Route("POST", "/{id}/messages", post_messages, WRITER),
     Route("POST", "/{id}/campaigns", post_campaigns, WRITER),
@@ -6980,6 +8344,10 @@ def cmd_tenant_set(args: argparse.Namespace, settings: Settings) -> int:
         changes["any_domain"] = args.any_domain
     if args.suspend is not None:
         changes["suspended"] = args.suspend
+    if args.tz is not None:
+        if zone_named(args.tz) is None:
+            raise BadInput(f"--tz: {args.tz[:60]!r}; expected a time zone that this machine knows, such as Europe/Rome")
+        changes["tz"] = args.tz
     allow, disallow = ([read_destination(text) for text in texts] for texts in (args.domain, args.remove_domain))
     block, unblock = ([read_destination(text) for text in texts] for texts in (args.block, args.unblock))
     own, not_own = ([read_own_network(text) for text in texts] for texts in (args.own, args.not_own))
@@ -7005,6 +8373,7 @@ def _show(args: argparse.Namespace, settings: Settings, database: Database, id_:
         domains=["any"] if tenant.any_domain else hosts["allow"],
         blocked=hosts["block"],
         own_addresses=own,
+        tz=tenant.tz,
         suspended=tenant.suspended,
         tracking_host=tenant.tracking_host or "",
         api_key=bool(tenant.api_key_hash),
@@ -7025,9 +8394,9 @@ def cmd_tenant_list(args: argparse.Namespace, settings: Settings) -> int:
         _drain_first(database)
         with database.reading() as connection:
             now = now_ms()
-            start, end = (now - 30 * DAY_MS) // QUARTER_MS, now // QUARTER_MS + 1
+            span = Span((now - 30 * DAY_MS) // QUARTER_MS, now // QUARTER_MS + 1)
             for tenant in list_tenants(connection):
-                sums = cohort_sums(connection, tenant.number, start, end)
+                sums = cohort_in(connection, tenant.number, span)
                 last = last_hit_at(connection, tenant.number)
                 rows.append(
                     {
@@ -7304,18 +8673,180 @@ def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
         drained = _drain_first(database)
         with database.reading() as connection:
             tenant = find_tenant(connection, args.tenant)
-            period = period_of(connection, tenant.number, args.range, args.tz, now_ms())
-            stats = read_stats(connection, tenant.number, period)
+            zone = args.tz or (tenant.tz if zone_named(tenant.tz) else "UTC")
+            period = period_of(connection, tenant.number, args.range, zone, now_ms())
+            stats = read_stats(connection, tenant.number, period, tenant.tz)
             waiting = 0 if drained else waiting_hits(database, connection)
     if args.json:
         print(json.dumps(stats_json(stats, tenant.name, waiting), ensure_ascii=False, indent=1))
         return 0
-    print(f"{tenant.name}: {RANGES[args.range]}, {args.tz}")
+    print(f"{tenant.name}: {RANGES[args.range]}, {zone}")
     for figure in dashboard_figures(stats):
-        print(f"{figure['label']:8} {figure['value']!s:>12}   {figure['detail']}")
+        print(f"{figure['label']:13} {figure['value']!s:>12}   {figure['detail']}")
+    if args.why:
+        for row in reason_rows(stats):
+            print(
+                f"{row['hits']:>8} {row['type']}, {row['counts_as']}: {row['verdict']}, {row['reason']}. {row['sentence']}"
+            )
     if waiting:
         print(f"about {waiting} hits are still waiting to be counted")
     return 0
+
+
+EXPORT_ROWS = 5_000  # read at once by the command: the database is free in between
+
+
+def cmd_export(args: argparse.Namespace, settings: Settings) -> int:
+    """Write a whole table of a tenant, newest first, as CSV or JSON; in constant memory, however long it is."""
+    with contextlib.ExitStack() as opened:
+        try:
+            output = opened.enter_context(open(args.output, "xb")) if args.output else sys.stdout.buffer
+        except FileExistsError:
+            raise StoreError(f"{args.output} is there already; expected the name of a new file") from None
+        except OSError as error:
+            raise StoreError(f"{args.output}: can't be written: {error.strerror}") from error
+        database = opened.enter_context(_opened(settings))
+        _drain_first(database)
+        with database.reading() as connection:
+            tenant = find_tenant(connection, args.tenant).number
+        if args.table in TABLES:
+            wanted = Wanted(args.campaign, args.search or "", args.show, args.key)
+            lines = export_rows(database, tenant, args.table, args.format, wanted, at_once=EXPORT_ROWS)
+        else:
+            with database.reading() as connection:
+                rows = campaign_rows(connection, tenant)
+            lines = (_json_lines if args.format == "json" else _csv_lines)(
+                iter([rows]), CAMPAIGN_FIELDS, CAMPAIGN_FIELDS
+            )
+        for piece in lines:
+            output.write(piece)
+        output.flush()
+    return 0
+
+
+SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted
+CLOCK_SECONDS = 120.0  # that two clocks may differ
+
+
+class Answer(NamedTuple):
+    """What somebody answered to a request of selftest."""
+
+    status: int
+    headers: dict[str, str]  # by names in lower case
+    body: bytes
+    address: str  # that we had in that connection
+
+
+def cmd_selftest(args: argparse.Namespace, settings: Settings) -> int:
+    """Ask for a pixel and a link through the public address, as a reader would, and look for both in the numbers."""
+    with _opened(settings) as database:
+        with database.reading() as connection:
+            tenant = find_tenant(connection, args.tenant)
+        public = settings.public_url(tenant.tracking_host)
+        if public is None:
+            raise StoreError(NO_PUBLIC_URL)
+        key = f"{TEST_KEY}{secrets.token_hex(8)}"
+        link = click_path(link_secrets(settings, database)[0], tenant.mail_id, key, TEST_DESTINATION)
+        faults: list[str] = []
+        try:
+            pixels = [_ask(public, pixel_path(tenant.mail_id, key)) for _ in range(2)]
+            faults += pixel_faults(pixels)
+            faults += link_faults(_ask(public, link))
+            if not faults:
+                faults += _counted_faults(database, tenant, key, pixels[0].address, settings)
+        except OSError as error:
+            faults.append(f"{public} does not answer: {error}; expected DNS, firewall and proxy to lead to this server")
+        with database.transaction() as connection:
+            delete_email(connection, tenant.number, key)
+    for fault in faults:
+        print(f"wrong: {fault}")
+    if not faults:
+        print(f"{public} works: two pixels and a link were answered and counted, as your own, and are removed again")
+    return 1 if faults else 0
+
+
+def _ask(public: str, path: str) -> Answer:
+    """One request; never follows a redirect. Raises OSError."""
+    import http.client
+    import ssl
+
+    scheme, _, host = public.partition("://")
+    kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
+    connection = kind(host, timeout=SELFTEST_SECONDS)
+    try:
+        connection.request("GET", path, headers={"User-Agent": f"Mozilla/5.0 (email-tracker {__version__} selftest)"})
+        address = connection.sock.getsockname()[0]
+        with connection.getresponse() as answer:
+            headers = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, headers, answer.read(), address)
+    except ssl.SSLCertVerificationError as error:
+        raise OSError(f"its certificate is not valid: {error.verify_message}") from error
+    except http.client.HTTPException as error:
+        raise OSError(f"its answer is no HTTP ({type(error).__name__})") from error
+    finally:
+        connection.close()
+
+
+def pixel_faults(answers: Sequence[Answer]) -> Iterator[str]:
+    """What is wrong with the answers to two requests for one pixel."""
+    for answer in answers:
+        note = answer.headers.get("x-tracker")
+        if answer.status != 200 or answer.body != resource("pixel.gif") or note is None:
+            yield f"the pixel was answered by something else (status {answer.status}); expected BASE_URL to lead to this server"
+            return
+        if note not in ("recorded", "unknown tenant"):
+            yield f"the pixel was answered, but not recorded: {note}"
+            return
+    if any(answer.headers.get("age", "0") != "0" for answer in answers):
+        yield "the pixel came from a cache on the way; expected the proxy to heed Cache-Control: no-store"
+    try:
+        there = datetime.strptime(answers[-1].headers.get("date", ""), "%a, %d %b %Y %H:%M:%S %Z").replace(
+            tzinfo=timezone.utc
+        )
+    except ValueError:
+        return
+    if abs(there.timestamp() - time.time()) > CLOCK_SECONDS:
+        yield f"the clock there says {there:%Y-%m-%d %H:%M} UTC, the one here {time.strftime('%H:%M', time.gmtime())}; expected the same"
+
+
+def link_faults(answer: Answer) -> Iterator[str]:
+    """What is wrong with the answer to a request for a signed link."""
+    location = answer.headers.get("location")
+    if answer.status != 302 or location != TEST_DESTINATION:
+        yield f"the link was answered with status {answer.status} and leads to {location or 'nowhere'}; expected 302 and {TEST_DESTINATION}"
+
+
+def _counted_faults(database: Database, tenant: Tenant, key: str, address: str, settings: Settings) -> Iterator[str]:
+    """What is wrong with how the hits were counted; waits for them."""
+    until = time.monotonic() + SELFTEST_SECONDS
+    rows: list[tuple[Any, ...]] = []
+    while len(rows) < 3 and time.monotonic() < until:
+        _drain_first(database)
+        with database.reading() as connection:
+            rows = table_page(connection, tenant.number, "events", NEWEST, 10, Wanted(key=key)).rows
+        time.sleep(0.1)
+    hits = [dict(zip(EVENT_FIELDS, row, strict=True)) for row in rows]
+    opens, clicks = (sum(hit["event_type"] == kind for hit in hits) for kind in TYPES.values())
+    if not hits:
+        yield f"no hit was counted; expected BASE_URL to lead to the server of this database ({database.path})"
+    elif opens < 2:
+        yield f"of two pixels {opens} came; expected no cache on the way that answers in this server's place"
+    elif not clicks:
+        yield "the link was answered, but its hit did not come"
+    if any(hit["verdict"] != "self" for hit in hits):
+        yield "the hits were not counted as your own; expected a server of the same version"
+    seen = {hit["ip_address"] for hit in hits if hit["ip_address"]}
+    if not is_inner(address) and any(is_inner(each) for each in seen):
+        yield (
+            f"readers' addresses are lost: {kept_address(address, settings.ip_addresses)} was seen as {', '.join(seen)}; "
+            "expected the proxy to set X-Forwarded-For, and to stand in FORWARDED_ALLOW_IPS"
+        )
+
+
+def is_inner(address: str) -> bool:
+    """Whether an address is of this machine or of a private network."""
+    parsed = read_address(address)
+    return parsed is not None and (parsed.is_private or parsed.is_loopback)
 
 
 def cmd_drain(args: argparse.Namespace, settings: Settings) -> int:
@@ -7878,6 +9409,7 @@ def command_line() -> argparse.ArgumentParser:
     change.add_argument(
         "--unblock", action="append", default=[], metavar="HOST", help="links may lead there again; repeatable"
     )
+    change.add_argument("--tz", metavar="ZONE", help="in which zone its days begin, such as Europe/Rome")
     change.add_argument(
         "--own",
         action="append",
@@ -7944,7 +9476,17 @@ def command_line() -> argparse.ArgumentParser:
     command(campaign, "list", cmd_campaign_list, "TENANT", "--json")
     stats = command(commands, "stats", cmd_stats, "TENANT", "--json")
     stats.add_argument("--range", default=DEFAULT_RANGE, choices=RANGES, help=f"default: {DEFAULT_RANGE}")
-    stats.add_argument("--tz", default="UTC", metavar="ZONE", help="time zone, such as Europe/Rome; default: UTC")
+    stats.add_argument("--tz", metavar="ZONE", help="time zone, such as Europe/Rome; default: the tenant's own")
+    stats.add_argument("--why", action="store_true", help="list the hits by what they count as, and why")
+    export = command(commands, "export", cmd_export, "TENANT")
+    export.add_argument("table", choices=(*TABLES, "campaigns"), help="which table")
+    export.add_argument("--format", choices=EXPORT_TYPES, default="csv", help="default: csv")
+    export.add_argument("--output", metavar="FILE", help="a new file (default: standard output)")
+    export.add_argument("--campaign", metavar="NAME", help="emails and links of this campaign only")
+    export.add_argument("--search", metavar="TEXT", help="emails whose key or recipient begins so, or with these words")
+    export.add_argument("--show", choices=SHOWN, default="all", help="emails by what their readers did; default: all")
+    export.add_argument("--key", metavar="KEY", help="events of this email only")
+    command(commands, "selftest", cmd_selftest, "TENANT", "--local")
     command(commands, "drain", cmd_drain).add_argument("--follow", action="store_true", help="go on until stopped")
     command(commands, "ingest", cmd_ingest).add_argument(
         "file", nargs="*", metavar="FILE", help="a log; without one, standard input"
