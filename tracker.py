@@ -5701,6 +5701,7 @@ TEMPLATE_NAMES = (
     "_empty.html", "_exports.html", "_figure.html", "_head.html", "_hit_row.html", "_kept.html", "_link_row.html", "_mark.html",
     "_more.html", "_notice.html", "_numbers.html", "_option.html", "_range.html", "_reason_row.html", "_search.html",
     "_share.html", "_sort.html", "_step.html", "_table.html", "_time.html", "_timeline_row.html", "_trial.html", "_trial_hits.html",
+    "_why.html",
 )  # fmt: skip
 
 
@@ -5977,24 +5978,19 @@ def dashboard_figures(stats: Stats) -> list[dict[str, object]]:
     opened, clicked = sent.rate(sent.opened), sent.rate(sent.clicked)
     to_open = sent.click_to_open
     by_click = f"; and {grouped(sent.click_only)} more by a click" if sent.click_only else ""
-    rows: list[tuple[str, str, str, str]] = [
-        ("Sent", grouped(sent.emails), "emails sent in this range", ""),
-        ("Opened", percent(opened), f"of these: {made_of(sent.opened)}{by_click}", ""),
-        ("Clicked", percent(clicked), f"of these: {made_of(sent.clicked)}", ""),
+    on_pixels, on_links = (grouped(stats.hits[kind][MACHINE]) for kind in TYPES)
+    rows = [
+        ("Sent", grouped(sent.emails), "emails sent in this range"),
+        ("Opened", percent(opened), f"of these: {made_of(sent.opened)}{by_click}"),
+        ("Clicked", percent(clicked), f"of these: {made_of(sent.clicked)}"),
         (
             "Click-to-open",
-            "–" if to_open is None else percent((to_open, to_open)),
+            percent(None if to_open is None else (to_open, to_open)),
             f"of {counted(sent.read, 'email')} that people read",
-            "",
         ),
-        ("Opens", grouped(sum(stats.hits[OPEN][s] for s in STATES)), seen(OPEN), ""),
-        ("Clicks", grouped(sum(stats.hits[CLICK][s] for s in STATES)), seen(CLICK), ""),
-        (
-            "Machines",
-            grouped(machines),
-            f"{grouped(stats.hits[OPEN][MACHINE])} on pixels and {grouped(stats.hits[CLICK][MACHINE])} on links",
-            "",
-        ),
+        ("Opens", grouped(sum(stats.hits[OPEN][s] for s in STATES)), seen(OPEN)),
+        ("Clicks", grouped(sum(stats.hits[CLICK][s] for s in STATES)), seen(CLICK)),
+        ("Machines", grouped(machines), f"{on_pixels} on pixels and {on_links} on links"),
     ]
     changes: dict[str, str] = {}
     if before:
@@ -6018,8 +6014,19 @@ def dashboard_figures(stats: Stats) -> list[dict[str, object]]:
             "change": changes.get(label, ""),
             "definition": DEFINITIONS[label],
         }
-        for label, value, detail, _ in rows
+        for label, value, detail in rows
     ]
+
+
+EXPLAINED = {"Opened", "Clicked", "Opens", "Clicks", "Machines"}  # figures that the list of reasons explains
+
+
+def figure_list(pages: Pages, figures: Sequence[Mapping[str, object]], *, explained: bool) -> Markup:
+    """Figures as a list; where the page has the list of reasons, with a way to it."""
+    why = pages["_why.html"].render()
+    return pages["_figure.html"].render_each(
+        {**each, "why": why if explained and each["label"] in EXPLAINED else ""} for each in figures
+    )
 
 
 def reason_rows(stats: Stats) -> Iterator[dict[str, object]]:
@@ -6254,8 +6261,8 @@ def dashboard_page(pages: Pages, model: DashboardModel) -> str:
     curve_url = view.url(machines="" if model.machines else "1") + "#curve"
     trial = pages["_trial.html"].render(**model.trial) if model.trial else Markup()
     numbers = pages["_numbers.html"].render(
-        sent=pages["_figure.html"].render_each(dashboard_figures(stats)[:COHORT_FIGURES]),
-        activity=pages["_figure.html"].render_each(dashboard_figures(stats)[COHORT_FIGURES:]),
+        sent=figure_list(pages, dashboard_figures(stats)[:COHORT_FIGURES], explained=True),
+        activity=figure_list(pages, dashboard_figures(stats)[COHORT_FIGURES:], explained=True),
         before="the time before"
         if not stats.before
         else f"the {RANGES.get(period.name, 'same length of time')} before",
@@ -6346,14 +6353,23 @@ def campaign_page(pages: Pages, model: CampaignModel) -> str:
     to_open = totals.click_to_open
     by_click = f"; and {grouped(totals.click_only)} more by a click" if totals.click_only else ""
     figures = [
-        ("Sent", grouped(totals.emails), "emails"),
-        ("Opened", percent(totals.rate(totals.opened)), f"{made_of(totals.opened)}{by_click}"),
-        ("Clicked", percent(totals.rate(totals.clicked)), made_of(totals.clicked)),
-        (
-            "Click-to-open",
-            "–" if to_open is None else percent((to_open, to_open)),
-            f"of {counted(totals.read, 'email')} that people read",
-        ),
+        {
+            "label": label,
+            "value": value,
+            "detail": detail,
+            "change": "",
+            "definition": DEFINITIONS[label].replace("sent in this range", "of this campaign"),
+        }
+        for label, value, detail in (
+            ("Sent", grouped(totals.emails), "emails"),
+            ("Opened", percent(totals.rate(totals.opened)), f"{made_of(totals.opened)}{by_click}"),
+            ("Clicked", percent(totals.rate(totals.clicked)), made_of(totals.clicked)),
+            (
+                "Click-to-open",
+                percent(None if to_open is None else (to_open, to_open)),
+                f"of {counted(totals.read, 'email')} that people read",
+            ),
+        )
     ]
     body = pages["campaign.html"].render(
         name=reader.tenant.name,
@@ -6361,16 +6377,7 @@ def campaign_page(pages: Pages, model: CampaignModel) -> str:
         campaign=row["campaign"],
         first=time_cell(pages, row["first_email_at"], reader.zone, reader.now),
         last=time_cell(pages, row["last_hit_at"], reader.zone, reader.now),
-        figures=pages["_figure.html"].render_each(
-            {
-                "label": label,
-                "value": value,
-                "detail": detail,
-                "change": "",
-                "definition": DEFINITIONS[label].replace("sent in this range", "of this campaign"),
-            }
-            for label, value, detail in figures
-        ),
+        figures=figure_list(pages, figures, explained=False),
         links=link_table(pages, model.view, model.links),
         search=search_form(pages, model.view, model.wanted),
         emails=email_table(pages, model.view, model.emails, reader.zone, reader.now, reader.base),
