@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 # The file this program came in, and what a person calls it: tracker.py, or the zip that holds it.
 PROGRAM_FILE = os.path.abspath(getattr(globals().get("__loader__"), "archive", __file__))
@@ -5699,9 +5699,9 @@ TEMPLATE_NAMES = (
     "page.html", "dashboard.html", "campaign.html", "email.html", "message.html", "naming.html", "_about.html",
     "_campaign_row.html", "_cell.html", "_client_row.html", "_crumb.html", "_curve.html", "_curve_row.html", "_email_row.html",
     "_empty.html", "_exports.html", "_figure.html", "_head.html", "_hit_row.html", "_kept.html", "_link_row.html", "_mark.html",
-    "_more.html", "_notice.html", "_numbers.html", "_option.html", "_range.html", "_reason_row.html", "_search.html",
+    "_more.html", "_notice.html", "_number.html", "_numbers.html", "_option.html", "_range.html", "_reason_row.html", "_search.html",
     "_share.html", "_sort.html", "_step.html", "_table.html", "_time.html", "_timeline_row.html", "_trial.html", "_trial_hits.html",
-    "_why.html",
+    "_share_rest.html", "_whole.html", "_why.html",
 )  # fmt: skip
 
 
@@ -5804,12 +5804,14 @@ def curve(pages: Pages, view: View, stats: Stats, *, machines: bool) -> Markup:
     for n, step in enumerate(stats.steps):
         label = step_label(stats.period, step.start)
         for kind, top, height in PANELS:
-            base = float(top + height)
+            count, above = 0, top + height
             for state in states:
-                tall = height * step.hits[kind][state] / tops[kind]
-                base -= tall
-                if tall:
-                    bars[state].append(f"M{n}.1 {base:.1f}h.8v{max(tall, 0.7):.1f}h-.8z")
+                count += step.hits[kind][state]
+                upper = top + height - round(height * count / tops[kind])
+                if step.hits[kind][state]:
+                    upper = min(upper, above - 1)  # the least is seen as well
+                    bars[state].append(f"M{n}.1 {upper}h.8v{above - upper}h-.8z")
+                above = upper
         told = " · ".join(
             f"{'+'.join(grouped(step.hits[kind][state]) for state in states)} {TYPES[kind]}s" for kind, _, _ in PANELS
         )
@@ -5845,7 +5847,7 @@ def curve(pages: Pages, view: View, stats: Stats, *, machines: bool) -> Markup:
         steps=pages["_step.html"].render_each(steps),
         marks=pages["_mark.html"].render_each(marks),
         heads=pages["_head.html"].render_each(
-            {"label": f"{TYPES[kind].capitalize()}s {STATE_WORDS[state]}", "kind": "number"}
+            {"label": f"{TYPES[kind].capitalize()}s {STATE_WORDS[state]}", "kind": Markup()}
             for kind, _, _ in PANELS
             for state in states
         ),
@@ -5898,7 +5900,9 @@ def time_cell(pages: Pages, text: str | None, zone: tzinfo, now: int) -> Markup:
     if not text:
         return Markup("–")
     at = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return pages["_time.html"].render(iso=text, whole=shown_time(text, zone), text=ago(now / 1000 - at.timestamp()))
+    return pages["_time.html"].render(
+        iso=text[:16] + "Z", whole=shown_time(text, zone), text=ago(now / 1000 - at.timestamp())
+    )
 
 
 def lasting(milliseconds: int) -> str:
@@ -5919,13 +5923,18 @@ def share_cell(pages: Pages, low: int, high: int, of: int) -> Markup:
     """A rate as a small bar and its number; without emails, the number alone."""
     if not of:
         return Markup(html.escape(grouped(low) if low else "–"))
-    rate = (low / of, high / of)
-    return pages["_share.html"].render(
-        low=f"{100 * min(rate[0], 1):.0f}",
-        rest=f"{100 * min(rate[1] - rate[0], 1):.0f}",
-        text=percent(rate),
-        title=f"{grouped(low)} of {grouped(of)}",
-    )
+    shown, unsure = (f"{100 * min(count / of, 1):.0f}" for count in (low, high - low))
+    rest = pages["_share_rest.html"].render(low=shown, rest=unsure) if unsure != "0" else Markup()
+    title = f"{grouped(low)} of {grouped(of)}"
+    return pages["_share.html"].render(low=shown, rest=rest, text=percent((low / of, high / of)), title=title)
+
+
+SHORT = 24  # characters, which every table has room for: what is longer is told whole to who points at it
+
+
+def whole(pages: Pages, text: str) -> Markup:
+    """An attribute that tells a text whole, where a table may have to cut it off."""
+    return pages["_whole.html"].render(text=text) if len(text) > SHORT else Markup()
 
 
 def changed(now: float, then: float, *, points: bool = False) -> str:
@@ -6067,14 +6076,15 @@ def render_table(
     if not table.rows:
         return pages["_empty.html"].render(name=table.name, title=title, text=table.empty)
     numbers = NUMBERS if table.name != "emails" else ()
+    kinds = (Markup(), pages["_number.html"].render())
     cells = []
     for label, order in heads:
         if not order:
-            cells.append(pages["_head.html"].render(label=label, kind="number" if label in numbers else ""))
+            cells.append(pages["_head.html"].render(label=label, kind=kinds[label in numbers]))
             continue
         sorted_so = order == table.order
         direction = ("ascending" if table.ascending else "descending") if sorted_so else "none"
-        kind = "number" if label in numbers else ""
+        kind = kinds[label in numbers]
         url = view.sorted_url(table.name, order)
         cells.append(pages["_sort.html"].render(label=label, direction=direction, url=url, kind=kind))
     more = pages["_more.html"].render(url=table.next_url) if table.next_url else Markup()
@@ -6098,6 +6108,14 @@ def email_table(pages: Pages, view: View, table: Table, zone: tzinfo, now: int, 
             "sent": time_cell(pages, row["sent_at"] or row["created_at"], zone, now),
         }
         for row in table.rows
+    ]
+    rows = [
+        {
+            **row,
+            **{f"whole_{name}": whole(pages, str(row[name])) for name in ("recipient", "subject", "campaign")},
+            "whole_clicks": whole(pages, f"{row['clicks']} {row['links']}"),
+        }
+        for row in rows
     ]
     heads = (
         ("Recipient", "recipient"),
@@ -6727,10 +6745,10 @@ WORKER_PATIENCE = 5.0  # seconds that a request waits for its turn to write; the
 MANY_WAITING = 100_000  # hits: more than a drain leaves behind when all is well
 MAX_LINKS = 20_000  # in one request: signing a million would take longer than a worker may
 MAX_REGISTRATIONS = 1_000
-EMAIL_ROWS = 20  # on a page, and so on: enough to see at once, and a page stays under 60 kB
+EMAIL_ROWS = 12  # on a page, and so on: enough to see at once, and a page stays under 60 kB
 CAMPAIGN_EMAIL_ROWS = 50
-TABLE_ROWS = (10, 100, 1_000)  # of campaigns and links: at first, and what "More" gives
-HIT_ROWS = 8
+TABLE_ROWS = (8, 80, 800)  # of campaigns and links: at first, and what "More" gives
+HIT_ROWS = 6
 TIMELINE_ROWS = 200
 PURPOSE_HEADERS = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
 UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
