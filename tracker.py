@@ -1169,10 +1169,10 @@ def _judge_session(hits: Sequence[Hit], context: Context, opened: Opened) -> lis
         _find_pairs_with_head(hits, judged)
         _find_bursts(hits, judged, context.links)
         _find_followers(hits, judged, doubts)
-        _find_echoes(hits, judged)
     judged = [
         _weigh(hit, judgement, context, doubt) for hit, judgement, doubt in zip(hits, judged, doubts, strict=True)
     ]
+    _find_echoes(hits, judged)
     _find_repeats(hits, judged, opened)
     return judged
 
@@ -1188,8 +1188,12 @@ def _weigh(hit: Hit, judgement: Judgement, context: Context, doubts: int) -> Jud
         return judgement
     if judgement.verdict == "human" and (doubts := doubts + _signs(hit, context)) >= 4:
         judgement = _judgement("scanner", "many-signs") if doubts >= 6 else _judgement("unconfirmed", "some-signs")
-    # Who it was stays known of a click that met the naming page, but it counts in no rate.
-    return _judgement(judgement.verdict, hit.why) if hit.why in NAMING_REASONS else judgement
+    return _named(hit, judgement)
+
+
+def _named(click: Hit, judgement: Judgement) -> Judgement:
+    """Who it was stays known of a click that met the naming page, but it counts in no rate."""
+    return _judgement(judgement.verdict, click.why) if click.why in NAMING_REASONS else judgement
 
 
 def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
@@ -1302,16 +1306,19 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], doubts: list[i
 
 
 def _find_echoes(hits: Sequence[Hit], judged: list[Judgement]) -> None:
-    """A click that repeats a person's at once, from another address and another system, is a scanner's."""
+    """A click that repeats a person's at once, from another address and another system, is a scanner's.
+
+    Not one that repeats a doubtful click: of the two, a scanner that tests a link before the person gets there is first.
+    """
     clicks: dict[str | None, list[Hit]] = {}
     for n, hit in enumerate(hits):
-        if hit.type != CLICK or judged[n].verdict != "human":
+        if hit.type != CLICK or judged[n].verdict not in ("human", "unconfirmed"):
             continue
         earlier = clicks.setdefault(hit.url, [])
         earlier[:] = [click for click in earlier if hit.at - click.at <= ECHO_MS]
         if any(_is_elsewhere(hit, click) for click in earlier):
-            judged[n] = _judgement("scanner", "echo")
-        else:
+            judged[n] = _named(hit, _judgement("scanner", "echo"))
+        elif judged[n].verdict == "human":
             earlier.append(hit)
 
 

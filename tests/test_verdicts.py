@@ -606,6 +606,12 @@ def test_a_click_that_is_repeated_at_once_from_elsewhere_is_echoed_by_a_scanner(
     assert reasons([click(0, 1, PHONE), second]) == ["browser", expected]
 
 
+def test_a_person_who_comes_right_after_a_scanner_is_not_its_echo() -> None:
+    """Safe Links tests the link with an old Chrome, then lets the person go there."""
+    assert reasons([click(0, 1, OLD, CLOUD), click(3, 1, IPHONE)]) == ["some-signs", "browser"]
+    assert reasons([click(0, 1, CHROME, EXCHANGE), click(3, 1, IPHONE)]) == ["filter-network", "browser"]
+
+
 def test_an_echo_is_told_by_the_person_and_not_by_another_echo() -> None:
     hits = [click(0, 1, PHONE), click(12, 1, CHROME, CLOUD), click(24, 1, IPHONE, OFFICE)]
     assert reasons(hits) == ["browser", "echo", "browser"]
