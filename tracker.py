@@ -986,7 +986,7 @@ CHROME_YEARS = {
 }
 DESKTOP_CHROME = re.compile(r"\((?:Windows NT|Macintosh|X11; Linux).*\bChrome/([0-9]{1,4})\.")
 LAST_FOR_WINDOWS_7 = 109  # whoever has that system can have no newer one
-SYSTEM = re.compile(r"iPhone|iPad|iPod|Android|Windows|Macintosh|Mac OS X|CrOS|Linux")
+SYSTEM = re.compile(r"iPhone|iPad|iPod|Android|Windows|Macintosh|Mac OS X|CrOS|Linux(?!.*Android)")
 
 
 @lru_cache(maxsize=1024)

@@ -594,6 +594,7 @@ ECHOES = [
     pytest.param(click(12, 1, CHROME, HOME), "browser", id="the-same-address"),
     pytest.param(click(12, 1, PHONE, CLOUD), "browser", id="the-same-phone-that-changed-its-network"),
     pytest.param(click(12, 2, CHROME, CLOUD), "browser", id="another-link"),
+    pytest.param(click(12, 1, FIREFOX, CLOUD), "echo", id="a-server-with-linux-is-no-android"),
     pytest.param(click(12, 1, CHROME, ""), "browser", id="addresses-are-not-stored"),
     pytest.param(click(12, 1, OLD, CLOUD), "echo", id="with-signs-of-its-own"),
     pytest.param(click(12, 1, CURL, CLOUD), "bot-word", id="a-bot-says-so-itself"),
