@@ -984,8 +984,11 @@ CHROME_YEARS = {
     2025: 132,
     2026: 144,
 }
-DESKTOP_CHROME = re.compile(r"\((?:Windows NT|Macintosh|X11; Linux).*\bChrome/([0-9]{1,4})\.")
-LAST_FOR_WINDOWS_7 = 109  # whoever has that system can have no newer one
+# Chrome or Edge, and nothing beside that: what is built on them (360, QQBrowser, Electron …) is often as old with people.
+DESKTOP_CHROME = re.compile(
+    r"\((?:Windows NT|Macintosh|X11; Linux)[^)]*\) .*\(KHTML, like Gecko\) Chrome/([0-9]{1,4})\.[0-9.]+ Safari/[0-9.]+(?: Edge?/[0-9.]+)?$"
+)
+LAST_CHROMES = {"Windows NT 6.": {109}, "Macintosh": {103, 116, 128, 138}}  # an old system can have no newer one
 SYSTEM = re.compile(r"iPhone|iPad|iPod|Android|Windows|Macintosh|Mac OS X|CrOS|Linux(?!.*Android)")
 
 
@@ -993,13 +996,13 @@ SYSTEM = re.compile(r"iPhone|iPad|iPod|Android|Windows|Macintosh|Mac OS X|CrOS|L
 def chrome_released_at(agent: str) -> int | None:
     """About when a desktop Chrome came out, in milliseconds since 1970; None for whatever else, and for a new one.
 
-    Scanners run one that is years old; phones, and what is built into programs, are often as old with people.
+    Scanners run one that is years old; phones are often as old with people.
     """
     match = DESKTOP_CHROME.search(agent)
     if not match:
         return None
     version = int(match[1])
-    if version == LAST_FOR_WINDOWS_7 and "Windows NT 6." in agent:
+    if any(system in agent and version in last for system, last in LAST_CHROMES.items()):
         return None
     years = sorted(CHROME_YEARS)
     year = next((year for year in reversed(years) if CHROME_YEARS[year] <= version), years[0] - 1)

@@ -378,6 +378,11 @@ def test_signs_of_a_scanner_weigh_together_on_a_click_and_never_on_an_open(
     "agent",
     [
         pytest.param(chrome(109, "Windows NT 6.1; Win64; x64"), id="the-last-for-windows-7"),
+        pytest.param(chrome(103, "Macintosh; Intel Mac OS X 10_12_6"), id="the-last-for-an-old-mac"),
+        pytest.param(chrome(116, MAC), id="the-last-for-macos-10.14"),
+        pytest.param(chrome(86, more=" QIHU 360SE"), id="360-is-built-on-an-old-chrome"),
+        pytest.param(chrome(94, more=" Core/1.94.2 QQBrowser/12.0"), id="qqbrowser"),
+        pytest.param(f"Mozilla/5.0 ({LINUX}) {WEBKIT} QtWebEngine/5.15 Chrome/87.0 Safari/537.36", id="in-a-program"),
         pytest.param(android("SM-G930F", version=80), id="an-old-phone"),
         pytest.param(android("M2101K6G; wv", version=66), id="an-old-webview-on-a-phone"),
         pytest.param(chrome(80, "X11; CrOS x86_64 12739"), id="a-chromebook-at-its-end"),
