@@ -1227,11 +1227,13 @@ def _signs(click: Hit, context: Context) -> int:
     since = -1 if context.begin is None else click.at - context.begin
     if 0 <= since < EARLY_MS:
         signs += (2 if since >= SOON_MS else 6) // (1 if context.said else 2)
-    released_at = chrome_released_at(click.user_agent)
-    if released_at is not None:
-        years = (click.at - released_at) / (365.25 * 86_400_000)
-        signs += 4 if years > 4 else 2 if years > 2 else 0
-    return signs + 2 * (filter_network(click.ip_address) == PROBABLE)
+    return signs + _signs_of_age(click) + 2 * (filter_network(click.ip_address) == PROBABLE)
+
+
+def _signs_of_age(hit: Hit) -> int:
+    released_at = chrome_released_at(hit.user_agent)
+    years = 0.0 if released_at is None else (hit.at - released_at) / (365.25 * 86_400_000)
+    return 4 if years > 4 else 2 if years > 2 else 0
 
 
 def _find_pairs_with_head(hits: Sequence[Hit], judged: list[Judgement]) -> None:
@@ -1295,7 +1297,7 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], doubts: list[i
     for n, hit in enumerate(hits):
         if judged[n].verdict == "human":
             is_browser = judged[n].reason == "browser"
-            rare = is_browser and chrome_released_at(hit.user_agent) is not None and _signs(hit, Context()) > 0
+            rare = is_browser and _signs_of_age(hit) > 0
             by_program = until.get((hit.ip_address, hit.user_agent), -1) if hit.ip_address else -1
             by_program = max(by_program, until.get(("", hit.user_agent), -1) if rare else -1)
             by_address = until.get((hit.ip_address, ""), -1) if hit.ip_address and is_browser else -1

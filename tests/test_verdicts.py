@@ -588,6 +588,11 @@ def test_a_scanner_that_changes_its_address_is_known_by_its_program_only_if_that
     assert reasons([*clicks(0, 1, 2, agent=agent, address=CLOUD), click(60, 9, agent, OFFICE)])[-1] == expected
 
 
+def test_a_common_browser_is_not_rare_for_coming_from_a_network_that_is_partly_a_filters() -> None:
+    hits = [*clicks(0, 1, 2, address=CLOUD), click(60, 9, CHROME, "18.184.203.0")]
+    assert reasons(hits)[-1] == "browser"
+
+
 # -- Together: echoes
 
 ECHOES = [
