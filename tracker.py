@@ -1122,6 +1122,9 @@ _FOLLOWED = {  # reasons after which the same address or the same rare program i
     *("hidden-link", "with-hidden-link", "head", "with-head", "burst", "after-scanner", "gmail-sampling"),
     *("scanner-word", "bot-word"),
 }
+# Messengers that fetch a preview of a link from the phone of whoever sends it (iMessage calls itself Facebook's and
+# Twitter's): what comes from the same address next is this person.
+DEVICE_PREVIEW = re.compile(r"^whatsapp|facebookexternalhit", re.I)
 
 
 Opened = Mapping[
@@ -1305,7 +1308,7 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], doubts: list[i
                 judged[n] = _judgement("scanner", "after-scanner")
             elif by_address >= hit.at and hit.type == CLICK:
                 doubts[n] += 4
-        if judged[n].reason in _FOLLOWED:
+        if judged[n].reason in _FOLLOWED and not DEVICE_PREVIEW.search(hit.user_agent):
             for key in ((hit.ip_address, hit.user_agent), (hit.ip_address, ""), ("", hit.user_agent)):
                 until[key] = hit.at + SESSION_GAP_MS
 

@@ -593,6 +593,16 @@ def test_a_common_browser_is_not_rare_for_coming_from_a_network_that_is_partly_a
     assert reasons(hits)[-1] == "browser"
 
 
+@pytest.mark.parametrize(
+    "preview", ["WhatsApp/2.25.22.8 A", IPHONE + " facebookexternalhit/1.1 Facebot Twitterbot/1.0"]
+)
+@pytest.mark.parametrize("address", [HOME, OFFICES_NETWORK])
+def test_a_preview_that_a_messenger_makes_on_a_phone_casts_no_doubt_on_the_phone(preview: str, address: str) -> None:
+    """WhatsApp and iMessage fetch from the phone of whoever pastes the link."""
+    hits = [click(0, 1, preview, address), click(20, 1, IPHONE, address), click(30, 2, IPHONE, address)]
+    assert reasons(hits) == ["bot-word", "browser", "browser"]
+
+
 # -- Together: echoes
 
 ECHOES = [
