@@ -919,15 +919,16 @@ SCANNER_WORD = _words(
 )
 BOT_WORD = _words(
     "crawl|spider|slurp|heritrix|preview|externalhit|facebookexternal|embedly|monitor|uptime|statuscake|pingdom|headless|phantomjs|"
-    "puppeteer|playwright|selenium|webdriver|synthetic|httrack|winhttp|gtmetrix|lighthouse|pagespeed|siteaudit|python|aiohttp|libwww|"
+    "puppeteer|playwright|selenium|webdriver|synthetic|httrack|winhttp|gtmetrix|lighthouse|pagespeed|siteaudit|python|aiohttp|"
     "okhttp|go-http|axios|node-fetch|httpclient|http_|guzzle|faraday|postman|img-proxy|imgproxy|fetcher|feedburner|validator|checker|"
     "checklink|linkchk|googleother|googleagent|google web|google favicon|apis-google|mediapartners|http://|https://|www.",
-    r"(?<!cu)bots?(?:\b|[/_-])|archiver?\b|\bcurl/|\bwget|\bjava/|\bruby\b|\bperl\b|\bfetch\b|\bcamo\b|^whatsapp|\bgoogle-(?!read)|"
+    r"(?<!cu)bots?(?:\b|[/_-])|archiver?\b|\bcurl/|\bwget|\bjava/|\bruby\b|\bperl\b|\bfetch\b|\bcamo\b|\blibwww(?!-fm)|^whatsapp|\bgoogle-(?!read)|"
     r"-user/[0-9]|\bcompatible; (?!msie|konqueror|trident|u;)|\S@\S+\.\S",
 )
 MAIL_PRODUCT = re.compile(r"\b[\w.-]*mail(?:app)?[\w.-]*/|\bmail\b")  # a mail program that no list has
 ENGINE = re.compile(
-    r"(?:mozilla|opera)/[0-9.]+ ?\(.*(?:applewebkit|khtml|gecko|goanna|trident|msie|presto|version/)|opera/|mozilla/.*msie"
+    r"(?:mozilla|opera)/[0-9.]+ ?\(.*(?:applewebkit|khtml|gecko|goanna|trident|msie|presto|version/)|opera/|mozilla/.*msie|"
+    r"lynx/|w3m/|e?links[/ ]\(?[0-9]"  # of those who read mail in a terminal
 )
 BARE_NAME = re.compile(
     r"(?<!mobile )safari/[0-9.]+;? [a-z]+$"

@@ -135,6 +135,9 @@ PEOPLE = [
     pytest.param(chrome(109, "Windows NT 6.1; Win64; x64"), HUMAN_BROWSER, id="the-last-chrome-for-windows-7"),
     pytest.param("Opera/9.80 (J2ME/MIDP; Opera Mini/8.1; U; en) Presto/2.12", HUMAN_BROWSER, id="opera-mini"),
     pytest.param("Mozilla/4.0 (compatible; MSIE 8.0; Windows NT 6.1)", HUMAN_BROWSER, id="internet-explorer"),
+    pytest.param("Lynx/2.9.2 libwww-FM/2.14", HUMAN_BROWSER, id="lynx"),
+    pytest.param("w3m/0.5.4", HUMAN_BROWSER, id="w3m"),
+    pytest.param("Links (2.31; Linux; text)", HUMAN_BROWSER, id="links"),
     # Phones whose names are words of machines, and browsers inside other programs
     pytest.param(android("CUBOT X90"), HUMAN_BROWSER, id="cubot"),
     pytest.param(android("CUBOT_NOTE_40"), HUMAN_BROWSER, id="cubot-with-an-underscore"),
