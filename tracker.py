@@ -3739,18 +3739,25 @@ class StoredHit(NamedTuple):
 
     @property
     def is_erased(self) -> bool:
-        """Whether what it was judged by is gone: it is as it was judged then, and can't be judged anew."""
+        """Whether what it was judged by is gone: it is as it was judged then, and can't be judged anew.
+
+        Somebody may have sent no agent, and a server may store no addresses at all: what can be judged so is not erased.
+        """
         verdict, reason, _ = self.judgement
-        if not self.hit.user_agent and (verdict in ("human", "proxy", "unconfirmed") or reason in _BY_AGENT):
-            return True
-        return not self.hit.ip_address and reason in _BY_ADDRESS
+        if not self.hit.user_agent and reason not in _WITHOUT_AGENT:
+            is_aside = reason == "repeat" or reason in NAMING_REASONS
+            return not is_aside or _judge_by_itself(self.hit, NO_CONTEXT).verdict != verdict
+        return not self.hit.ip_address and _signs_of_age(self.hit) < _AGE_WITHOUT_ADDRESS.get(reason, 0)
 
 
-_BY_AGENT = {
-    *("apple-mpp", "gmail-prefetch", "gmail-sampling", "scanner-word", "bot-word", "proxy-click", "not-a-browser"),
-    *("many-signs", "with-hidden-link", "with-head", "burst", "too-soon", "after-scanner", "echo", "filter-network"),
+_WITHOUT_AGENT = {"no-user-agent", "head", "hidden-link", "prefetch-header", "own-address"}
+_AGE_WITHOUT_ADDRESS = {  # signs of age that alone let a hit without an address be judged so
+    "after-scanner": 2,
+    "some-signs": 2,
+    "many-signs": 4,
+    "filter-network": 5,  # more than there are
+    "echo": 5,
 }
-_BY_ADDRESS = {"filter-network", "echo", "after-scanner"}
 _STORED_HITS = (
     "select event_rows.id, event_rows.url, verdict, reason, at, type, method, urls.url, ip_address, user_agents.user_agent, purpose,"
     " own from event_rows cross join judgements on judgements.id = judgement"

@@ -689,3 +689,66 @@ def test_a_file_that_is_no_database_is_refused_in_a_sentence(stage: Stage) -> No
         tracker.drain(stage.database)
     stage.web.get(f"/{stage.acme.id}/dashboard", status=503)
     assert stage.pixel("e1").headers["X-Tracker"] == "recorded"
+
+
+# -- What was erased, and what was never there
+
+
+def judged(stage: Stage) -> list[tuple[Any, ...]]:
+    return stage.rows("select verdict, reason from events order by timestamp")
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_without_addresses_and_agents_hits_are_judged_anew_as_with_them(stage: Stage, one_by_one: bool) -> None:
+    """A server may store no addresses, and a program send no agent: that is not the same as having been erased."""
+    burst = [
+        click(stage, "e1", f"https://acme.com/{n}", NOW + at, ua=OLD_CHROME, ip="")
+        for n, at in enumerate((0, 1_000, 2_000))
+    ]
+    later = [
+        click(stage, "e1", f"https://acme.com/{n}", NOW + 60_000 + 500 * n, ua=OLD_CHROME, ip="") for n in range(3)
+    ]
+    silent = [hit(stage, "e2", NOW + at, ua="") for at in (100_000, 101_000)]
+    lines = [*burst, *later, *silent, hit(stage, "e2", NOW + 99_000, ua="")]  # the first open of the three comes last
+    for batch in [[line] for line in lines] if one_by_one else [lines]:
+        segment(stage, *batch)
+        stage.drain()
+    no_agent = [("bot", "no-user-agent"), ("bot", "repeat"), ("bot", "repeat")]
+    assert judged(stage) == [("scanner", "burst")] * 6 + no_agent
+    assert stage.check() == []
+
+
+def test_what_was_erased_stays_as_it_was_judged(stage: Stage) -> None:
+    """Whatever it was judged by: an agent, an address, or both beside others'."""
+    day, office = 86_400_000, "203.0.113.0"
+    lines = [
+        *(
+            hit(stage, "e1", NOW + n, ua=agent)
+            for n, agent in enumerate((CHROME, GOOGLE, APPLE, CURL, "Barracuda Sentinel"))
+        ),
+        *(
+            hit(stage, "e1", NOW + 1_000 + n, ua=agent) for n, agent in enumerate((CHROME, GOOGLE, APPLE, CURL))
+        ),  # repeats
+        *(click(stage, "e2", f"https://acme.com/{n}", NOW + day + n * 500, ip=office) for n in range(3)),
+        click(stage, "e2", at=NOW + day + 60_000, ip=office),
+        click(stage, "e2", at=NOW + day + 61_000, ip=office, ua=IPHONE),
+        click(stage, "e4", at=NOW + 3 * day, ip="40.107.218.0"),
+        click(stage, "e5", at=NOW + 4 * day),
+        click(stage, "e5", at=NOW + 4 * day + 6_000, ua=IPHONE, ip="203.0.113.0"),
+        hit(stage, "e6", NOW + 5 * day, method="HEAD"),
+        click(stage, "e7", at=NOW + 6 * day, answer="named", why="destination-not-allowed"),
+    ]
+    segment(stage, *lines)
+    stage.drain()
+    before = judged(stage)
+    assert {"repeat", "after-scanner", "some-signs", "filter-network", "echo"} <= {row[1] for row in before}
+    for erased in (
+        "update event_rows set ip_address = null",
+        "update event_rows set user_agent = (select id from user_agents where user_agent = '')",
+    ):
+        with stage.database.transaction() as connection:
+            connection.execute("insert or ignore into user_agents (user_agent) values ('')")
+            connection.execute(erased)
+            tracker.rejudge_emails(connection, 0, 0, 100)
+        assert judged(stage) == before
+        assert stage.check() == []
