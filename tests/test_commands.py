@@ -934,3 +934,324 @@ def test_ctrl_c_ends_a_command_without_a_traceback(run: Terminal) -> None:
 
     run.monkeypatch.setattr("builtins.input", interrupted)
     assert run("tenant", "remove", "Acme", status=1).err == ""
+
+
+# == judge ==
+
+
+IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Mobile/15E148"
+GMAIL_PROXY = "Mozilla/5.0 (X11; Linux) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy; 2)"
+DELIVERED = b'{"email": {"delivered_at": "2026-11-24T18:21:24.430Z", "links": 4, "own_addresses": ["203.0.113.0/24"]}}\n'  # 1 s before
+
+
+def hits_file(run: Terminal, *lines: bytes) -> str:
+    path = run.folder / "hits.jsonl"
+    path.write_bytes(b"".join(lines))
+    return str(path)
+
+
+def test_judge_says_who_made_each_hit_and_why(stage: Stage, run: Terminal) -> None:
+    """In the order given, for people to read, a line each; it needs no database and changes none."""
+    stage.app.close()
+    path = hits_file(
+        run,
+        hit(stage, "e1", ua="Mozilla/5.0"),
+        click(stage, "e1", at=NOW + 60_000),
+        click(stage, "e1", ua=MACHINE, ip="192.0.2.0"),
+    )
+    run.monkeypatch.setenv("DATABASE_URL", "sqlite:nowhere/tracking.db")
+    said = run("judge", path)
+    at = tracker.iso_time(NOW)
+    assert [re.split(r"\s{2,}", line, maxsplit=5) for line in said.out.splitlines()] == [
+        [at, "open", "prefetch", "certain", "unconfirmed", f"apple-mpp: {tracker.REASONS['apple-mpp'].sentence}"],
+        [tracker.iso_time(NOW + 60_000), "click", "human", "probable", "person", "browser: A web browser."],
+        [at, "click", "bot", "certain", "machine", f"bot-word: {tracker.REASONS['bot-word'].sentence}"],
+    ]
+    assert said.err == ""
+    assert not (run.folder / "nowhere").exists()
+
+
+def test_judge_says_the_same_to_programs(stage: Stage, run: Terminal) -> None:
+    path = hits_file(run, hit(stage, "e1", ua=GMAIL_PROXY), b"\n", hit(stage, "e1", NOW + 400, ua=GMAIL_PROXY))
+    told = [json.loads(line) for line in run("judge", path, "--json").out.splitlines()]
+    common = {"event_type": "open", "verdict": "proxy", "certainty": "certain"}
+    first = {"reason": "image-proxy", "counts_as": "person", "sentence": tracker.REASONS["image-proxy"].sentence}
+    second = {"reason": "repeat", "counts_as": "set_aside", "sentence": tracker.REASONS["repeat"].sentence}
+    assert told == [
+        {"at": tracker.iso_time(NOW), **common, **first},
+        {"at": tracker.iso_time(NOW + 400), **common, **second},
+    ]
+
+
+@pytest.mark.parametrize("words", [("-",), ()])
+def test_judge_reads_standard_input(words: tuple[str, ...], stage: Stage, run: Terminal) -> None:
+    said = run("judge", *words, "--json", stdin=hit(stage, "e1").decode())
+    assert json.loads(said.out)["verdict"] == "human"
+    assert run("judge", *words).out == ""
+
+
+@pytest.mark.parametrize(
+    "first, reason",
+    [
+        pytest.param(b"", "browser", id="nothing-known"),
+        pytest.param(DELIVERED, "too-soon", id="delivered"),
+        pytest.param(b' {"email": {"sent_at": %d}}\n' % (NOW // 1000 - 1), "too-soon", id="sent-in-seconds"),
+        pytest.param(
+            b'{"email": {"sent_at": "%d.000"}}\n' % (NOW // 1000 - 1), "too-soon", id="in-seconds-as-nginx-writes"
+        ),
+        pytest.param(
+            b'{"email": {"sent_at": %d, "delivered_at": %d}}\n' % (NOW // 1000 - 1, NOW // 1000 - 9),
+            "browser",
+            id="delivery-goes-before-sending",
+        ),
+        pytest.param(b'{"email": {"own_addresses": ["198.51.100.0"]}}\n', "own-address", id="own-address"),
+        pytest.param(b'{"email": {"own_addresses": ["198.51.0.0/16"]}}\n', "own-address", id="own-network"),
+        pytest.param(b'{"email": {}}\n', "browser", id="an-email-of-which-nothing-is-said"),
+    ],
+)
+def test_a_first_line_may_say_what_is_known_of_the_email(
+    first: bytes, reason: str, stage: Stage, run: Terminal
+) -> None:
+    said = run("judge", hits_file(run, first, click(stage, "e1")), "--json")
+    assert json.loads(said.out)["reason"] == reason
+
+
+def test_how_many_links_a_mail_has_tells_who_followed_them_all(stage: Stage, run: Terminal) -> None:
+    lines = [click(stage, "e1", f"https://acme.com/{n}", NOW + 5_000 * n) for n in range(4)]
+    assert run("judge", hits_file(run, *lines)).out.count("burst") == 0
+    assert run("judge", hits_file(run, b'{"email": {"links": 4}}\n', *lines)).out.count("burst") == 4
+    assert run("judge", hits_file(run, b'{"email": {"links": 5}}\n', *lines)).out.count("burst") == 0
+
+
+@pytest.mark.parametrize(
+    "email, told",
+    [
+        (b'{"email": []}', "email: expected an object"),
+        (
+            b'{"email": {"sent": 1}}',
+            "email: expected an object with some of sent_at, delivered_at, links, own_addresses",
+        ),
+        (b'{"email": {"sent_at": "soon"}}', "sent_at"),
+        (b'{"email": {"sent_at": true}}', "sent_at: expected seconds since 1970"),
+        (b'{"email": {"delivered_at": -5}}', "delivered_at: expected seconds since 1970"),
+        (b'{"email": {"links": "4"}}', "links: expected how many"),
+        (b'{"email": {"links": -1}}', "links: expected how many"),
+        (b'{"email": {"own_addresses": "203.0.113.7"}}', "own_addresses: expected a list"),
+        (b'{"email": {"own_addresses": ["the office"]}}', "'the office': expected an address or a network"),
+        (b'{"email": {', "expected one JSON object"),
+    ],
+)
+def test_a_first_line_that_says_nothing_sensible_is_refused(
+    email: bytes, told: str, stage: Stage, run: Terminal
+) -> None:
+    path = hits_file(run, email + b"\n", hit(stage, "e1"))
+    said = run("judge", path, status=1)
+    assert said.out == ""
+    assert f"{path}, line 1: " in said.err and told in said.err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(b"no hit\n", id="no-json"),
+        pytest.param(DELIVERED, id="an-email-that-is-not-in-the-first-line"),
+        pytest.param(b'{"id": "a1", "t": 1, "uri": "/x"}\n', id="a-time-that-is-none"),
+        pytest.param(b"[]\n", id="another-json"),
+    ],
+)
+def test_a_line_that_is_no_hit_is_named_by_its_number(line: bytes, stage: Stage, run: Terminal) -> None:
+    path = hits_file(run, hit(stage, "e1"), hit(stage, "e1"), line, hit(stage, "e1"))
+    said = run("judge", path, status=1)
+    assert (said.out, f"{path}, line 3: " in said.err) == ("", True)
+
+
+def test_a_registration_among_the_hits_is_named_as_one(stage: Stage, run: Terminal) -> None:
+    line = json.dumps({"id": "a1", "t": NOW / 1000, "email": 1, "mail_id": stage.acme.mail_id, "key": "e1"}).encode()
+    assert "line 2: " in run("judge", hits_file(run, hit(stage, "e1"), line + b"\n"), status=1).err
+
+
+def test_hits_with_several_keys_are_judged_with_a_note(stage: Stage, run: Terminal) -> None:
+    lines = [click(stage, f"e{n}", f"https://acme.com/{n}", NOW + n) for n in range(3)]
+    said = run("judge", hits_file(run, *lines))
+    assert said.out.count("burst") == 3
+    assert "several keys" in said.err
+
+
+def test_judge_says_that_a_file_cannot_be_read(run: Terminal) -> None:
+    assert "nowhere.jsonl: can't be read" in run("judge", "nowhere.jsonl", status=1).err
+
+
+# == rejudge ==
+
+
+def misjudge(run: Terminal, where: str, verdict: str = "bot", reason: str = "not-a-browser", state: int = 3) -> None:
+    """Put a judgement into the database that today's rules would not give, and the numbers that go with it."""
+    run.change(f"insert or ignore into judgements (verdict, reason, state) values ('{verdict}', '{reason}', {state})")
+    judgement = f"select id from judgements where verdict = '{verdict}' and reason = '{reason}' and state = {state}"
+    run.change(f"update event_rows set judgement = ({judgement}) where {where}")
+    run("check", "--repair")
+
+
+def states(run: Terminal) -> Any:
+    rows = run.rows(
+        "select key, open_person, open_machine, click_person, click_machine from emails join email_counts on email = id"
+    )
+    return {key: counts for key, *counts in rows}
+
+
+def test_rejudge_applies_todays_rules_to_stored_hits_and_corrects_every_number(stage: Stage, run: Terminal) -> None:
+    segment(stage, hit(stage, "e1"), click(stage, "e1"), hit(stage, "e2", ua=MACHINE), hit(stage, "e3"))
+    run("drain")
+    before, dashboard = states(run), run("stats", "Acme", "--json").json
+    misjudge(run, "email in (select id from emails where key in ('e1', 'e2'))", "human", "browser", 1)
+    misjudge(run, "email in (select id from emails where key = 'e3')")
+    assert states(run) != before
+    assert run("rejudge").out == "2 hits are judged otherwise than before\n"
+    assert states(run) == before == {"e1": [1, 0, 1, 0], "e2": [0, 1, 0, 0], "e3": [1, 0, 0, 0]}
+    assert run("stats", "Acme", "--json").json["sent"] == dashboard["sent"]
+    assert run("check").out == "all is well\n"
+    assert run("rejudge").out == "all hits are judged as before\n"
+
+
+def test_rejudge_looks_at_whole_sessions(stage: Stage, run: Terminal) -> None:
+    lines = [click(stage, "e1", f"https://acme.com/{n}", NOW + n * 1000) for n in range(3)]
+    segment(stage, *lines, hit(stage, "e1", NOW + 9_000, ua=GMAIL_PROXY), hit(stage, "e1", NOW + 9_500, ua=GMAIL_PROXY))
+    run("drain")
+    misjudge(run, "type = 2", "human", "browser", 1)
+    misjudge(run, "type = 1", "proxy", "image-proxy", 1)
+    assert run("rejudge").out == "4 hits are judged otherwise than before\n"
+    judged = "select reason from events order by timestamp"
+    assert [row[0] for row in run.rows(judged)] == ["burst"] * 3 + ["image-proxy", "repeat"]
+    assert run("check").out == "all is well\n"
+
+
+def test_rejudge_since_a_time_leaves_emails_without_later_hits(stage: Stage, run: Terminal) -> None:
+    day = 86_400_000
+    segment(stage, hit(stage, "old", NOW - 5 * day), hit(stage, "new", NOW - 5 * day), hit(stage, "new", NOW))
+    run("drain")
+    misjudge(run, "1")
+    assert (
+        run("rejudge", "--since", tracker.iso_time(NOW - day) or "").out == "2 hits are judged otherwise than before\n"
+    )
+    assert states(run) == {"old": [0, 1, 0, 0], "new": [2, 0, 0, 0]}
+    assert run("check").out == "all is well\n"
+    assert "expected" in run("rejudge", "--since", "yesterday", status=1).err
+
+
+def test_rejudge_leaves_what_was_judged_by_an_agent_or_an_address_that_was_erased(stage: Stage, run: Terminal) -> None:
+    segment(
+        stage,
+        *(hit(stage, "e1", NOW + n * 20_000, ua=agent) for n, agent in enumerate((CHROME, MACHINE, GMAIL_PROXY))),
+        click(stage, "e2", ip="40.107.218.0"),
+        click(stage, "e3"),
+        click(stage, "e3", at=NOW + 5_000, ip="203.0.113.0", ua=IPHONE),
+    )
+    run("drain")
+    judged = run.rows("select verdict, reason from events order by email_id, timestamp")
+    assert [row[1] for row in judged] == ["browser", "bot-word", "image-proxy", "filter-network", "browser", "echo"]
+    run.change("insert or ignore into user_agents (user_agent) values ('')")
+    run.change("update event_rows set user_agent = (select id from user_agents where user_agent = '') where type = 1")
+    run.change("update event_rows set ip_address = null where type = 2")
+    misjudge(run, "email in (select id from emails where key = 'e3') and at = (select min(at) from event_rows)")
+    assert run("rejudge").out == "1 hits are judged otherwise than before\n"
+    assert run.rows("select verdict, reason from events order by email_id, timestamp") == judged
+    assert run("check").out == "all is well\n"
+
+
+def test_rejudge_goes_on_from_email_to_email(stage: Stage, run: Terminal) -> None:
+    run.monkeypatch.setattr(tracker, "REJUDGE_EMAILS", 2)
+    segment(stage, *(hit(stage, f"e{n}") for n in range(5)))
+    run("drain")
+    misjudge(run, "1")
+    assert run("rejudge").out == "5 hits are judged otherwise than before\n"
+
+
+def test_rejudge_counts_what_waits_first(stage: Stage, run: Terminal) -> None:
+    segment(stage, hit(stage, "e1"))
+    assert run("rejudge").out == "all hits are judged as before\n"
+    assert states(run) == {"e1": [1, 0, 0, 0]}
+
+
+# == the sender's own addresses ==
+
+
+def visit(web: webtest.TestApp, mail_id: str, address: str, agent: str = CHROME) -> None:
+    """An open and a click from an address."""
+    extra = {"REMOTE_ADDR": address}
+    web.get(f"/{mail_id}/pixel/e1.gif", headers={"User-Agent": agent}, extra_environ=extra)
+    web.get(
+        f"/{mail_id}/click/e1?url=https://acme.com/", headers={"User-Agent": agent}, extra_environ=extra, status=302
+    )
+
+
+def spool_of(run: Terminal) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in sorted(run.spool.glob("*.jsonl")) for line in path.read_bytes().splitlines()]
+
+
+def test_own_addresses_are_shown_as_they_are_read_and_can_be_taken_back(run: Terminal) -> None:
+    run.add("Acme")
+    own = ("--own", "203.0.113.7", "--own", "2001:DB8::/48", "--own", " 198.51.100.9/24", "--own", "203.0.113.7/32")
+    shown = run("tenant", "set", "Acme", *own, "--json").json
+    assert shown["own_addresses"] == ["198.51.100.0/24", "2001:db8::/48", "203.0.113.7"]
+    assert run("tenant", "show", "Acme", "--json").json == shown
+    taken = run("tenant", "set", "Acme", "--not-own", "198.51.100.0/24", "--not-own", "2001:db8::/48", "--json").json
+    assert taken["own_addresses"] == ["203.0.113.7"]
+
+
+@pytest.mark.parametrize("option", ["--own", "--not-own"])
+@pytest.mark.parametrize("text", ["", "the office", "203.0.113", "203.0.113.7/33", "203.0.113.7:80"])
+def test_what_is_no_address_changes_nothing(option: str, text: str, run: Terminal) -> None:
+    run.add("Acme")
+    assert "expected an address or a network" in run("tenant", "set", "Acme", "--name", "B", option, text, status=1).err
+    assert run("tenant", "show", "Acme", "--json").json["own_addresses"] == []
+
+
+def test_hits_from_an_own_address_are_marked_before_it_is_truncated_and_stand_in_no_number(run: Terminal) -> None:
+    made = run.add("Acme", "--domain", "acme.com")
+    run("tenant", "set", "Acme", "--own", "203.0.113.7", "--own", "2001:db8:5::/48")
+    web = run.web()
+    for address in ("203.0.113.7", "2001:db8:5::1", "203.0.113.8"):
+        visit(web, made["mail_id"], address)
+    lines = spool_of(run)
+    assert [line.get("own") for line in lines] == [True] * 4 + [None] * 2
+    assert [line["ip"] for line in lines] == ["203.0.113.0"] * 2 + ["2001:db8:5::"] * 2 + ["203.0.113.0"] * 2
+    run.apps[0].spool.close()
+    run("drain")
+    judged = run.rows("select event_type, verdict, reason, count(*) from events group by 1, 2, 3 order by 2, 1")
+    ours = [("click", "self", "own-address", 2), ("open", "self", "own-address", 2)]
+    assert judged == [("click", "human", "browser", 1), ("open", "human", "browser", 1), *ours]
+    assert states(run) == {"e1": [1, 0, 1, 0]}
+    activity = run("stats", "Acme", "--json").json["activity"]
+    assert [activity[kind]["hits"] for kind in ("opens", "clicks")] == [
+        {"person": 1, "unconfirmed": 0, "machine": 0, "set_aside": 2}
+    ] * 2
+    assert run("check").out == "all is well\n"
+
+
+def test_an_image_proxy_is_never_the_sender_and_another_tenant_has_its_own_addresses(run: Terminal) -> None:
+    made, other = run.add("Acme", "--any-domain"), run.add("Globex", "--any-domain")
+    run("tenant", "set", "Acme", "--own", "203.0.113.7")
+    web = run.web()
+    visit(web, made["mail_id"], "203.0.113.7", GMAIL_PROXY)
+    visit(web, other["mail_id"], "203.0.113.7")
+    run.apps[0].spool.close()
+    run("drain")
+    assert sorted(row[0] for row in run.rows("select verdict from events")) == ["bot", "human", "human", "proxy"]
+
+
+def test_workers_hear_of_own_addresses_within_a_second_and_of_their_end(run: Terminal) -> None:
+    made = run.add("Acme", "--domain", "acme.com")
+    web = run.web()
+    for words in ((), ("--own", "203.0.113.7"), ("--not-own", "203.0.113.7")):
+        run("tenant", "set", "Acme", *words)
+        run.apps[0].directory._look_at = 0.0
+        visit(web, made["mail_id"], "203.0.113.7")
+    assert [line.get("own") for line in spool_of(run)] == [None, None, True, True, None, None]
+
+
+def test_a_removed_tenants_own_addresses_go_with_it(run: Terminal) -> None:
+    run.add("Acme")
+    run("tenant", "set", "Acme", "--own", "203.0.113.7")
+    run("tenant", "remove", "Acme", "--yes")
+    assert run.rows("select * from tenant_addresses") == []
+    assert run("check").out == "all is well\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import random
 import re
 import time
@@ -970,7 +971,7 @@ def test_the_command_judge_says_the_same_of_these_sequences(
     for scenario in scenarios_of(shared):
         path = tmp_path / f"{scenario['id']}.jsonl"
         path.write_bytes(b"".join(spool_lines(scenario)))
-        assert tracker.main(["judge", str(path), "--json"]) == 0
+        assert tracker.main(["--env", os.devnull, "judge", str(path), "--json"]) == 0
         out, err = capsys.readouterr()
         told = [json.loads(line) for line in out.splitlines()]
         assert_right(scenario, [(each["verdict"], each["reason"], each["counts_as"]) for each in told])
