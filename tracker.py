@@ -1755,6 +1755,9 @@ def _hidden_link(page: Html, tags: list[Tag], how: Instrumenting, report: Report
         )
         return
     place, where = _pixel_place(page.text, tags, "top")
+    first = next((tag.start for tag in tags if tag.name == "a" and not tag.conditional), place)
+    if first < place:  # of a piece of HTML without a body
+        place, where = first, "before the first link"
     report.hidden_link = f"placed {where}"
     yield place, link
 

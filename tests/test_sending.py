@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import email
 import fcntl
 import html
 import io
 import json
 import os
+import quopri
 import random
 import re
 import sqlite3
@@ -1366,3 +1368,150 @@ def test_spaces_round_a_campaign_make_no_other_campaign(stage: Stage) -> None:
     for campaign in ("spring", " spring", "spring "):
         stage.web.post_json(f"/{stage.acme.id}/emails", {"campaign": campaign})
     assert stage.rows("select campaign, emails from campaigns where emails") == [("spring", 3)]
+
+
+# -- The hidden link
+
+HIDDEN = re.compile(rb'<a href="([^"]+)" aria-hidden="true" tabindex="-1" style="display:none"></a>')
+
+
+def encoded(name: str) -> bytes:
+    """A message of two alternatives whose HTML is encoded so."""
+    bodies = {
+        "8bit": PAGE.encode(),
+        "quoted-printable": quopri.encodestring(PAGE.encode()).replace(b"\n", b"\r\n").replace(b"\r\r", b"\r"),
+        "base64": base64.encodebytes(PAGE.encode()).replace(b"\n", b"\r\n"),
+    }
+    kind = f"Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: {name}\r\n\r\n".encode()
+    plain = b"Content-Type: text/plain\r\n\r\nshop: https://elsewhere.example/\r\n"
+    inner = b"".join(b"--b\r\n" + part + b"\r\n" for part in (plain, kind + bodies[name])) + b"--b--\r\n"
+    return (
+        b'To: ann@example.org\r\nMIME-Version: 1.0\r\nContent-Type: multipart/alternative; boundary="b"\r\n\r\n' + inner
+    )
+
+
+def html_of(message: bytes) -> bytes:
+    """The decoded HTML of a message."""
+    parts = [part for part in email.message_from_bytes(message).walk() if part.get_content_type() == "text/html"]
+    body = parts[-1].get_payload(decode=True)
+    assert isinstance(body, bytes)
+    return body
+
+
+@pytest.mark.parametrize("place, where", [("bottom", b"</body>"), ("top", b"<body class=x>")])
+@pytest.mark.parametrize("encoding", ["8bit", "quoted-printable", "base64"])
+def test_one_hidden_link_stands_first_in_the_body_of_a_message(
+    encoding: str, place: str, where: bytes, pipe: Pipe
+) -> None:
+    out = pipe.instrument("--hidden-link", "--pixel", place, "--email", "e1", stdin=encoded(encoding)).out
+    page = html_of(out)
+    assert len(HIDDEN.findall(page)) == 1 and len(PIXEL.findall(page)) == 1
+    assert re.search(rb"<body class=x>" + HIDDEN.pattern, page), "some gateways follow the first link only"
+    assert (where + b"<a href" in page or b'alt="">' + where in page) and keys(page) == {"e1"}
+    assert undone(HIDDEN.sub(b"", page)).replace(b"\r", b"") == html_of(encoded(encoding)).replace(b"\r", b"")
+    assert all(len(line) <= 998 for line in out.split(b"\r\n"))
+
+
+@pytest.mark.parametrize(
+    "before, behind",
+    [
+        pytest.param("<html><head></head><body>", "<a href='https://acme.com/'>x</a></body></html>", id="body"),
+        pytest.param("<title>x</title></head>", "<a href='https://acme.com/'>x</a>", id="no-body-but-a-head"),
+        pytest.param("<table><tr><td>Hi ", "<a href='https://acme.com/'>x</a><a name=y>", id="a-piece-of-html"),
+        pytest.param("<!--[if mso]><a href='https://acme.com/'>x</a><![endif]-->", "<a name=y>", id="not-in-a-comment"),
+        pytest.param("<p>Hello</p>", "", id="no-link"),
+    ],
+)
+def test_the_hidden_link_comes_before_every_other(before: str, behind: str, pipe: Pipe) -> None:
+    page = (before + behind).encode()
+    assert HIDDEN.findall(pipe.instrument("--html", stdin=page).out) == []
+    out = pipe.instrument("--html", "--hidden-link", "--pixel", "none", "--no-links", stdin=page).out
+    assert HIDDEN.sub(b"|", out).decode() == f"{before}|{behind}"
+
+
+@pytest.mark.parametrize("encoding", ["8bit", "quoted-printable", "base64"])
+@pytest.mark.parametrize("options", [(), ("--pixel", "top"), ("--pixel", "none")])
+def test_a_second_time_places_no_second_hidden_link(encoding: str, options: tuple[str, ...], pipe: Pipe) -> None:
+    out = pipe.instrument("--hidden-link", "--email", "e1", *options, stdin=encoded(encoding)).out
+    assert pipe.instrument("--hidden-link", "--email", "e1", *options, stdin=out).out == out
+    assert pipe.instrument("--email", "e1", *options, stdin=out).out == out, "nor is it wrapped as a link of its own"
+
+
+def test_the_report_says_where_the_hidden_link_is_and_why_it_is_not(pipe: Pipe) -> None:
+    assert pipe.report()["hidden_link"] == "not placed: not asked for"
+    assert pipe.report("--hidden-link")["hidden_link"].startswith("placed ")
+    twice = pipe.instrument("--hidden-link", "--email", "e1").out
+    assert pipe.report("--hidden-link", "--email", "e1", stdin=twice)["hidden_link"] == tracker.HIDDEN_THERE
+    told = pipe.report("--hidden-link", stdin=PLAIN)
+    assert (told["hidden_link"], told["wrapped"]) == ("not placed: not asked for", [])
+    assert pipe.report("--hidden-link")["wrapped"] == [LINK], "it is no link of the sender's"
+
+
+@pytest.mark.parametrize("options", [(), ("--key-placeholder", "{{ id }}", "--campaign", "spring")])
+def test_whoever_follows_the_hidden_link_gets_an_empty_page_and_is_a_scanner(
+    options: tuple[str, ...], pipe: Pipe
+) -> None:
+    out = pipe.instrument("--hidden-link", *(options or ("--email", "e1")), stdin=MESSAGE).out
+    url = html.unescape(HIDDEN.findall(out)[0].decode()).replace("{{ id }}", "e1")
+    answer = follow(pipe.stage, url)
+    assert (answer.status_int, re.sub("<[^>]*>", "", answer.text).strip()) == (200, "")
+    assert "Location" not in answer.headers
+    pipe.stage.drain()
+    sql = "select key, event_type, verdict, reason from events join emails on emails.id = email_id"
+    key = "e1?campaign=spring" if options else "e1"
+    assert pipe.stage.rows(sql) == [(key, "click", "scanner", "hidden-link")]
+    assert pipe.stage.rows("select click_person, click_machine from email_counts") == [(0, 1)]
+    assert pipe.stage.check() == []
+
+
+def test_a_hidden_link_whose_signature_is_not_ours_is_no_link(pipe: Pipe) -> None:
+    url = HIDDEN.findall(pipe.instrument("--hidden-link").out)[0].decode()
+    forged = re.sub("/click/([^/]+)/[^/]{16}/", rf"/click/\1/{'A' * 16}/", url)
+    assert pipe.stage.web.get(forged[len(BASE) :], status=404)
+    globex = url.replace(pipe.stage.acme.mail_id, pipe.stage.globex.mail_id)
+    assert pipe.stage.web.get(globex[len(BASE) :], status=404)
+    assert spooled(pipe.stage) == []
+
+
+def test_clicks_beside_the_hidden_link_are_judged_anew_when_it_is_followed(pipe: Pipe) -> None:
+    """A person's numbers are corrected in the same moment."""
+    out = pipe.instrument("--hidden-link", "--email", "e1").out
+    link = next(match[0].decode() for match in CLICK.finditer(HIDDEN.sub(b"", out)))
+    follow(pipe.stage, link, status=302)
+    assert pipe.stats()["sent"]["clicked"]["person"] == 1
+    follow(pipe.stage, HIDDEN.findall(out)[0].decode())
+    assert pipe.stats()["sent"]["clicked"] == {"person": 0, "unconfirmed": 0, "machine": 1}
+    assert pipe.stage.rows("select reason from events order by reason") == [("hidden-link",), ("with-hidden-link",)]
+    assert pipe.stage.check() == []
+
+
+# -- What the sender says of an email: the hidden link, and when it was sent and delivered
+
+
+def known(stage: Stage) -> list[tuple[Any, ...]]:
+    return stage.rows("select key, sent_at, delivered_at, time_said, links from emails order by id")
+
+
+def test_a_message_over_http_may_have_a_hidden_link_and_times(stage: Stage) -> None:
+    query = "key=e1&hidden_link=yes&sent_at=2026-11-30T09:00:00Z&delivered_at=2026-11-30T10:00:02%2B01:00"
+    path = f"/{stage.acme.id}/messages"
+    answer = stage.web.post(f"{path}?{query}", MESSAGE, content_type="message/rfc822")
+    assert len(HIDDEN.findall(answer.body)) == 1
+    sent_at = tracker.read_iso_time("2026-11-30T09:00:00Z", "")
+    assert known(stage) == [("e1", sent_at, sent_at + 2_000, 1, 1)]
+    for fields in ("", "hidden_link=no"):
+        answer = stage.web.post(f"{path}?{fields}", MESSAGE, content_type="message/rfc822")
+        assert HIDDEN.findall(answer.body) == []
+    for fault in ("hidden_link=1", "hidden_link=", "sent_at=soon", "delivered_at=2026"):
+        answer = stage.web.post(f"{path}?{fault}", MESSAGE, content_type="message/rfc822", status=400)
+        assert fault.partition("=")[0] in answer.json["error"]
+    assert stage.check() == []
+
+
+def test_a_message_whose_delivery_is_said_has_its_clicks_judged_by_that(stage: Stage) -> None:
+    said = tracker.iso_time(tracker.now_ms())
+    path = f"/{stage.acme.id}/messages?key=e1&delivered_at={quote(said or '')}"
+    out = stage.web.post(path, MESSAGE, content_type="message/rfc822").body
+    follow(stage, next(match[0].decode() for match in CLICK.finditer(out)), status=302)
+    stage.drain()
+    assert stage.rows("select verdict, reason from events") == [("scanner", "too-soon")]
