@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import webtest
-from conftest import BASE, CHROME, NOW, Stage, make_stage
+from conftest import BASE, CHROME, NOW, Stage, click, make_stage, segment
 
 import tracker
 
@@ -565,3 +565,123 @@ def test_a_writer_that_waits_too_long_for_its_turn_is_told_to_come_back(
         answer = stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "k1"}, status=503)
     assert answer.headers["Retry-After"]
     stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "k1"}, status=201)
+
+
+# -- What a sender knows of an email, at once or later: times, links, and whether it wants a hidden link
+
+SENT = "2026-11-24T18:21:24.430Z"  # one second before NOW
+SIX = [f"https://acme.com/{n}" for n in range(6)]
+
+
+def known(stage: Stage) -> list[tuple[Any, ...]]:
+    return stage.rows("select key, sent_at, delivered_at, time_said, links from emails order by id")
+
+
+def test_the_times_of_sending_and_delivery_may_be_said(stage: Stage) -> None:
+    times = {"sent_at": SENT, "delivered_at": "2026-11-24T19:21:25+01:00"}
+    post(stage, [{"key": "both", **times}, {"key": "sent", "sent_at": SENT}, {"key": "none"}])
+    both, sent, none = known(stage)
+    assert both == ("both", NOW - 1_000, NOW - 430, 1, None)
+    assert sent == ("sent", NOW - 1_000, None, 1, None)
+    assert none[2:] == (None, 0, None) and none[1] > NOW - 366 * 86_400_000
+    assert stage.check() == []
+
+
+@pytest.mark.parametrize("field", ["sent_at", "delivered_at"])
+@pytest.mark.parametrize("value", ["soon", "2026-13-01", 1795544485, True, ["2026-11-24"]])
+def test_a_time_that_is_none_is_refused_by_its_field(still: Stage, field: str, value: Any) -> None:
+    assert refused(still, [{}, {field: value}]).startswith(f"[1].{field}: ")
+
+
+def test_how_many_links_an_email_has_is_known_from_what_is_registered(stage: Stage) -> None:
+    page = "".join(f'<a href="{url}">x</a>' for url in SIX[:4])
+    post(stage, [{"key": "e1", "links": [*SIX[:2], SIX[0]]}, {"key": "e2", "html": page}, {"key": "e3"}])
+    post(stage, {"key": "e4", "links": SIX[3:], "html": page})
+    assert [row[4] for row in known(stage)] == [2, 4, None, 6]
+    post(stage, {"key": "e4"}, 200)
+    assert known(stage)[3][4] == 6, "not said again, it stays"
+
+
+def test_html_gets_a_hidden_link_where_its_sender_wants_one(stage: Stage) -> None:
+    page = '<body><a href="https://acme.com/">x</a></body>'
+    answer = post(stage, {"key": "e1", "html": page, "hidden_link": True})
+    hidden = re.findall(r'<a href="([^"]+)" aria-hidden="true"[^>]*></a>', answer["html"])
+    assert answer["report"]["hidden_link"].startswith("placed ")
+    assert (len(hidden), known(stage)[0][4]) == (1, 1)
+    assert follow(stage, hidden[0]).text.strip() == "<!doctype html><title></title>"
+    stage.drain()
+    assert stage.rows("select verdict, reason from events") == [("scanner", "hidden-link")]
+    for value in (None, "yes", 1):
+        assert "hidden_link" in refused(stage, {"html": page, "hidden_link": value})
+    for said in ({}, {"hidden_link": False}):
+        assert "aria-hidden" not in post(stage, {"html": page, **said})["html"]
+    assert stage.check() == []
+
+
+def clicked(stage: Stage, *urls: str, gap: int = 0, agent: str = CHROME) -> None:
+    """Clicks that were counted before their email was registered, or before all was known of it."""
+    segment(stage, *(click(stage, "e1", url, NOW + n * gap, ua=agent) for n, url in enumerate(urls)))
+    stage.drain()
+
+
+def found(stage: Stage) -> set[str]:
+    assert stage.check() == []
+    return {row[0] for row in stage.rows("select reason from events")}
+
+
+@pytest.mark.parametrize("first", [None, {"key": "e1"}, {"key": "e1", "sent_at": "2026-11-20T00:00:00Z"}])
+@pytest.mark.parametrize("field", ["sent_at", "delivered_at"])
+def test_hits_are_judged_anew_when_it_is_said_later_when_an_email_was_sent_or_delivered(
+    stage: Stage, field: str, first: dict[str, str] | None
+) -> None:
+    if first:
+        post(stage, first)
+    clicked(stage, "https://acme.com/")
+    assert found(stage) == {"browser"}
+    post(stage, {"key": "e1", field: SENT}, 200 if first else 201)
+    assert found(stage) == {"too-soon"}
+    assert stage.rows("select click_person, click_machine from email_counts") == [(0, 1)]
+    post(
+        stage, {"key": "e1", "delivered_at": "2026-11-24T18:21:15Z"}, 200
+    )  # the mail was waiting, or the clock was wrong
+    assert found(stage) == {"browser"}
+    assert stage.rows("select click_person, click_machine from email_counts") == [(1, 0)]
+
+
+def test_hits_are_judged_anew_when_it_becomes_known_how_many_links_an_email_has(stage: Stage) -> None:
+    clicked(stage, *SIX, gap=3_000)
+    assert found(stage) == {"browser"}
+    post(stage, {"key": "e1", "links": SIX})
+    assert found(stage) == {"burst"}
+    post(stage, {"key": "e1", "links": [*SIX, "https://acme.com/one-more"]}, 200)
+    assert found(stage) == {"browser"}
+
+
+def test_a_registration_that_says_nothing_new_changes_no_verdict(stage: Stage) -> None:
+    post(stage, {"key": "e1", "delivered_at": SENT})
+    clicked(stage, "https://acme.com/")
+    post(stage, {"key": "e1", "subject": "Sale", "sent_at": "2026-11-20T00:00:00Z"}, 200)
+    assert found(stage) == {"too-soon"}, "delivery goes before sending"
+
+
+def test_more_may_be_said_of_a_registered_email_and_of_no_other(stage: Stage) -> None:
+    post(stage, {"key": "e1", "subject": "Sale", "campaign": "Spring"})
+    clicked(stage, "https://acme.com/")
+    path = f"/{stage.acme.id}/emails/e1"
+    assert stage.web.patch_json(path, {"delivered_at": SENT, "recipient": "ann@example.org"}).json == {"changed": "e1"}
+    assert found(stage) == {"too-soon"}
+    assert stage.rows("select subject, recipient, campaign from emails") == [("Sale", "ann@example.org", "Spring")]
+    before = stage.rows("select * from emails")
+    segment(stage, click(stage, "unregistered"))
+    for key, value, status in (
+        ("e2", {}, 404),
+        ("unregistered", {}, 404),
+        ("e1", {"sent_at": "soon"}, 400),
+        ("e1", {"links": SIX}, 400),
+        ("e1", [], 400),
+    ):
+        stage.web.patch_json(f"/{stage.acme.id}/emails/{key}", value, status=status)
+    stage.web.patch_json(f"/{stage.acme.mail_id}/emails/e1", {}, status=404)
+    stage.web.patch_json(f"/{stage.globex.id}/emails/e1", {}, status=404)
+    assert stage.rows("select * from emails where registered") == before
+    assert stage.check() == []
