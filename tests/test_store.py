@@ -194,6 +194,7 @@ class Season:
             click(stage, "e12", at=quiet, id="head1", method="HEAD"),
             click(stage, "e12", at=quiet + 6_000, id="head2"),
             click(stage, "e1", at=NOW - 400, id="soon"),
+            *(hit(stage, "e11", quiet + n * 6_000, id=f"again{n}", ua=GOOGLE, ip="") for n in range(5)),
         ]
         self.mail = [
             Mail(
