@@ -1319,21 +1319,20 @@ def _find_echoes(hits: Sequence[Hit], judged: list[Judgement]) -> None:
 
     Not one that repeats a doubtful click: of the two, a scanner that tests a link before the person gets there is first.
     """
-    clicks: dict[str | None, list[Hit]] = {}
+    clicks: dict[str | None, dict[tuple[str, str], int]] = {}  # of each link: when it was last clicked from where
     for n, hit in enumerate(hits):
         if hit.type != CLICK or judged[n].verdict not in ("human", "unconfirmed"):
             continue
-        earlier = clicks.setdefault(hit.url, [])
-        earlier[:] = [click for click in earlier if hit.at - click.at <= ECHO_MS]
-        if any(_is_elsewhere(hit, click) for click in earlier):
+        earlier = clicks.setdefault(hit.url, {})
+        place = hit.ip_address, _system(hit.user_agent)
+        if any(hit.at - at <= ECHO_MS and _is_elsewhere(place, other) for other, at in earlier.items()):
             judged[n] = _named(hit, _judgement("scanner", "echo"))
         elif judged[n].verdict == "human":
-            earlier.append(hit)
+            earlier[place] = hit.at
 
 
-def _is_elsewhere(hit: Hit, other: Hit) -> bool:
-    addresses = {hit.ip_address, other.ip_address}
-    return len(addresses) == 2 and "" not in addresses and _system(hit.user_agent) != _system(other.user_agent)
+def _is_elsewhere(place: tuple[str, str], other: tuple[str, str]) -> bool:
+    return "" not in (place[0], other[0]) and place[0] != other[0] and place[1] != other[1]
 
 
 def _find_repeats(hits: Sequence[Hit], judged: list[Judgement], opened: Opened) -> None:
