@@ -799,7 +799,7 @@ REASONS = {
     "not-a-browser": Reason(PROBABLE, "It looks like neither a browser nor a known mail program."),
     "forged-link": Reason(CERTAIN, "It asked for a link that this server never made; it was refused and is no event."),
     "own-address": Reason(CERTAIN, "It came from an address that the sender calls its own."),
-    "repeat": Reason(CERTAIN, "The same program opened the mail less than 10 seconds before; both are one open."),
+    "repeat": Reason(CERTAIN, "The same program opened the mail within 10 seconds before; both are one open."),
     "destination-not-allowed": Reason(
         CERTAIN, "The link leads to a host that the tenant has not allowed, so the reader met the naming page."
     ),
