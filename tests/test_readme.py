@@ -36,9 +36,7 @@ TABLES = {**tracker.TABLES, "campaigns": tracker.CAMPAIGN_FIELDS, "clients": tra
 
 
 def test_the_fields_of_exports_are_those_listed() -> None:
-    listed = {
-        row[0]: tuple(re.findall(r"`(\w+)`", row[1])) for row in table(chapter("URLs")) if row[0] in TABLES
-    }
+    listed = {row[0]: tuple(re.findall(r"`(\w+)`", row[1])) for row in table(chapter("URLs")) if row[0] in TABLES}
     assert listed == TABLES
 
 
