@@ -45,7 +45,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
@@ -728,8 +728,9 @@ def is_ours(own: Iterable[tuple[str, int]], target: Target) -> bool:
 
 
 # == Verdicts ==========================================================================================
-# Who made a hit, and why we think so. Pure: what is known of one email's hits decides, without a clock and without a
-# look-up. Rules name products, words and shapes, never whole strings: the next version of a program must fit as well.
+# Who made a hit, and why we think so.
+# Pure: what is known of one email's hits decides, without a clock and without a look-up. Rules name products, words and
+# shapes, never whole strings: the next version of a program must fit as well.
 
 OPEN, CLICK = 1, 2
 PERSON, UNCONFIRMED, MACHINE, ASIDE = 1, 2, 3, 4
@@ -875,7 +876,7 @@ class Judgement(NamedTuple):
 _ASIDE_REASONS = {"repeat", "forged-link", *NAMING_REASONS}
 
 
-@cache  # the few pairs that occur
+@lru_cache(maxsize=256)  # more than there are pairs that occur
 def _judgement(verdict: str, reason: str) -> Judgement:
     return Judgement(verdict, reason, REASONS[reason].certainty)
 
