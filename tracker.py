@@ -3634,6 +3634,7 @@ def register_emails(
         recorder.changes.email(new, 1, counts or NO_COUNTS)
         if old and counts and new.context != old.context:
             recorder.rejudge(new, counts)
+            recorder.write_counts()  # the same email may come again
         made += old is None or not old.registered
     recorder.write()
     return made
@@ -4007,12 +4008,18 @@ class _Recorder:
         self.connection.executemany(INSERT_EVENT, self._events)
         self._events.clear()
 
+    def write_counts(self) -> None:
+        """Write the counts of emails and of their links, before they are read anew."""
+        self.connection.executemany(REPLACE_EMAIL_COUNTS, self._email_counts)
+        self.connection.executemany(REPLACE_LINK_COUNTS, self._link_counts)
+        self._email_counts.clear()
+        self._link_counts.clear()
+
     def write(self) -> None:
         """Write what was gathered, once, at the end."""
         self.connection.executemany("update emails set created_at = ? where id = ?", self._earlier)
         self._write_events()
-        self.connection.executemany(REPLACE_EMAIL_COUNTS, self._email_counts)
-        self.connection.executemany(REPLACE_LINK_COUNTS, self._link_counts)
+        self.write_counts()
         self.changes.write(self.connection)
         self.connection.executemany(
             "replace into unregistered_days values (?, ?, ?)",

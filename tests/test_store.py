@@ -385,6 +385,24 @@ def test_an_email_registered_again_keeps_its_time_and_moves_to_its_new_campaign(
     assert stage.check() == []
 
 
+def test_an_email_registered_twice_at_once_is_counted_as_if_one_had_come_after_the_other(stage: Stage) -> None:
+    """Each time of delivery changes what its clicks are, the second one anew what the first one made of them."""
+    links = [click(stage, f"e{n}", at=NOW + 1_000) for n in range(3)]
+    count(stage, *links)
+    times = {"e0": (NOW, NOW), "e1": (NOW, NOW - HOUR), "e2": (NOW - HOUR, NOW)}
+    twice = [tracker.Registration(key, delivered_at=at) for key, both in times.items() for at in both]
+    assert register(stage, *twice, at=NOW - DAY) == 3
+    found = stage.rows("select key, reason from events join emails on emails.id = email_id order by key")
+    assert found == [("e0", "too-soon"), ("e1", "browser"), ("e2", "too-soon")]
+    assert sums(stage, "cohorts", (NOW - DAY) // QUARTER) == {
+        "emails": 3,
+        "clicked_person": 1,
+        "clicked_machine": 2,
+        "click_only": 1,
+    }
+    assert stage.check() == []
+
+
 def test_two_tenants_may_use_the_same_key_and_see_nothing_of_each_other(stage: Stage) -> None:
     for tenant in (stage.acme, stage.globex):
         register(stage, tracker.Registration("e1", campaign="spring"), tenant=tenant)
