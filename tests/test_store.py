@@ -316,12 +316,12 @@ def test_clicks_are_unique_by_email_and_by_link_in_an_email(stage: Stage) -> Non
     shoes, hats = "https://acme.com/shoes", "https://acme.com/hats"
     count(
         stage,
-        click(stage, "e1", shoes, NOW + 1, ua=CURL),
-        click(stage, "e1", shoes, NOW + 2),
-        click(stage, "e1", shoes, NOW + 3),
-        click(stage, "e1", hats, NOW + 4),
-        click(stage, "e2", shoes, NOW + 5),
-        click(stage, "e2", hats, NOW + 6, ua=CURL),
+        click(stage, "e1", shoes, NOW, ua=CURL, ip="203.0.113.0"),
+        click(stage, "e1", shoes, NOW + 20_000),
+        click(stage, "e1", shoes, NOW + 40_000),
+        click(stage, "e1", hats, NOW + 60_000),
+        click(stage, "e2", shoes, NOW),
+        click(stage, "e2", hats, NOW + 20_000, ua=CURL),
     )
     assert unique(stage, tracker.CLICK) == [(0, tracker.PERSON, 2)]
     columns = "clicks_person, clicks_unconfirmed, clicks_machine, emails_person, emails_unconfirmed, emails_machine"
@@ -336,7 +336,9 @@ def test_a_click_that_met_the_naming_page_is_in_no_rate_and_counted_by_its_host(
     count(stage, *[click(stage, "e1", f"https://other.example/{n}", NOW + n, **aside) for n in range(3)])
     assert unique(stage, tracker.CLICK) == []
     assert sums(stage, "campaigns", "spring") == {"emails": 1}
-    assert stage.rows("select * from email_counts") == stage.rows("select * from links") == []
+    counts = ", ".join(tracker.EMAIL_COUNT_COLUMNS.split(", ")[: -len(tracker.SESSION_COLUMNS)])
+    assert stage.rows(f"select {counts} from email_counts") == [(0, None) * 6]
+    assert stage.rows(f"select * from links where {' or '.join(tracker.LINK_COLUMNS)}") == []
     sql = "select host, reason, clicks from named_hosts"
     assert stage.rows(sql) == [("other.example", "destination-not-allowed", 3)]
     assert stage.check() == []
@@ -497,6 +499,7 @@ def test_nothing_of_a_removed_tenant_stays_in_any_table(
     number = {"tenant": stage.globex.number}
     with tracker.changing_tenants(database) as connection:
         tracker.set_tenant_hosts(connection, stage.globex.number, "block", ["evil.example"])
+        tracker.set_own_networks(connection, stage.globex.number, ["192.0.2.0/24"])
         tracker.declare_campaign(connection, stage.globex.number, "spring", 10, None, NOW)
         connection.execute("create temp table old_emails as select id from emails where tenant = :tenant", number)
         queries = tables_of_tenants(connection)
@@ -533,11 +536,13 @@ def test_the_mail_id_of_a_removed_tenant_is_never_anothers(stage: Stage) -> None
 # -- Check
 
 ADDED_ROWS = {  # with the tenant, the email and the URL that the test made
-    "email_counts": "insert into email_counts select (select max(id) from emails) + 1, 1, 5, 0, null, 0, null, 0, null, 0, null, 0, null",
+    "email_counts": "insert into email_counts select (select max(id) from emails) + 1, 1, 5, 0, null, 0, null, 0, null, 0, null, 0, null,"
+    " 5, 1, 0",
     "link_counts": "insert into link_counts select (select max(id) from emails) + 1, max(id), 1, 5, 0, null, 0, null from urls",
     "activity": "insert into activity values (1, 7, 1, 1, 1, 0)",
-    "cohorts": "insert into cohorts values (1, 7, 1, 0, 0, 0, 0, 0, 0)",
-    "campaigns": "insert into campaigns values (1, 'winter', 1, 0, 0, 0, 0, 0, 0)",
+    "reasons": "insert into reasons values (1, 7, 1, 1, 1)",
+    "cohorts": "insert into cohorts values (1, 7, 1, 0, 0, 0, 0, 0, 0, 0)",
+    "campaigns": "insert into campaigns values (1, 'winter', 1, 0, 0, 0, 0, 0, 0, 0)",
     "links": "insert into links values (1, (select max(id) from urls) + 1, 1, 0, 0, 0, 0, 0)",
     "named_hosts": "insert into named_hosts values (1, 'added.example', 'suspended', 1)",
 }
@@ -574,6 +579,21 @@ def test_check_names_a_roll_up_that_differs_and_a_rebuild_mends_it(stage: Stage,
         tracker.rebuild_rollups(connection)
     assert stage.check() == []
     assert content(stage.database) == before
+
+
+def test_check_compares_every_number_of_every_roll_up(stage: Stage) -> None:
+    register(stage, tracker.Registration("e1", campaign="spring"))
+    aside: dict[str, Any] = {"answer": "named", "why": "destination-not-allowed"}
+    count(stage, hit(stage, "e1"), click(stage, "e1"), click(stage, "e1", "https://other.example/", **aside))
+    names = {"email", "url", "tenant", "quarter", "type", "state", "judgement", "campaign", "host", "reason"}
+    for table, (columns, _) in tracker.RECOUNTS.items():
+        for column in set(columns.split(", ")) - names:
+            with contextlib.suppress(KeyError), stage.database.transaction() as connection:
+                connection.execute(f"update {table} set {column} = coalesce({column}, 0) + 1")
+                found = tracker.rollup_differences(connection)
+                assert any(line.startswith(f"{table}: ") for line in found), (table, column, found)
+                raise KeyError  # so that nothing of it is kept
+    assert stage.check() == []
 
 
 def test_check_finds_rows_that_refer_to_nothing(stage: Stage) -> None:
@@ -649,7 +669,7 @@ def test_what_is_written_while_reading_is_not_kept(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("version", "advice"),
     [
-        (99, "has schema version 99, this program knows 2; use the newer program"),
+        (99, "has schema version 99, this program knows 3; use the newer program"),
         (0, "is no database of this program; expected one made by `serve` or `tenant add`"),
     ],
     ids=["newer", "none"],
@@ -671,32 +691,152 @@ def test_a_database_with_another_schema_is_refused_and_left_as_it_is(
     assert advice in capsys.readouterr().err
     assert Path(stage.database.path).read_bytes() == before
     with contextlib.closing(sqlite3.connect(stage.database.path)) as connection:
-        connection.execute("pragma user_version = 2")
+        connection.execute(f"pragma user_version = {tracker.SCHEMA_VERSION}")
     assert stage.drain().hits == 2
 
 
-def shape(connection: sqlite3.Connection) -> dict[str, str]:
+def parts(sql: str) -> list[str]:
+    """What a `create table` lists: columns in their order, then constraints, since a column that is added stands last."""
+    found, depth = [""], 0
+    for each in sql.partition("(")[2].rpartition(")")[0]:
+        depth += {"(": 1, ")": -1}.get(each, 0)
+        if each == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += each
+    return sorted(found, key=lambda part: part.startswith(("unique(", "primarykey(", "check(", "foreignkey(")))
+
+
+def shape(connection: sqlite3.Connection) -> dict[str, Any]:
     """Everything a database consists of, by name, whatever the spacing and the comments of its SQL."""
     rows = connection.execute("select name, sql from sqlite_master where sql is not null").fetchall()
-    return {name: re.sub(r"\s+", "", re.sub(r"--.*", "", sql)).lower() for name, sql in rows}
+    bare = {name: re.sub(r"\s+", "", re.sub(r"--.*", "", sql)).lower() for name, sql in rows}
+    return {
+        name: (parts(sql), sql.rpartition(")")[2]) if sql.startswith("createtable") else sql
+        for name, sql in bare.items()
+    }
 
 
-def test_a_database_of_an_older_version_becomes_what_a_new_one_is_and_keeps_its_numbers(stage: Stage) -> None:
-    stage.pixel("e1")
-    assert stage.drain().hits == 1
+NEW_IN = {  # what each version of the schema has that the one before had not, undone
+    2: "drop index emails_unregistered_by_campaign; drop table campaign_sends;",
+    3: "drop table reasons; drop table tenant_addresses; alter table event_rows drop column own;"
+    + "".join(f"alter table emails drop column {name};" for name in ("delivered_at", "time_said", "links"))
+    + "".join(f"alter table email_counts drop column {name};" for name in tracker.SESSION_COLUMNS)
+    + "".join(f"alter table {table} drop column click_only;" for table in ("cohorts", "campaigns")),
+}
+can_drop_columns = pytest.mark.skipif(sqlite3.sqlite_version_info < (3, 35), reason="SQLite can't drop columns yet")
+
+
+def make_older(stage: Stage, version: int) -> None:
+    """Give the stage's database the schema that it had in that version."""
     stage.app.close()
     with contextlib.closing(sqlite3.connect(stage.database.path)) as connection:
+        for each in range(tracker.SCHEMA_VERSION, version, -1):
+            connection.executescript(NEW_IN[each])
+        connection.execute(f"pragma user_version = {version}")
+
+
+@can_drop_columns
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_database_of_an_older_version_becomes_what_a_new_one_is_and_keeps_its_numbers(
+    stage: Stage, version: int
+) -> None:
+    register(stage, tracker.Registration("e1", campaign="spring"))
+    count(stage, hit(stage, "e1"), click(stage, "e1", at=NOW + 20_000), click(stage, "e2", at=NOW + 20_000))
+    before, stats = content(stage.database), stats_of(stage.database, stage.acme)
+    assert (stats["sent"]["opened"]["person"], stats["unregistered"]["clicked_without_open"]) == (1, 1)
+    with stage.database.reading() as connection:
         new = shape(connection)
-        connection.executescript(
-            "drop index emails_unregistered_by_campaign; drop table campaign_sends; pragma user_version = 1"
-        )
+    make_older(stage, version)
+    with contextlib.closing(sqlite3.connect(stage.database.path)) as connection:
         assert shape(connection) != new
-    stage.pixel("e2")
-    assert stage.drain().hits == 1
+    assert stage.drain().hits == 0
+    assert (content(stage.database), stats_of(stage.database, stage.acme)) == (before, stats)
     with stage.database.reading() as connection:
         assert shape(connection) == new
         assert connection.execute("pragma user_version").fetchone()[0] == tracker.SCHEMA_VERSION
-        assert not tracker.rollup_differences(connection)
+    count(stage, hit(stage, "e1", NOW + 5_000))
+    assert stats_of(stage.database, stage.acme)["activity"]["opens"]["hits"]["set_aside"] == 1
+    assert stage.check() == []
+
+
+def rejudged(stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What `rejudge` says."""
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:{stage.settings.database}")
+    capsys.readouterr()
+    assert tracker.main(["--env", os.devnull, "rejudge", *words]) == 0
+    return capsys.readouterr().out
+
+
+@can_drop_columns
+def test_hits_that_version_2_judged_keep_their_verdicts_until_they_are_judged_anew(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    browser, machine = ("human", "browser", tracker.PERSON), tracker.MACHINE
+    named = ("human", "destination-not-allowed", tracker.ASIDE)
+    aside: dict[str, Any] = {"answer": "named", "why": "destination-not-allowed"}
+    head: dict[str, Any] = {"method": "HEAD"}
+    # Each hit, what version 2 thought of it, and what is thought of it now.
+    told: list[tuple[bytes, tuple[str, str, int], str]] = [
+        (hit(stage, "e1"), browser, "browser"),
+        (hit(stage, "e1", NOW + 3_000), browser, "repeat"),
+        (click(stage, "e1", at=NOW + 30_000, **head), ("bot", "head", machine), "head"),
+        (click(stage, "e1", at=NOW + 33_000), browser, "with-head"),
+        *((click(stage, "e2", f"https://acme.com/{n}", NOW + n * 500), browser, "burst") for n in range(3)),
+        (click(stage, "e3", "https://other.example/", **aside), named, "destination-not-allowed"),
+        (hit(stage, "e4", ua=APPLE), ("prefetch", "apple-mpp", tracker.UNCONFIRMED), "apple-mpp"),
+        (hit(stage, "e5", ua=CURL), ("bot", "bot-word", machine), "bot-word"),
+        (click(stage, "e5", at=NOW + 60_000, ip="203.0.113.0"), browser, "browser"),
+        (hit(stage, "e6", ua="Barracuda Sentinel (EE)"), ("bot", "bot-word", machine), "scanner-word"),
+    ]
+    emails = [tracker.Registration(f"e{n}", campaign="spring") for n in (1, 2, 3, 4)]
+    register(stage, *emails, at=NOW - HOUR)
+    count(stage, *(line for line, _, _ in told))
+    wanted = content(stage.database)
+    sql = "select event_rows.id, reason from event_rows join judgements on judgements.id = judgement"
+    order = " join emails on emails.id = email order by key, at"
+    found = stage.rows(sql + order)
+    assert [reason for _, reason in found] == [reason for _, _, reason in told]
+    with stage.database.transaction() as connection:
+        for (id_, _), (_, old, _) in zip(found, told, strict=True):
+            connection.execute("insert or ignore into judgements (verdict, reason, state) values (?, ?, ?)", old)
+            connection.execute(
+                "update event_rows set judgement = (select id from judgements where (verdict, reason, state) = (?, ?, ?))"
+                " where id = ?",
+                (*old, id_),
+            )
+    make_older(stage, 2)
+
+    assert stage.check() == []
+    assert [reason for _, reason in stage.rows(sql + order)] == [reason for _, (_, reason, _), _ in told]
+    numbers = stats_of(stage.database, stage.acme)
+    assert (numbers["sent"]["opened"], numbers["sent"]["clicked"], numbers["sent"]["clicked_without_open"]) == (
+        {"person": 1, "unconfirmed": 1, "machine": 0},
+        {"person": 2, "unconfirmed": 0, "machine": 0},
+        1,
+    )
+    assert {kind: each["hits"] for kind, each in numbers["activity"].items()} == {
+        "opens": {"person": 2, "unconfirmed": 1, "machine": 2, "set_aside": 0},
+        "clicks": {"person": 5, "unconfirmed": 0, "machine": 1, "set_aside": 1},
+    }
+    sessions = f"select key, {', '.join(tracker.SESSION_COLUMNS)} from email_counts join emails on emails.id = email"
+    assert stage.rows(f"{sessions} order by key") == [
+        ("e1", NOW + 33_000, 4, 1),
+        ("e2", NOW + 1_000, 3, 0),
+        ("e3", NOW, 1, 0),
+        ("e4", NOW, 1, 0),
+        ("e5", NOW + 60_000, 2, 1),
+        ("e6", NOW, 1, 1),
+    ]
+
+    since = tracker.iso_time(NOW + 33_000)
+    assert since
+    assert rejudged(stage, monkeypatch, capsys, "--since", since) == "3 hits are judged otherwise than before\n"
+    assert stage.check() == []
+    assert rejudged(stage, monkeypatch, capsys) == "4 hits are judged otherwise than before\n"
+    assert stage.check() == []
+    assert content(stage.database) == wanted
+    assert rejudged(stage, monkeypatch, capsys) == "all hits are judged as before\n"
 
 
 def test_a_file_that_is_no_database_is_refused_in_a_sentence(stage: Stage) -> None:
