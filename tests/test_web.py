@@ -38,6 +38,7 @@ ACME_KEY = "the-key-that-acme-has"
 GLOBEX_KEY = "the-key-that-globex-has"
 APPLE = "Mozilla/5.0"
 DAY = 86_400_000
+DELIVERED_AT = tracker.iso_time(NOW - 1_000)
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,8 @@ CALLS: dict[tuple[str, str], tuple[str, bytes]] = {
     ("POST", "/{id}/emails"): ("", b'{"key": "new", "subject": "Written by a test"}'),
     ("POST", "/{id}/messages"): ("", b'Content-Type: text/html\r\n\r\n<a href="https://acme.com/">shop</a>'),
     ("POST", "/{id}/campaigns"): ("", b'{"campaign": "spring", "sent": 10}'),
+    # Delivered a second before the click of the cast, which so becomes a scanner's: its roll-ups change too.
+    ("PATCH", "/{id}/emails/{key}"): ("", json.dumps({"subject": "Said later", "delivered_at": DELIVERED_AT}).encode()),
     ("DELETE", "/{id}/emails/{key}"): ("", b""),
     ("POST", "/tenants"): ("", b'{"name": "Initech", "id": "initech"}'),
 }
@@ -242,8 +245,10 @@ def cast(stage: Stage) -> Stage:
 
 def everything_of(stage: Stage, tenant: tracker.Tenant) -> list[list[tuple[Any, ...]]]:
     """All rows that belong to a tenant."""
-    tables = ("emails", "event_rows", "activity", "cohorts", "campaigns", "links", "urls", "tenant_hosts")
-    owned = [stage.rows(f"select * from {table} where tenant = ? order by 1, 2, 3", tenant.number) for table in tables]
+    tables = ("emails", "event_rows", "activity", "reasons", "cohorts", "campaigns", "links", "urls", "tenant_hosts",
+              "tenant_addresses")  # fmt: skip
+    rows = (stage.rows(f"select * from {table} where tenant = ?", tenant.number) for table in tables)
+    owned = [sorted(each, key=repr) for each in rows]
     return [*owned, stage.rows("select * from tenants where number = ?", tenant.number)]
 
 
@@ -746,13 +751,14 @@ def test_an_address_is_cut_as_the_operator_says_before_anything_is_written(
     staged: Callable[..., Stage], setting: dict[str, str], kept: list[str]
 ) -> None:
     stage = staged(**setting)
-    for address in ("203.0.113.77", "::ffff:203.0.113.77", "2001:db8:1:2::5", "made up"):
-        get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif", REMOTE_ADDR=address)
-        get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif", {"X-Forwarded-For": address}, REMOTE_ADDR="127.0.0.1")
+    for n, address in enumerate(("203.0.113.77", "::ffff:203.0.113.77", "2001:db8:1:2::5", "made up")):
+        get(stage, f"/{stage.acme.mail_id}/pixel/e{n}.gif", REMOTE_ADDR=address)
+        get(stage, f"/{stage.acme.mail_id}/pixel/e{n}x.gif", {"X-Forwarded-For": address}, REMOTE_ADDR="127.0.0.1")
     twice = [address for address in kept for _ in range(2)]
     assert [line["ip"] for line in spooled(stage)] == twice
     stage.drain()
-    assert [row[0] or "" for row in stage.rows("select ip_address from events order by id")] == twice
+    by_key = "select coalesce(ip_address, '') from events join emails on emails.id = email_id order by key"
+    assert [row[0] for row in stage.rows(by_key)] == twice
 
 
 # -- The line in the spool: others read it, and nginx writes it
@@ -942,7 +948,7 @@ def mailing(stage: Stage) -> Stage:
     register(stage, stage.acme, *emails, at=now - 60_000)
     segment(
         stage,
-        hit(stage, "person", now - 50_000),
+        hit(stage, "person", now - 55_000),
         hit(stage, "person", now - 40_000),
         click(stage, "person", at=now - 30_000),
         click(stage, "person", "https://elsewhere.example/", now - 29_000, answer="named", why="destination-not-allowed"),
@@ -1380,6 +1386,7 @@ def test_stats_json_has_the_numbers_of_the_dashboard(stage: Stage) -> None:
             "emails": 4,
             "opened": {"person": 1, "unconfirmed": 1, "machine": 1},
             "clicked": {"person": 1, "unconfirmed": 0, "machine": 1},
+            "clicked_without_open": 0,
             "open_rate": [0.25, 0.5],
             "click_rate": [0.25, 0.25],
         },
@@ -1387,6 +1394,7 @@ def test_stats_json_has_the_numbers_of_the_dashboard(stage: Stage) -> None:
             "emails": 1,
             "opened": {"person": 1, "unconfirmed": 0, "machine": 0},
             "clicked": {"person": 0, "unconfirmed": 0, "machine": 0},
+            "clicked_without_open": 0,
         },
         "activity": {
             "opens": {
@@ -1398,6 +1406,17 @@ def test_stats_json_has_the_numbers_of_the_dashboard(stage: Stage) -> None:
                 "emails": {"person": 1, "unconfirmed": 0, "machine": 1},
             },
         },
+        "reasons": [
+            {"event_type": kind, "verdict": verdict, "reason": reason, "counts_as": state, "hits": number}
+            for kind, verdict, reason, state, number in (
+                ("open", "human", "browser", "person", 3),
+                ("open", "bot", "bot-word", "machine", 1),
+                ("open", "prefetch", "apple-mpp", "unconfirmed", 1),
+                ("click", "human", "browser", "person", 1),
+                ("click", "human", "destination-not-allowed", "set_aside", 1),
+                ("click", "scanner", "head", "machine", 1),
+            )
+        ],
         "naming_page": [{"host": "elsewhere.example", "reason": "destination-not-allowed", "clicks": 1}],
         "dropped": {},
         "waiting_hits": 0,
@@ -1463,7 +1482,7 @@ def test_the_rows_of_an_export_say_what_happened(stage: Stage) -> None:
     ]  # fmt: skip
     assert get(stage, f"{root}/events.json").json["rows"] == [
         {
-            "key": "e1", "event_type": "click", "timestamp": stamp[3], "method": "HEAD", "verdict": "bot", "reason": "head",
+            "key": "e1", "event_type": "click", "timestamp": stamp[3], "method": "HEAD", "verdict": "scanner", "reason": "head",
             "url": "https://acme.com/a?b=1", "user_agent": CHROME, "ip_address": None,
         },
         {
@@ -1477,6 +1496,110 @@ def test_the_rows_of_an_export_say_what_happened(stage: Stage) -> None:
             "emails_person": 0, "emails_unconfirmed": 0, "emails_machine": 1,
         }
     ]  # fmt: skip
+
+
+# -- What is said later of an email
+
+
+def patch(stage: Stage, key: str, said: object, tenant: tracker.Tenant | None = None) -> Answer:
+    return call(stage, "PATCH", f"/{(tenant or stage.acme).id}/emails/{key}", json.dumps(said).encode())
+
+
+def consistent(stage: Stage) -> dict[str, Any]:
+    """The numbers of Acme, which a recount gives too."""
+    numbers: dict[str, Any] = get(stage, f"/{stage.acme.id}/stats.json?range=all").json
+    assert stage.check() == []
+    return numbers
+
+
+def judged(stage: Stage) -> list[tuple[Any, ...]]:
+    return stage.rows("select event_type, verdict, reason from events order by timestamp, event_type desc")
+
+
+def test_what_is_said_of_an_email_later_replaces_that_and_nothing_else(stage: Stage) -> None:
+    first = tracker.Registration("e1", "Hello", "reader@example.org", "spring")
+    register(stage, stage.acme, first, at=NOW)
+    answer = patch(stage, "e1", {"campaign": " autumn ", "sent_at": "2026-11-24T12:00:00+01:00"})
+    assert (answer.status, answer.json) == (200, {"changed": "e1"})
+    assert patch(stage, "e1", {}).status == 200
+    (row,) = get(stage, f"/{stage.acme.id}/emails.json").json["rows"]
+    told = [row[name] for name in ("subject", "recipient", "campaign", "registered", "created_at", "sent_at")]
+    assert told == ["Hello", "reader@example.org", "autumn", 1, tracker.iso_time(NOW), "2026-11-24T11:00:00.000Z"]
+    assert stage.rows("select time_said, delivered_at from emails") == [(1, None)]
+    assert patch(stage, "e1", {"subject": "", "delivered_at": "2026-11-24T12:00:01+01:00"}).status == 200
+    said = "select subject, recipient, sent_at - delivered_at from emails"
+    assert stage.rows(said) == [("", "reader@example.org", -1_000)]
+    assert consistent(stage)["sent"]["emails"] == 1
+
+
+@pytest.mark.parametrize("key", ["nobody", "unregistered", "waiting", "theirs", "a%20b"])
+def test_nothing_is_said_of_an_email_that_nobody_registered(stage: Stage, key: str) -> None:
+    register(stage, stage.globex, tracker.Registration("theirs"))
+    segment(stage, hit(stage, "unregistered"), click(stage, "unregistered"))
+    stage.drain()
+    stage.pixel("waiting")  # a hit that is not counted yet makes no email of it either
+    told = assert_error(patch(stage, key, {"subject": "Hello", "delivered_at": DELIVERED_AT}), 404)
+    assert told == "There is no such email."
+    stage.drain()
+    emails = stage.rows("select key, registered, subject, delivered_at from emails where tenant = 1 order by key")
+    assert emails == [(key, 0, "", None) for key in ("unregistered", "waiting")]
+    assert consistent(stage)["unregistered"]["emails"] == 2
+
+
+@pytest.mark.parametrize("name", ["sent_at", "delivered_at"])
+@pytest.mark.parametrize(
+    "value",
+    ["yesterday", "2026-11-24", "2026-11-24T12:00:00", "2026-02-30T12:00:00Z", "1969-01-01T00:00:00Z", "9999-12-31T23:59:59Z",
+     "1795544485", 1795544485, None, ["2026-11-24T12:00:00Z"], "2026-11-24T12:00:00Z" + " " * 30, "\x00"],
+)  # fmt: skip
+def test_a_time_that_is_none_is_refused_by_the_name_of_its_field(stage: Stage, name: str, value: object) -> None:
+    before = everything(cast(stage))
+    # Whichever way it is said; and what else is said with it is not done either.
+    said = {"subject": "Hello", name: value}
+    for answer, where in (
+        (patch(stage, "mail-of-acme", said), ""),
+        (call(stage, "POST", f"/{stage.acme.id}/emails", json.dumps({"key": "new", **said}).encode()), ""),
+        (call(stage, "POST", f"/{stage.acme.id}/emails", json.dumps([{"key": "new"}, said]).encode()), "[1]."),
+    ):
+        told = assert_error(answer, 400)
+        assert told.startswith(f"{where}{name}: expected "), told
+    assert everything(stage) == before
+
+
+def test_what_can_not_be_said_of_an_email_is_refused_by_its_name(stage: Stage) -> None:
+    before = everything(cast(stage))
+    for said, told in (
+        ({"key": "other"}, "key"),
+        ({"links": []}, "links"),
+        ({"opened": True}, "opened"),
+        ({"subject": 1}, "subject: expected text"),
+        ({"campaign": "x" * 201}, "campaign: expected at most 200 characters, got 201"),
+        ([], "expected"),
+    ):
+        assert told in assert_error(patch(stage, "mail-of-acme", said), 400)
+    assert everything(stage) == before
+
+
+@pytest.mark.parametrize("drained", [True, False], ids=["counted", "waiting"])
+@pytest.mark.parametrize("clicked", ["machine", "person"])
+def test_a_time_of_delivery_makes_a_click_a_second_later_a_scanners(stage: Stage, drained: bool, clicked: str) -> None:
+    register(stage, stage.acme, tracker.Registration("e1", campaign="spring"), at=NOW - DAY)
+    segment(stage, hit(stage, "e1", NOW), click(stage, "e1", at=NOW + 1_000), click(stage, "e2", at=NOW + 1_000))
+    if clicked == "person":  # a minute later she clicked too
+        segment(stage, click(stage, "e1", at=NOW + 60_000))
+    if drained:
+        assert consistent(stage)["sent"]["clicked"] == {"person": 1, "unconfirmed": 0, "machine": 0}
+    assert patch(stage, "e1", {"delivered_at": tracker.iso_time(NOW)}).status == 200
+    numbers = consistent(stage)
+    assert numbers["sent"]["clicked"] == {"person": 0, "unconfirmed": 0, "machine": 0} | {clicked: 1}
+    assert numbers["unregistered"]["clicked"] == {"person": 1, "unconfirmed": 0, "machine": 0}
+    too_soon = {"event_type": "click", "verdict": "scanner", "reason": "too-soon", "counts_as": "machine", "hits": 1}
+    assert too_soon in numbers["reasons"]
+    assert judged(stage)[:2] == [("open", "human", "browser"), ("click", "scanner", "too-soon")]
+    # Later delivery takes that back: the click came before, so it tells nothing.
+    assert patch(stage, "e1", {"delivered_at": tracker.iso_time(NOW + 1_001)}).status == 200
+    assert consistent(stage)["sent"]["clicked"] == {"person": 1, "unconfirmed": 0, "machine": 0}
+    assert judged(stage)[:2] == [("open", "human", "browser"), ("click", "human", "browser")]
 
 
 def many_rows(stage: Stage) -> None:
