@@ -73,6 +73,18 @@ class Stage:
         """One open."""
         return self.web.get(f"/{(tenant or self.acme).mail_id}/pixel/{key}.gif", headers={"User-Agent": agent}, **more)
 
+    def spread(self, seconds: float) -> None:
+        """Give the hits that wait times so far apart, the last as it is: a test makes many in a moment, a person doesn't."""
+        self.app.spool.close()
+        paths = sorted(self.spool.glob("*.jsonl"))
+        hits = [(path, json.loads(line)) for path in paths for line in path.read_bytes().splitlines()]
+        for path in paths:
+            path.write_bytes(b"")
+        for later, (path, line) in zip(reversed(range(len(hits))), hits, strict=True):
+            line["t"] = round(hits[-1][1]["t"] - later * seconds, 3)
+            with path.open("ab") as file:
+                file.write(tracker.hit_line(line))
+
     def drain(self) -> tracker.DrainReport:
         """Drain, as if every writer had gone."""
         self.app.spool.close()

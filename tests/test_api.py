@@ -86,6 +86,7 @@ def test_the_pixel_and_the_links_that_are_returned_work_and_count(stage: Stage) 
         "http://xn--bcher-kva.example/%C3%BC",
         "https://acme.com",
     ]
+    stage.spread(20)
     stage.drain()
     (row,) = stage.web.get(f"/{stage.acme.id}/emails.json").json["rows"]
     assert (row["key"], row["subject"], row["opens_person"], row["clicks_person"]) == (answer["key"], "Hello", 1, 3)

@@ -824,6 +824,7 @@ def test_a_signed_link_says_which_campaign_its_click_belongs_to(stage: Stage) ->
 def test_one_subscriber_has_an_email_in_each_campaign(stage: Stage) -> None:
     for query in ("campaign=spring", "campaign=autumn", "", "campaign=spring"):
         opens(stage, "sub1", query)
+    stage.spread(20)
     stage.drain()
     rows = stage.rows("select key, campaign, open_person from emails join email_counts on email = id order by key")
     assert rows == [("sub1", "", 1), ("sub1?campaign=autumn", "autumn", 1), ("sub1?campaign=spring", "spring", 2)]
@@ -846,6 +847,7 @@ def test_a_registered_key_keeps_to_what_was_registered(pipe: Pipe) -> None:
     opens(stage, "e1", "campaign=spring")
     clicks(stage, "e1", "campaign=autumn&url=https%3A%2F%2Facme.com%2F")
     opens(stage, "e1", "")
+    stage.spread(20)
     stage.drain()
     assert emails(stage) == [("e1", "", "", "winter", 1)]
     assert stage.rows("select open_person, click_person from email_counts") == [(2, 1)]

@@ -1201,7 +1201,7 @@ def test_while_another_process_writes_hits_are_recorded_and_numbers_say_that_som
     stage.pixel("e1")
     stage.drain()
     with elsewhere(lambda: hold(stage)):
-        assert stage.pixel("e1").headers["X-Tracker"] == "recorded"
+        assert stage.pixel("e2").headers["X-Tracker"] == "recorded"
         with pytest.raises(tracker.Busy):
             tracker.drain(stage.database, wait=False)
         with pytest.raises(tracker.Busy), stage.database.transaction(wait=False):
@@ -1247,10 +1247,10 @@ def test_a_line_that_breaks_the_program_is_put_aside_and_holds_up_no_other(
     """Nobody knows such a line; this one stands for it."""
     judge = tracker.judge
 
-    def broken(hits: list[tracker.Hit]) -> list[tracker.Judgement]:
+    def broken(hits: list[tracker.Hit], *about: Any, **more: Any) -> list[tracker.Judgement]:
         if any(each.user_agent == "the unforeseen" for each in hits):
             raise TypeError("nobody thought of this")
-        return judge(hits)
+        return judge(hits, *about, **more)
 
     monkeypatch.setattr(tracker, "judge", broken)
     lines = [hit(stage, f"e{n}", NOW + n) for n in range(7)]
