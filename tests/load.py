@@ -178,9 +178,14 @@ def user_agents() -> list[str]:
 
 def state_of(event: dict[str, Any]) -> str:
     """What an event counts as."""
-    if event["reason"] in ("destination-not-allowed", "destination-blocked", "suspended"):
+    if event["reason"] in ("destination-not-allowed", "destination-blocked", "suspended", "repeat"):
         return "set_aside"
-    return {"human": "person", "proxy": "person", "prefetch": "unconfirmed", "bot": "machine"}[event["verdict"]]
+    return {
+        **dict.fromkeys(("human", "proxy"), "person"),
+        **dict.fromkeys(("prefetch", "unconfirmed"), "unconfirmed"),
+        **dict.fromkeys(("scanner", "bot"), "machine"),
+        "self": "set_aside",
+    }[event["verdict"]]
 
 
 STATES = ("person", "unconfirmed", "machine")  # best first
@@ -189,11 +194,13 @@ STATES = ("person", "unconfirmed", "machine")  # best first
 def recounted(events: Iterable[dict[str, Any]], registered: set[str]) -> dict[str, Any]:
     """What stats.json must say, counted from the events."""
     hits = {kind: Counter[str]() for kind in ("open", "click")}
+    reasons: Counter[tuple[str, str, str, str]] = Counter()
     best: dict[str, dict[str, str]] = {"open": {}, "click": {}}
     keys: set[str] = set()
     for event in events:
         state, kind, key = state_of(event), event["event_type"], event["key"]
         hits[kind][state] += 1
+        reasons[kind, event["verdict"], event["reason"], state] += 1
         keys.add(key)
         if state != "set_aside":
             best[kind][key] = min(state, best[kind].get(key, state), key=STATES.index)
@@ -207,7 +214,13 @@ def recounted(events: Iterable[dict[str, Any]], registered: set[str]) -> dict[st
             return (key in registered) == of_registered
 
         number = len(registered) if of_registered else len(keys - registered)
-        return {"emails": number, "opened": emails("open", among), "clicked": emails("click", among)}
+        persons = {kind: {key for key, state in best[kind].items() if state == "person"} for kind in best}
+        return {
+            "emails": number,
+            "opened": emails("open", among),
+            "clicked": emails("click", among),
+            "clicked_without_open": sum(map(among, persons["click"] - persons["open"])),
+        }
 
     return {
         "sent": group(True),
@@ -219,4 +232,10 @@ def recounted(events: Iterable[dict[str, Any]], registered: set[str]) -> dict[st
             }
             for kind in hits
         },
+        "reasons": [
+            {"event_type": kind, "verdict": verdict, "reason": reason, "counts_as": state, "hits": number}
+            for (kind, verdict, reason, state), number in sorted(
+                reasons.items(), key=lambda item: (item[0][0] == "click", -item[1], item[0])
+            )
+        ],
     }

@@ -377,6 +377,7 @@ def test_every_answered_request_is_counted_once_while_workers_die_and_the_databa
         expected = recounted(events, registered)
         assert stats["activity"] == expected["activity"]
         assert stats["unregistered"] == expected["unregistered"]
+        assert stats["reasons"] == expected["reasons"]
         assert {name: stats["sent"][name] for name in expected["sent"]} == expected["sent"]
         named = sum(event["reason"] == "destination-not-allowed" for event in events)
         assert sum(line["clicks"] for line in stats["naming_page"]) == named

@@ -450,6 +450,7 @@ def assert_counted_once(front: Front, asks: Sequence[Ask], outcomes: Sequence[Fi
         assert stats["waiting_hits"] == 0
         assert stats["activity"] == numbers["activity"]
         assert stats["unregistered"] == numbers["unregistered"]
+        assert stats["reasons"] == numbers["reasons"]
         assert {state: stats["sent"][state] for state in numbers["sent"]} == numbers["sent"]
 
 
