@@ -252,6 +252,21 @@ def test_tenant_set_changes_name_and_rules_and_shows_them(run: Terminal) -> None
     assert run("tenant", "set", "Acme Shoes", "--unblock", "evil.com", "--json").json["blocked"] == []
 
 
+def test_tenant_set_says_which_addresses_are_the_senders_own(run: Terminal) -> None:
+    run.add("Acme")
+    words = ("--own", "203.0.113.7", "--own", "2001:DB8:1::/48", "--own", "198.51.100.9/24", "--own", "203.0.113.7/32")
+    shown = run("tenant", "set", "Acme", "--json", *words).json
+    assert shown["own_addresses"] == ["198.51.100.0/24", "2001:db8:1::/48", "203.0.113.7"]
+    shown = run("tenant", "set", "Acme", "--json", "--not-own", "198.51.100.0/24", "--not-own", "203.0.113.8").json
+    assert shown["own_addresses"] == ["2001:db8:1::/48", "203.0.113.7"]
+    assert "203.0.113.7" in run("tenant", "show", "Acme").out
+    for text in ("203.0.113", "acme.com", "203.0.113.7/33", ""):
+        assert (
+            f"{text!r}: expected an address or a network" in run("tenant", "set", "Acme", "--own", text, status=1).err
+        )
+    assert run("tenant", "show", "Acme", "--json").json["own_addresses"] == shown["own_addresses"]
+
+
 def test_tenant_set_is_seen_by_the_server(run: Terminal) -> None:
     made = run.add("Acme", "--domain", "acme.com")
     path = f"/{made['mail_id']}/click/e1?url=https://acme.com/"
@@ -271,7 +286,9 @@ def test_tenant_set_gives_and_takes_a_tracking_host(run: Terminal) -> None:
     assert run("tenant", "set", "Acme", "--tracking-host", "", "--json").json["pixel_url"].startswith(BASE)
 
 
-@pytest.mark.parametrize("options", [("--domain", "a/b"), ("--block", "x"), ("--tracking-host", "no dots")])
+@pytest.mark.parametrize(
+    "options", [("--domain", "a/b"), ("--block", "x"), ("--own", "x"), ("--tracking-host", "no dots")]
+)
 def test_tenant_set_changes_nothing_when_an_option_is_wrong(options: tuple[str, ...], run: Terminal) -> None:
     run.add("Acme", "--domain", "acme.com")
     before = run("tenant", "show", "Acme").out

@@ -761,6 +761,31 @@ def test_an_address_is_cut_as_the_operator_says_before_anything_is_written(
     assert [row[0] for row in stage.rows(by_key)] == twice
 
 
+@pytest.mark.parametrize("setting", ["truncated", "full", "none"])
+def test_a_hit_from_an_address_of_the_senders_own_is_set_aside_whatever_is_kept_of_addresses(
+    staged: Callable[..., Stage], setting: str
+) -> None:
+    stage = staged(IP_ADDRESSES=setting)
+    with tracker.changing_tenants(stage.database) as connection:
+        tracker.set_own_networks(connection, stage.acme.number, ["203.0.113.7", "2001:db8:1::/48"])
+    stage.refresh()
+    peers = ("203.0.113.7", "::ffff:203.0.113.7", "2001:db8:1:2::5", "203.0.113.8", "2001:db8:2::5", "made up")
+    for n, address in enumerate(peers):
+        get(stage, f"/{stage.acme.mail_id}/pixel/e{n}.gif", {"User-Agent": CHROME}, REMOTE_ADDR=address)
+    get(stage, f"/{stage.globex.mail_id}/pixel/theirs.gif", {"User-Agent": CHROME}, REMOTE_ADDR="203.0.113.7")
+    get(stage, f"/{stage.acme.mail_id}/pixel/said.gif?own=1", {"User-Agent": CHROME}, REMOTE_ADDR="203.0.113.9")
+    stage.drain()
+    own, person = ("self", "own-address"), ("human", "browser")
+    found = stage.rows("select key, verdict, reason from events join emails on emails.id = email_id")
+    assert {key: (verdict, reason) for key, verdict, reason in found} == {
+        **dict.fromkeys(("e0", "e1", "e2"), own),
+        **dict.fromkeys(("e3", "e4", "e5", "theirs", "said"), person),
+    }
+    hits = get(stage, f"/{stage.acme.id}/stats.json").json["activity"]["opens"]["hits"]
+    assert hits == {"person": 4, "unconfirmed": 0, "machine": 0, "set_aside": 3}
+    assert stage.check() == []
+
+
 # -- The line in the spool: others read it, and nginx writes it
 
 
