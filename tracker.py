@@ -3804,8 +3804,8 @@ def sessions_of(connection: sqlite3.Connection, email: int, new: Sequence[Hit]) 
     """The sessions of an email that new hits, which are in order, belong to. Reads those and no more."""
     n = 0
     while n < len(new):
-        run, crowded = _run_before(connection, email, new[n].at)
-        too_long, run_end = crowded, run[-1].hit.at if run else new[n].at
+        run, crowded, run_end = _run_before(connection, email, new[n].at)
+        too_long = crowded
         stored: list[StoredHit] = []
         later = _stored_hits(connection, HITS_ON, email, new[n].at)
         following = next(later, None)
@@ -3835,17 +3835,22 @@ def sessions_of(connection: sqlite3.Connection, email: int, new: Sequence[Hit]) 
         yield Session(stored + run, members, crowded, end)
 
 
-def _run_before(connection: sqlite3.Connection, email: int, at: int) -> tuple[list[StoredHit], bool]:
-    """The stored hits of the session up to a time, or none and True if they are too many to be judged together."""
+def _run_before(connection: sqlite3.Connection, email: int, at: int) -> tuple[list[StoredHit], bool, int]:
+    """The stored hits of the session up to a time, or none and True if they are too many to be judged together.
+
+    Also says when the last of them came, or that time if there are none.
+    """
     found: list[StoredHit] = []
+    end = at
     for each in _stored_hits(connection, HITS_BACK, email, at):
         if at - each.hit.at > SESSION_GAP_MS:
             break
         at = each.hit.at
         found.append(each)
+        end = found[0].hit.at
         if len(found) > MAX_SESSION:
-            return [], True
-    return found[::-1], False
+            return [], True, end
+    return found[::-1], False, end
 
 
 SessionState = tuple[
@@ -4090,24 +4095,35 @@ class _Recorder:
         if last_at is None or hits[0].at - last_at > SESSION_GAP_MS:
             judgements = judge(hits, email.context)
             return judgements, [], _last_session(hits, judgements)
-        joining = next((n for n in range(1, len(hits)) if hits[n].at - hits[n - 1].at > SESSION_GAP_MS), len(hits))
+        pauses = (n for n in range(1, len(hits)) if hits[n].at - max(hits[n - 1].at, last_at) > SESSION_GAP_MS)
+        joining = next(pauses, len(hits))
         crowded = session_hits > MAX_SESSION and hits[0].at >= last_at - SESSION_GAP_MS
         quiet = not crowded and session_hits + joining <= MAX_SESSION and _joins_quietly(hits, counts[-3:])
         recent = self._recent.get(email.id, NOTHING_RECENT)
         if not crowded and (not quiet or recent.other_clicks):
             return self._judge_with_stored(email, counts[-3:], hits)
+        is_late = hits[0].at <= last_at
+        if is_late and self._joins_sessions(email.id, hits[0].at):
+            return self._judge_with_stored(email, counts[-3:], hits)
         judgements = judge(hits[:joining], email.context, crowded=crowded, opened=recent.opened)
         new_machines = _machines(judgements)
-        is_late = quiet and hits[0].at <= last_at
-        if (quiet and joining > 1 and new_machines) or (
-            is_late and (new_machines or (hits[0].type == OPEN and judgements[0].reason != "repeat"))
-        ):
+        is_new_open = hits[0].type == OPEN and judgements[0].reason != "repeat"
+        if quiet and ((joining > 1 and new_machines) or (is_late and (new_machines or is_new_open))):
             return self._judge_with_stored(email, counts[-3:], hits)
         session = max(last_at, hits[joining - 1].at), session_hits + joining, machines + new_machines
         if joining < len(hits):
             judgements += judge(hits[joining:], email.context)
             session = _last_session(hits, judgements)
         return judgements, [], session
+
+    def _joins_sessions(self, email: int, at: int) -> bool:
+        """Whether a late hit comes into the pause between the last session and the one before, so that they are one."""
+        sql = (
+            "select (select max(at) from event_rows where email = :email and at <= :at),"
+            " (select min(at) from event_rows where email = :email and at > :at)"
+        )
+        before, after = self.connection.execute(sql, {"email": email, "at": at}).fetchone()
+        return None not in (before, after) and at - before <= SESSION_GAP_MS < after - before
 
     def _judge_with_stored(
         self, email: Email, known: SessionState, hits: list[Hit]
@@ -4122,8 +4138,10 @@ class _Recorder:
             old = _unless_erased(session.stored, old)
             changes += self._revise(session.stored, old)
             judgements += new
-            if session.end >= known[0]:
-                last = None if session.crowded else (session.end, len(together), _machines([*old, *new]))
+            if session.crowded:
+                last = None  # it may be longer than was looked at
+            elif session.end >= known[0]:
+                last = session.end, len(together), _machines([*old, *new])
         return judgements, changes, last
 
     def _revise(self, stored: Sequence[StoredHit], judgements: Sequence[Judgement]) -> list[_Change]:

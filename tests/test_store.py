@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -281,6 +281,48 @@ def test_the_same_hits_and_registrations_in_any_order_give_the_same_database(
         for name, rows in found.items():
             assert rows == first[0][name], f"{name}, order {seed}"
         assert stats == first[1], seed
+
+
+@pytest.mark.parametrize("together", [256, 4, 2])
+def test_a_few_hits_about_a_pause_between_sessions_are_judged_alike_in_whatever_order_they_are_drained(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """A late one may make one session of two. Each order is an email of its own; what is drained is one hit of each."""
+    monkeypatch.setattr(tracker, "MAX_SESSION", together)
+    dice = random.Random(20261125)
+    orders = 8
+    steps: list[list[bytes]] = [[] for _ in range(6)]
+    for case in range(250):
+        hits: list[tuple[Callable[..., bytes], dict[str, Any]]] = []
+        for _ in range(dice.randrange(2, 9)):
+            at = NOW + dice.choice((0, 8, 14, 16, 24)) * 60_000 + dice.choice((0, 0, 1, 900, 5_000, 59_000))
+            more = {
+                "ua": dice.choice((CHROME, CHROME, CHROME, IPHONE, CURL)),
+                "ip": dice.choice(("192.0.2.7", "192.0.2.8")),
+            }
+            if dice.random() < 0.6:
+                hits.append((click, {"url": f"https://acme.com/{dice.randrange(2)}", "at": at, **more}))
+            else:
+                hits.append((hit, {"at": at, **more}))
+        for order in range(orders):
+            in_order = sorted(hits, key=lambda each: each[1]["at"]) if not order else dice.sample(hits, len(hits))
+            for make, said in in_order:
+                step = steps[0 if not order else dice.randrange(6)]
+                step.append(make(stage, f"case{case}-{order}", **said))
+    monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 250 * orders)
+    for step in steps:
+        count(stage, *step)
+        assert stage.check() == []
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    sql = (
+        "select key, timestamp, event_type, url, ip_address, user_agent, verdict, reason from events"
+        " join emails on emails.id = email_id order by 1, 2, 3, 4, 5, 6, 7, 8"
+    )
+    for key, *event in stage.rows(sql):
+        found.setdefault(key, []).append(tuple(event))
+    assert len(found) == 250 * orders
+    for key, events in found.items():
+        assert events == found[f"{key.partition('-')[0]}-0"], key
 
 
 # -- Uniques
