@@ -344,7 +344,20 @@ ID = re.compile(r"[A-Za-z0-9_-]{3,64}")
 MAX_KEY = 200
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
 ROUTE_WORDS = {
-    *("admin", "api", "assets", "campaigns", "click", "dashboard", "emails", "events", "favicon", "forget", "health"),
+    *(
+        "admin",
+        "api",
+        "assets",
+        "campaigns",
+        "click",
+        "clients",
+        "dashboard",
+        "emails",
+        "events",
+        "favicon",
+        "forget",
+        "health",
+    ),
     *("links", "messages", "pixel", "robots", "static", "stats", "tenants"),
 }
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -2670,7 +2683,7 @@ def zone_named(name: str) -> tzinfo | None:
         return None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def local_day(zone: str, quarter: int) -> int:
     """The day on which a quarter begins in a zone, counted from 1970; in UTC where the zone is not known here."""
     found = zone_named(zone)
@@ -5983,12 +5996,12 @@ def share_cell(pages: Pages, low: int, high: int, of: int) -> Markup:
 SHORT = 24  # characters, which every table has room for: what is longer is told whole to who points at it
 
 
-def whole(pages: Pages, text: str) -> Markup:
+def told_whole(pages: Pages, text: str) -> Markup:
     """An attribute that tells a text whole, where a table may have to cut it off."""
     return pages["_whole.html"].render(text=text) if len(text) > SHORT else Markup()
 
 
-def changed(now: float, then: float, *, points: bool = False) -> str:
+def change_of(now: float, then: float, *, points: bool = False) -> str:
     """How a number differs from the one before: `+12 %`, or in percentage points for a rate."""
     if points:
         difference = 100 * (now - then)
@@ -6056,16 +6069,16 @@ def dashboard_figures(stats: Stats) -> list[dict[str, object]]:
     if before:
         old_opened, old_clicked = before.sent.rate(before.sent.opened), before.sent.rate(before.sent.clicked)
         old_to_open = before.sent.click_to_open
-        changes["Sent"] = changed(sent.emails, before.sent.emails)
+        changes["Sent"] = change_of(sent.emails, before.sent.emails)
         if opened and old_opened:
-            changes["Opened"] = changed(opened[0], old_opened[0], points=True)
+            changes["Opened"] = change_of(opened[0], old_opened[0], points=True)
         if clicked and old_clicked:
-            changes["Clicked"] = changed(clicked[0], old_clicked[0], points=True)
+            changes["Clicked"] = change_of(clicked[0], old_clicked[0], points=True)
         if to_open is not None and old_to_open is not None:
-            changes["Click-to-open"] = changed(to_open, old_to_open, points=True)
+            changes["Click-to-open"] = change_of(to_open, old_to_open, points=True)
         for kind, label in ((OPEN, "Opens"), (CLICK, "Clicks")):
-            changes[label] = changed(hits_of(stats.hits, kind, *STATES), hits_of(before.hits, kind, *STATES))
-        changes["Machines"] = changed(machines, sum(before.hits[kind][MACHINE] for kind in TYPES))
+            changes[label] = change_of(hits_of(stats.hits, kind, *STATES), hits_of(before.hits, kind, *STATES))
+        changes["Machines"] = change_of(machines, sum(before.hits[kind][MACHINE] for kind in TYPES))
     return [
         {
             "label": label,
@@ -6163,8 +6176,8 @@ def email_table(pages: Pages, view: View, table: Table, zone: tzinfo, now: int, 
     rows = [
         {
             **row,
-            **{f"whole_{name}": whole(pages, str(row[name])) for name in ("recipient", "subject", "campaign")},
-            "whole_clicks": whole(pages, f"{row['clicks']} {row['links']}"),
+            **{f"whole_{name}": told_whole(pages, str(row[name])) for name in ("recipient", "subject", "campaign")},
+            "whole_clicks": told_whole(pages, f"{row['clicks']} {row['links']}"),
         }
         for row in rows
     ]
