@@ -3782,7 +3782,6 @@ _STORED_HITS = (
 )
 HITS_BACK = f"{_STORED_HITS} and at <= ? order by at desc"
 HITS_ON = f"{_STORED_HITS} and at > ? order by at"
-OPENS_SINCE = f"{_STORED_HITS} and at >= ? and type = {OPEN} and state <> {ASIDE}"
 
 
 def _stored_hits(connection: sqlite3.Connection, sql: str, email: int, at: int) -> Iterator[StoredHit]:
@@ -3866,9 +3865,8 @@ def _run_before(connection: sqlite3.Connection, email: int, at: int) -> tuple[li
     return found[::-1], False, end
 
 
-SessionState = tuple[
-    int, int, int
-]  # as SESSION_COLUMNS: when the last hit came, hits of its session, machines of these
+# As SESSION_COLUMNS: when the last hit came, how many hits its session has, how many of these machines made.
+SessionState = tuple[int, int, int]
 
 
 def _last_session(hits: Sequence[Hit], judgements: Sequence[Judgement]) -> SessionState:
@@ -4857,7 +4855,11 @@ def parse_line(line: bytes) -> Hit | SpooledEmail:
     """Read a line of the spool. Unknown fields are ignored; raises BadLine if it is neither hit nor registration."""
     raw = _read_object(line)
     id_ = _text(raw, "id") or hashlib.sha256(line.strip()).hexdigest()
-    return _spooled_email(raw, id_) if raw.get("kind") == "email" else _read_hit(raw, id_)
+    if raw.get("kind") == "email":
+        return _spooled_email(raw, id_)
+    # In such a line, as nearly all are, nothing but ASCII can stand, and no NUL: no text of it needs a closer look.
+    is_plain = line.isascii() and b"\\" not in line
+    return _read_hit(raw, id_, is_plain=is_plain)
 
 
 def _read_object(line: bytes) -> dict[str, Any]:
@@ -4883,9 +4885,12 @@ def _spooled_email(raw: dict[str, Any], id_: str) -> SpooledEmail:
     return SpooledEmail(id_, at, mail_id, Registration(key, subject, recipient, campaign, at, links=links))
 
 
-def _read_hit(raw: dict[str, Any], id_: str) -> Hit:
+def _read_hit(raw: dict[str, Any], id_: str, *, is_plain: bool) -> Hit:
     at = _read_time(raw.get("t"))
-    method, host, uri, ip_address, agent, answered, purpose, why = [_text(raw, name) for name in TEXT_FIELDS]
+    texts = [raw.get(name, "") for name in TEXT_FIELDS]
+    if not is_plain or any(type(text) is not str for text in texts):
+        texts = [_text(raw, name) for name in TEXT_FIELDS]
+    method, host, uri, ip_address, agent, answered, purpose, why = texts
     segments, query = split_target(uri)
     hit, campaign = recognise(segments, query), campaign_of(query)
     if hit is None:
