@@ -8847,7 +8847,7 @@ def cmd_selftest(args: argparse.Namespace, settings: Settings) -> int:
             faults += pixel_faults(pixels)
             faults += link_faults(_ask(public, link))
             if not faults:
-                faults += _counted_faults(database, tenant, key, pixels[0].address, settings)
+                faults += counted_faults(database, tenant, key, pixels[0].address, settings)
         except OSError as error:
             faults.append(f"{public} does not answer: {error}; expected DNS, firewall and proxy to lead to this server")
         with database.transaction() as connection:
@@ -8910,7 +8910,7 @@ def link_faults(answer: Answer) -> Iterator[str]:
         yield f"the link was answered with status {answer.status} and leads to {location or 'nowhere'}; expected 302 and {TEST_DESTINATION}"
 
 
-def _counted_faults(database: Database, tenant: Tenant, key: str, address: str, settings: Settings) -> Iterator[str]:
+def counted_faults(database: Database, tenant: Tenant, key: str, address: str, settings: Settings) -> Iterator[str]:
     """What is wrong with how the hits were counted; waits for them."""
     until = time.monotonic() + SELFTEST_SECONDS
     rows: list[tuple[Any, ...]] = []
