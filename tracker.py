@@ -9371,54 +9371,142 @@ DEMO_SUBJECTS = (
 )
 
 
-def demo_mail(database: Database, tenant: Tenant, weeks: int = 6, recipients: int = 150) -> None:
-    """Some weeks of made-up mailings of one tenant, and the hits they got."""
+DEMO_FIRST_NAMES = (
+    "ada",
+    "ben",
+    "chloe",
+    "dario",
+    "eva",
+    "finn",
+    "grace",
+    "hugo",
+    "ines",
+    "jonas",
+    "kira",
+    "liam",
+    "maya",
+    "noah",
+)
+DEMO_LAST_NAMES = (
+    "abbott",
+    "bauer",
+    "costa",
+    "dubois",
+    "evans",
+    "fischer",
+    "garcia",
+    "hansen",
+    "ito",
+    "jansen",
+    "kowalski",
+    "lopez",
+)
+DEMO_LINKS = ("new", "sale", "boots", "sandals", "journal/five-things", "stores", "account")
+HOUR_MS = 3_600_000
+
+
+def demo_mail(database: Database, tenant: Tenant, weeks: int = 6, recipients: int = 120) -> None:
+    """Some weeks of made-up mail of one tenant, newsletters and notes on orders until now, and the hits it got."""
     import random
 
     chance = random.Random(tenant.name)
     now = now_ms()
-    for week in range(weeks, 0, -1):
-        sent_at = now - week * 7 * DAY_MS + chance.randrange(DAY_MS)
-        subject = chance.choice(DEMO_SUBJECTS)
-        mails = [
-            Registration(new_key(), subject, f"reader{n}@example.com", f"Week {weeks - week + 1}: {subject}")
-            for n in range(recipients)
-        ]
-        hits = [hit for mail in mails for hit in _demo_hits(chance, tenant, mail.key, sent_at, now)]
+    readers = [f"{first}.{last}@example.com" for first in DEMO_FIRST_NAMES for last in DEMO_LAST_NAMES]
+    chance.shuffle(readers)
+    hits: list[Hit] = []
+    with database.transaction() as connection:
+        # Yesterday's newsletter is the last one.
+        morning = now - now % DAY_MS - DAY_MS + 9 * HOUR_MS
+        for week in range(weeks):
+            sent_at = morning - (weeks - 1 - week) * 7 * DAY_MS
+            subject = DEMO_SUBJECTS[week % len(DEMO_SUBJECTS)]
+            mails = [
+                Registration(new_key(), subject, reader, f"Week {week + 1}: {subject}", sent_at)
+                for reader in readers[: recipients + 8 * week]
+            ]
+            register_emails(connection, tenant.number, mails, now)
+            hits += [hit for mail in mails for hit in _demo_hits(chance, tenant, mail.key, sent_at, now)]
+            hits.append(_demo_hit(tenant, mails[0].key, sent_at + 40_000, DEMO_BROWSER, own=True))
+            hits += _demo_story(tenant, mails[1].key, sent_at)
+        sent_at, order = now - weeks * 7 * DAY_MS, 10_000
+        while sent_at < now - 600_000:
+            order += chance.randrange(1, 9)
+            mail = Registration(f"order-{order}", f"Your order {order}", chance.choice(readers), "Orders", sent_at)
+            register_emails(connection, tenant.number, [mail], now)
+            hits += _demo_hits(chance, tenant, mail.key, sent_at, now, opened=0.85, hours=0.5, links=("orders",))
+            sent_at += int(chance.expovariate(1 / (5 * HOUR_MS)))
+        hits.append(_demo_hit(tenant, mail.key, now - 180_000, DEMO_AGENTS[2][1]))
+    hits = [hit for hit in hits if hit.at < now]
+    for start in range(0, len(hits), DRAIN_BATCH):
         with database.transaction() as connection:
-            register_emails(connection, tenant.number, mails, sent_at)
-        for start in range(0, len(hits), DRAIN_BATCH):
-            with database.transaction() as connection:
-                record_hits(connection, hits[start : start + DRAIN_BATCH], now)
+            record_hits(connection, hits[start : start + DRAIN_BATCH], now)
 
 
-def _demo_hits(chance: Any, tenant: Tenant, key: str, sent_at: int, now: int) -> Iterator[Hit]:
-    """What becomes of one made-up email: mostly it is opened within a day or two, sometimes clicked."""
-    weights, agents = zip(*DEMO_AGENTS, strict=True)
-    agent = chance.choices(agents, weights)[0]
-    common: dict[str, Any] = {
+def _demo_hit(
+    tenant: Tenant, key: str, at: int, agent: str, url: str = "", address: str = "198.51.100.0", **more: Any
+) -> Hit:
+    """An open, or a click on a link."""
+    fields: dict[str, Any] = {
         "id": "",
+        "at": at,
+        "type": CLICK if url else OPEN,
         "method": "GET",
         "mail_id": tenant.mail_id,
         "key": key,
+        "url": url or None,
         "host": "",
+        "ip_address": address,
+        "user_agent": agent,
         "purpose": "",
+        "answer": "302" if url else "pixel",
+        "why": "",
     }
+    return Hit(**{**fields, **more})
+
+
+def _demo_hits(
+    chance: Any,
+    tenant: Tenant,
+    key: str,
+    sent_at: int,
+    now: int,
+    *,
+    opened: float = 0.5,
+    hours: float = 7,
+    links: Sequence[str] = DEMO_LINKS,
+) -> Iterator[Hit]:
+    """What becomes of one made-up email: often it is opened within a day or two, sometimes clicked."""
+    weights, agents = zip(*DEMO_AGENTS, strict=True)
+    agent = chance.choices(agents, weights)[0]
     address = f"198.51.{chance.randrange(256)}.0"
-    at = sent_at + int(chance.expovariate(1 / (8 * 3_600_000)))
-    if chance.random() < 0.55:
-        for _ in range(chance.choice((1, 1, 1, 2, 3))):
-            if at < now:
-                yield Hit(
-                    **common, at=at, type=OPEN, url=None, ip_address=address, user_agent=agent, answer="pixel", why=""
-                )
-            at += int(chance.expovariate(1 / (20 * 3_600_000)))
-        if chance.random() < 0.25 and at < now:
-            browser = agent if "Barracuda" in agent or "python" in agent else DEMO_BROWSER
-            url = f"https://acme.example.com/offers/{chance.randrange(1, 6)}"
-            yield Hit(
-                **common, at=at, type=CLICK, url=url, ip_address=address, user_agent=browser, answer="302", why=""
-            )
+    at = sent_at + 60_000 + int(chance.expovariate(1 / (hours * HOUR_MS)))
+    if chance.random() >= opened:
+        return
+    machine = judge_agent(agent, OPEN).state == MACHINE
+    if machine:
+        at = sent_at + chance.randrange(2_000, 30_000)
+    for _ in range(chance.choice((1, 1, 1, 2, 3))):
+        yield _demo_hit(tenant, key, at, agent, address=address)
+        if chance.random() < 0.1:
+            yield _demo_hit(tenant, key, at + 3_000, agent, address=address)
+        if chance.random() < 0.3:
+            path = chance.choices(links, range(len(links), 0, -1))[0]
+            browser = agent if machine else DEMO_BROWSER
+            yield _demo_hit(tenant, key, at + 25_000, browser, f"https://acme.example.com/{path}", address)
+        at += int(chance.expovariate(1 / (20 * HOUR_MS)))
+
+
+def _demo_story(tenant: Tenant, key: str, sent_at: int) -> Iterator[Hit]:
+    """An email that much happens to: a gateway follows all its links, Apple loads ahead, then a person reads and clicks."""
+    links = [f"https://acme.example.com/{path}" for path in DEMO_LINKS[:4]]
+    for n, url in enumerate((HIDDEN_TARGET, *links)):
+        yield _demo_hit(tenant, key, sent_at + 4_000 + 400 * n, DEMO_BROWSER, url, "192.0.2.0")
+    yield _demo_hit(tenant, key, sent_at + 9 * 60_000, "Mozilla/5.0")
+    read_at = sent_at + 3 * HOUR_MS
+    phone = DEMO_AGENTS[2][1]
+    yield _demo_hit(tenant, key, read_at, phone)
+    yield _demo_hit(tenant, key, read_at + 4_000, phone)
+    yield _demo_hit(tenant, key, read_at + 40_000, phone, links[1])
 
 
 def versions() -> str:
