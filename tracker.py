@@ -5770,7 +5770,7 @@ TEMPLATE_NAMES = (
     "_empty.html", "_exports.html", "_figure.html", "_head.html", "_hit_row.html", "_kept.html", "_link_row.html", "_mark.html",
     "_more.html", "_notice.html", "_number.html", "_numbers.html", "_option.html", "_range.html", "_reason_row.html", "_search.html",
     "_share.html", "_sort.html", "_step.html", "_table.html", "_time.html", "_timeline_row.html", "_trial.html", "_trial_hits.html",
-    "_share_rest.html", "_whole.html", "_why.html",
+    "_share_rest.html", "_whole.html", "_why.html", "_machines_key.html", "_named_cell.html", "_nothing.html",
 )  # fmt: skip
 
 
@@ -5879,7 +5879,7 @@ def curve(pages: Pages, view: View, stats: Stats, *, machines: bool) -> Markup:
                 upper = top + height - round(height * count / tops[kind])
                 if step.hits[kind][state]:
                     upper = min(upper, above - 1)  # the least is seen as well
-                    bars[state].append(f"M{n}.1 {upper}h.8v{above - upper}h-.8z")
+                    bars[state].append(f"M{n}.1 {upper}h.8v{above - upper}h-.8")
                 above = upper
         told = " · ".join(
             f"{'+'.join(grouped(step.hits[kind][state]) for state in states)} {TYPES[kind]}s" for kind, _, _ in PANELS
@@ -5887,8 +5887,8 @@ def curve(pages: Pages, view: View, stats: Stats, *, machines: bool) -> Markup:
         steps.append(
             {
                 "url": _step_url(view, stats.period, n),
-                "x": f"{n * width:.2f}",
-                "width": f"{width:.2f}",
+                "x": round(n * width, 2),
+                "width": round(width, 2),
                 "told": f"{label}: {told}",
             }
         )
@@ -5903,7 +5903,7 @@ def curve(pages: Pages, view: View, stats: Stats, *, machines: bool) -> Markup:
             ),
         }
         for step in stats.steps
-        if any(any(counts.values()) for counts in step.hits.values())
+        if any(step.hits[kind][state] for kind, _, _ in PANELS for state in states)
     ]
     return pages["_curve.html"].render(
         opens_top=grouped(tops[OPEN]),
@@ -5915,6 +5915,7 @@ def curve(pages: Pages, view: View, stats: Stats, *, machines: bool) -> Markup:
         machines="".join(bars.get(MACHINE, [])),
         steps=pages["_step.html"].render_each(steps),
         marks=pages["_mark.html"].render_each(marks),
+        nothing=Markup() if rows else pages["_nothing.html"].render(),
         heads=pages["_head.html"].render_each(
             {"label": f"{TYPES[kind].capitalize()}s {STATE_WORDS[state]}", "kind": Markup()}
             for kind, _, _ in PANELS
@@ -6163,14 +6164,23 @@ def render_table(
     )
 
 
-def email_table(pages: Pages, view: View, table: Table, zone: tzinfo, now: int, base: str) -> Markup:
+def campaign_cell(pages: Pages, campaign: str, of_campaign: bool) -> Markup:
+    """Which campaign a row belongs to; nothing on the page of a campaign, where it would be the same in each."""
+    return (
+        Markup() if of_campaign else pages["_named_cell.html"].render(text=campaign, whole=told_whole(pages, campaign))
+    )
+
+
+def email_table(
+    pages: Pages, view: View, table: Table, zone: tzinfo, now: int, base: str, *, of_campaign: bool = False
+) -> Markup:
     """Emails, with what their readers did."""
     rows = [
         {
             "url": f"{base}/emails/{quote(row['key'], safe='')}",
             "subject": row.get("subject") or ("(no subject)" if row["registered"] else "(not registered)"),
             "recipient": row.get("recipient") or row["key"],
-            "campaign": row["campaign"],
+            "campaign": campaign_cell(pages, row["campaign"], of_campaign),
             "opens": state_summary(row, "opens"),
             "clicks": state_summary(row, "clicks"),
             "links": ", ".join(short_url(url) for url in row.get("links") or ()),
@@ -6181,7 +6191,7 @@ def email_table(pages: Pages, view: View, table: Table, zone: tzinfo, now: int, 
     rows = [
         {
             **row,
-            **{f"whole_{name}": told_whole(pages, str(row[name])) for name in ("recipient", "subject", "campaign")},
+            **{f"whole_{name}": told_whole(pages, str(row[name])) for name in ("recipient", "subject")},
             "whole_clicks": told_whole(pages, f"{row['clicks']} {row['links']}"),
         }
         for row in rows
@@ -6192,7 +6202,7 @@ def email_table(pages: Pages, view: View, table: Table, zone: tzinfo, now: int, 
         ("Opens", "opens"),
         ("Clicks", "clicks"),
         ("Sent", "sent"),
-        ("Campaign", "campaign"),
+        *(() if of_campaign else (("Campaign", "campaign"),)),
     )
     return render_table(pages, view, table, "Emails", heads, pages["_email_row.html"].render_each(rows))
 
@@ -6234,7 +6244,7 @@ def campaign_table(pages: Pages, view: View, table: Table, zone: tzinfo, now: in
     return render_table(pages, view, table, "Campaigns", heads, pages["_campaign_row.html"].render_each(rows))
 
 
-def link_table(pages: Pages, view: View, table: Table) -> Markup:
+def link_table(pages: Pages, view: View, table: Table, *, of_campaign: bool = False) -> Markup:
     """Links that were clicked, and by how many."""
     rows = [
         {
@@ -6244,11 +6254,15 @@ def link_table(pages: Pages, view: View, table: Table) -> Markup:
             "clicks": grouped(row["clicks_person"]),
             "unconfirmed": grouped(row["clicks_unconfirmed"]),
             "machines": grouped(row["clicks_machine"]),
-            "campaign": row["campaign"]
-            if row["campaigns"] == 1
-            else counted(row["campaigns"], "campaign")
-            if row["campaigns"]
-            else "–",
+            "campaign": campaign_cell(
+                pages,
+                row["campaign"]
+                if row["campaigns"] == 1
+                else counted(row["campaigns"], "campaign")
+                if row["campaigns"]
+                else "–",
+                of_campaign,
+            ),
         }
         for row in table.rows
     ]
@@ -6258,7 +6272,7 @@ def link_table(pages: Pages, view: View, table: Table) -> Markup:
         ("Clicks", "clicks"),
         ("Unconfirmed", ""),
         ("Machines", ""),
-        ("Campaign", ""),
+        *(() if of_campaign else (("Campaign", ""),)),
     )
     return render_table(pages, view, table, "Links", heads, pages["_link_row.html"].render_each(rows))
 
@@ -6355,6 +6369,7 @@ def dashboard_page(pages: Pages, model: DashboardModel) -> str:
         else f"the {RANGES.get(period.name, 'same length of time')} before",
         curve=curve(pages, view, stats, machines=model.machines),
         machines_url=curve_url,
+        machines_key=pages["_machines_key.html"].render() if model.machines else Markup(),
         machines_text="Without machines" if model.machines else "With machines",
         reasons=pages["_reason_row.html"].render_each(reason_rows(stats)),
         campaigns=campaign_table(pages, view, model.campaigns, zone, now, base),
@@ -6465,9 +6480,9 @@ def campaign_page(pages: Pages, model: CampaignModel) -> str:
         first=time_cell(pages, row["first_email_at"], reader.zone, reader.now),
         last=time_cell(pages, row["last_hit_at"], reader.zone, reader.now),
         figures=figure_list(pages, figures, explained=False),
-        links=link_table(pages, model.view, model.links),
+        links=link_table(pages, model.view, model.links, of_campaign=True),
         search=search_form(pages, model.view, model.wanted),
-        emails=email_table(pages, model.view, model.emails, reader.zone, reader.now, reader.base),
+        emails=email_table(pages, model.view, model.emails, reader.zone, reader.now, reader.base, of_campaign=True),
     )
     return pages.page(f"{row['campaign']}: {reader.tenant.name}", body)
 
