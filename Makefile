@@ -49,10 +49,10 @@ define install
 fi
 endef
 
-.PHONY: help run demo dist test bench lint format clean venv runtime-packages test-packages bench-packages lint-packages
+.PHONY: help run demo dist test screenshots bench lint format clean venv runtime-packages test-packages bench-packages lint-packages
 
 help: ## print this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 # As a module, so that Python keeps it compiled: a script is compiled anew at each start.
 run: runtime-packages ## start the tracker on this machine
@@ -67,6 +67,10 @@ demo: runtime-packages ## fill data/demo with some weeks of made-up mail, print 
 # Without hash randomisation, which would order sets differently each time: the same sources give the same bytes.
 dist: runtime-packages ## build dist/email-tracker.pyz, the whole program in one file
 	@PYTHONHASHSEED=0 PYTHONOPTIMIZE= $(VENV)/bin/python .make/dist.py
+
+screenshots: test-packages ## make the two pictures of README anew
+	@.make/debian chromium
+	@$(VENV)/bin/python tests/screenshots.py
 
 test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
 	@$(VENV)/bin/python -m pytest $(ARGS)

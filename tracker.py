@@ -9513,7 +9513,7 @@ def _demo_hits(
 
 def _demo_story(tenant: Tenant, key: str, sent_at: int) -> Iterator[Hit]:
     """An email that much happens to: a gateway follows all its links, Apple loads ahead, then a person reads and clicks."""
-    links = [f"https://acme.example.com/{path}" for path in DEMO_LINKS[:4]]
+    links = [f"https://acme.example.com/{path}" for path in DEMO_LINKS[:2]]
     for n, url in enumerate((HIDDEN_TARGET, *links)):
         yield _demo_hit(tenant, key, sent_at + 4_000 + 400 * n, DEMO_BROWSER, url, "192.0.2.0")
     yield _demo_hit(tenant, key, sent_at + 9 * 60_000, "Mozilla/5.0")

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -39,6 +39,7 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost",
     "--remote-debugging-pipe",
 )
+KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, ""), " ": (32, " ")}  # with their codes and what they type
 # Remote debugging reads descriptor 3 and writes to 4; only a program between can give pipes these numbers.
 LAUNCH = """\
 import fcntl, os, sys
@@ -250,6 +251,30 @@ class Tab:
         )
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
+    def follow(self, act: Callable[[], object]) -> None:
+        """Do what leads to another page, and wait until that is whole."""
+        self._forget()
+        act()
+        while not self._loaded:
+            self.chromium.hear()
+
+    def press(self, key: str) -> None:
+        """Press a key and let it go."""
+        code, text = KEYS[key] if key in KEYS else (ord(key.upper()) if key.isalnum() else 0, key)
+        common = {"key": key, "code": key if key in KEYS else "", "windowsVirtualKeyCode": code}
+        self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **common)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def point(self, x: float, y: float) -> None:
+        """Move the mouse."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def picture(self, height: int | None = None) -> bytes:
+        """A PNG of the page from its top, so high, or the whole of it."""
+        width, whole = self.run("[innerWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": height or whole, "scale": 1}
+        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"])
+
     def read(self, urls: Sequence[str]) -> list[Reading]:
         """How Chromium reads URLs: alone, in a page of another site, and in a link's attribute there."""
         found = self.run(f"({READ})({json.dumps(urls)})")
@@ -293,13 +318,19 @@ class Reading(NamedTuple):
 
 
 class Site:
-    """nginx over TLS before a server: Acme's plain links lead to acme.com, Globex's to any host, and Initech has a mailing."""
+    """nginx over TLS before a server: Acme's plain links lead to acme.com, Globex's to any host, and Initech has a mailing.
 
-    def __init__(self, folder: Path) -> None:
+    If asked for, the shop of the demo is there as well.
+    """
+
+    def __init__(self, folder: Path, *, demo: bool = False) -> None:
         self.nginx = Nginx(folder, SECRET_KEY=SECRET)
         self.url = self.nginx.url
         self._limited: deque[float] = deque(maxlen=BURST)
         try:
+            # First of all, since the demo wants an empty database, and the server fills it.
+            said = self.nginx.server.run("demo") if demo else ""
+            self.shop = said.partition(self.url)[2].partition("/dashboard")[0]
             self.nginx.server.start()
             self.nginx.start()
             self.acme = self.nginx.server.tenant("Acme", "--domain", "acme.com")

@@ -1,0 +1,446 @@
+"""How the pages look and are used: on screens of three widths, light and dark, on paper, with a mouse and with keys alone.
+
+Each picture that was looked at is left in the tests' temporary folder. What is asserted of accessibility is WCAG 2.2 AA.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from browser import Chromium, Site, Tab
+from conftest import ROOT, missing
+from test_chromium import CONTRASTS
+
+WIDTHS, SCHEMES = (320, 768, 1600), ("light", "dark")
+SUBJECTS = (
+    "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd",
+    "\u202egnp.exe from right to left",
+    "\U0001f389" * 60,
+    "W" * 300,
+    "A subject with many words that goes on and on " * 6,
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The demo's shop, and Initech with five odd emails."""
+    if shutil.which("chromium") is None:
+        missing("chromium")
+    made = Site(tmp_path_factory.mktemp("site"), demo=True)
+    try:
+        emails = [
+            {
+                "key": f"odd{n}",
+                "subject": subject,
+                "recipient": f"{subject[:40]}@example.org",
+                "campaign": subject[:200],
+            }
+            for n, subject in enumerate(SUBJECTS)
+        ]
+        assert made.request("POST", f"/{made.initech['id']}/emails", emails)[0] == 201
+        for n in range(len(SUBJECTS)):
+            assert made.request("GET", f"/{made.initech['mail_id']}/pixel/odd{n}.gif")[0] == 200
+        for host in ("acme.com", "elsewhere.example"):
+            made.request("GET", f"/{made.initech['mail_id']}/click/odd2?url=https://{host}/{'a' * 150}?b=%26c")
+        yield made
+    finally:
+        made.nginx.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """One Chromium for all tests here."""
+    made = Chromium(tmp_path_factory.mktemp("chromium"), site.key())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tab(site: Site, chromium: Chromium) -> Iterator[Tab]:
+    """A tab of the test's own."""
+    made = chromium.tab(site.url + "/")
+    yield made
+    made.call("Page.close")
+
+
+def paths(site: Site) -> dict[str, str]:
+    """The pages that are looked at; those of an empty tenant are made on the way."""
+    rows = tracker_json(site, f"{site.shop}/emails.json")["rows"]
+    campaign = quote(next(row["campaign"] for row in rows if row["campaign"] != "Orders"), safe="")
+    return {
+        "dashboard": f"{site.shop}/dashboard",
+        "24h": f"{site.shop}/dashboard?range=24h",
+        "90d-machines": f"{site.shop}/dashboard?range=90d&machines=1",
+        "12m-sorted": f"{site.shop}/dashboard?range=12m&sort=campaigns.opened.up",
+        "single-day": f"{site.shop}/dashboard?from=2026-01-01&to=2026-01-01",
+        "campaign": f"{site.shop}/campaigns/{campaign}",
+        "email": f"{site.shop}/emails/{story(site)}",
+        "odd-dashboard": f"/{site.initech['id']}/dashboard?machines=1",
+        "odd-campaign": f"/{site.initech['id']}/campaigns/{quote(SUBJECTS[3][:200])}",
+        "odd-email": f"/{site.initech['id']}/emails/odd2",
+        "error": f"{site.shop}/emails/nobody",
+    }
+
+
+def tracker_json(site: Site, path: str) -> Any:
+    """What an export says."""
+    status, answer = site.request("GET", path)
+    assert status == 200
+    return json.loads(answer)
+
+
+def story(site: Site) -> str:
+    """The key of an email to which much happened."""
+    rows = tracker_json(site, f"{site.shop}/events.json")["rows"]
+    key: str = next(row["key"] for row in reversed(rows) if row["reason"] == "hidden-link")
+    return key
+
+
+def open_page(site: Site, tab: Tab, path: str, width: int = 1600, scheme: str = "light") -> None:
+    """Go to a page, and see that nothing was complained of."""
+    site.pace(4)
+    tab.screen(width, scheme)
+    tab.go(site.url + path)
+    status = 404 if path.endswith("/nobody") else 200
+    # Chromium complains about every document that isn't 2xx.
+    complaints = [each for each in tab.complaints if status == 200 or path not in each]
+    assert (tab.statuses, complaints, tab.elsewhere) == ([status], [], []), path
+
+
+# == Looks ==
+
+
+def overflow(tab: Tab) -> list[str]:
+    """What stands out of the window, apart from what scrolls in a region of its own."""
+    found: list[str] = tab.run("""Array.from(document.querySelectorAll("body *"))
+        .filter(e => !e.closest(".scroll *, svg *, .skip") && e.checkVisibility())
+        .filter(e => { const r = e.getBoundingClientRect(); return r.right > innerWidth + 0.5 || r.left < -0.5 })
+        .map(e => e.outerHTML.slice(0, 100))""")
+    return found
+
+
+@pytest.mark.parametrize("width, scheme", list(itertools.product(WIDTHS, SCHEMES)))
+def test_every_page_is_whole_on_every_screen(site: Site, tab: Tab, tmp_path: Path, width: int, scheme: str) -> None:
+    pages = paths(site)
+    pages["empty"] = f"/{site.nginx.server.tenant(f'Empty {width} {scheme}')['id']}/dashboard"
+    for name, path in pages.items():
+        open_page(site, tab, path, width, scheme)
+        assert tab.run("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than {width}"
+        assert overflow(tab) == [], name
+        contrasts = tab.run(CONTRASTS)
+        assert contrasts
+        assert [(text, contrast) for text, contrast in contrasts if contrast < 4.5] == [], name
+        assert tab.run("document.getAnimations().length") == 0
+        picture = tab.picture()
+        assert picture.startswith(b"\x89PNG")
+        (tmp_path / f"{name}-{width}-{scheme}.png").write_bytes(picture)
+    assert "Your first mail" in tab.text("h2")
+    assert "Nothing in this range" in tab.run("document.querySelector('.curve').textContent")
+
+
+@pytest.mark.parametrize("name", ["dashboard", "campaign", "email", "odd-dashboard", "odd-email"])
+def test_paper_is_white_and_has_whole_tables_and_no_controls(site: Site, tab: Tab, tmp_path: Path, name: str) -> None:
+    open_page(site, tab, paths(site)[name], 794, "dark")
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    tab.call("Emulation.setEmulatedMedia", media="print", features=features)
+    assert tab.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+    assert [text for text in tab.run(CONTRASTS) if text[1] < 4.5] == []
+    seen = (
+        "Array.from(document.querySelectorAll('form, button, .skip, nav ul, .take')).filter(e => e.checkVisibility())"
+    )
+    assert tab.run(f"{seen}.length") == 0
+    (tmp_path / f"{name}-print.png").write_bytes(tab.picture())
+
+
+# == The curve ==
+
+STEPS = """Array.from(document.querySelectorAll(".steps a"), a => {
+    const text = a.querySelector("text"), box = a.querySelector("rect").getBoundingClientRect();
+    const told = text.getBoundingClientRect();
+    return {
+        told: text.textContent, opacity: getComputedStyle(text).opacity, left: told.left, right: told.right,
+        x: box.x + box.width / 2, y: box.y + box.height / 2, focused: a === document.activeElement,
+    };
+})"""
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("asked", ["range=24h", "range=30d", "range=90d&machines=1", "range=12m&machines=1"])
+def test_a_step_of_the_curve_tells_its_values_to_who_points_at_it(site: Site, tab: Tab, width: int, asked: str) -> None:
+    open_page(site, tab, f"{site.shop}/dashboard?{asked}", width)
+    tab.run("document.querySelector('.curve').scrollIntoView({block: 'center'})")
+    steps = tab.run(STEPS)
+    assert {step["opacity"] for step in steps} == {"0"}
+    for n in (0, len(steps) // 2, len(steps) - 1):
+        tab.point(steps[n]["x"], steps[n]["y"])
+        now = tab.run(STEPS)
+        assert [m for m, step in enumerate(now) if step["opacity"] == "1"] == [n]
+        assert now[n]["left"] >= 0 and now[n]["right"] <= width, now[n]
+        # What stands there else gives way.
+        assert tab.run("getComputedStyle(document.querySelector('.curve > text')).opacity") == "0"
+        assert re.fullmatch(r"[^:]+(:\d\d)?: [\d,+]+ opens · [\d,+]+ clicks", now[n]["told"])
+
+
+def test_a_step_of_the_curve_tells_its_values_to_who_uses_keys(site: Site, tab: Tab) -> None:
+    open_page(site, tab, f"{site.shop}/dashboard?machines=1", 320)
+    tab.run("document.querySelector('.legend a').focus()")
+    tab.press("Tab")  # the link that skips the curve
+    for n in range(3):
+        tab.press("Tab")
+        steps = tab.run(STEPS)
+        assert [m for m, step in enumerate(steps) if step["focused"]] == [n]
+        assert [m for m, step in enumerate(steps) if step["opacity"] == "1"] == [n]
+        assert steps[n]["left"] >= 0 and steps[n]["right"] <= 320
+    site.pace(2)
+    tab.follow(lambda: tab.press("Enter"))
+    assert tab.complaints == []
+    assert re.search(r"machines=1&from=(\S+)&to=\1$", tab.run("location.search"))
+
+
+# == Keys alone ==
+
+TABBABLE = "a[href], button, input:not([type=hidden]), select, summary, [tabindex='0']"
+FOCUSED = f"""(() => {{
+    const all = Array.from(document.querySelectorAll("{TABBABLE}")).filter(e => e.checkVisibility());
+    const e = document.activeElement, drawn = e.closest("svg") ? e.querySelector("rect") : e;
+    const box = drawn.getBoundingClientRect(), style = getComputedStyle(drawn);
+    const ring = e.closest("svg") ? style.stroke !== "none" && parseFloat(style.strokeWidth) >= 2
+        : style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2;
+    const seen = box.width > 0 && box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth;
+    return {{index: all.indexOf(e), all: all.length, name: e.outerHTML.slice(0, 80), ring, seen}};
+}})()"""
+
+
+@pytest.mark.parametrize("name", ["dashboard", "campaign", "email"])
+@pytest.mark.parametrize("width", [320, 1600])
+def test_a_walk_with_tab_meets_everything_in_order_and_visibly(site: Site, tab: Tab, name: str, width: int) -> None:
+    open_page(site, tab, paths(site)[name], width)
+    met: list[int] = []
+    while True:
+        tab.press("Tab")
+        now = tab.run(FOCUSED)
+        if now["index"] == -1 or (met and now["index"] < met[-1]):
+            break  # beyond the end of the page
+        assert now["ring"] and now["seen"], now
+        if not met or now["index"] != met[-1]:  # a date has several fields
+            met.append(now["index"])
+        assert len(met) <= now["all"]
+    assert met == list(range(len(met)))
+    assert len(met) == tab.run(FOCUSED)["all"]
+
+
+def test_skip_links_come_first_and_lead_past_what_they_skip(site: Site, tab: Tab) -> None:
+    open_page(site, tab, f"{site.shop}/dashboard", 320)
+    tab.press("Tab")
+    assert tab.run("document.activeElement.innerText") == "Skip to the numbers"
+    tab.press("Enter")
+    tab.press("Tab")
+    assert tab.run("document.activeElement.closest('main').id") == "numbers"
+    while tab.run("document.activeElement.innerText") != "Skip the curve":
+        tab.press("Tab")
+    tab.press("Enter")
+    tab.press("Tab")
+    assert tab.run("document.activeElement.closest('[aria-labelledby]').getAttribute('aria-labelledby')") == "campaigns"
+
+
+def test_why_these_numbers_opens_by_key_and_by_the_links_that_ask(site: Site, tab: Tab) -> None:
+    is_open = "document.querySelector('#why').checkVisibility()"
+    open_page(site, tab, f"{site.shop}/dashboard")
+    assert not tab.run(is_open)
+    tab.run("document.querySelector('summary').focus()")
+    tab.press("Enter")
+    assert tab.run(is_open)
+    tab.press("Enter")
+    assert not tab.run(is_open)
+    tab.run("document.querySelector('.figures a').focus()")
+    tab.press("Enter")
+    assert tab.run(is_open)
+    reasons = tab.text("#why + .scroll tbody code")
+    assert {"hidden-link", "burst", "repeat", "own-address", "apple-mpp", "image-proxy", "browser"} <= set(reasons)
+
+
+def test_emails_are_searched_with_keys_alone(site: Site, tab: Tab) -> None:
+    open_page(site, tab, f"{site.shop}/dashboard?range=7d")
+    tab.run("document.querySelector('[name=q]').focus()")
+    for letter in "ben.":
+        tab.press(letter)
+    tab.press("Tab")
+    assert tab.run("document.activeElement.name") == "show"
+    tab.press("o")  # "opened by a person"
+    tab.press("Tab")
+    site.pace(2)
+    tab.follow(lambda: tab.press("Enter"))
+    assert (tab.statuses, tab.complaints) == ([200], [])
+    assert tab.run("location.search + location.hash") == "?range=7d&q=ben.&show=opened#emails"
+    found = tab.text(".emails tbody th")
+    assert found and all(text.startswith("ben.") for text in found)
+
+
+def test_a_range_is_asked_for_with_keys_alone(site: Site, tab: Tab) -> None:
+    open_page(site, tab, f"{site.shop}/dashboard?machines=1&range=7d")
+    tab.run("document.querySelector('[name=from]').focus()")
+    for (
+        digit
+    ) in "10012026":  # the order of the fields is that of American English, which is Chromium's without a locale
+        tab.press(digit)
+    tab.run("document.querySelector('[name=tz]').select()")
+    for letter in "Asia/Kolkata":
+        tab.press(letter)
+    site.pace(2)
+    tab.follow(lambda: tab.press("Enter"))
+    assert (tab.statuses, tab.complaints) == ([200], [])
+    asked = tab.run("Object.fromEntries(new URLSearchParams(location.search))")
+    assert (asked["from"], asked["tz"], asked["machines"]) == ("2026-10-01", "Asia/Kolkata", "1")
+    assert tab.run("document.querySelector('[name=tz]').value") == "Asia/Kolkata"
+    assert tab.run("document.querySelectorAll('[aria-current=page]').length") == 0
+
+
+def test_tables_are_sorted_by_their_heads(site: Site, tab: Tab) -> None:
+    open_page(site, tab, f"{site.shop}/dashboard")
+    for direction in ("descending", "ascending"):
+        tab.run("document.querySelector('.emails thead a').focus()")
+        site.pace(2)
+        tab.follow(lambda: tab.press("Enter"))
+        assert tab.complaints == []
+        assert tab.run("document.querySelector('.emails thead th').ariaSort") == direction
+        found = tab.text(".emails tbody th")
+        assert found == sorted(found, reverse=direction == "descending")
+        assert tab.run("location.hash") == "#emails"
+
+
+# == Accessibility ==
+
+
+def custom_properties(scheme: str) -> dict[str, str]:
+    """The colours of the stylesheet in a scheme."""
+    light, dark = re.findall(r":root \{([^}]*--[^}]*)\}", (ROOT / "templates" / "style.css").read_text())
+    found = dict(re.findall(r"--(\w+): (#\w+)", light))
+    return {**found, **(dict(re.findall(r"--(\w+): (#\w+)", dark)) if scheme == "dark" else {})}
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as WCAG 2.2 defines it."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [int(digits[n : n + 2], 16) / 255 for n in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+TEXTS = tuple(itertools.product(("ink", "quiet", "link"), ("paper", "panel")))
+SHAPES = (
+    *(("person", "paper"), ("unconfirmed", "paper"), ("machine", "paper"), ("person", "line")),  # bars
+    *(("quiet", "paper"), ("link", "paper"), ("link", "panel"), ("warn", "paper")),  # borders, the ring of focus, the mark of a notice
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_colours_of_the_stylesheet_have_contrast_enough(scheme: str) -> None:
+    assert contrast("#000", "#ffffff") == pytest.approx(21)
+    colours = custom_properties(scheme)
+    found = {(one, other): contrast(colours[one], colours[other]) for one, other in (*TEXTS, *SHAPES)}
+    assert {pair: value for pair, value in found.items() if value < (4.5 if pair in TEXTS else 3)} == {}
+
+
+def test_the_stylesheet_names_its_colours_once_and_moves_nothing() -> None:
+    text = (ROOT / "templates" / "style.css").read_text()
+    rest = re.sub(r":root \{[^}]*\}", "", text)
+    assert re.findall(r"#[0-9a-f]{3,8}\b|rgb|hsl", rest) == []
+    assert set(re.findall(r"--(\w+):", text)) == set(re.findall(r"var\(--(\w+)\)", text))
+    assert re.findall(r"animation|transition|scroll-behavior|@keyframes|url\(|@import|!important", text) == []
+
+
+# What no tree of accessibility says. Sizes are those of WCAG 2.2, 2.5.8; links in sentences are exempt there.
+FAULTS = """(() => {
+    const found = [], all = selector => Array.from(document.querySelectorAll(selector)).filter(e => e.checkVisibility());
+    const say = (what, e) => found.push(what + ": " + e.outerHTML.slice(0, 120));
+    if (document.documentElement.lang !== "en") found.push("lang");
+    if (!document.title) found.push("title");
+    const ids = Array.from(document.querySelectorAll("[id]"), e => e.id);
+    ids.filter((id, n) => ids.indexOf(id) !== n).forEach(id => found.push("id twice: " + id));
+    if (all("h1").length !== 1) found.push("h1: " + all("h1").length);
+    let level = 0;
+    for (const e of all("h1, h2, h3, h4, h5, h6")) {
+        if (+e.tagName[1] > level + 1) say("heading jumps", e);
+        level = +e.tagName[1];
+    }
+    for (const e of all("img")) if (!e.hasAttribute("alt")) say("alt", e);
+    for (const e of all("[tabindex]")) if (e.tabIndex > 0) say("tabindex", e);
+    for (const e of all("[onclick], [style], script, style")) say("not allowed", e);
+    for (const table of document.querySelectorAll("table")) {
+        for (const e of table.querySelectorAll("thead th")) if (e.scope !== "col") say("scope", e);
+        for (const row of table.querySelectorAll("tbody tr")) {
+            const heads = row.querySelectorAll("th");
+            if (heads.length > 1 || row.cells.length !== table.tHead.rows[0].cells.length) say("row", row);
+            // A first cell that is a head is a row's in any case; the curve has too many to say so each time.
+            if (!table.matches(".steps-table")) for (const e of heads) if (e.scope !== "row") say("scope", e);
+        }
+        if (!table.closest(".scroll[role=region][tabindex='0']")) say("no region", table);
+    }
+    for (const e of document.querySelectorAll("[aria-labelledby], [aria-describedby]"))
+        for (const name of ["aria-labelledby", "aria-describedby"])
+            if (e.hasAttribute(name) && !document.getElementById(e.getAttribute(name))) say("nobody has that id", e);
+    for (const e of all("a[href^='#']")) if (!document.getElementById(e.hash.slice(1))) say("leads nowhere", e);
+    for (const e of all("header a, nav a, form input:not([type=hidden]), form select, form button, summary, thead a, .legend a")) {
+        if (e.closest(".skip")) continue;
+        const box = e.getBoundingClientRect();
+        if (box.width < 24 || box.height < 24) say(`${box.width} x ${box.height}`, e);
+    }
+    return found;
+})()"""
+NAMED = {
+    *("link", "button", "textbox", "searchbox", "combobox", "Date", "DateTime", "region", "heading", "navigation"),
+    *("DisclosureTriangle", "columnheader", "rowheader", "img", "image", "option"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [320, 1600])
+@pytest.mark.parametrize(
+    "name", ["dashboard", "90d-machines", "campaign", "email", "odd-dashboard", "odd-email", "error", "empty"]
+)
+def test_pages_are_accessible(site: Site, tab: Tab, name: str, width: int) -> None:
+    path = f"/{site.acme['id']}/dashboard" if name == "empty" else paths(site)[name]
+    open_page(site, tab, path, width)
+    tab.run("document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert tab.run(FAULTS) == []
+    tree = [node for node in tab.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+    roles: dict[str, list[str]] = {}
+    for node in tree:
+        roles.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
+    assert {role for role, names in roles.items() if role in NAMED and "" in names} == set()
+    assert len(roles["main"]) == 1
+    if name == "error":
+        return
+    assert len(roles["banner"]) == 1
+    assert roles["navigation"] == ["Range" if "dashboard" in path else "Where this is"]
+    assert len(roles["region"]) > 1
+    if "dashboard" in path:
+        assert len(roles["contentinfo"]) == 1
+        heads = tab.run("document.querySelectorAll('tbody th').length")
+        assert len(roles.get("rowheader", [])) == heads
+        assert roles["search"] and {"Search", "From", "to", "time zone"} <= {n for r in roles.values() for n in r}
+
+
+# == What README shows ==
+
+
+def test_pictures_of_readme_exist_and_are_small() -> None:
+    named = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert named
+    for path in named:
+        picture = (ROOT / path).read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) <= 150_000, path
