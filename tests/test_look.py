@@ -100,7 +100,7 @@ def tracker_json(site: Site, path: str) -> Any:
 def story(site: Site) -> str:
     """The key of an email to which much happened."""
     rows = tracker_json(site, f"{site.shop}/events.json")["rows"]
-    key: str = next(row["key"] for row in reversed(rows) if row["reason"] == "hidden-link")
+    key: str = next(row["key"] for row in rows if row["reason"] == "hidden-link")
     return key
 
 
@@ -118,11 +118,11 @@ def open_page(site: Site, tab: Tab, path: str, width: int = 1600, scheme: str = 
 # == Looks ==
 
 
-def overflow(tab: Tab) -> list[str]:
+def overflow(tab: Tab, width: int) -> list[str]:
     """What stands out of the window, apart from what scrolls in a region of its own."""
-    found: list[str] = tab.run("""Array.from(document.querySelectorAll("body *"))
+    found: list[str] = tab.run(f"""Array.from(document.querySelectorAll("body *"))
         .filter(e => !e.closest(".scroll *, svg *, .skip") && e.checkVisibility())
-        .filter(e => { const r = e.getBoundingClientRect(); return r.right > innerWidth + 0.5 || r.left < -0.5 })
+        .filter(e => e.getBoundingClientRect().right > {width} + 0.5 || e.getBoundingClientRect().left < -0.5)
         .map(e => e.outerHTML.slice(0, 100))""")
     return found
 
@@ -133,8 +133,9 @@ def test_every_page_is_whole_on_every_screen(site: Site, tab: Tab, tmp_path: Pat
     pages["empty"] = f"/{site.nginx.server.tenant(f'Empty {width} {scheme}')['id']}/dashboard"
     for name, path in pages.items():
         open_page(site, tab, path, width, scheme)
-        assert tab.run("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than {width}"
-        assert overflow(tab) == [], name
+        # Not innerWidth: a phone makes that as wide as what it has to show.
+        assert tab.run("document.documentElement.scrollWidth") <= width, name
+        assert overflow(tab, width) == [], name
         contrasts = tab.run(CONTRASTS)
         assert contrasts
         assert [(text, contrast) for text, contrast in contrasts if contrast < 4.5] == [], name
@@ -152,7 +153,7 @@ def test_paper_is_white_and_has_whole_tables_and_no_controls(site: Site, tab: Ta
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     tab.call("Emulation.setEmulatedMedia", media="print", features=features)
     assert tab.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.run("document.documentElement.scrollWidth") <= 794
     assert [text for text in tab.run(CONTRASTS) if text[1] < 4.5] == []
     seen = (
         "Array.from(document.querySelectorAll('form, button, .skip, nav ul, .take')).filter(e => e.checkVisibility())"
