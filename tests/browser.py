@@ -35,7 +35,9 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-extensions"),
     # Its own second thoughts would hide where a link led: http made https, and a page in place of a look-alike.
-    "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable,LookalikeUrlNavigationThrottle",
+    # And it asks its maker what the fields of a form are for, on behalf of the page, autocomplete="off" or not.
+    "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable,LookalikeUrlNavigationThrottle,"
+    "AutofillServerCommunication",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost",
     "--remote-debugging-pipe",
 )
