@@ -1,0 +1,337 @@
+"""Fill a new database with a year of one tenant's mail: a million emails and ten million events, within minutes.
+
+Emails and events are written as the tracker would have, in the order of time, and the tracker itself makes all
+roll-ups of them. For tests it fills small ones as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sqlite3
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import tracker
+
+EMAILS, EVENTS = 1_000_000, 10_000_000
+CAMPAIGNS, EMAILS_A_CAMPAIGN = 500, 100  # at most, and at least
+LINKS = 20  # of a campaign
+DAYS = 365
+CLICK_SHARE = 0.1
+WITHOUT_CAMPAIGN = 0.1  # of the emails: receipts, passwords
+UNREGISTERED = 0.005  # of those: known from their hits alone
+OPENED = 0.7  # of the emails, by whomever or whatever
+SKEW = 1.3  # how much more often some are opened than others
+TAIL_HOURS = 20.0  # in which most of the hits come
+CACHE_MEBIBYTES = 1024
+ZONE = "Europe/Rome"
+COMMON_WORD, RARE_WORD = "Acme", "Zeppelin"  # in the subject of each campaign's email, and of few
+SUBJECTS = ("new arrivals", "spring sale", "five things we learned", "your cart is waiting", "thank you", "what is next")
+NAMES = ("anna", "bruno", "carla", "deniz", "elena", "farid", "giulia", "hiro", "ines", "jonas", "kemal", "lucia")
+
+APPLE_WEBKIT = "AppleWebKit/605.1.15 (KHTML, like Gecko)"
+OPENERS: tuple[tuple[float, str, Iterable[int]], ...] = (  # share, user agent, and its versions
+    (26, "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)", (0,)),
+    (5, "YahooMailProxy; https://help.yahoo.com/kb/yahoo-mail-proxy-SLN28749.html", (0,)),
+    (25, "Mozilla/5.0", (0,)),
+    (14, f"Mozilla/5.0 (iPhone; CPU iPhone OS 18_{{}} like Mac OS X) {APPLE_WEBKIT} Mobile/15E148", range(7)),
+    (10, "Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.{}; Pro)", range(17_900, 18_000)),
+    (5, "Mozilla/5.0 (X11; Linux x86_64; rv:{0}.0) Gecko/20100101 Thunderbird/{0}.0", range(115, 141)),
+    (5, "Mozilla/5.0 (Linux; Android 15; Pixel {}) AppleWebKit/537.36 (KHTML, like Gecko) Version/4.0", range(5, 10)),
+    (4, "Barracuda Sentinel (EE)", (0,)),
+    (4, "python-requests/2.{}.0", range(20, 33)),
+    (1, "", (0,)),
+    (1, "SomeTool/{}", range(200)),
+)
+_CHROME = "Mozilla/5.0 ({}) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{{}}.0.0.0 {}Safari/537.36"
+CLICKERS: tuple[tuple[float, str, Iterable[int]], ...] = (
+    (40, _CHROME.format("Windows NT 10.0; Win64; x64", ""), range(120, 146)),
+    (20, _CHROME.format("Linux; Android 10; K", "Mobile "), range(120, 146)),
+    (25, f"Mozilla/5.0 (iPhone; CPU iPhone OS 18_{{}} like Mac OS X) {APPLE_WEBKIT} Version/18.5 Safari/604.1", range(7)),
+    (8, "Barracuda Sentinel (EE)", (0,)),
+    (5, "python-requests/2.{}.0", range(20, 33)),
+    (2, "Mozilla/5.0 (Windows NT 10.0; rv:{0}.0) Gecko/20100101 Firefox/{0}.0", range(115, 146)),
+)
+REPEATS, SIGNS, MANY_SIGNS, OWN, HEADS = 0.03, 0.04, 0.02, 0.002, 0.005  # shares of the hits that are judged otherwise
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What was made, and how long it took."""
+
+    folder: Path
+    tenant: tracker.Tenant
+    seconds: dict[str, float]  # by step
+
+    @property
+    def database(self) -> Path:
+        """The file."""
+        return self.folder / "tracking.db"
+
+
+class Numbered:
+    """Texts or pairs that the database keeps once, numbered as they come."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[Any, int] = {}
+
+    def __getitem__(self, key: Any) -> int:
+        return self.numbers.setdefault(key, len(self.numbers) + 1)
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """Each as a row, behind its number."""
+        for key, number in self.numbers.items():
+            yield (number, *key) if isinstance(key, tuple) else (number, key)
+
+
+@dataclass(frozen=True)
+class Mailing:
+    """Emails that are sent at once."""
+
+    number: int
+    name: str  # of the campaign; "" for none
+    sent_at: int
+    first: int  # id of its emails
+    emails: int
+    events: int
+
+
+Event = tuple[int, int, int, str | None, int, int, int | None, str, int | None]
+# at, email, type, method, judgement, user agent, url, address, own: sorted, they are in the order of time
+
+
+def plan(chance: random.Random, emails: int, events: int, now: int) -> list[Mailing]:
+    """All mailings of the year, oldest first: a few large campaigns, many small ones, and what is sent day by day."""
+    campaigns = max(1, min(CAMPAIGNS, emails // EMAILS_A_CAMPAIGN))
+    singles = min(DAYS, campaigns)  # mailings without a campaign
+    sizes = [chance.uniform(0.6, 1.4) * (6 if n % 50 == 1 else 1) for n in range(campaigns)]
+    shares = [size / sum(sizes) * (1 - WITHOUT_CAMPAIGN) for size in sizes] + [WITHOUT_CAMPAIGN / singles] * singles
+    begin = now - DAYS * tracker.DAY_MS
+    times = [begin + int((n + chance.random()) * DAYS * tracker.DAY_MS / campaigns) for n in range(campaigns)]
+    times += [begin + int((n + chance.random()) * DAYS * tracker.DAY_MS / singles) for n in range(singles)]
+    found, first, done = [], 1, 0.0
+    order = sorted(range(len(shares)), key=times.__getitem__)
+    events_done = 0
+    for number in order:
+        done += shares[number]
+        last = number == order[-1]
+        count = (emails if last else round(done * emails)) - first + 1
+        share = (events if last else round(done * events)) - events_done
+        name = f"Week {times[number] // tracker.DAY_MS // 7 % 53 + 1}: campaign {number}" if number < campaigns else ""
+        found.append(Mailing(number, name, times[number], first, count, share))
+        first, events_done = first + count, events_done + share
+    return found
+
+
+def email_rows(chance: random.Random, mailing: Mailing, tenant: int) -> Iterator[tuple[Any, ...]]:
+    """Its emails, as the table has them."""
+    subject = f"{COMMON_WORD}: {chance.choice(SUBJECTS)}, no. {mailing.number}"
+    for n in range(mailing.emails):
+        id_ = mailing.first + n
+        at = mailing.sent_at + n * 20
+        key = f"m{mailing.number}-{chance.getrandbits(96):024x}"
+        if not mailing.name and chance.random() < UNREGISTERED:
+            yield id_, tenant, key, "", "", "", 0, at, None, None
+            continue
+        rare = f" {RARE_WORD}" if id_ % 20_011 == 7 else ""
+        person = chance.randrange(200_000)
+        recipient = f"{NAMES[person % len(NAMES)]}.{person}@example{person % 97}.com"
+        yield id_, tenant, key, subject + rare, recipient, mailing.name, 1, at, at, LINKS
+
+
+class Hits:
+    """Makes the events of mailings."""
+
+    def __init__(self, chance: random.Random, now: int) -> None:
+        self.chance, self.now = chance, now
+        self.judgements, self.agents, self.urls = Numbered(), Numbered(), Numbered()
+        self.addresses = [f"198.{chance.randrange(18, 52)}.{chance.randrange(256)}.0" for _ in range(3_000)]
+        self.openers = self._agents(OPENERS, tracker.OPEN)
+        self.clickers = self._agents(CLICKERS, tracker.CLICK)
+        self.open_signs = self._otherwise(tracker.OPEN)
+        self.click_signs = self._otherwise(tracker.CLICK)
+
+    def _agents(
+        self, agents: Sequence[tuple[float, str, Iterable[int]]], kind: int
+    ) -> tuple[list[tuple[int, int]], list[float]]:
+        """Pairs of user agent and judgement, and how often each occurs, summed up."""
+        pairs, weights, total = [], [], 0.0
+        for share, pattern, versions in agents:
+            names = [pattern.format(version) for version in versions]
+            for name in names:
+                judged = tracker.judge_agent(name, kind)
+                pairs.append((self.agents[name], self.judgements[judged.verdict, judged.reason, judged.state]))
+                total += share / len(names)
+                weights.append(total)
+        return pairs, weights
+
+    def _otherwise(self, kind: int) -> list[tuple[float, int]]:
+        """Judgements that come from neighbours, addresses and times: up to which random number each is given."""
+        aside, unconfirmed, machine = tracker.ASIDE, tracker.UNCONFIRMED, tracker.MACHINE
+        shares = [(OWN, ("self", "own-address", aside)), (HEADS, ("scanner", "head", machine))]
+        if kind == tracker.OPEN:
+            shares.append((REPEATS, ("human", "repeat", aside)))
+        else:
+            shares += [(SIGNS, ("unconfirmed", "some-signs", unconfirmed)), (MANY_SIGNS, ("scanner", "burst", machine))]
+        found, total = [], 0.0
+        for share, judgement in shares:
+            total += share
+            found.append((total, self.judgements[judgement]))
+        return found
+
+    def of(self, mailing: Mailing) -> list[Event]:
+        """The events of a mailing, by time."""
+        chance, emails = self.chance, mailing.emails
+        if not emails:
+            return []
+        opened = chance.sample(range(mailing.first, mailing.first + emails), max(1, int(emails * OPENED)))
+        opens = round(mailing.events * (1 - CLICK_SHARE))
+        site = f"https://shop.example.com/{mailing.number}"
+        urls = [
+            self.urls[f"{site}/offer-{n}?utm_campaign={mailing.number}" if n else "https://www.example.com/"]
+            for n in range(LINKS)
+        ]
+        found = list(self._hits(tracker.OPEN, mailing, opened, self.openers, self.open_signs, [None], opens))
+        few = opened[: max(1, len(opened) // 3)]
+        clicks = mailing.events - opens
+        found += self._hits(tracker.CLICK, mailing, few, self.clickers, self.click_signs, urls, clicks)
+        found.sort()
+        return found
+
+    def _hits(
+        self,
+        kind: int,
+        mailing: Mailing,
+        emails: Sequence[int],
+        agents: tuple[list[tuple[int, int]], list[float]],
+        otherwise: Sequence[tuple[float, int]],
+        urls: Sequence[int | None],
+        count: int,
+    ) -> Iterator[Event]:
+        random_, many, sent_at = self.chance.random, len(emails), mailing.sent_at
+        left = self.now - sent_at
+        tail, most = TAIL_HOURS * 3_600_000, otherwise[-1][0]
+        own, head = otherwise[0][1], otherwise[1][1]
+        chosen = self.chance.choices(agents[0], cum_weights=agents[1], k=count)
+        links = self.chance.choices(urls, cum_weights=[n**0.7 for n in range(1, len(urls) + 1)], k=count)
+        places = self.chance.choices(self.addresses, k=count)
+        spread = self.chance.expovariate
+        for (agent, judgement), url, address in zip(chosen, links, places, strict=True):
+            after = int(spread(1.0) * tail)
+            if after >= left:
+                after = int(random_() * left)
+            if (luck := random_()) < most:
+                judgement = next(number for bound, number in otherwise if luck < bound)
+            yield (
+                sent_at + 60_000 + after if after + 60_000 < left else sent_at + after,
+                emails[int(many * random_() ** SKEW)],
+                kind,
+                "HEAD" if judgement == head else None,
+                judgement,
+                agent,
+                url,
+                address,
+                1 if judgement == own else None,
+            )
+
+
+def in_time(mailings: Sequence[Mailing], hits: Hits) -> Iterator[list[Event]]:
+    """The events of all mailings in the order of time, in pieces: those before the next mailing is sent."""
+    waiting: list[Event] = []
+    for n, mailing in enumerate(mailings):
+        waiting += hits.of(mailing)
+        waiting.sort()
+        if n + 1 == len(mailings):
+            yield waiting
+            return
+        until = mailings[n + 1].sent_at
+        end = next((place for place, event in enumerate(waiting) if event[0] >= until), len(waiting))
+        yield waiting[:end]
+        del waiting[:end]
+
+
+def _insert(connection: sqlite3.Connection, mailings: Sequence[Mailing], hits: Hits, tenant: int) -> None:
+    """Emails and events, and what they refer to. Indexes are made at the end: one by one they'd take most of the time."""
+    indexes = connection.execute(
+        "select name, sql from sqlite_master where type = 'index' and sql is not null and tbl_name in ('emails', 'event_rows')"
+    ).fetchall()
+    for name, _ in indexes:
+        connection.execute(f"drop index {name}")
+    for mailing in mailings:
+        connection.executemany(
+            "insert into emails (id, tenant, key, subject, recipient, campaign, registered, created_at, sent_at, links)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            email_rows(hits.chance, mailing, tenant),
+        )
+    for events in in_time(mailings, hits):
+        connection.executemany(
+            "insert into event_rows (at, email, type, method, judgement, user_agent, url, ip_address, own, tenant)"
+            f" values (?, ?, ?, ?, ?, ?, ?, ?, ?, {tenant})",
+            events,
+        )
+    connection.executemany("insert into user_agents (id, user_agent) values (?, ?)", hits.agents.rows())
+    connection.executemany(
+        "insert into judgements (id, verdict, reason, state) values (?, ?, ?, ?)", hits.judgements.rows()
+    )
+    connection.executemany(
+        f"insert into urls (id, url, tenant, host) values (?, ?, {tenant}, ?)",
+        ((number, url, tracker.url_host(url)) for number, url in hits.urls.rows()),
+    )
+    for _, sql in indexes:
+        connection.execute(sql)
+
+
+def fill(folder: Path, emails: int = EMAILS, events: int = EVENTS, now: int | None = None, seed: int = 1) -> Filled:
+    """Make a database in a folder and fill it, up to now; the same seed and time make the same mail."""
+    seconds: dict[str, float] = {}
+    now = tracker.now_ms() if now is None else now
+    chance = random.Random(seed)
+    database = tracker.create_database(str(folder / "tracking.db"), tracker.resource("schema.sql").decode())
+    try:
+        with tracker.changing_tenants(database) as connection:
+            tenant = tracker.add_tenant(connection, "Acme", now - DAYS * tracker.DAY_MS, any_domain=True)
+            tracker.change_tenant(connection, tenant.number, tz=ZONE)
+        database.enlarge_cache(CACHE_MEBIBYTES)
+        with database.transaction() as connection:
+            started = time.perf_counter()
+            _insert(connection, plan(chance, emails, events, now), Hits(chance, now), tenant.number)
+            seconds["emails and events"] = time.perf_counter() - started
+        with database.transaction() as connection:
+            started = time.perf_counter()
+            tracker.rebuild_rollups(connection)
+            seconds["rebuild_rollups"] = time.perf_counter() - started
+    finally:
+        database.close()
+    return Filled(folder, tenant, seconds)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fill, and say how long it took."""
+    parser = argparse.ArgumentParser(prog="fill.py", description=(__doc__ or "").partition(":")[0] + ".")
+    parser.add_argument("folder", type=Path, help="where to make tracking.db and its spool")
+    parser.add_argument("--emails", type=int, default=EMAILS, metavar="N", help=f"default: {EMAILS:,}")
+    parser.add_argument("--events", type=int, default=EVENTS, metavar="N", help=f"default: {EVENTS:,}")
+    args = parser.parse_args(argv)
+    try:
+        filled = fill(args.folder, args.emails, args.events)
+    except tracker.StoreError as error:
+        print(f"fill.py: {error}", file=sys.stderr)
+        return 1
+    for step, took in filled.seconds.items():
+        print(f"{step}: {took:.1f} s")
+    size = os.path.getsize(filled.database)
+    print(f"{args.emails:,} emails and {args.events:,} events: {size / 1e6:,.0f} MB, {size / args.events:.0f} bytes an event")
+    print(f"dashboard: /{filled.tenant.id}/dashboard")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
