@@ -264,9 +264,9 @@ create table links (
     url      integer not null,
     clicks_person integer not null, clicks_unconfirmed integer not null, clicks_machine integer not null,
     emails_person integer not null, emails_unconfirmed integer not null, emails_machine integer not null,
-    primary key (tenant, campaign, url)
+    primary key (tenant, url, campaign)
 ) without rowid;
-create index links_by_url on links (tenant, url);
+create index links_by_campaign on links (tenant, campaign);
 
 create table named_hosts (               -- plain links that met the naming page
     tenant integer not null,

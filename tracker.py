@@ -2526,8 +2526,8 @@ MIGRATIONS = {  # from this version to the next: what schema.sql has since
         "create table links (tenant integer not null, campaign text not null, url integer not null,"
         " clicks_person integer not null, clicks_unconfirmed integer not null, clicks_machine integer not null,"
         " emails_person integer not null, emails_unconfirmed integer not null, emails_machine integer not null,"
-        " primary key (tenant, campaign, url)) without rowid",
-        "create index links_by_url on links (tenant, url)",
+        " primary key (tenant, url, campaign)) without rowid",
+        "create index links_by_campaign on links (tenant, campaign)",
         "create index emails_by_campaign on emails (tenant, campaign, created_at) where campaign <> ''",
         "create index emails_by_recipient on emails (tenant, recipient collate nocase) where recipient <> ''",
         "create virtual table email_words using fts5 (owner, subject, campaign, content = '', detail = column)",
@@ -3730,7 +3730,7 @@ def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
     changes.write(connection)
     for url in urls:  # it may have been this person's own
         if not connection.execute("select 1 from event_rows where url = ?", url).fetchone():
-            connection.execute("delete from links where url = ?", url)
+            connection.execute("delete from links where tenant = ? and url = ?", (tenant, *url))
             connection.execute("delete from urls where id = ?", url)
     return True
 
@@ -4523,13 +4523,13 @@ MOST_SORTED = (
     10_000  # the newest of a table, by which it is sorted, searched and filtered at once: no counter has an index
 )
 MOST_FOUND = 1_000  # emails that a search gives, the newest
-SHOWN = {  # which emails a table shows, by what their readers did
+SHOWN = {  # which emails a table shows, by what their readers did; where nothing counts yet, there are no counts
     "all": "1",
-    "opened": "(open_person > 0 or click_person > 0)",
-    "unconfirmed": "(open_unconfirmed > 0 and open_person = 0 and click_person = 0)",
-    "not-opened": "(open_person is null or open_person + open_unconfirmed + click_person = 0)",
-    "clicked": "click_person > 0",
-    "not-clicked": "(click_person is null or click_person = 0)",
+    "opened": "coalesce(open_person > 0 or click_person > 0, 0)",
+    "unconfirmed": "coalesce(open_unconfirmed > 0 and open_person = 0 and click_person = 0, 0)",
+    "not-opened": "coalesce(open_person + open_unconfirmed + click_person = 0, 1)",
+    "clicked": "coalesce(click_person > 0, 0)",
+    "not-clicked": "coalesce(click_person = 0, 1)",
 }
 EMAIL_ORDERS = {
     "subject": "subject collate nocase",
@@ -4574,17 +4574,24 @@ class Rows(NamedTuple):
 
 
 _TIME = "strftime('%Y-%m-%dT%H:%M:%fZ', {0} / 1000.0, 'unixepoch')"
-_STATE = "case {0}.state when 1 then 'person' when 2 then 'unconfirmed' when 3 then 'machine' end"
+
+
+def _best(verb: str) -> str:
+    """The columns of the state under which an email is unique, and since when: as the view email_bests, for one email.
+
+    Joined, SQLite (3.40) makes that view anew for all emails whenever a page of them is read.
+    """
+    names = ("person", "unconfirmed", "machine")
+    state = " ".join(f"when {verb}_{name} then '{name}'" for name in names)
+    since = " ".join(f"when {verb}_{name} then {verb}_{name}_first" for name in names)
+    return f"case {state} end, {_TIME.format(f'case {since} end')}"
+
+
+_EMAILS = "emails left join email_counts on email_counts.email = emails.id"
 _EMAIL_ROWS = (
     f"select created_at, id, key, subject, recipient, campaign, registered, {_TIME.format('created_at')}, {_TIME.format('sent_at')},"
-    " coalesce(open_person, 0), coalesce(open_unconfirmed, 0), coalesce(open_machine, 0),"
-    f" {_STATE.format('opened')}, {_TIME.format('opened.at')},"
-    " coalesce(click_person, 0), coalesce(click_unconfirmed, 0), coalesce(click_machine, 0),"
-    f" {_STATE.format('clicked')}, {_TIME.format('clicked.at')}"
-    " from ({emails}) left join email_counts on email_counts.email = id"
-    " left join email_bests opened on opened.email = id and opened.type = 1"
-    " left join email_bests clicked on clicked.email = id and clicked.type = 2"
-    " where {shown}"
+    f" coalesce(open_person, 0), coalesce(open_unconfirmed, 0), coalesce(open_machine, 0), {_best('open')},"
+    f" coalesce(click_person, 0), coalesce(click_unconfirmed, 0), coalesce(click_machine, 0), {_best('click')} from {_EMAILS}"
 )
 _EVENT_ROWS = (
     f"select event_rows.at, event_rows.id, key, case type when 1 then 'open' else 'click' end, {_TIME.format('event_rows.at')},"
@@ -4596,8 +4603,8 @@ _EVENT_ROWS = (
 )
 _LINK_ROWS = (
     f"select 0, urls.id, urls.url, {', '.join(f'sum({column})' for column in LINK_COLUMNS)} from links"
-    " join urls on urls.id = links.url where links.tenant = :tenant and links.url < :id"
-    " and (:campaign is null or links.campaign = :campaign) group by links.url order by links.url desc limit :most"
+    " join urls on urls.id = links.url where {which} and links.url < :id"
+    " group by links.url order by links.url desc limit :most"
 )
 TABLES: dict[str, tuple[str, ...]] = {"emails": EMAIL_FIELDS, "events": EVENT_FIELDS, "links": LINK_FIELDS}
 
@@ -4609,13 +4616,22 @@ def table_page(
     values = {"tenant": tenant, "at": after.at, "id": after.id, "most": most + 1}
     if table == "emails":
         return _email_page(connection, values, wanted)
-    sql = _EVENT_ROWS if table == "events" else _LINK_ROWS
-    which = "event_rows.tenant = :tenant" if wanted.key is None else "+event_rows.tenant = :tenant and email = :email"
-    if wanted.key is not None:
-        row = connection.execute("select id from emails where tenant = ? and key = ?", (tenant, wanted.key)).fetchone()
-        values["email"] = row[0] if row else 0
-    found = connection.execute(sql.replace("{which}", which), {**values, "campaign": wanted.campaign}).fetchall()
-    return _as_rows(found, most)
+    if table == "links":
+        sql, which = _LINK_ROWS, _some_links(values, wanted.campaign)
+    else:
+        sql, which = _EVENT_ROWS, "event_rows.tenant = :tenant"
+        if wanted.key is not None:
+            email = "select id from emails where tenant = :tenant and key = :key"
+            which, values["key"] = f"+event_rows.tenant = :tenant and email = ({email})", wanted.key
+    return _as_rows(connection.execute(sql.replace("{which}", which), values).fetchall(), most)
+
+
+def _some_links(values: dict[str, Any], campaign: str | None) -> str:
+    """Which links: a tenant's, or those of one campaign. A condition that holds for both would look at all of them."""
+    if campaign is None:
+        return "links.tenant = :tenant"
+    values["campaign"] = campaign
+    return "links.tenant = :tenant and campaign = :campaign"
 
 
 def _as_rows(found: list[tuple[Any, ...]], most: int) -> Rows:
@@ -4626,45 +4642,57 @@ def _as_rows(found: list[tuple[Any, ...]], most: int) -> Rows:
 def _email_page(connection: sqlite3.Connection, values: dict[str, Any], wanted: Wanted) -> Rows:
     """A page of emails, newest first. Where only some are shown, it ends after MOST_SORTED that were looked at."""
     most = values["most"] - 1
-    limit = values["most"] if wanted.shown == "all" else MOST_SORTED
-    emails = f"{_some_emails(connection, values, wanted)} limit {limit}"
-    sql = _EMAIL_ROWS.replace("{emails}", emails).replace("{shown}", SHOWN[wanted.shown])
-    found = connection.execute(f"{sql} order by created_at desc, id desc limit :most", values).fetchall()
-    page = _as_rows(found, most)
-    if page.next is None and wanted.shown != "all":
-        last = connection.execute(
-            f"select created_at, id from ({emails}) limit 1 offset {MOST_SORTED - 1}", values
-        ).fetchone()
-        return Rows(page.rows, Cursor(*last) if last else None)
-    return page
+    condition = _some_emails(connection, values, wanted)
+    newest = "order by created_at desc, id desc limit"
+    if wanted.search:  # which ones first: all that the search finds are sorted, and only a page of them is read whole
+        sql = f"select id from {_EMAILS} where {condition} and {SHOWN[wanted.shown]} {newest} :most"
+        condition = _one_of_ids(row[0] for row in connection.execute(sql, values))
+    last = None
+    if wanted.shown != "all" and not wanted.search:
+        sql = f"select created_at, id from emails where {condition} {newest} 1 offset {MOST_SORTED - 1}"
+        last = connection.execute(sql, values).fetchone()
+        if last:
+            condition += " and (created_at, id) >= (:last_at, :last_id)"
+            values |= {"last_at": last[0], "last_id": last[1]}
+    sql = f"{_EMAIL_ROWS} where {condition} and {SHOWN[wanted.shown]} {newest} :most"
+    page = _as_rows(connection.execute(sql, values).fetchall(), most)
+    return Rows(page.rows, Cursor(*last)) if last and page.next is None else page
 
 
 def _some_emails(connection: sqlite3.Connection, values: dict[str, Any], wanted: Wanted) -> str:
-    """The select of the emails of a campaign, or those that a search finds, behind a cursor; newest first."""
-    conditions = ["tenant = :tenant", "(created_at, id) < (:at, :id)", f"key not glob '{TEST_KEY}*'"]
+    """Which emails of a campaign, or that a search finds, are behind a cursor: needs no more than an index has."""
+    tests = f"select id from emails where tenant = :tenant and key >= '{TEST_KEY}' and key < '{TEST_KEY}\U0010ffff'"
+    conditions = ["(created_at, id) < (:at, :id)", f"id not in ({tests})"]
     if wanted.campaign is not None:
         values["campaign"] = wanted.campaign
         conditions.append("campaign = :campaign and campaign <> ''")
     if wanted.search:
         ids = find_emails(connection, values["tenant"], wanted.search, people=wanted.people)
-        conditions.append(f"id in ({', '.join(map(str, ids))})")
-    return f"select * from emails where {' and '.join(conditions)} order by created_at desc, id desc"
+        return f"+tenant = :tenant and {_one_of_ids(ids)} and {' and '.join(conditions)}"
+    return f"tenant = :tenant and {' and '.join(conditions)}"
+
+
+def _one_of_ids(ids: Iterable[int], column: str = "id") -> str:
+    return f"{column} in ({', '.join(map(str, ids))})"
 
 
 def sorted_emails(connection: sqlite3.Connection, tenant: int, wanted: Wanted, start: int, most: int) -> Rows:
     """Rows of emails in the order wanted, of the newest MOST_SORTED; the next ones begin at a number of rows, as a cursor."""
     values = {"tenant": tenant, "at": NEWEST.at, "id": NEWEST.id}
-    emails = f"{_some_emails(connection, values, wanted)} limit {MOST_SORTED}"
+    text = f", {wanted.order}" if wanted.order in ("subject", "recipient", "campaign") else ""
+    emails = (
+        f"select id, created_at{text} from emails where {_some_emails(connection, values, wanted)}"
+        f" order by created_at desc, id desc limit {MOST_SORTED}"
+    )
     order = f"{EMAIL_ORDERS[wanted.order]} {'asc' if wanted.ascending else 'desc'}, created_at desc, id desc"
-    ids = connection.execute(
+    found = connection.execute(
         f"select id from ({emails}) left join email_counts on email = id where {SHOWN[wanted.shown]}"
         f" order by {order} limit {most + 1} offset {start}",
         values,
     ).fetchall()
-    some = f"select * from emails where id in ({', '.join(str(row[0]) for row in ids[:most])})"
-    sql = _EMAIL_ROWS.replace("{emails}", some).replace("{shown}", "1")
-    rows = {row[1]: row[2:] for row in connection.execute(sql)}
-    return Rows([rows[row[0]] for row in ids[:most]], Cursor(0, start + most) if len(ids) > most else None)
+    ids = [row[0] for row in found]
+    rows = {row[1]: row[2:] for row in connection.execute(f"{_EMAIL_ROWS} where {_one_of_ids(ids[:most])}")}
+    return Rows([rows[id_] for id_ in ids[:most]], Cursor(0, start + most) if len(ids) > most else None)
 
 
 def find_emails(connection: sqlite3.Connection, tenant: int, text: str, *, people: bool) -> list[int]:
@@ -4708,8 +4736,7 @@ def email_details(connection: sqlite3.Connection, tenant: int, key: str) -> dict
     ).fetchone()
     if row is None:
         return None
-    sql = _EMAIL_ROWS.replace("{emails}", "select * from emails where id = ?").replace("{shown}", "1")
-    found = connection.execute(sql, (row[0],)).fetchone()
+    found = connection.execute(f"{_EMAIL_ROWS} where id = ?", (row[0],)).fetchone()
     return {**dict(zip(EMAIL_FIELDS, found[2:], strict=True)), "delivered_at": row[1], "links": row[2]}
 
 
@@ -4718,18 +4745,20 @@ def campaign_rows(
 ) -> Rows:
     """Campaigns as CAMPAIGN_FIELDS, the newest first unless wanted otherwise; `wanted.campaign` asks for one alone."""
     first = (
-        "(select min(created_at) from emails where emails.tenant = campaigns.tenant and emails.campaign = campaigns.campaign"
-        " and emails.campaign <> '')"
+        "coalesce((select min(created_at) from emails where emails.tenant = campaigns.tenant"
+        " and emails.campaign = campaigns.campaign and emails.campaign <> ''), (select sent_at from campaign_sends"
+        " where campaign_sends.tenant = campaigns.tenant and campaign_sends.campaign = campaigns.campaign))"
     )
-    some = (
-        f"select *, coalesce({first}, (select sent_at from campaign_sends where campaign_sends.tenant = campaigns.tenant"
-        " and campaign_sends.campaign = campaigns.campaign)) as first_email_at from campaigns where tenant = :tenant"
-        f" and (emails or {' or '.join(GROUP_COLUMNS)}) and (:campaign is null or campaign = :campaign)"
-    )
+    condition = f"tenant = :tenant and (emails or {' or '.join(GROUP_COLUMNS)})"
+    if wanted.campaign is not None:
+        condition += " and campaign = :campaign"
     order = f"{CAMPAIGN_ORDERS[wanted.order or 'first']} {'asc' if wanted.ascending else 'desc'}, campaign"
+    # Which ones first: when one began is looked up once where they are sorted by it, and else only for those of the page.
+    some = f"select *, {first if wanted.order in ('', 'first') else 'null'} as first_email_at from campaigns where {condition}"
     sql = (
-        f"select 0, 0, campaign, emails, {', '.join(GROUP_COLUMNS)}, {_TIME.format('first_email_at')}, {_TIME.format('last_at')}"
-        f" from ({some}) order by {order} limit :most offset :start"
+        f"select 0, 0, campaign, emails, {', '.join(GROUP_COLUMNS)}, {_TIME.format(f'coalesce(first_email_at, {first})')},"
+        f" {_TIME.format('last_at')} from (select * from ({some} limit -1) order by {order} limit :most offset :start) campaigns"
+        f" order by {order}"
     )
     values = {"tenant": tenant, "campaign": wanted.campaign, "most": most + 1 if most >= 0 else -1, "start": start}
     found = [row[2:] for row in connection.execute(sql, values)]
@@ -4741,17 +4770,26 @@ LINK_ROW_FIELDS = (*LINK_FIELDS, "campaigns", "campaign")
 
 def link_rows(connection: sqlite3.Connection, tenant: int, wanted: Wanted, start: int, most: int) -> Rows:
     """Links as LINK_ROW_FIELDS, of the newest MOST_SORTED, those that most people clicked first unless wanted otherwise."""
-    condition = "tenant = :tenant and (:campaign is null or campaign = :campaign)"
-    newest = f"select url from links where {condition} group by url order by url desc limit 1 offset {MOST_SORTED - 1}"
-    order = f"{LINK_ORDERS[wanted.order or 'people']} {'asc' if wanted.ascending else 'desc'}, sum(clicks_person) desc, urls.id"
+    values = {"tenant": tenant, "hidden": HIDDEN_TARGET, "most": most + 1, "start": start}
+    condition = _some_links(values, wanted.campaign)
+    newest = f"select distinct url from links where {condition} order by url desc limit 1 offset {MOST_SORTED - 1}"
+    hidden = "select id from urls where tenant = :tenant and url = :hidden"
+    order = f"{LINK_ORDERS[wanted.order or 'people']} {'asc' if wanted.ascending else 'desc'}, sum(clicks_person) desc, links.url"
+    # Which ones first: only those of the page are read and summed up whole.
+    found = connection.execute(
+        f"select links.url from links{' join urls on urls.id = links.url' if wanted.order == 'url' else ''} where {condition}"
+        f" and {'' if wanted.campaign is None else '+'}links.url >= coalesce(({newest}), 0) and links.url <> coalesce(({hidden}), 0) group by links.url"
+        f" order by {order} limit :most offset :start",
+        values,
+    ).fetchall()
+    ids = [row[0] for row in found]
     sql = (
-        f"select urls.url, {', '.join(f'sum({column})' for column in LINK_COLUMNS)}, count(nullif(campaign, '')), max(campaign)"
-        f" from links join urls on urls.id = links.url where links.{condition} and links.url >= coalesce(({newest}), 0)"
-        f" and urls.url <> :hidden group by urls.id order by {order} limit :most offset :start"
+        f"select links.url, urls.url, {', '.join(f'sum({column})' for column in LINK_COLUMNS)},"
+        " count(nullif(campaign, '')), max(campaign) from links join urls on urls.id = links.url"
+        f" where {condition} and links.{_one_of_ids(ids[:most], 'url')} group by links.url"
     )
-    values = {"tenant": tenant, "campaign": wanted.campaign, "hidden": HIDDEN_TARGET, "most": most + 1, "start": start}
-    found = connection.execute(sql, values).fetchall()
-    return Rows(found[:most], Cursor(0, start + most) if len(found) > most else None)
+    rows = {row[0]: row[1:] for row in connection.execute(sql, values)}
+    return Rows([rows[id_] for id_ in ids[:most]], Cursor(0, start + most) if len(ids) > most else None)
 
 
 def recipients_of(connection: sqlite3.Connection, tenant: int, keys: Sequence[str]) -> dict[str, str]:
