@@ -2723,6 +2723,7 @@ def open_connection(path: str) -> sqlite3.Connection:
             connection.execute(f"pragma cache_size = {-CACHE_KIBIBYTES}")
             for name, arguments, function in SQL_FUNCTIONS:
                 connection.create_function(name, arguments, function, deterministic=True)
+            connection.execute("create virtual table temp.words using fts5vocab (main, email_words, instance)")
         except BaseException:
             connection.close()
             raise
@@ -4444,14 +4445,23 @@ def activity_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list
     ).fetchall()
 
 
-def reasons_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, str, str, int, int]]:
-    """Rows (type, verdict, reason, state, hits) of the hits in a span; most hits first."""
-    table, condition, values = _in_span(tenant, span, "reasons", "reason_days")
-    sql = (
-        f"select type, verdict, reason, state, sum(hits) from {table} join judgements on judgements.id = judgement"
-        f" where {condition} group by type, judgement having sum(hits) > 0 order by 1, 5 desc, 2, 3"
-    )
+def activity_sums(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int, int]]:
+    """Rows (type, state, hits, emails) of the activity in a span, all of it in one."""
+    table, condition, values = _in_span(tenant, span, "activity", "activity_days")
+    sql = f"select type, state, sum(hits), sum(emails) from {table} where {condition} group by 1, 2"
     return connection.execute(sql, values).fetchall()
+
+
+def reason_sums(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int]]:
+    """Rows (type, number of a judgement, hits) of the hits in a span."""
+    table, condition, values = _in_span(tenant, span, "reasons", "reason_days")
+    sql = f"select type, judgement, sum(hits) from {table} where {condition} group by 1, 2"
+    return connection.execute(sql, values).fetchall()
+
+
+def judgements_by_number(connection: sqlite3.Connection) -> dict[int, tuple[str, str, int]]:
+    """Verdict, reason and state of each judgement that occurs."""
+    return {row[0]: row[1:] for row in connection.execute("select id, verdict, reason, state from judgements")}
 
 
 def cohort_in(connection: sqlite3.Connection, tenant: int, span: Span) -> dict[str, int]:
@@ -4523,6 +4533,7 @@ MOST_SORTED = (
     10_000  # the newest of a table, by which it is sorted, searched and filtered at once: no counter has an index
 )
 MOST_FOUND = 1_000  # emails that a search gives, the newest
+MOST_WORDS = 100  # that begin like the last one of a search and are looked for one by one
 SHOWN = {  # which emails a table shows, by what their readers did; where nothing counts yet, there are no counts
     "all": "1",
     "opened": "coalesce(open_person > 0 or click_person > 0, 0)",
@@ -4547,7 +4558,7 @@ CAMPAIGN_ORDERS = {
     "first": "first_email_at",
     "last": "last_at",
 }
-LINK_ORDERS = {"url": "urls.url", "people": "sum(emails_person)", "clicks": "sum(clicks_person)"}
+LINK_ORDERS = {"url": "url", "people": "people", "clicks": "clicks"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -4613,7 +4624,7 @@ def table_page(
     connection: sqlite3.Connection, tenant: int, table: str, after: Cursor, most: int, wanted: Wanted = ANYTHING
 ) -> Rows:
     """Up to `most` rows of "emails", "events" or "links" behind a cursor, newest first, as TABLES has their fields."""
-    values = {"tenant": tenant, "at": after.at, "id": after.id, "most": most + 1}
+    values: dict[str, Any] = {"tenant": tenant, "at": after.at, "id": after.id, "most": most + 1}
     if table == "emails":
         return _email_page(connection, values, wanted)
     if table == "links":
@@ -4710,10 +4721,29 @@ def find_emails(connection: sqlite3.Connection, tenant: int, text: str, *, peopl
     words = re.findall(r"[^\W_]+", text)
     if words:
         # Each word in quotes, so that none is an operator; the last may be unfinished.
-        query = " AND ".join([f"owner : tenant{tenant}", *(f'{{subject campaign}} : "{word}"' for word in words)]) + "*"
+        asked = [*(f'"{word}"' for word in words[:-1]), _words_that_begin(connection, words[-1])]
+        query = " AND ".join([f"owner : tenant{tenant}", *(f"{{subject campaign}} : {word}" for word in asked)])
         sql = "select rowid from email_words where email_words match ? order by rowid desc limit ?"
         found |= {row[0] for row in connection.execute(sql, (query, MOST_FOUND))}
     return sorted(found, reverse=True)[:MOST_FOUND]
+
+
+def _words_that_begin(connection: sqlite3.Connection, beginning: str) -> str:
+    """A query for all words that begin so: each by itself, if they are few.
+
+    For a beginning FTS5 gathers all emails that have such a word, of all tenants, before it gives the first one.
+    """
+    beginning = beginning.lower()
+    words: list[str] = []
+    word = beginning
+    while beginning.isascii() and len(words) < MOST_WORDS:  # others are folded, in ways of its own
+        row = connection.execute("select term from temp.words where term >= ? limit 1", (word,)).fetchone()
+        if row is None or not row[0].startswith(beginning):
+            quoted = [f'"{each}"' for each in words or [beginning]]
+            return f"({' OR '.join(quoted)})"
+        words.append(row[0])
+        word = row[0] + "\x01"
+    return f'"{beginning}"*'
 
 
 def clicked_links(connection: sqlite3.Connection, tenant: int, keys: Sequence[str]) -> dict[str, list[str]]:
@@ -4772,16 +4802,16 @@ def link_rows(connection: sqlite3.Connection, tenant: int, wanted: Wanted, start
     """Links as LINK_ROW_FIELDS, of the newest MOST_SORTED, those that most people clicked first unless wanted otherwise."""
     values = {"tenant": tenant, "hidden": HIDDEN_TARGET, "most": most + 1, "start": start}
     condition = _some_links(values, wanted.campaign)
-    newest = f"select distinct url from links where {condition} order by url desc limit 1 offset {MOST_SORTED - 1}"
     hidden = "select id from urls where tenant = :tenant and url = :hidden"
-    order = f"{LINK_ORDERS[wanted.order or 'people']} {'asc' if wanted.ascending else 'desc'}, sum(clicks_person) desc, links.url"
+    newest = (
+        "select links.url as id, sum(emails_person) as people, sum(clicks_person) as clicks from links"
+        f" where {condition} and +links.url <> coalesce(({hidden}), 0) group by links.url order by links.url desc limit {MOST_SORTED}"
+    )
+    if wanted.order == "url":
+        newest = f"select newest.*, url from ({newest}) newest join urls on urls.id = newest.id"
+    order = f"{LINK_ORDERS[wanted.order or 'people']} {'asc' if wanted.ascending else 'desc'}, clicks desc, id"
     # Which ones first: only those of the page are read and summed up whole.
-    found = connection.execute(
-        f"select links.url from links{' join urls on urls.id = links.url' if wanted.order == 'url' else ''} where {condition}"
-        f" and {'' if wanted.campaign is None else '+'}links.url >= coalesce(({newest}), 0) and links.url <> coalesce(({hidden}), 0) group by links.url"
-        f" order by {order} limit :most offset :start",
-        values,
-    ).fetchall()
+    found = connection.execute(f"select id from ({newest}) order by {order} limit :most offset :start", values).fetchall()
     ids = [row[0] for row in found]
     sql = (
         f"select links.url, urls.url, {', '.join(f'sum({column})' for column in LINK_COLUMNS)},"
@@ -5439,6 +5469,7 @@ MOST_SENT = 1_000_000_000  # emails of a campaign
 MOST_HOURS = 2  # days of a range of one's own that is shown by hours
 MOST_DAYS = 92  # … and by days
 MOST_WEEKS = 104  # beyond two years, months
+LEAST_QUARTERS = 3 * 96  # that are read by days of another zone: there are fewer rows of them
 
 
 class BadPeriod(BadInput):
@@ -5469,7 +5500,7 @@ class Period:
         return self.first_day.toordinal() - FIRST_DAY, self.last_day.toordinal() - FIRST_DAY + 1
 
     def span(self, tenant_zone: str) -> Span:
-        """What to read: roll-ups by day where the range has whole days of the tenant's own zone, else by quarter."""
+        """What it covers: in days where it has whole days of the tenant's own zone, else in quarters."""
         if self.step != "hour" and self.zone_name == tenant_zone:
             return Span(*self.days, by_day=True)
         return Span(*self.quarters)
@@ -5481,10 +5512,47 @@ class Period:
         span = self.span(tenant_zone)
         return Span(span.start - (span.end - span.start), span.start, span.by_day)
 
+    @property
+    def bounds(self) -> list[int]:
+        """The quarters in which its steps begin, and that in which the last one ends."""
+        return [*(start // QUARTER_MS for start in self.starts), self.quarters[1]]
+
     def step_of(self, place: int, span: Span) -> int:
         """The number of the step that a quarter or a day of the span is in."""
         at = _midnight(date.fromordinal(place + FIRST_DAY), self.zone) if span.by_day else place * QUARTER_MS
         return max(bisect.bisect_right(self.starts, at) - 1, 0)
+
+
+class Piece(NamedTuple):
+    """What is read to sum up a period: added, or taken off."""
+
+    span: Span
+    sign: int
+
+
+class Cut(NamedTuple):
+    """Where days of the tenant's zone are cut for a bound between them, and which quarters are then on the wrong side."""
+
+    day: int  # the first one behind it
+    moved: Piece  # from before the cut to behind the bound; or, taken off, the other way
+
+
+def cut_at(quarter: int, zone_name: str) -> Cut:
+    """Cut at the midnight of a zone that is nearest to a quarter."""
+    zone = read_zone(zone_name)
+    day = local_day(zone_name, quarter)
+    begin, end = (_midnight(date.fromordinal(day + n + FIRST_DAY), zone) // QUARTER_MS for n in (0, 1))
+    if quarter - begin <= end - quarter:
+        return Cut(day, Piece(Span(begin, quarter), -1))
+    return Cut(day + 1, Piece(Span(quarter, end), 1))
+
+
+def pieces_of(span: Span, zone_name: str) -> list[Piece]:
+    """How to read a span: one of many quarters by the days of the tenant's zone, and the quarters at both ends."""
+    if span.by_day or span.end - span.start < LEAST_QUARTERS or zone_named(zone_name) is None:
+        return [Piece(span, 1)]
+    first, last = cut_at(span.start, zone_name), cut_at(span.end, zone_name)
+    return [Piece(Span(first.day, last.day, by_day=True), 1), first.moved, Piece(last.moved.span, -last.moved.sign)]
 
 
 def read_zone(name: str) -> tzinfo:
@@ -5633,31 +5701,75 @@ def _no_hits() -> dict[int, dict[int, int]]:
     return {kind: dict.fromkeys((*STATES, ASIDE), 0) for kind in TYPES}
 
 
+def _activity(
+    connection: sqlite3.Connection, tenant: int, period: Period, tenant_zone: str
+) -> Iterator[tuple[int, int, int, int, int]]:
+    """Rows (number of a step, type, state, hits, emails), which are to be summed up."""
+    span = period.span(tenant_zone)
+    if len(pieces_of(span, tenant_zone)) == 1 or period.step == "hour":
+        places: dict[int, int] = {}
+        for place, kind, state, hits, emails in activity_in(connection, tenant, span):
+            if place not in places:
+                places[place] = period.step_of(place, span)
+            yield places[place], kind, state, hits, emails
+        return
+    # Days of the tenant's zone, and at each bound the few quarters by which that zone is another.
+    cuts = [cut_at(bound, tenant_zone) for bound in period.bounds]
+    days = [cut.day for cut in cuts]
+    for day, kind, state, hits, emails in activity_in(connection, tenant, Span(days[0], days[-1], by_day=True)):
+        yield bisect.bisect_right(days, day) - 1, kind, state, hits, emails
+    for step, cut in enumerate(cuts):
+        for kind, state, hits, emails in activity_sums(connection, tenant, cut.moved.span):
+            for place, sign in ((step, cut.moved.sign), (step - 1, -cut.moved.sign)):
+                if 0 <= place < len(period.starts):
+                    yield place, kind, state, sign * hits, sign * emails
+
+
+def _cohort(connection: sqlite3.Connection, tenant: int, pieces: Iterable[Piece]) -> Totals:
+    sums: Counter[str] = Counter()
+    for piece in pieces:
+        for name, count in cohort_in(connection, tenant, piece.span).items():
+            sums[name] += piece.sign * count
+    return _totals(sums)
+
+
+def _reasons(
+    connection: sqlite3.Connection, tenant: int, pieces: Iterable[Piece]
+) -> list[tuple[int, str, str, int, int]]:
+    """Rows (type, verdict, reason, state, hits); most hits first."""
+    sums: Counter[tuple[int, int]] = Counter()
+    for piece in pieces:
+        for kind, judgement, hits in reason_sums(connection, tenant, piece.span):
+            sums[kind, judgement] += piece.sign * hits
+    names = judgements_by_number(connection)
+    found = [(kind, *names[judgement], hits) for (kind, judgement), hits in sums.items() if hits > 0]
+    return sorted(found, key=lambda row: (row[0], -row[4], row[1], row[2]))
+
+
 def read_stats(connection: sqlite3.Connection, tenant: int, period: Period, tenant_zone: str = "UTC") -> Stats:
     """Read a period's numbers from the roll-ups; events are never counted here."""
-    span, span_before = period.span(tenant_zone), period.before(tenant_zone)
+    pieces, span_before = pieces_of(period.span(tenant_zone), tenant_zone), period.before(tenant_zone)
     hits, emails = _no_hits(), _no_hits()
     steps = [Step(at, _no_hits()) for at in period.starts]
-    places = {}
-    for place, kind, state, hit_count, email_count in activity_in(connection, tenant, span):
+    for step, kind, state, hit_count, email_count in _activity(connection, tenant, period, tenant_zone):
         hits[kind][state] += hit_count
         emails[kind][state] += email_count
-        if place not in places:
-            places[place] = period.step_of(place, span)
-        steps[places[place]].hits[kind][state] += hit_count
+        steps[step].hits[kind][state] += hit_count
     before = None
     if span_before:
-        before = Before(_totals(cohort_in(connection, tenant, span_before)), _no_hits())
-        for _, kind, state, hit_count, _ in activity_in(connection, tenant, span_before):
-            before.hits[kind][state] += hit_count
+        pieces_before = pieces_of(span_before, tenant_zone)
+        before = Before(_cohort(connection, tenant, pieces_before), _no_hits())
+        for piece in pieces_before:
+            for kind, state, hit_count, _ in activity_sums(connection, tenant, piece.span):
+                before.hits[kind][state] += piece.sign * hit_count
     return Stats(
         period=period,
-        sent=_totals(cohort_in(connection, tenant, span)),
+        sent=_cohort(connection, tenant, pieces),
         unregistered=_totals(cohort_in(connection, tenant, UNREGISTERED)),
         hits=hits,
         emails=emails,
         steps=steps,
-        reasons=reasons_in(connection, tenant, span),
+        reasons=_reasons(connection, tenant, pieces),
         named=named_clicks(connection, tenant),
         dropped=dropped_hits(connection, tenant),
         last_hit_at=last_hit_at(connection, tenant),

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 from wsgiref.util import setup_testing_defaults
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parents[n]) for n in (1, 2)]
 
-import fill
+from bench import fill
+
 import tracker
 
 SMALL_EMAILS, SMALL_EVENTS = 1_000, 10_000
