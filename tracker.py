@@ -4783,12 +4783,14 @@ def campaign_rows(
     if wanted.campaign is not None:
         condition += " and campaign = :campaign"
     order = f"{CAMPAIGN_ORDERS[wanted.order or 'first']} {'asc' if wanted.ascending else 'desc'}, campaign"
-    # Which ones first: when one began is looked up once where they are sorted by it, and else only for those of the page.
-    some = f"select *, {first if wanted.order in ('', 'first') else 'null'} as first_email_at from campaigns where {condition}"
+    # Which ones first: when one began is looked up for all only where they are sorted by it.
+    some = (
+        f"select campaign, {first if wanted.order in ('', 'first') else 'null'} as first_email_at from campaigns"
+        f" where {condition} order by {order} limit :most offset :start"
+    )
     sql = (
         f"select 0, 0, campaign, emails, {', '.join(GROUP_COLUMNS)}, {_TIME.format(f'coalesce(first_email_at, {first})')},"
-        f" {_TIME.format('last_at')} from (select * from ({some} limit -1) order by {order} limit :most offset :start) campaigns"
-        f" order by {order}"
+        f" {_TIME.format('last_at')} from ({some}) join campaigns using (campaign) where tenant = :tenant order by {order}"
     )
     values = {"tenant": tenant, "campaign": wanted.campaign, "most": most + 1 if most >= 0 else -1, "start": start}
     found = [row[2:] for row in connection.execute(sql, values)]
