@@ -28,6 +28,7 @@ import html.entities
 import ipaddress
 import json
 import math
+import operator
 import os
 import re
 import secrets
@@ -4526,6 +4527,14 @@ EMAIL_FIELDS = (
 EVENT_FIELDS = ("key", "event_type", "timestamp", "method", "verdict", "reason", "url", "user_agent", "ip_address")
 LINK_FIELDS = ("url", *LINK_COLUMNS)
 CAMPAIGN_FIELDS = ("campaign", "emails", *GROUP_COLUMNS, "first_email_at", "last_hit_at")
+OWN_FIELDS = frozenset(  # hold numbers, times and words of ours: no spreadsheet runs them
+    {
+        *("registered", "created_at", "sent_at", "opened_as", "opened_at", "clicked_as", "clicked_at"),
+        *(f"{noun}_{state}" for noun in ("opens", "clicks") for state in STATES.values()),
+        *("event_type", "timestamp", "verdict", "reason", "emails", "first_email_at", "last_hit_at"),
+        *(*LINK_COLUMNS, *GROUP_COLUMNS, *CLIENT_COLUMNS),
+    }
+)
 PERSONAL_FIELDS = frozenset(
     {"recipient", "subject", "ip_address"}
 )  # left out where an id that stands in mail opens the page
@@ -4813,7 +4822,9 @@ def link_rows(connection: sqlite3.Connection, tenant: int, wanted: Wanted, start
         newest = f"select newest.*, url from ({newest}) newest join urls on urls.id = newest.id"
     order = f"{LINK_ORDERS[wanted.order or 'people']} {'asc' if wanted.ascending else 'desc'}, clicks desc, id"
     # Which ones first: only those of the page are read and summed up whole.
-    found = connection.execute(f"select id from ({newest}) order by {order} limit :most offset :start", values).fetchall()
+    found = connection.execute(
+        f"select id from ({newest}) order by {order} limit :most offset :start", values
+    ).fetchall()
     ids = [row[0] for row in found]
     sql = (
         f"select links.url, urls.url, {', '.join(f'sum({column})' for column in LINK_COLUMNS)},"
@@ -7743,22 +7754,30 @@ def _pages_of(
 
 
 def _json_lines(pages: Iterator[Rows], fields_: Sequence[str], shown: Sequence[str]) -> Iterator[bytes]:
-    """{"rows": [...], "next": cursor or null}, a row a line."""
+    """{"rows": [...], "next": cursor or null}, a row a line. Made from a pattern: a dict for each row takes twice as long."""
     yield b'{"rows": ['
-    picks = [(name, fields_.index(name)) for name in shown]
+    pick = _picker([fields_.index(name) for name in shown])
+    flag = shown.index("registered") if "registered" in shown else None
+    pattern = "{" + ", ".join(f'"{name}": %s' for name in shown) + "}"
+    quoted = json.encoder.encode_basestring
     following, between = None, "\n"
     for page in pages:
-        lines = [
-            json.dumps(
-                {name: bool(row[n]) if name == "registered" else row[n] for name, n in picks}, ensure_ascii=False
-            )
-            for row in page.rows
-        ]
+        lines = []
+        for row in map(pick, page.rows):
+            cells = ["null" if cell is None else quoted(cell) if cell.__class__ is str else str(cell) for cell in row]
+            if flag is not None:
+                cells[flag] = "true" if row[flag] else "false"
+            lines.append(pattern % tuple(cells))
         if lines:
             yield (between + ",\n".join(lines)).encode("utf-8", "backslashreplace")
             between = ",\n"
         following = page.next
     yield f'\n], "next": {json.dumps(following and str(following))}}}\n'.encode()
+
+
+def _picker(places: Sequence[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Takes the cells at these places from a row."""
+    return operator.itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
 
 
 def _csv_lines(pages: Iterator[Rows], fields_: Sequence[str], shown: Sequence[str]) -> Iterator[bytes]:
@@ -7769,11 +7788,17 @@ def _csv_lines(pages: Iterator[Rows], fields_: Sequence[str], shown: Sequence[st
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\r\n")
     writer.writerow([*shown, "next"])
-    picks = [fields_.index(name) for name in shown]
+    pick = _picker([fields_.index(name) for name in shown])
+    texts = [n for n, name in enumerate(shown) if name not in OWN_FIELDS]
     last: list[object] | None = None  # the newest row waits to learn whether it is the last
     following = None
     for page in pages:
-        rows = [[*(csv_cell(row[n]) for n in picks), ""] for row in page.rows]
+        rows = []
+        for row in page.rows:
+            cells: list[object] = [*pick(row), ""]
+            for n in texts:
+                cells[n] = csv_cell(cells[n])
+            rows.append(cells)
         if rows:
             writer.writerows([last, *rows[:-1]] if last else rows[:-1])
             last = rows[-1]
@@ -8961,7 +8986,7 @@ def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-EXPORT_ROWS = 5_000  # read at once by the command: the database is free in between
+EXPORT_ROWS = 2_000  # read at once by the command: the database is free in between; more takes memory and saves no time
 
 
 def cmd_export(args: argparse.Namespace, settings: Settings) -> int:
