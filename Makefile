@@ -75,10 +75,11 @@ screenshots: test-packages ## make the two pictures of README anew
 test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
-bench: bench-packages ## compare with a bare hello and a naive tracker; less: make bench ARGS=--quick
+bench: bench-packages ## compare with others, time pages with a year of mail; less: make bench ARGS=--quick
 	@.make/debian nginx wrk
 	@$(VENV)/bin/python tests/bench/bench.py $(ARGS)
 	@$(VENV)/bin/python tests/bench/instrument.py
+	@$(VENV)/bin/python tests/bench/pages.py $(filter --quick,$(ARGS))
 
 lint: lint-packages ## check style and types
 	@$(VENV)/bin/python -m ruff check .

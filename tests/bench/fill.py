@@ -30,11 +30,19 @@ WITHOUT_CAMPAIGN = 0.1  # of the emails: receipts, passwords
 UNREGISTERED = 0.005  # of those: known from their hits alone
 OPENED = 0.7  # of the emails, by whomever or whatever
 SKEW = 1.3  # how much more often some are opened than others
+FAITHFUL = 0.95  # of the hits come from the program that the recipient reads mail with
 TAIL_HOURS = 20.0  # in which most of the hits come
 CACHE_MEBIBYTES = 1024
 ZONE = "Europe/Rome"
 COMMON_WORD, RARE_WORD = "Acme", "Zeppelin"  # in the subject of each campaign's email, and of few
-SUBJECTS = ("new arrivals", "spring sale", "five things we learned", "your cart is waiting", "thank you", "what is next")
+SUBJECTS = (
+    "new arrivals",
+    "spring sale",
+    "five things we learned",
+    "your cart is waiting",
+    "thank you",
+    "what is next",
+)
 NAMES = ("anna", "bruno", "carla", "deniz", "elena", "farid", "giulia", "hiro", "ines", "jonas", "kemal", "lucia")
 
 APPLE_WEBKIT = "AppleWebKit/605.1.15 (KHTML, like Gecko)"
@@ -55,7 +63,11 @@ _CHROME = "Mozilla/5.0 ({}) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{{}}.0
 CLICKERS: tuple[tuple[float, str, Iterable[int]], ...] = (
     (40, _CHROME.format("Windows NT 10.0; Win64; x64", ""), range(120, 146)),
     (20, _CHROME.format("Linux; Android 10; K", "Mobile "), range(120, 146)),
-    (25, f"Mozilla/5.0 (iPhone; CPU iPhone OS 18_{{}} like Mac OS X) {APPLE_WEBKIT} Version/18.5 Safari/604.1", range(7)),
+    (
+        25,
+        f"Mozilla/5.0 (iPhone; CPU iPhone OS 18_{{}} like Mac OS X) {APPLE_WEBKIT} Version/18.5 Safari/604.1",
+        range(7),
+    ),
     (8, "Barracuda Sentinel (EE)", (0,)),
     (5, "python-requests/2.{}.0", range(20, 33)),
     (2, "Mozilla/5.0 (Windows NT 10.0; rv:{0}.0) Gecko/20100101 Firefox/{0}.0", range(115, 146)),
@@ -220,11 +232,14 @@ class Hits:
         left = self.now - sent_at
         tail, most = TAIL_HOURS * 3_600_000, otherwise[-1][0]
         own, head = otherwise[0][1], otherwise[1][1]
-        chosen = self.chance.choices(agents[0], cum_weights=agents[1], k=count)
+        chosen = self.chance.choices(agents[0], cum_weights=agents[1], k=many)  # each recipient's own program
+        others = self.chance.choices(agents[0], cum_weights=agents[1], k=count)
         links = self.chance.choices(urls, cum_weights=[n**0.7 for n in range(1, len(urls) + 1)], k=count)
         places = self.chance.choices(self.addresses, k=count)
         spread = self.chance.expovariate
-        for (agent, judgement), url, address in zip(chosen, links, places, strict=True):
+        for other, url, address in zip(others, links, places, strict=True):
+            place = int(many * random_() ** SKEW)
+            agent, judgement = chosen[place] if random_() < FAITHFUL else other
             after = int(spread(1.0) * tail)
             if after >= left:
                 after = int(random_() * left)
@@ -232,7 +247,7 @@ class Hits:
                 judgement = next(number for bound, number in otherwise if luck < bound)
             yield (
                 sent_at + 60_000 + after if after + 60_000 < left else sent_at + after,
-                emails[int(many * random_() ** SKEW)],
+                emails[place],
                 kind,
                 "HEAD" if judgement == head else None,
                 judgement,
@@ -328,7 +343,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for step, took in filled.seconds.items():
         print(f"{step}: {took:.1f} s")
     size = os.path.getsize(filled.database)
-    print(f"{args.emails:,} emails and {args.events:,} events: {size / 1e6:,.0f} MB, {size / args.events:.0f} bytes an event")
+    print(
+        f"{args.emails:,} emails and {args.events:,} events: {size / 1e6:,.0f} MB, {size / args.events:.0f} bytes an event"
+    )
     print(f"dashboard: /{filled.tenant.id}/dashboard")
     return 0
 

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 from wsgiref.util import setup_testing_defaults
 
-sys.path[:0] = [str(Path(__file__).parents[n]) for n in (1, 2)]
-
-from bench import fill
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tracker
+from bench import fill
 
 SMALL_EMAILS, SMALL_EVENTS = 1_000, 10_000
 QUICK_EMAILS, QUICK_EVENTS = 20_000, 200_000
@@ -164,7 +164,10 @@ def pages_of(site: Site) -> Iterator[Page]:
         ("search: two words", f"q={fill.COMMON_WORD.lower()}+spring"),
         ("search: a rare word", f"q={rare}"),
         ("search: no such word", "q=nowhere"),
-        ("search: a word of every email, not opened", f"q={fill.COMMON_WORD.lower()}&show=not-opened&sort=emails.opens"),
+        (
+            "search: a word of every email, not opened",
+            f"q={fill.COMMON_WORD.lower()}&show=not-opened&sort=emails.opens",
+        ),
         ("search: a word of every email, deep", f"q={fill.COMMON_WORD.lower()}&after={middle}-{1 << 40}"),
     ):
         yield Page(f"emails: {name_}", f"{home}/dashboard?{asked}")
@@ -233,7 +236,8 @@ def run_export(site: Site, *words: str) -> tuple[float, float]:
 def time_exports(site: Site) -> Iterator[Export]:
     """The command `export`, whole tables in both forms; the start of the program and its memory are taken off."""
     for table, form in ((table, form) for table in ("emails", "events") for form in tracker.EXPORT_TYPES):
-        rows = site.rows(f"select count(*) from {'emails' if table == 'emails' else 'event_rows'} where tenant = ?")[0][0]
+        counted = {"emails": "emails", "events": "event_rows"}[table]
+        [(rows,)] = site.rows(f"select count(*) from {counted} where tenant = ?")
         nothing = ("--search", "no such email") if table == "emails" else ("--key", "none")
         start, before = run_export(site, table, "--format", form, *nothing)
         seconds, after = run_export(site, table, "--format", form)
