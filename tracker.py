@@ -4478,13 +4478,13 @@ CLIENT_FIELDS = ("client", "device", *CLIENT_COLUMNS)
 
 
 def clients_between(
-    connection: sqlite3.Connection, tenant: int, start: int, end: int
+    connection: sqlite3.Connection, tenant: int, start: int, end: int, order: str = "share", *, ascending: bool = False
 ) -> list[tuple[str, str, int, int]]:
-    """Rows as CLIENT_FIELDS of the opens from one day up to another, most first. Days begin in the tenant's zone."""
+    """Rows as CLIENT_FIELDS of the opens from one day up to another, by one of CLIENT_ORDERS. Days are the tenant's own."""
     sql = (
         "select client, device, sum(opens_person), sum(opens_unconfirmed) from client_days"
         " where tenant = ? and day >= ? and day < ? group by 1, 2 having sum(opens_person) > 0 or sum(opens_unconfirmed) > 0"
-        " order by sum(opens_person + opens_unconfirmed) desc, 1, 2"
+        f" order by {CLIENT_ORDERS[order]} {'asc' if ascending else 'desc'}, 1, 2"
     )
     return connection.execute(sql, (tenant, start, end)).fetchall()
 
@@ -4567,7 +4567,14 @@ CAMPAIGN_ORDERS = {
     "first": "first_email_at",
     "last": "last_at",
 }
-LINK_ORDERS = {"url": "url", "people": "people", "clicks": "clicks"}
+LINK_ORDERS = {name: name for name in ("url", "people", "clicks", "unconfirmed", "machines", "campaign")}
+CLIENT_ORDERS = {
+    "client": "client",
+    "device": "device",
+    "people": "sum(opens_person)",
+    "unconfirmed": "sum(opens_unconfirmed)",
+    "share": "sum(opens_person + opens_unconfirmed)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -4815,7 +4822,8 @@ def link_rows(connection: sqlite3.Connection, tenant: int, wanted: Wanted, start
     condition = _some_links(values, wanted.campaign)
     hidden = "select id from urls where tenant = :tenant and url = :hidden"
     newest = (
-        "select links.url as id, sum(emails_person) as people, sum(clicks_person) as clicks from links"
+        "select links.url as id, sum(emails_person) as people, sum(clicks_person) as clicks,"
+        " sum(clicks_unconfirmed) as unconfirmed, sum(clicks_machine) as machines, max(campaign) as campaign from links"
         f" where {condition} and +links.url <> coalesce(({hidden}), 0) group by links.url order by links.url desc limit {MOST_SORTED}"
     )
     if wanted.order == "url":
@@ -5999,6 +6007,9 @@ NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 
 
+RANGE_PARAMETERS = ("range", "on", "from", "to")  # a name, a day, or from a day to a day
+
+
 class View(NamedTuple):
     """Where a page is, and what it was asked for; makes the links to the same page asked otherwise."""
 
@@ -6010,11 +6021,15 @@ class View(NamedTuple):
         query = {name: value for name, value in {**self.asked, **changes}.items() if value}
         return "?" + "&".join(f"{name}={quote(value, safe=':,')}" for name, value in query.items())
 
+    def range_url(self, **asked: str) -> str:
+        """This page of another range of time."""
+        return self.url(**{**dict.fromkeys(RANGE_PARAMETERS, ""), "after": "", **asked})
+
     def sorted_url(self, table: str, column: str) -> str:
         """This page with a table sorted by a column; the other way round where it is."""
         order = f"{table}.{column}"
         now = self.asked.get("sort", "")
-        return self.url(sort=f"{order}.up" if now == order else order, after="", page="") + f"#{table}"
+        return self.url(sort=f"{order}.up" if now == order else order, after="") + f"#{table}"
 
 
 # -- The curve
@@ -6097,12 +6112,12 @@ def curve(pages: Pages, view: View, stats: Stats, *, machines: bool) -> Markup:
 
 def _step_url(view: View, period: Period, n: int) -> str:
     """Where a step of the curve leads: to the range that it is."""
-    begin = datetime.fromtimestamp(period.starts[n] / 1000, period.zone).date()
-    end = begin
-    if period.step in ("week", "month"):
-        next_start = period.starts[n + 1] if n + 1 < len(period.starts) else period.end
-        end = datetime.fromtimestamp((next_start - 1) / 1000, period.zone).date()
-    return view.url(range="", **{"from": begin.isoformat(), "to": end.isoformat()}, after="", page="")
+    begin = datetime.fromtimestamp(period.starts[n] / 1000, period.zone).date().isoformat()
+    if period.step in ("hour", "day"):
+        return view.range_url(on=begin)
+    next_start = period.starts[n + 1] if n + 1 < len(period.starts) else period.end
+    end = datetime.fromtimestamp((next_start - 1) / 1000, period.zone).date().isoformat()
+    return view.range_url(**{"from": begin, "to": end})
 
 
 def step_label(period: Period, at: int) -> str:
@@ -6439,9 +6454,9 @@ def link_table(pages: Pages, view: View, table: Table, *, of_campaign: bool = Fa
         ("Destination", "url"),
         ("People", "people"),
         ("Clicks", "clicks"),
-        ("Unconfirmed", ""),
-        ("Machines", ""),
-        *(() if of_campaign else (("Campaign", ""),)),
+        ("Unconfirmed", "unconfirmed"),
+        ("Machines", "machines"),
+        *(() if of_campaign else (("Campaign", "campaign"),)),
     )
     return render_table(pages, view, table, "Links", heads, pages["_link_row.html"].render_each(rows))
 
@@ -6459,7 +6474,13 @@ def client_table(pages: Pages, view: View, table: Table) -> Markup:
         }
         for row in table.rows
     ]
-    heads = (("Opened with", ""), ("Device", ""), ("Opens by people", ""), ("Unconfirmed", ""), ("Share", ""))
+    heads = (
+        ("Opened with", "client"),
+        ("Device", "device"),
+        ("Opens by people", "people"),
+        ("Unconfirmed", "unconfirmed"),
+        ("Share", "share"),
+    )
     return render_table(pages, view, table, "Mail programs", heads, pages["_client_row.html"].render_each(rows))
 
 
@@ -6522,7 +6543,7 @@ def dashboard_page(pages: Pages, model: DashboardModel) -> str:
     period, zone, now, base = stats.period, reader.zone, reader.now, reader.base
     ranges = [
         {
-            "url": view.url(range="" if name == DEFAULT_RANGE else name, to="", after="", page="", **{"from": ""}),
+            "url": view.range_url(range="" if name == DEFAULT_RANGE else name),
             "label": label,
             "current": "page" if name == period.name else "false",
         }
@@ -6557,15 +6578,13 @@ def dashboard_page(pages: Pages, model: DashboardModel) -> str:
         begin=period.first_day.isoformat(),
         end=period.last_day.isoformat(),
         zone=period.zone_name,
-        kept=_kept_fields(pages, view, ("from", "to", "tz", "range", "after", "page")),
+        kept=_kept_fields(pages, view, (*RANGE_PARAMETERS, "tz", "after")),
         notices=pages["_notice.html"].render_each({"text": text} for text in dashboard_notices(model)),
         trial=trial,
         numbers=numbers,
         exports=base,
         parameters="&".join(
-            f"{name}={quote(value, safe='')}"
-            for name, value in view.asked.items()
-            if name in ("range", "tz", "from", "to")
+            f"{name}={quote(value, safe='')}" for name, value in view.asked.items() if name in (*RANGE_PARAMETERS, "tz")
         ),
     )
     return pages.page(f"{reader.tenant.name}: opens and clicks", body)
@@ -6596,7 +6615,7 @@ def search_form(pages: Pages, view: View, wanted: Wanted) -> Markup:
     ]
     return pages["_search.html"].render(
         action=view.path + "#emails",
-        kept=_kept_fields(pages, view, ("q", "show", "after", "page", "sort")),
+        kept=_kept_fields(pages, view, ("q", "show", "after", "sort")),
         text=wanted.search,
         options=pages["_option.html"].render_each(options),
         about="Beginning of a recipient or key, or words of the subject or campaign"
@@ -7001,7 +7020,7 @@ MAX_REGISTRATIONS = 1_000
 EMAIL_ROWS = 12  # on a page, and so on: enough to see at once, and a page stays under 60 kB
 CAMPAIGN_EMAIL_ROWS = 50
 TABLE_ROWS = (8, 80, 800)  # of campaigns and links: at first, and what "More" gives
-HIT_ROWS = 6
+HIT_ROWS = 5
 TIMELINE_ROWS = 200
 PURPOSE_HEADERS = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
 UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
@@ -7403,7 +7422,9 @@ def _asked_period(request: Request, connection: sqlite3.Connection, reader: Read
     parameters = request.parameters()
     try:
         days = None
-        if parameters.get("from") or parameters.get("to"):
+        if parameters.get("on"):
+            days = read_days(parameters["on"], parameters["on"])
+        elif parameters.get("from") or parameters.get("to"):
             today = datetime.fromtimestamp(reader.now / 1000, reader.zone).date().isoformat()
             days = read_days(parameters.get("from") or today, parameters.get("to") or today)
         name = parameters.get("range") or DEFAULT_RANGE
@@ -7412,7 +7433,7 @@ def _asked_period(request: Request, connection: sqlite3.Connection, reader: Read
         raise HTTPError(400, f"{error}.") from None
 
 
-ASKED = ("range", "from", "to", "tz", "q", "show", "sort", "after", "campaigns", "links", "machines")
+ASKED = (*RANGE_PARAMETERS, "tz", "q", "show", "sort", "after", "campaigns", "links", "machines")
 
 
 def _view(request: Request, reader: Reader) -> View:
@@ -7510,6 +7531,7 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
     wanted = _wanted(request, "emails", EMAIL_ORDERS, people=people)
     campaigns = _wanted(request, "campaigns", CAMPAIGN_ORDERS, people=people)
     links = _wanted(request, "links", LINK_ORDERS, people=people)
+    clients = _wanted(request, "clients", CLIENT_ORDERS, people=people)
     _cursor(request)
     with app.numbers() as (connection, waiting):
         period = _asked_period(request, connection, reader)
@@ -7519,12 +7541,15 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
             connection, number, replace(campaigns, shown="all", search=""), most=limits["campaigns"]
         )
         some_links = link_rows(connection, number, links, 0, limits["links"])
-        some_clients = Rows(list(clients_between(connection, number, *period.days)), None)
+        some_clients = Rows(
+            clients_between(connection, number, *period.days, clients.order or "share", ascending=clients.ascending),
+            None,
+        )
         some_hits = table_page(connection, number, "events", NEWEST, HIT_ROWS)
         emails = _email_rows(connection, request, reader, view, wanted, EMAIL_ROWS)
         has_mail = has_emails(connection, number)
         recipients = recipients_of(connection, number, [row[0] for row in some_hits.rows]) if people else {}
-    when = {name: view.asked.get(name) for name in ("range", "from", "to", "tz")}
+    when = {name: view.asked.get(name) for name in (*RANGE_PARAMETERS, "tz")}
     hits = _table(view, "hits", EVENT_FIELDS, some_hits, ANYTHING, "", {}, reader.base, "Nothing so far.")
     hits = hits._replace(rows=[{**row, "recipient": recipients.get(row["key"])} for row in hits.rows], exports=None)
     model = DashboardModel(
@@ -7540,7 +7565,7 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
             view, "links", LINK_ROW_FIELDS, some_links, links, _more_url(view, "links", limits["links"], some_links), {}, reader.base,
             "No link was clicked yet.",
         ),
-        clients=_table(view, "clients", CLIENT_FIELDS, some_clients, ANYTHING, "", when, reader.base, "No mail was opened in this range."),
+        clients=_table(view, "clients", CLIENT_FIELDS, some_clients, clients, "", when, reader.base, "No mail was opened in this range."),
         hits=hits,
         emails=emails,
         wanted=wanted,

@@ -193,7 +193,7 @@ def test_the_curve_has_each_hit_on_its_day(mailing: Stage) -> None:
     assert told["23 Nov"] == "1+0+0 opens · 0+0+0 clicks"
     assert told["24 Nov"] == "1+0+0 opens · 0+0+0 clicks"
     assert told["21 Nov"] == "0+0+0 opens · 0+0+0 clicks"
-    assert 'href="?machines=1&amp;from=2026-11-22&amp;to=2026-11-22"' in text
+    assert 'href="?machines=1&amp;on=2026-11-22"' in text
 
 
 def test_stats_json_says_the_same(mailing: Stage) -> None:
@@ -298,6 +298,17 @@ def test_days_of_the_tenants_own_zone_say_what_quarters_say(stage: Stage, zone: 
     assert stage.check() == []
 
 
+def test_a_step_of_the_curve_leads_to_its_day_or_week(mailing: Stage) -> None:
+    day = page(mailing, on="2026-11-22")
+    assert (
+        figures(day)["Opens"][0]
+        == figures(page(mailing, "dashboard", 200, **{"from": "2026-11-22", "to": "2026-11-22"}))["Opens"][0]
+        == "4"
+    )
+    assert 'href="?on=2026-11-22"' in page(mailing, range="7d")
+    assert 'href="?from=2026-11-16&amp;to=2026-11-22"' in page(mailing, range="12m")
+
+
 def test_days_begin_at_midnight_in_the_zone_asked_for(stage: Stage) -> None:
     late = int(datetime(2026, 10, 24, 23, 30, tzinfo=ZoneInfo("Europe/Rome")).timestamp() * 1000)
     count(stage, hit(stage, "e1", late), hit(stage, "e2", late + HOUR))  # the night in which summer time ends
@@ -311,6 +322,7 @@ def test_days_begin_at_midnight_in_the_zone_asked_for(stage: Stage) -> None:
 @pytest.mark.parametrize(
     "asked, expected",
     [
+        ({"on": "2026-11-31"}, "from is"),
         ({"from": "2026-11-31"}, "from"),
         ({"from": "2026-11-20", "to": "2026-11-10"}, "in order"),
         ({"from": "1999-01-01", "to": "2026-11-10"}, "century"),
@@ -439,13 +451,31 @@ def test_emails_are_sorted_by_any_column(mailing: Stage, order: str, expected: l
     assert text.count(f'aria-sort="{direction}"') == 1
 
 
-def test_campaigns_and_links_are_sorted_too(mailing: Stage) -> None:
-    assert [row[0] for row in rows(page(mailing, sort="campaigns.opened"), "campaigns")] == ["Spring", "Autumn"]
-    assert [row[0] for row in rows(page(mailing, sort="campaigns.campaign.up"), "campaigns")] == ["Autumn", "Spring"]
-    assert [row[0] for row in rows(page(mailing, sort="links.url.up"), "links")] == [
-        "acme.com/hats",
-        "acme.com/shoes?size=42",
-    ]
+@pytest.mark.parametrize(
+    "table, order, expected",
+    [
+        ("campaigns", "opened.up", ["Spring", "Autumn"]),  # with the click that proves a reading, 3 of 5 and 1 of 2
+        ("campaigns", "campaign.up", ["Autumn", "Spring"]),
+        ("campaigns", "sent.up", ["Autumn", "Spring"]),
+        ("campaigns", "clicked", ["Spring", "Autumn"]),
+        ("campaigns", "first.up", ["Autumn", "Spring"]),
+        ("campaigns", "last", ["Autumn", "Spring"]),
+        ("links", "url.up", ["acme.com/hats", "acme.com/shoes?size=42"]),
+        ("links", "machines", ["acme.com/shoes?size=42", "acme.com/hats"]),
+        ("links", "machines.up", ["acme.com/hats", "acme.com/shoes?size=42"]),
+        ("links", "unconfirmed", ["acme.com/shoes?size=42", "acme.com/hats"]),
+        ("links", "campaign", ["acme.com/shoes?size=42", "acme.com/hats"]),
+        ("clients", "client.up", ["Apple Mail, hidden", "Chrome", "Gmail", "Outlook"]),
+        ("clients", "unconfirmed", ["Apple Mail, hidden", "Chrome", "Gmail", "Outlook"]),
+        ("clients", "people", ["Chrome", "Gmail", "Outlook", "Apple Mail, hidden"]),
+        ("clients", "device.up", ["Apple Mail, hidden", "Gmail", "Chrome", "Outlook"]),
+    ],
+)
+def test_the_other_tables_are_sorted_by_any_column_too(
+    mailing: Stage, table: str, order: str, expected: list[str]
+) -> None:
+    found = [row[0] for row in rows(page(mailing, sort=f"{table}.{order}"), table)]
+    assert found == (expected[::-1] if (table, order) == ("campaigns", "opened.up") else expected)
 
 
 @pytest.mark.parametrize("sort", ["", "emails.recipient.up", "emails.opens"])
