@@ -2657,6 +2657,12 @@ class WriteLock:
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
+    def close(self) -> None:
+        """Give the file back; who wants the lock again opens it anew."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
     def _take(self, patience: float) -> None:
         if patience == math.inf:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
@@ -2851,6 +2857,7 @@ class Database:
                     # Whoever keeps the lock from us has the database open, so this close is not the last.
                     self._connection.close()
                     self._connection = None
+                    self._lock.close()
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -115,7 +115,9 @@ class Chromium:
     def hear(self) -> None:
         """Wait for one message, and give it to whom it is for."""
         while b"\0" not in self._unread:
-            assert select.select([self._in], [], [], PATIENCE)[0], "Chromium says nothing"
+            waiting = select.poll()  # which, unlike select, knows descriptors beyond the first thousand
+            waiting.register(self._in, select.POLLIN)
+            assert waiting.poll(PATIENCE * 1000), "Chromium says nothing"
             chunk = os.read(self._in, 1 << 20)
             assert chunk, "Chromium is gone"
             self._unread += chunk

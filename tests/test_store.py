@@ -965,3 +965,14 @@ def test_what_was_erased_stays_as_it_was_judged(stage: Stage) -> None:
             tracker.rejudge_emails(connection, 0, 0, 100)
         assert judged(stage) == before
         assert stage.check() == []
+
+
+def test_a_closed_database_keeps_no_descriptor(stage: Stage) -> None:
+    stage.app.close()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        database = tracker.Database(stage.database.path)
+        with database.transaction():
+            pass
+        database.close()
+    assert len(os.listdir("/proc/self/fd")) == before
