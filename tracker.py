@@ -5648,16 +5648,21 @@ def _midnight(day: date, zone: tzinfo) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 1000
 
 
-def read_days(begin: str, end: str) -> tuple[date, date]:
-    """Read a range from a day to a day, both included. Raises BadPeriod."""
+def read_days(begin: str, end: str | None = None) -> tuple[date, date]:
+    """Read a range from a day to a day, both included, or the one day `on`. Raises BadPeriod."""
     found = []
-    for name, text in (("from", begin), ("to", end)):
+    for name, text in (("on", begin), ("on", begin)) if end is None else (("from", begin), ("to", end)):
         try:
             found.append(date.fromisoformat(text))
         except ValueError:
             raise BadPeriod(f"{name} is {text[:40]!r}; expected a day such as 2026-11-30") from None
     if not date(2000, 1, 1) <= found[0] <= found[1] < date(2100, 1, 1):
-        raise BadPeriod("from and to: expected two days of this century, in order")
+        expected = (
+            "on: expected a day of this century"
+            if end is None
+            else "from and to: expected two days of this century, in order"
+        )
+        raise BadPeriod(expected)
     return found[0], found[1]
 
 
@@ -7430,7 +7435,7 @@ def _asked_period(request: Request, connection: sqlite3.Connection, reader: Read
     try:
         days = None
         if parameters.get("on"):
-            days = read_days(parameters["on"], parameters["on"])
+            days = read_days(parameters["on"])
         elif parameters.get("from") or parameters.get("to"):
             today = datetime.fromtimestamp(reader.now / 1000, reader.zone).date().isoformat()
             days = read_days(parameters.get("from") or today, parameters.get("to") or today)

@@ -322,7 +322,8 @@ def test_days_begin_at_midnight_in_the_zone_asked_for(stage: Stage) -> None:
 @pytest.mark.parametrize(
     "asked, expected",
     [
-        ({"on": "2026-11-31"}, "from is"),
+        ({"on": "2026-11-31"}, "on is"),
+        ({"on": "1999-11-30"}, "on: expected a day of this century"),
         ({"from": "2026-11-31"}, "from"),
         ({"from": "2026-11-20", "to": "2026-11-10"}, "in order"),
         ({"from": "1999-01-01", "to": "2026-11-10"}, "century"),
