@@ -246,7 +246,8 @@ def read_env_file(path: str, faults: list[str]) -> dict[str, str]:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
     except OSError as error:
-        faults.append(f"{path}: can't be read: {error.strerror}; expected to be root, or one of the file's group")
+        hint = "; expected to be root, or one of the file's group" if isinstance(error, PermissionError) else ""
+        faults.append(f"{path}: can't be read: {error.strerror}{hint}")
         return {}
     except UnicodeDecodeError as error:
         faults.append(f"{path}: can't be read: {error}")
@@ -272,8 +273,13 @@ def _given(variable: str, sources: Sequence[Mapping[str, str]]) -> str:
         if text and path:
             raise ValueError(f"set {variable} or {variable}_FILE, not both")
         if path:
-            with open(path, encoding="utf-8") as file:
-                text = file.read().strip()
+            try:
+                with open(path, encoding="utf-8") as file:
+                    text = file.read().strip()
+            except OSError as error:
+                raise ValueError(
+                    f"{path} can't be read: {error.strerror}; expected a file that holds the value"
+                ) from None
             if not text:
                 raise ValueError(f"{path} is empty; expected the value in it")
         if text:
