@@ -9032,8 +9032,15 @@ def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
 EXPORT_ROWS = 2_000  # read at once by the command: the database is free in between; more takes memory and saves no time
 
 
+EXPORT_FILTERS = {"emails": ("campaign", "search", "show"), "events": ("key",), "links": ("campaign",), "campaigns": ()}
+
+
 def cmd_export(args: argparse.Namespace, settings: Settings) -> int:
     """Write a whole table of a tenant, newest first, as CSV or JSON; in constant memory, however long it is."""
+    for name in ("campaign", "search", "show", "key"):
+        if getattr(args, name) is not None and name not in EXPORT_FILTERS[args.table]:
+            takes = ", ".join(f"--{each}" for each in EXPORT_FILTERS[args.table]) or "none"
+            raise BadInput(f"--{name} is no filter of the table {args.table}; its filters: {takes}")
     with contextlib.ExitStack() as opened:
         try:
             output = opened.enter_context(open(args.output, "xb")) if args.output else sys.stdout.buffer
@@ -9046,7 +9053,7 @@ def cmd_export(args: argparse.Namespace, settings: Settings) -> int:
         with database.reading() as connection:
             tenant = find_tenant(connection, args.tenant).number
         if args.table in TABLES:
-            wanted = Wanted(args.campaign, args.search or "", args.show, args.key)
+            wanted = Wanted(args.campaign, args.search or "", args.show or "all", args.key)
             lines = export_rows(database, tenant, args.table, args.format, wanted, at_once=EXPORT_ROWS)
         else:
             with database.reading() as connection:
@@ -9908,7 +9915,7 @@ def command_line() -> argparse.ArgumentParser:
     export.add_argument("--output", metavar="FILE", help="a new file (default: standard output)")
     export.add_argument("--campaign", metavar="NAME", help="emails and links of this campaign only")
     export.add_argument("--search", metavar="TEXT", help="emails whose key or recipient begins so, or with these words")
-    export.add_argument("--show", choices=SHOWN, default="all", help="emails by what their readers did; default: all")
+    export.add_argument("--show", choices=SHOWN, help="emails by what their readers did; default: all")
     export.add_argument("--key", metavar="KEY", help="events of this email only")
     command(commands, "selftest", cmd_selftest, "TENANT", "--local")
     command(commands, "drain", cmd_drain).add_argument("--follow", action="store_true", help="go on until stopped")

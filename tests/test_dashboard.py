@@ -682,6 +682,30 @@ def test_export_writes_a_whole_table_and_never_over_a_file(
     assert (tmp_path / "again.json").read_bytes() == target.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (("events", "--campaign", "spring"), "--campaign is no filter of the table events; its filters: --key"),
+        (
+            ("emails", "--key", "e1"),
+            "--key is no filter of the table emails; its filters: --campaign, --search, --show",
+        ),
+        (("campaigns", "--show", "all"), "--show is no filter of the table campaigns; its filters: none"),
+    ],
+)
+def test_export_refuses_a_filter_that_the_table_does_not_have(
+    words: tuple[str, ...],
+    told: str,
+    mailing: Stage,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:{mailing.settings.database}")
+    assert tracker.main(["--env", "/dev/null", "export", "Acme", *words]) == 1
+    said = capsys.readouterr()
+    assert (said.out, told in said.err) == ("", True)
+
+
 def test_a_zone_of_ones_own_is_set_and_must_be_known(
     mailing: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
