@@ -8829,7 +8829,10 @@ def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
     output = sys.stdout.buffer
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # nothing but the message may get into the message
-        report_file = stack.enter_context(open(args.report, "w", encoding="utf-8")) if args.report else None
+        try:
+            report_file = stack.enter_context(open(args.report, "w", encoding="utf-8")) if args.report else None
+        except OSError as error:
+            raise BadInput(f"--report: {args.report} can't be written: {error.strerror}") from None
         raw = sys.stdin.buffer.read()
         try:
             sender = stack.enter_context(_sender(args.tenant, settings))
@@ -8859,7 +8862,8 @@ def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
     output.flush()
     if not report.edits:
         reasons = "; ".join(f"{part}: {reason}" for part, reason in report.skipped[:3]) or report.pixel
-        _warn(f"nothing was changed, so no email was registered ({reasons})")
+        hint = "; HTML that is no message is given with --html" if not args.html and raw.lstrip()[:1] == b"<" else ""
+        _warn(f"nothing was changed, so no email was registered ({reasons}){hint}")
     for warning in report.warnings():
         _warn(warning)
     return 0

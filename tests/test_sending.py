@@ -405,6 +405,11 @@ def test_a_message_that_is_not_changed_is_not_registered(
     assert (emails(pipe.stage), spooled(pipe.stage)) == ([], [])
 
 
+def test_html_in_place_of_a_message_is_named_as_such(pipe: Pipe) -> None:
+    assert "HTML that is no message is given with --html" in pipe.instrument(stdin=b"<p>no message</p>").err
+    assert "--html" not in pipe.instrument(stdin=b"no message").err
+
+
 def test_a_signed_message_is_instrumented_by_force(pipe: Pipe) -> None:
     out = pipe.instrument("--force", stdin=SIGNED).out
     assert undone(out) == SIGNED
@@ -446,7 +451,7 @@ def test_a_report_that_cannot_be_written_is_told_and_leaves_no_trace(pipe: Pipe)
     words = ["instrument", "Acme", "--report", str(pipe.stage.folder / "nowhere" / "report.json")]
     done = subprocess.run([*program, *words], env=environ, input=MESSAGE, capture_output=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, b"")
-    assert b"report.json" in done.stderr and b"Traceback" not in done.stderr
+    assert b"report.json can't be written: No such file" in done.stderr and b"Traceback" not in done.stderr
     assert emails(pipe.stage) == []
 
 
