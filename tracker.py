@@ -9242,11 +9242,16 @@ def cmd_judge(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+HIT_FIELDS = ("t", "uri", *(name for name in TEXT_FIELDS if name != "uri"), "own", "id", "gpc")
+
+
 def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list[Hit]]:
     """Read what `judge` is given. Raises BadInput with the line and what was expected there."""
+    name = "standard input" if name == "-" else name
     context = NO_CONTEXT
     own: list[Network] = []
     hits: list[Hit] = []
+    unknown: set[str] = set()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -9257,11 +9262,14 @@ def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list
             hit = parse_line(line)
             if isinstance(hit, SpooledEmail):
                 raise BadInput("expected a hit, not a registration")
+            unknown |= _read_object(line).keys() - set(HIT_FIELDS)
         except BadInput as error:
             raise BadInput(f"{name}, line {number}: {error}") from None
         address = read_address(hit.ip_address)
         is_own = hit.own or (address is not None and any(address in network for network in own))
         hits.append(hit._replace(own=is_own))
+    if unknown:
+        _warn(f"no field of a hit, so ignored: {', '.join(sorted(unknown))}; expected some of {', '.join(HIT_FIELDS)}")
     return context, hits
 
 
