@@ -6572,9 +6572,7 @@ def dashboard_page(pages: Pages, model: DashboardModel) -> str:
     numbers = pages["_numbers.html"].render(
         sent=figure_list(pages, dashboard_figures(stats)[:COHORT_FIGURES], explained=True),
         activity=figure_list(pages, dashboard_figures(stats)[COHORT_FIGURES:], explained=True),
-        before="the time before"
-        if not stats.before
-        else f"the {RANGES.get(period.name, 'same length of time')} before",
+        compared=f"; compared with the {RANGES.get(period.name, 'same length of time')} before" if stats.before else "",
         curve=curve(pages, view, stats, machines=model.machines),
         machines_url=curve_url,
         machines_key=pages["_machines_key.html"].render() if model.machines else Markup(),
