@@ -8722,14 +8722,15 @@ def cmd_tenant_show(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def cmd_tenant_list(args: argparse.Namespace, settings: Settings) -> int:
-    """List tenants with what they sent in 30 days, what people opened of it, and their last hit."""
+    """List tenants with what they sent in 30 days (as in `stats`), what people opened of it, and their last hit."""
     rows: list[dict[str, Any]] = []
     with _opened(settings) as database:
         _drain_first(database)
         with database.reading() as connection:
             now = now_ms()
-            span = Span((now - 30 * DAY_MS) // QUARTER_MS, now // QUARTER_MS + 1)
             for tenant in list_tenants(connection):
+                zone = tenant.tz if zone_named(tenant.tz) else "UTC"
+                span = read_period("30d", zone, now, None).span(tenant.tz)
                 sums = cohort_in(connection, tenant.number, span)
                 last = last_hit_at(connection, tenant.number)
                 rows.append(
