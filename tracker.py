@@ -831,8 +831,8 @@ REASONS = {
 }
 
 NAMING_REASONS = {  # why a click met the naming page, as its dashboard says it
-    "destination-not-allowed": "this tenant has not allowed that host",
-    "destination-blocked": "this tenant has blocked that host",
+    "destination-not-allowed": "this tenant had not allowed that host",
+    "destination-blocked": "this tenant had blocked that host",
     "suspended": "this tenant was suspended",
 }
 
@@ -6788,7 +6788,9 @@ def dashboard_notices(model: DashboardModel) -> Iterator[str]:
             f"Opened: {made_of(stats.unregistered.opened)}. Clicked: {made_of(stats.unregistered.clicked)}. They are in no rate."
         )
     for host, reason, clicks in stats.named:
-        how = f"Allow it with `tenant set {tenant.mail_id} --domain {host}`." if can_allow(host, reason) else ""
+        how = (
+            f"`tenant set {tenant.mail_id} --domain {host}` allows it from then on." if can_allow(host, reason) else ""
+        )
         yield f"{counted(clicks, 'click')} to {host} met the naming page: {NAMING_REASONS[reason]}. {how}".rstrip()
     if not model.reader.shows_people:
         yield "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."

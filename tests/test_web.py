@@ -1019,8 +1019,8 @@ def test_the_dashboard_shows_the_numbers_of_a_small_mailing(stage: Stage) -> Non
     assert "Opened: 1 by people, 0 unconfirmed, 0 by machines" in unregistered
     assert "in no rate" in unregistered
     assert named == (
-        "1 click to elsewhere.example met the naming page: this tenant has not allowed that host. "
-        f"Allow it with `tenant set {stage.acme.mail_id} --domain elsewhere.example`."
+        "1 click to elsewhere.example met the naming page: this tenant had not allowed that host. "
+        f"`tenant set {stage.acme.mail_id} --domain elsewhere.example` allows it from then on."
     )
     # Those sent last stand first; the hit that made "unknown" came after all of them.
     assert [[row[1], row[0], row[5], row[2], row[3]] for row in page.rows] == [
