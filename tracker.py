@@ -9216,7 +9216,8 @@ def cmd_judge(args: argparse.Namespace, settings: Settings) -> int:
     """Judge a file of hits of one email, lines of the spool, and say why. For support, and to try rules on one's own logs.
 
     A first line may say what is known of the email: {"email": {"sent_at": …, "delivered_at": …, "links": 4,
-    "own_addresses": ["203.0.113.7"]}}, times in seconds since 1970 or as 2026-11-30T09:00:00Z.
+    "own_addresses": ["203.0.113.7"]}}, times in seconds since 1970 or as 2026-11-30T09:00:00Z. A hit is a line
+    {"t": …, "uri": "/MAIL_ID/pixel/KEY.gif", "ip": …, "ua": …}, t in seconds since 1970.
     """
     with _log_file(args.file) as file:
         about, hits = read_hits_to_judge(file, args.file)
