@@ -5829,13 +5829,15 @@ def period_of(
     return read_period(name, zone_name, now, None if first is None else first * QUARTER_MS, days)
 
 
-def read_declaration(campaign: str, sent: int, sent_at: str | None) -> tuple[str, int, int | None]:
+def read_declaration(
+    campaign: str, sent: int, sent_at: str | None, at_name: str = "sent_at"
+) -> tuple[str, int, int | None]:
     """Check what somebody says of a campaign; the time in milliseconds since 1970. Raises BadInput."""
     if not campaign.strip(" ") or len(campaign) > MAX_CAMPAIGN or UNFIT.search(campaign):
         raise BadInput(f"campaign: expected a name of 1 to {MAX_CAMPAIGN} characters in one line")
     if not 0 <= sent <= MOST_SENT:
         raise BadInput(f"sent: expected a number from 0 to {MOST_SENT:,}")
-    return campaign.strip(" "), sent, None if sent_at is None else read_iso_time(sent_at, "sent_at")
+    return campaign.strip(" "), sent, None if sent_at is None else read_iso_time(sent_at, at_name)
 
 
 def read_iso_time(text: str, name: str) -> int:
@@ -8985,7 +8987,7 @@ def _link_maker_of(
 
 def cmd_campaign_add(args: argparse.Namespace, settings: Settings) -> int:
     """Say how many emails of a campaign a mailing tool sent under its own ids, which nobody registers."""
-    wanted = read_declaration(args.name, args.sent, args.at)
+    wanted = read_declaration(args.name, args.sent, args.at, "--at")
     with _opened(settings) as database, database.transaction() as connection:
         tenant = find_tenant(connection, args.tenant)
         first = declare_campaign(connection, tenant.number, *wanted, now_ms())

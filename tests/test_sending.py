@@ -986,12 +986,12 @@ def test_a_tenant_with_campaigns_can_be_removed(pipe: Pipe) -> None:
         (("c", "--sent", "-1"), "sent: expected a number from 0 to 1,000,000,000"),
         (("c", "--sent", "1000000001"), "sent: expected"),
         (("c", "--sent", "9" * 30), "sent: expected"),
-        (("c", "--sent", "1", "--at", "yesterday"), "sent_at: expected a time with its zone"),
-        (("c", "--sent", "1", "--at", "2026-11-30T09:00:00"), "sent_at: expected"),
-        (("c", "--sent", "1", "--at", "1970-01-01T00:00:00Z"), "sent_at: expected"),
-        (("c", "--sent", "1", "--at", "9999-12-31T23:59:59-12:00"), "sent_at: expected"),
-        (("c", "--sent", "1", "--at", "0001-01-01T00:00:00+14:00"), "sent_at: expected"),
-        (("c", "--sent", "1", "--at", ""), "sent_at: expected"),
+        (("c", "--sent", "1", "--at", "yesterday"), "--at: expected a time with its zone"),
+        (("c", "--sent", "1", "--at", "2026-11-30T09:00:00"), "--at: expected"),
+        (("c", "--sent", "1", "--at", "1970-01-01T00:00:00Z"), "--at: expected"),
+        (("c", "--sent", "1", "--at", "9999-12-31T23:59:59-12:00"), "--at: expected"),
+        (("c", "--sent", "1", "--at", "0001-01-01T00:00:00+14:00"), "--at: expected"),
+        (("c", "--sent", "1", "--at", ""), "--at: expected"),
     ],
 )
 def test_a_declaration_that_cannot_be_is_refused_with_what_was_expected(
