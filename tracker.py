@@ -7877,6 +7877,9 @@ def _is_operator(app: App, key: str) -> bool:
 def _json_body(request: Request) -> Any:
     try:
         return json.loads(request.body().decode("utf-8"), parse_constant=lambda word: _refuse(ValueError(word)))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise HTTPError(400, f"expected JSON in UTF-8, which this is not from {where} on") from None
     except (ValueError, RecursionError):
         raise HTTPError(400, "expected JSON in UTF-8") from None
 

@@ -237,8 +237,13 @@ def test_what_is_no_object_is_refused(still: Stage, value: Any) -> None:
 )  # fmt: skip
 def test_what_is_no_json_is_refused(still: Stage, body: bytes) -> None:
     answer = still.web.post(f"/{still.acme.id}/emails", body, status=400)
-    assert answer.json == {"error": "expected JSON in UTF-8"}
+    assert answer.json["error"].startswith("expected JSON in UTF-8")
     assert emails(still) == []
+
+
+def test_json_that_breaks_off_is_refused_with_the_place(still: Stage) -> None:
+    answer = still.web.post(f"/{still.acme.id}/emails", b'{"subject": "Sale"\n "key": "e1"}', status=400)
+    assert answer.json == {"error": "expected JSON in UTF-8, which this is not from line 2, column 2 on"}
 
 
 def test_the_content_type_does_not_matter(stage: Stage) -> None:
