@@ -7465,6 +7465,9 @@ def _view(request: Request, reader: Reader) -> View:
     return View("/" + "/".join(quote(segment, safe="") for segment in request.segments), asked)
 
 
+SORTED_TABLES = ("campaigns", "links", "clients", "emails")
+
+
 def _wanted(
     request: Request, table: str, orders: Mapping[str, str], *, people: bool, campaign: str | None = None
 ) -> Wanted:
@@ -7475,6 +7478,8 @@ def _wanted(
         raise HTTPError(400, f"show: expected one of {', '.join(SHOWN)}")
     name, _, order = parameters.get("sort", "").partition(".")
     order, _, up = order.partition(".")
+    if name not in ("", *SORTED_TABLES):
+        raise HTTPError(400, f"sort: expected one of the tables {', '.join(SORTED_TABLES)}, and a column of it")
     if name != table or not orders:
         order = up = ""
     elif order not in orders or up not in ("", "up") or (not people and order in PERSONAL_FIELDS):
@@ -8150,12 +8155,19 @@ def new_tenant_options(
     return {"id_": id_, "allow": allow, "any_domain": any_domain, "tracking_host": host}
 
 
+LEAST_OWN_PREFIX = {4: 8, 6: 19}  # 10.0.0.0/8 is somebody's own; a /0 would set every hit aside
+
+
 def read_own_network(text: str) -> str:
     """Read an address or a network that a tenant calls its own. Raises BadInput."""
     try:
         network = ipaddress.ip_network(text.strip(), strict=False)
     except ValueError:
         raise BadInput(f"{text!r}: expected an address or a network, such as 203.0.113.7 or 203.0.113.0/24") from None
+    if network.prefixlen < LEAST_OWN_PREFIX[network.version]:
+        raise BadInput(
+            f"{text!r}: expected a network of one's own, not a part of the Internet: at least /{LEAST_OWN_PREFIX[network.version]}"
+        )
     return str(network.network_address if network.num_addresses == 1 else network)
 
 

@@ -1226,7 +1226,7 @@ def test_own_addresses_are_shown_as_they_are_read_and_can_be_taken_back(run: Ter
 
 
 @pytest.mark.parametrize("option", ["--own", "--not-own"])
-@pytest.mark.parametrize("text", ["", "the office", "203.0.113", "203.0.113.7/33", "203.0.113.7:80"])
+@pytest.mark.parametrize("text", ["", "the office", "203.0.113", "203.0.113.7/33", "203.0.113.7:80", "0.0.0.0/0", "::/3"])
 def test_what_is_no_address_changes_nothing(option: str, text: str, run: Terminal) -> None:
     run.add("Acme")
     assert "expected an address or a network" in run("tenant", "set", "Acme", "--name", "B", option, text, status=1).err

@@ -332,6 +332,7 @@ def test_days_begin_at_midnight_in_the_zone_asked_for(stage: Stage) -> None:
         ({"tz": "Mars/Olympus"}, "tz is"),
         ({"show": "everything"}, "show: expected one of all, opened"),
         ({"sort": "emails.size"}, "sort: expected emails"),
+        ({"sort": "people.name"}, "sort: expected one of the tables campaigns, links"),
         ({"sort": "campaigns.opened.down"}, "sort: expected campaigns"),
         ({"after": "1"}, "after: expected"),
     ],
