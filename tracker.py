@@ -946,7 +946,7 @@ BOT_WORD = _words(
     r"(?<!cu)bots?(?:\b|[/_-])|archiver?\b|\bcurl/|\bwget|\bjava/|\bruby\b|\bperl\b|\bfetch\b|\bcamo\b|\blibwww(?!-fm)|^whatsapp|\bgoogle-(?!read)|"
     r"-user/[0-9]|\bcompatible; (?!msie|konqueror|trident|u;)|\S@\S+\.\S",
 )
-MAIL_PRODUCT = re.compile(r"\b[\w.-]*mail(?:app)?[\w.-]*/|\bmail\b")  # a mail program that no list has
+MAIL_PRODUCT = re.compile(r"mail[\w.-]*/|\bmail\b")  # a mail program that no list has
 ENGINE = re.compile(
     r"(?:mozilla|opera)/[0-9.]+ ?\(.*(?:applewebkit|khtml|gecko|goanna|trident|msie|presto|version/)|opera/|mozilla/.*msie|"
     r"lynx/|w3m/|e?links[/ ]\(?[0-9]"  # of those who read mail in a terminal

@@ -231,14 +231,16 @@ def test_an_agent_that_was_seen_before_is_not_judged_again() -> None:
     assert (tracker.judge_agent.cache_info().misses, tracker.judge_agent.cache_info().hits) == (1, 4)
 
 
-@pytest.mark.parametrize("piece", ["mail-", "a.", "a@", "@", "cfnetwork/", "safari/1", "(Windows NT", "mozilla/5.0 ("])
+@pytest.mark.parametrize(
+    "piece", ["mail-", ".mail_", "a.", "a@", "@", "cfnetwork/", "safari/1", "(Windows NT", "mozilla/5.0 ("]
+)
 def test_no_agent_takes_long_to_judge(piece: str) -> None:
     """Anybody may send one that is as long as is kept, and new each time."""
     agent = (piece * tracker.MAX_AGENT)[: tracker.MAX_AGENT]
     begin = time.perf_counter()
-    for n in range(10):
+    for n in range(100):
         tracker.judge([click(n, 1, f"{n}{agent}"[: tracker.MAX_AGENT])])
-    assert time.perf_counter() - begin < 0.5  # a pattern that goes back and forth takes seconds
+    assert time.perf_counter() - begin < 0.4  # a pattern that goes back and forth takes a second or more
 
 
 # -- One hit: method, headers, address, answer
