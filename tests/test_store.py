@@ -642,6 +642,30 @@ def test_check_compares_every_number_of_every_roll_up(stage: Stage) -> None:
     assert stage.check() == []
 
 
+def test_a_campaign_of_which_nothing_counts_is_no_difference_and_has_its_last_hit_all_the_same(stage: Stage) -> None:
+    aside: dict[str, Any] = {"answer": "named", "why": "destination-not-allowed"}
+    where = f"/{stage.acme.mail_id}/click/{{}}?campaign=spring&url=https://other.example/"
+    count(stage, hit(stage, "e1", NOW, uri=where.format("e1"), **aside))
+    assert stage.check() == []
+    count(stage, hit(stage, "e2", NOW - 50_000, uri=f"/{stage.acme.mail_id}/pixel/e2.gif?campaign=spring"))
+    assert stage.check() == []
+    assert stage.rows("select campaign, last_at from campaigns") == [("spring", NOW)]
+    with stage.database.transaction() as connection:
+        tracker.declare_campaign(connection, stage.acme.number, "autumn", 0, None, NOW)
+    assert stage.check() == []
+
+
+def test_hits_of_a_test_email_are_not_the_last_ones_of_the_campaign_it_names(stage: Stage) -> None:
+    open_of = f"/{stage.acme.mail_id}/pixel/{{}}.gif?campaign=spring"
+    count(stage, hit(stage, "e1", NOW - 50_000, uri=open_of.format("e1")))
+    count(stage, hit(stage, "test", NOW, uri=open_of.format(f"{tracker.TEST_KEY}1")))
+    register(stage, tracker.Registration("e2", campaign="spring"))
+    count(stage, hit(stage, "e2", NOW - 60_000))
+    register(stage, tracker.Registration("e2", campaign="autumn"))
+    assert stage.rows("select last_at from campaigns where campaign = 'spring'") == [(NOW - 50_000,)]
+    assert stage.check() == []
+
+
 def test_check_finds_rows_that_refer_to_nothing(stage: Stage) -> None:
     count(stage, hit(stage, "e1"))
     with stage.database.transaction() as connection:
