@@ -4560,6 +4560,7 @@ MOST_SORTED = (
     10_000  # the newest of a table, by which it is sorted, searched and filtered at once: no counter has an index
 )
 MOST_FOUND = 1_000  # emails that a search gives, the newest
+MOST_CLICKED = 10  # links that are told of one email in a table
 MOST_WORDS = 100  # that begin like the last one of a search and are looked for one by one
 SHOWN = {  # which emails a table shows, by what their readers did; where nothing counts yet, there are no counts
     "all": "1",
@@ -4781,16 +4782,14 @@ def _words_that_begin(connection: sqlite3.Connection, beginning: str) -> str:
 
 
 def clicked_links(connection: sqlite3.Connection, tenant: int, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Which links people clicked in these emails, by key."""
-    marks = ", ".join("?" * len(keys))
+    """Which links people clicked in these emails, by key: the first ones, since whoever has a mail may follow any number."""
     sql = (
-        "select key, urls.url from emails join link_counts on link_counts.email = emails.id join urls on urls.id = link_counts.url"
-        f" where emails.tenant = ? and key in ({marks}) and click_person > 0 order by click_person_first"
+        "select urls.url from (select url, click_person_first as at from link_counts where click_person > 0"
+        " and email = (select id from emails where tenant = ? and key = ?) order by at limit ?) first"
+        " join urls on urls.id = first.url order by at"
     )
-    found: dict[str, list[str]] = {}
-    for key, url in connection.execute(sql, (tenant, *keys)):
-        found.setdefault(key, []).append(url)
-    return found
+    found = {key: [row[0] for row in connection.execute(sql, (tenant, key, MOST_CLICKED))] for key in keys}
+    return {key: urls for key, urls in found.items() if urls}
 
 
 def email_details(connection: sqlite3.Connection, tenant: int, key: str) -> dict[str, Any] | None:
