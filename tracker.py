@@ -4753,13 +4753,19 @@ def find_emails(connection: sqlite3.Connection, tenant: int, text: str, *, peopl
         " and recipient <> '' limit :most"
     )
     found |= {row[0] for row in connection.execute(sql, values)}
-    words = re.findall(r"[^\W_]+", text)
+    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", text))
     if words:
         # Each word in quotes, so that none is an operator; the last may be unfinished.
         asked = [*(f'"{word}"' for word in words[:-1]), _words_that_begin(connection, words[-1])]
         query = " AND ".join([f"owner : tenant{tenant}", *(f"{{subject campaign}} : {word}" for word in asked)])
         sql = "select rowid from email_words where email_words match ? order by rowid desc limit ?"
-        found |= {row[0] for row in connection.execute(sql, (query, MOST_FOUND))}
+        try:
+            found |= {row[0] for row in connection.execute(sql, (query, MOST_FOUND))}
+        except (
+            sqlite3.OperationalError
+        ) as error:  # SQLite's Unicode is older: what is one word here may be several there
+            if "phrase" not in str(error):
+                raise
     return sorted(found, reverse=True)[:MOST_FOUND]
 
 

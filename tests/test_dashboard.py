@@ -420,6 +420,15 @@ def test_emails_are_found_by_the_beginning_of_recipient_and_key_and_by_words(
     assert found == expected
 
 
+def test_a_search_takes_letters_that_sqlite_does_not_know_and_accents_however_they_are_written(stage: Stage) -> None:
+    register(stage, tracker.Registration("e1", "Caf\u00e9s"), tracker.Registration("e2", "Cafe\u0301s"))
+    for search in ("caf\u00e9s", "cafe\u0301s", "cafes", "cafe\u0301"):
+        found = stage.web.get(f"/{stage.acme.id}/emails.json", {"q": search}).json["rows"]
+        assert {row["key"] for row in found} == {"e1", "e2"}, search
+    for search in ("a\u19b0b", "a\u19b0b cafes"):  # a letter of New Tai Lue since Unicode 8
+        assert stage.web.get(f"/{stage.acme.id}/emails.json", {"q": search}).json["rows"] == []
+
+
 def test_a_search_finds_what_was_registered_later_and_not_what_was_removed(mailing: Stage) -> None:
     register(mailing, tracker.Registration("e1", "Umbrellas", campaign="Summer"))
     text = page(mailing, q="umbrellas summer")
