@@ -5016,7 +5016,7 @@ def _read_hit(raw: dict[str, Any], id_: str, *, is_plain: bool) -> Hit:
     url = (
         hit.url if isinstance(hit, PlainClick) else decode_target(hit.target) if isinstance(hit, SignedClick) else None
     )
-    if url is None and not isinstance(hit, Pixel) and answered in ("302", "named"):
+    if url is None and not isinstance(hit, Pixel) and answered in ("302", "named", "hidden"):
         raise BadLine("uri: expected a link with a target")
     return Hit(
         id_,

@@ -758,6 +758,9 @@ BAD_LINES: dict[str, Callable[[Stage], bytes]] = {
     "a click without a target that was redirected": lambda stage: click(
         stage, "odd", uri=f"/{stage.acme.mail_id}/click/odd"
     ),
+    "a hidden link without a target": lambda stage: click(
+        stage, "odd", uri=f"/{stage.acme.mail_id}/click/odd", answer="hidden"
+    ),
 }
 
 
