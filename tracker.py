@@ -9306,7 +9306,7 @@ def _read_email_to_judge(line: bytes) -> tuple[Context, list[Network]]:
     known = ("sent_at", "delivered_at", "links", "own_addresses")
     try:
         said = json.loads(line)["email"]
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadInput("expected one JSON object") from None
     if not isinstance(said, dict) or not set(said) <= set(known):
         raise BadInput(f"email: expected an object with some of {', '.join(known)}")

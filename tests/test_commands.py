@@ -1057,6 +1057,7 @@ def test_how_many_links_a_mail_has_tells_who_followed_them_all(stage: Stage, run
         (b'{"email": {"own_addresses": "203.0.113.7"}}', "own_addresses: expected a list"),
         (b'{"email": {"own_addresses": ["the office"]}}', "'the office': expected an address or a network"),
         (b'{"email": {', "expected one JSON object"),
+        (b'{"email": ' + b"[" * 100_000, "expected one JSON object"),
     ],
 )
 def test_a_first_line_that_says_nothing_sensible_is_refused(
