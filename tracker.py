@@ -9073,6 +9073,9 @@ def cmd_export(args: argparse.Namespace, settings: Settings) -> int:
         if getattr(args, name) is not None and name not in EXPORT_FILTERS[args.table]:
             takes = ", ".join(f"--{each}" for each in EXPORT_FILTERS[args.table]) or "none"
             raise BadInput(f"--{name} is no filter of the table {args.table}; its filters: {takes}")
+    for name, text in (("--campaign", args.campaign), ("--search", args.search), ("--key", args.key)):
+        if UNFIT.search(text or ""):
+            raise BadInput(f"{name}: expected text in one line, in UTF-8")
     with contextlib.ExitStack() as opened:
         try:
             output = opened.enter_context(open(args.output, "xb")) if args.output else sys.stdout.buffer
@@ -9080,6 +9083,8 @@ def cmd_export(args: argparse.Namespace, settings: Settings) -> int:
             raise StoreError(f"{args.output} is there already; expected the name of a new file") from None
         except OSError as error:
             raise StoreError(f"{args.output}: can't be written: {error.strerror}") from error
+        if args.output:
+            opened.push(partial(_remove_unless_whole, args.output))
         database = opened.enter_context(_opened(settings))
         _drain_first(database)
         with database.reading() as connection:
@@ -9097,6 +9102,13 @@ def cmd_export(args: argparse.Namespace, settings: Settings) -> int:
             output.write(piece)
         output.flush()
     return 0
+
+
+def _remove_unless_whole(path: str, error: type[BaseException] | None, *_: object) -> None:
+    """Leave no part of a file behind, which would be in the way when the command is given again."""
+    if error is not None:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted

@@ -729,6 +729,31 @@ def test_export_refuses_a_filter_that_the_table_does_not_have(
     assert (said.out, told in said.err) == ("", True)
 
 
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["Nobody", "emails"], "no tenant 'Nobody'"),
+        (["Acme", "emails", "--search", "\udcff"], "--search: expected text"),
+        (["Acme", "links", "--campaign", "\udcff"], "--campaign: expected text"),
+        (["Acme", "events", "--key", "\udcff"], "--key: expected text"),
+    ],
+)
+def test_an_export_that_fails_says_why_and_leaves_no_file(
+    words: list[str],
+    told: str,
+    mailing: Stage,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:{mailing.settings.database}")
+    mailing.app.database.close()
+    target = tmp_path / "export.csv"
+    assert tracker.main(["--env", "/dev/null", "export", *words, "--output", str(target)]) == 1
+    assert told in capsys.readouterr().err
+    assert not target.exists()
+
+
 def test_a_zone_of_ones_own_is_set_and_must_be_known(
     mailing: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
