@@ -7464,12 +7464,16 @@ def _asked_period(request: Request, connection: sqlite3.Connection, reader: Read
 
 
 ASKED = (*RANGE_PARAMETERS, "tz", "q", "show", "sort", "after", "campaigns", "links", "machines")
+MOST_SEARCHED = 200  # characters of a search
+MOST_ASKED = 60  # of any other parameter: no zone's name is longer
 
 
 def _view(request: Request, reader: Reader) -> View:
     """The page that was asked for, with the parameters that are not the default."""
     parameters = request.parameters()
-    asked = {name: parameters[name] for name in ASKED if parameters.get(name)}
+    # Cut to what is heeded: each of the many links of the page repeats it.
+    cut = {name: parameters.get(name, "")[: MOST_SEARCHED if name == "q" else MOST_ASKED] for name in ASKED}
+    asked = {name: value for name, value in cut.items() if value}
     if asked.get("tz") == reader.tenant.tz:
         del asked["tz"]
     return View("/" + "/".join(quote(segment, safe="") for segment in request.segments), asked)
@@ -7483,7 +7487,7 @@ def _wanted(
 ) -> Wanted:
     """Which rows of a table the request asks for. Raises HTTPError 400 for what can't be."""
     parameters = request.parameters()
-    shown, search = parameters.get("show") or "all", (parameters.get("q") or "").strip()[:200]
+    shown, search = parameters.get("show") or "all", (parameters.get("q") or "").strip()[:MOST_SEARCHED]
     if shown not in SHOWN:
         raise HTTPError(400, f"show: expected one of {', '.join(SHOWN)}")
     name, _, order = parameters.get("sort", "").partition(".")

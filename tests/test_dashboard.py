@@ -619,6 +619,16 @@ def test_a_page_weighs_less_than_60_kb_with_its_stylesheet(stage: Stage) -> None
     assert len(page(stage, "campaigns/Campaign%203").encode()) + stylesheet <= 60_000
 
 
+@pytest.mark.parametrize("name", ["q", "machines", "links", "campaigns"])
+def test_a_long_parameter_is_not_repeated_in_every_link_of_the_page(stage: Stage, name: str) -> None:
+    """A request line may have 16 kB, and a curve of a hundred years has 1,200 steps, each a link."""
+    count(stage, hit(stage, "e1"))
+    path = f"/{stage.acme.id}/dashboard"
+    asked = {"from": "2000-01-01", "to": "2099-12-31"}
+    usual = len(stage.web.get(path, asked).body)
+    assert len(stage.web.get(path, {**asked, name: "x" * 7_000}).body) < usual + 300 * 1_300
+
+
 def test_an_email_in_which_thousands_of_links_were_followed_does_not_fill_the_page(stage: Stage) -> None:
     """Whoever reads a mail may follow links of his own making to a host that is allowed, as many as he likes."""
     register(stage, tracker.Registration("e1", campaign="Spring"))
