@@ -7042,7 +7042,7 @@ PIXEL_HEADERS = (
 )
 EXPORT_TYPES = ("csv", "json")
 MAX_ROWS = 100_000  # of an export over HTTP: a sync worker that streams for minutes is killed, and blocks pixels
-CHUNK_ROWS = 1_000
+CHUNK_ROWS = 500  # read at once: the database is free in between; more takes memory, and saves no time
 WORKER_PATIENCE = 5.0  # seconds that a request waits for its turn to write; then it is a 503
 MANY_WAITING = 100_000  # hits: more than a drain leaves behind when all is well
 MAX_LINKS = 20_000  # in one request: signing a million would take longer than a worker may
@@ -7795,21 +7795,20 @@ def export_rows(
     limit: float = math.inf,
     *,
     people: bool = True,
-    at_once: int = CHUNK_ROWS,
 ) -> Iterator[bytes]:
     """A table as JSON or CSV, in pieces, in constant memory; the database is free in between."""
     fields_ = TABLES[table]
     shown = [name for name in fields_ if people or name not in PERSONAL_FIELDS]
-    pages = _pages_of(database, tenant, table, wanted, after, limit, at_once)
+    pages = _pages_of(database, tenant, table, wanted, after, limit)
     return (_json_lines if form == "json" else _csv_lines)(pages, fields_, shown)
 
 
 def _pages_of(
-    database: Database, tenant: int, table: str, wanted: Wanted, after: Cursor, limit: float, at_once: int
+    database: Database, tenant: int, table: str, wanted: Wanted, after: Cursor, limit: float
 ) -> Iterator[Rows]:
     while True:
         with database.reading() as connection:
-            page = table_page(connection, tenant, table, after, int(min(at_once, limit)), wanted)
+            page = table_page(connection, tenant, table, after, int(min(CHUNK_ROWS, limit)), wanted)
         limit -= len(page.rows)
         yield page
         if page.next is None or limit <= 0:
@@ -9065,9 +9064,6 @@ def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-EXPORT_ROWS = 2_000  # read at once by the command: the database is free in between; more takes memory and saves no time
-
-
 EXPORT_FILTERS = {"emails": ("campaign", "search", "show"), "events": ("key",), "links": ("campaign",), "campaigns": ()}
 
 
@@ -9095,7 +9091,7 @@ def cmd_export(args: argparse.Namespace, settings: Settings) -> int:
             tenant = find_tenant(connection, args.tenant).number
         if args.table in TABLES:
             wanted = Wanted(args.campaign, args.search or "", args.show or "all", args.key)
-            lines = export_rows(database, tenant, args.table, args.format, wanted, at_once=EXPORT_ROWS)
+            lines = export_rows(database, tenant, args.table, args.format, wanted)
         else:
             with database.reading() as connection:
                 rows = campaign_rows(connection, tenant)
