@@ -710,7 +710,7 @@ def test_export_writes_a_whole_table_and_never_over_a_file(
     assert [row["key"] for row in json.loads(target.read_text())["rows"]] == ["e4", "e1"]
     assert tracker.main(words) == 1
     assert "is there already" in capsys.readouterr().err
-    monkeypatch.setattr(tracker, "EXPORT_ROWS", 2)
+    monkeypatch.setattr(tracker, "CHUNK_ROWS", 2)
     assert tracker.main([*words[:-2], "--output", str(tmp_path / "again.json")]) == 0
     assert (tmp_path / "again.json").read_bytes() == target.read_bytes()
 
