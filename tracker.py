@@ -3543,8 +3543,8 @@ def rollup_differences(connection: sqlite3.Connection, most: int = 20) -> list[s
     for table, (columns, recount) in RECOUNTS.items():
         numbers = [name for name in columns.split(", ") if name not in ROLLUP_KEYS]
         counts = " or ".join(name for name in numbers if not name.endswith("_first"))
-        kept, counted = (f"select {columns} from {rows} where {counts}" for rows in (table, "recounted"))
-        for label, sql in (("recounted", f"{counted} except {kept}"), ("in the roll-up", f"{kept} except {counted}")):
+        kept, anew = (f"select {columns} from {rows} where {counts}" for rows in (table, "recounted"))
+        for label, sql in (("recounted", f"{anew} except {kept}"), ("in the roll-up", f"{kept} except {anew}")):
             found += [
                 f"{table}: {label} only: {tuple(row)}"
                 for row in connection.execute(
