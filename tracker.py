@@ -2560,6 +2560,7 @@ NO_QUARTER = -1  # the cohort of the emails that nobody registered: they have no
 UNREGISTERED_A_DAY = 10_000  # emails that hits alone may make for a tenant: forged keys must not fill the disk
 BUSY_MS = 5_000  # how long to wait for a lock that is not ours (a shell, a copy)
 CACHE_KIBIBYTES = 1024  # of pages, in each worker; twice as much saved no time
+MIGRATION_CACHE_KIBIBYTES = 65_536  # for a minute or two, once a version
 CHECKPOINT_BYTES = 16 << 20  # of WAL, before it is moved into the database: pages that change often are moved once
 MAX_AGENT = 512
 
@@ -2794,6 +2795,9 @@ class Database:
         # SQLite writes happily into a deleted file; what is committed there is lost.
         if self._file_inode() != self._inode:
             raise StoreError(f"{self.path} was replaced by another file; restart to use it")
+        if connection.execute("pragma user_version").fetchone()[0] != SCHEMA_VERSION:
+            # What this version writes would not fit any more, and each hit would look like one that can't be counted.
+            raise StoreError(f"{self.path} was changed by a newer version of this program; restart that one")
         row = connection.execute("select value from secrets where name = 'instance'").fetchone()
         spool_instance = read_small_file(self.folder, "spool", "instance")
         if spool_instance is None:
@@ -2868,6 +2872,7 @@ class Database:
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a database that an older version made up to date, all or nothing. The caller holds the lock for writing."""
+    connection.execute(f"pragma cache_size = {-MIGRATION_CACHE_KIBIBYTES}")
     connection.execute("begin")
     try:
         while (version := connection.execute("pragma user_version").fetchone()[0]) < SCHEMA_VERSION:
@@ -2879,6 +2884,7 @@ def migrate(connection: sqlite3.Connection) -> None:
     finally:
         if connection.in_transaction:
             connection.execute("rollback")
+        connection.execute(f"pragma cache_size = {-CACHE_KIBIBYTES}")
 
 
 def copy_database(connection: sqlite3.Connection, copy: sqlite3.Connection, name: str) -> int:

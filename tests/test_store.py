@@ -1000,3 +1000,16 @@ def test_a_closed_database_keeps_no_descriptor(stage: Stage) -> None:
             pass
         database.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_process_that_a_newer_version_has_overtaken_writes_nothing_and_loses_no_hit(stage: Stage) -> None:
+    register(stage, tracker.Registration("e1"))
+    with contextlib.closing(sqlite3.connect(stage.database.path)) as connection:
+        connection.execute(f"pragma user_version = {tracker.SCHEMA_VERSION + 1}")
+    stage.pixel("e1")
+    with pytest.raises(tracker.StoreError, match="was changed by a newer version of this program"):
+        stage.drain()
+    assert list((stage.spool / "rejected").iterdir()) == []
+    with contextlib.closing(sqlite3.connect(stage.database.path)) as connection:
+        connection.execute(f"pragma user_version = {tracker.SCHEMA_VERSION}")
+    assert stage.drain().hits == 1

@@ -150,6 +150,7 @@ def test_the_service_runs_the_program_as_its_own_user_with_the_settings_of_the_f
     assert service["EnvironmentFile"] == SETTINGS_FILE
     assert (service["User"], service["Group"]) == ("email-tracker", "email-tracker")
     assert service["Type"] == "notify" and service["KillMode"] == "mixed"
+    assert service["TimeoutStartSec"] == "infinity"  # a large database may have to be changed first
     assert int(service["TimeoutStopSec"]) > tracker.GUNICORN_TIMEOUT  # what is left is for draining the spool
     assert service["Restart"] == "always"
 
