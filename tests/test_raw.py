@@ -443,11 +443,11 @@ def test_whoever_connects_by_the_unix_socket_is_believed(tmp_path: Path) -> None
         server.start()
         try:
             mail_id = server.first_tenant()
-            for forwarded in (b"X-Forwarded-For: 6.6.6.6, 203.0.113.77\r\n", b""):
+            for key, forwarded in (("said", b"X-Forwarded-For: 6.6.6.6, 203.0.113.77\r\n"), ("silent", b"")):
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                     connection.settimeout(20)
                     connection.connect(path)
-                    target = f"/{mail_id}/pixel/e1.gif".encode()
+                    target = f"/{mail_id}/pixel/{key}.gif".encode()
                     (answer,) = read_answers(
                         talk(connection, b"GET " + target + b" HTTP/1.1\r\n" + forwarded + b"\r\n")
                     )
@@ -457,8 +457,9 @@ def test_whoever_connects_by_the_unix_socket_is_believed(tmp_path: Path) -> None
             server.listener.close()
         opened = contextlib.closing(tracker.Database(str(tmp_path / "data" / "tracking.db")))
         with opened as database, database.reading() as connection_:
-            rows = connection_.execute("select ip_address from events order by id").fetchall()
-        assert rows == [("203.0.113.0",), (None,)]
+            sql = "select key, ip_address from events join emails on emails.id = email_id order by key"
+            rows = connection_.execute(sql).fetchall()
+        assert rows == [("said", "203.0.113.0"), ("silent", None)]
 
 
 # -- The log
