@@ -6167,29 +6167,41 @@ def step_label(period: Period, at: int) -> str:
 # -- Times, numbers and names, as people read them
 
 
+def moment(text: str) -> datetime:
+    """A time of an export, read back."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
 def shown_time(text: str | None, zone: tzinfo) -> str:
     """A time of an export, as people read it."""
     if not text:
         return ""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(zone).strftime("%d %b %Y %H:%M")
+    return moment(text).astimezone(zone).strftime("%d %b %Y %H:%M")
+
+
+AGO = (  # up to how many seconds a time is told in which unit
+    (3_600, 60, "minute"),
+    (86_400, 3_600, "hour"),
+    (14 * 86_400, 86_400, "day"),
+    (365 * 86_400, 7 * 86_400, "week"),
+)
 
 
 def ago(seconds: float) -> str:
     """How long ago something was, in one unit: `3 minutes ago`."""
     if seconds < 60:
         return "just now"
-    for length, noun in ((60, "minute"), (3600, "hour"), (86_400, "day"), (7 * 86_400, "week"), (365 * 86_400, "year")):
-        following = {60: 3600, 3600: 86_400, 86_400: 14 * 86_400, 7 * 86_400: 365 * 86_400}.get(length, math.inf)
-        if seconds < following:
+    for limit, length, noun in AGO:
+        if seconds < limit:
             return f"{counted(int(seconds // length), noun)} ago"
-    return ""
+    return f"{counted(int(seconds // (365 * 86_400)), 'year')} ago"
 
 
 def time_cell(pages: Pages, text: str | None, zone: tzinfo, now: int) -> Markup:
     """A time as `3 minutes ago`, with the time itself beside it for who points at it."""
     if not text:
         return Markup("–")
-    at = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    at = moment(text)
     return pages["_time.html"].render(
         iso=text[:16] + "Z", whole=shown_time(text, zone), text=ago(now / 1000 - at.timestamp())
     )
@@ -6287,8 +6299,8 @@ def dashboard_figures(stats: Stats) -> list[dict[str, object]]:
             percent(None if to_open is None else (to_open, to_open)),
             f"of {counted(sent.read, 'email')} that people read",
         ),
-        ("Opens", grouped(sum(stats.hits[OPEN][s] for s in STATES)), seen(OPEN)),
-        ("Clicks", grouped(sum(stats.hits[CLICK][s] for s in STATES)), seen(CLICK)),
+        ("Opens", grouped(hits_of(stats.hits, OPEN, *STATES)), seen(OPEN)),
+        ("Clicks", grouped(hits_of(stats.hits, CLICK, *STATES)), seen(CLICK)),
         ("Machines", grouped(machines), f"{on_pixels} on pixels and {on_links} on links"),
     ]
     changes: dict[str, str] = {}
@@ -6587,9 +6599,10 @@ def dashboard_page(pages: Pages, model: DashboardModel) -> str:
     ]
     curve_url = view.url(machines="" if model.machines else "1") + "#curve"
     trial = pages["_trial.html"].render(**model.trial) if model.trial else Markup()
+    figures = dashboard_figures(stats)
     numbers = pages["_numbers.html"].render(
-        sent=figure_list(pages, dashboard_figures(stats)[:COHORT_FIGURES], explained=True),
-        activity=figure_list(pages, dashboard_figures(stats)[COHORT_FIGURES:], explained=True),
+        sent=figure_list(pages, figures[:COHORT_FIGURES], explained=True),
+        activity=figure_list(pages, figures[COHORT_FIGURES:], explained=True),
         compared=f"; compared with the {RANGES.get(period.name, 'same length of time')} before" if stats.before else "",
         curve=curve(pages, view, stats, machines=model.machines),
         machines_url=curve_url,
@@ -6723,11 +6736,11 @@ def email_page(pages: Pages, model: EmailModel) -> str:
     """One email, and everything that happened to it."""
     reader, email = model.reader, model.email
     sent = email["delivered_at"] or email["sent_at"]
-    begin = datetime.fromisoformat(sent.replace("Z", "+00:00")).timestamp() * 1000 if sent else None
+    begin = moment(sent).timestamp() * 1000 if sent else None
     arrival = "it was delivered" if email["delivered_at"] else "it was sent"
     rows = []
     for hit in model.hits:
-        at = datetime.fromisoformat(hit["timestamp"].replace("Z", "+00:00")).timestamp() * 1000
+        at = moment(hit["timestamp"]).timestamp() * 1000
         client = client_of(hit["user_agent"])
         after = ""
         if begin is not None:
