@@ -6088,7 +6088,7 @@ def curve(pages: Pages, view: View, stats: Stats, *, machines: bool) -> Markup:
     }
     width = 100 / len(stats.steps)
     bars: dict[int, list[str]] = {state: [] for state in states}
-    steps, marks = [], []
+    steps, marks, rows = [], [], []
     every = -(-len(stats.steps) // 8)  # at most eight labels fit
     for n, step in enumerate(stats.steps):
         label = step_label(stats.period, step.start)
@@ -6101,9 +6101,11 @@ def curve(pages: Pages, view: View, stats: Stats, *, machines: bool) -> Markup:
                     upper = min(upper, above - 1)  # the least is seen as well
                     bars[state].append(f"M{n}.1 {upper}h.8v{above - upper}h-.8")
                 above = upper
-        told = " · ".join(
-            f"{'+'.join(grouped(step.hits[kind][state]) for state in states)} {TYPES[kind]}s" for kind, _, _ in PANELS
-        )
+        numbers = {kind: [grouped(step.hits[kind][state]) for state in states] for kind, _, _ in PANELS}
+        told = " · ".join(f"{'+'.join(some)} {TYPES[kind]}s" for kind, some in numbers.items())
+        if any(step.hits[kind][state] for kind in numbers for state in states):
+            cells = pages["_cell.html"].render_each({"text": number} for some in numbers.values() for number in some)
+            rows.append({"label": label, "cells": cells})
         steps.append(
             {
                 "url": _step_url(view, stats.period, n),
@@ -6115,16 +6117,6 @@ def curve(pages: Pages, view: View, stats: Stats, *, machines: bool) -> Markup:
         if n % every == 0:
             kind_of_mark = "m" if n // every % 2 == 0 else "m n"
             marks.append({"x": f"{n * width + width / 2:.1f}", "label": label, "kind": kind_of_mark})
-    rows = [
-        {
-            "label": step_label(stats.period, step.start),
-            "cells": pages["_cell.html"].render_each(
-                {"text": grouped(step.hits[kind][state])} for kind, _, _ in PANELS for state in states
-            ),
-        }
-        for step in stats.steps
-        if any(step.hits[kind][state] for kind, _, _ in PANELS for state in states)
-    ]
     return pages["_curve.html"].render(
         opens_top=grouped(tops[OPEN]),
         opens_middle=grouped(tops[OPEN] // 2),
