@@ -106,13 +106,13 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return convert
 
 
-def _is_port(text: str) -> bool:
+def is_port(text: str) -> bool:
     return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65536
 
 
 def _bind(text: str) -> str:
     match = re.fullmatch(r"unix:/.+|fd://[0-9]+|(?:\[[0-9A-Fa-f:.]+\]|[^\s:/]+):([0-9]+)", text)
-    if not match or (match[1] and not _is_port(match[1])):
+    if not match or (match[1] and not is_port(match[1])):
         raise ValueError("expected unix:/path/to/socket or HOST:PORT, for example 127.0.0.1:3000")
     return text
 
@@ -132,7 +132,7 @@ def _base_url(text: str) -> str:
     label = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
     match = re.fullmatch(rf"https?://({label}(?:\.{label})*|\[([0-9a-f:.]+)\])(?::([0-9]+))?/?", text.lower())
     expected = "expected http:// or https:// and a host, without a path, for example https://track.example.com"
-    if not match or (match[3] and not _is_port(match[3])):
+    if not match or (match[3] and not is_port(match[3])):
         raise ValueError(expected)
     try:
         match[2] and ipaddress.IPv6Address(match[2])
@@ -620,17 +620,17 @@ def read_host(name: str) -> str:
         final_dot = ""
     if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
         # Browsers read 0x7f.1 and 2130706433 as addresses; only the usual spelling is a host here.
-        if not _is_ipv4(".".join(labels)):
+        if not is_ipv4(".".join(labels)):
             raise malformed
         return ".".join(labels)
-    ascii_labels = [_ascii_label(label) or _refuse(malformed) for label in labels]
+    ascii_labels = [_ascii_label(label) or refuse(malformed) for label in labels]
     if _mixes_directions([_shown_label(label) for label in ascii_labels]):
         raise malformed
     host = ".".join(ascii_labels)
-    return host + final_dot if len(host) <= 253 else _refuse(malformed)
+    return host + final_dot if len(host) <= 253 else refuse(malformed)
 
 
-def _refuse(error: Exception) -> NoReturn:
+def refuse(error: Exception) -> NoReturn:
     raise error
 
 
@@ -642,7 +642,7 @@ def _ipv6(text: str) -> str:
     return f"::ffff:{int(address) >> 16 & 0xFFFF:x}:{int(address) & 0xFFFF:x}" if address.ipv4_mapped else str(address)
 
 
-def _is_ipv4(text: str) -> bool:
+def is_ipv4(text: str) -> bool:
     try:
         return str(ipaddress.IPv4Address(text)) == text
     except ValueError:
@@ -724,7 +724,7 @@ def read_destination(text: str) -> str:
         raise BadInput(f"{text!r}: expected a domain such as acme.com, or HOST:PORT") from None
     if "." not in host and ":" not in host:
         raise BadInput(f"{text!r}: expected at least two labels, such as acme.com")
-    if port and not _is_port(port):
+    if port and not is_port(port):
         raise BadInput(f"{text!r}: expected a port from 1 to 65535")
     return f"{host}:{int(port)}" if port else host
 
@@ -745,6 +745,41 @@ def is_ours(own: Iterable[tuple[str, int]], target: Target) -> bool:
     ports = {port for host, port in own if host == target.host}
     web = set(DEFAULT_PORTS.values())
     return target.port in ports or (target.port in web and not web.isdisjoint(ports))
+
+
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+
+
+IPV4 = re.compile(rf"((?:{_OCTET}\.){{3}}){_OCTET}")  # as Python reads it too, at a tenth of the time
+
+
+@lru_cache(maxsize=512)
+def read_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address, also as `address:port` and `[address]:port`; IPv4 in IPv6 is IPv4. None if it is none."""
+    match = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)", text)
+    if not match:
+        return None
+    try:
+        parsed = ipaddress.ip_address(match[1] or match[2] or match[3])
+    except ValueError:
+        return None
+    return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+LEAST_OWN_PREFIX = {4: 8, 6: 19}  # 10.0.0.0/8 is somebody's own; a /0 would set every hit aside
+
+
+def read_own_network(text: str) -> str:
+    """Read an address or a network that a tenant calls its own. Raises BadInput."""
+    try:
+        network = ipaddress.ip_network(text.strip(), strict=False)
+    except ValueError:
+        raise BadInput(f"{text!r}: expected an address or a network, such as 203.0.113.7 or 203.0.113.0/24") from None
+    if network.prefixlen < LEAST_OWN_PREFIX[network.version]:
+        raise BadInput(
+            f"{text!r}: expected a network of one's own, not a part of the Internet: at least /{LEAST_OWN_PREFIX[network.version]}"
+        )
+    return str(network.network_address if network.num_addresses == 1 else network)
 
 
 # == Verdicts ==========================================================================================
@@ -860,8 +895,8 @@ class Hit(NamedTuple):
     key: str
     url: str | None
     host: str
-    ip_address: str
-    user_agent: str
+    address: str
+    agent: str
     purpose: str
     answer: str
     why: str  # for an answer that is not the usual one: a reason
@@ -1184,7 +1219,7 @@ def judge(
 
 def in_order(hit: Hit) -> tuple[Any, ...]:
     """What hits of an email are sorted by: their time, then their content, so that ties are the same in any drain."""
-    return hit.at, hit.type, hit.url or "", hit.method, hit.user_agent, hit.ip_address, hit.purpose, hit.own, hit.why
+    return hit.at, hit.type, hit.url or "", hit.method, hit.agent, hit.address, hit.purpose, hit.own, hit.why
 
 
 def _judge_session(hits: Sequence[Hit], context: Context, opened: Opened) -> list[Judgement]:
@@ -1226,7 +1261,7 @@ def _named(click: Hit, judgement: Judgement) -> Judgement:
 
 def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
     """Judge a hit by what it says of itself; the first rule that fits wins."""
-    by_agent = judge_agent(hit.user_agent, hit.type)
+    by_agent = judge_agent(hit.agent, hit.type)
     if hit.answer == "404":
         return _judgement("scanner", "forged-link")
     if hit.own and by_agent.reason not in ("image-proxy", "proxy-click"):
@@ -1239,7 +1274,7 @@ def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
         return _judgement("prefetch", "prefetch-header")
     if by_agent.verdict != "human":
         return by_agent
-    if filter_network(hit.ip_address) == CERTAIN:
+    if filter_network(hit.address) == CERTAIN:
         return _judgement("scanner", "filter-network")
     if hit.type == CLICK and context.said and context.begin is not None and 0 <= hit.at - context.begin < SOON_MS:
         return _judgement("scanner", "too-soon")
@@ -1252,11 +1287,11 @@ def _signs(click: Hit, context: Context) -> int:
     since = -1 if context.begin is None else click.at - context.begin
     if 0 <= since < EARLY_MS:
         signs += (2 if since >= SOON_MS else 6) // (1 if context.said else 2)
-    return signs + _signs_of_age(click) + 2 * (filter_network(click.ip_address) == PROBABLE)
+    return signs + _signs_of_age(click) + 2 * (filter_network(click.address) == PROBABLE)
 
 
 def _signs_of_age(hit: Hit) -> int:
-    released_at = chrome_released_at(hit.user_agent)
+    released_at = chrome_released_at(hit.agent)
     years = 0.0 if released_at is None else (hit.at - released_at) / (365.25 * 86_400_000)
     return 4 if years > 4 else 2 if years > 2 else 0
 
@@ -1266,10 +1301,10 @@ def _find_pairs_with_head(hits: Sequence[Hit], judged: list[Judgement]) -> None:
     heads: dict[tuple[Any, ...], list[int]] = {}
     for hit, judgement in zip(hits, judged, strict=True):
         if judgement.reason == "head":
-            heads.setdefault((hit.type, hit.url, hit.ip_address, hit.user_agent), []).append(hit.at)
+            heads.setdefault((hit.type, hit.url, hit.address, hit.agent), []).append(hit.at)
     for n, hit in enumerate(hits):
         if heads and judged[n].verdict == "human":
-            times = heads.get((hit.type, hit.url, hit.ip_address, hit.user_agent), [])
+            times = heads.get((hit.type, hit.url, hit.address, hit.agent), [])
             if any(abs(hit.at - at) <= HEAD_MS for at in times):
                 judged[n] = _judgement("scanner", "with-head")
 
@@ -1323,15 +1358,15 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], doubts: list[i
         if judged[n].verdict == "human":
             is_browser = judged[n].reason == "browser"
             rare = is_browser and _signs_of_age(hit) > 0
-            by_program = until.get((hit.ip_address, hit.user_agent), -1) if hit.ip_address else -1
-            by_program = max(by_program, until.get(("", hit.user_agent), -1) if rare else -1)
-            by_address = until.get((hit.ip_address, ""), -1) if hit.ip_address and is_browser else -1
-            if by_program >= hit.at or (by_address >= hit.at and not is_truncated(hit.ip_address)):
+            by_program = until.get((hit.address, hit.agent), -1) if hit.address else -1
+            by_program = max(by_program, until.get(("", hit.agent), -1) if rare else -1)
+            by_address = until.get((hit.address, ""), -1) if hit.address and is_browser else -1
+            if by_program >= hit.at or (by_address >= hit.at and not is_truncated(hit.address)):
                 judged[n] = _judgement("scanner", "after-scanner")
             elif by_address >= hit.at and hit.type == CLICK:
                 doubts[n] += 4
-        if judged[n].reason in _FOLLOWED and not DEVICE_PREVIEW.search(hit.user_agent):
-            for key in ((hit.ip_address, hit.user_agent), (hit.ip_address, ""), ("", hit.user_agent)):
+        if judged[n].reason in _FOLLOWED and not DEVICE_PREVIEW.search(hit.agent):
+            for key in ((hit.address, hit.agent), (hit.address, ""), ("", hit.agent)):
                 until[key] = hit.at + SESSION_GAP_MS
 
 
@@ -1345,7 +1380,7 @@ def _find_echoes(hits: Sequence[Hit], judged: list[Judgement]) -> None:
         if hit.type != CLICK or judged[n].verdict not in ("human", "unconfirmed"):
             continue
         earlier = clicks.setdefault(hit.url, {})
-        place = hit.ip_address, _system(hit.user_agent)
+        place = hit.address, _system(hit.agent)
         if any(hit.at - at <= ECHO_MS and _is_elsewhere(place, other) for other, at in earlier.items()):
             judged[n] = _named(hit, _judgement("scanner", "echo"))
         elif judged[n].verdict == "human":
@@ -1361,7 +1396,7 @@ def _find_repeats(hits: Sequence[Hit], judged: list[Judgement], opened: Opened) 
     anchors = {**opened}
     for n, hit in enumerate(hits):
         if hit.type == OPEN and judged[n].state != ASIDE:
-            who = judged[n].verdict, hit.user_agent
+            who = judged[n].verdict, hit.agent
             if hit.at - anchors.get(who, -math.inf) <= REPEAT_MS:
                 judged[n] = _judgement(judged[n].verdict, "repeat")
             else:
@@ -2490,8 +2525,8 @@ def encode_quoted_printable(new: str, column: int, line_break: str) -> tuple[str
     return "".join(out), column
 
 
-# == Store =============================================================================================
-# The database: the only section with SQL. Tenant is always the second argument.
+# == Database ==========================================================================================
+# One file, one connection a process, one writer at a time; whose spool it is. Uses no section but Settings.
 
 SCHEMA_VERSION = 4
 MIGRATIONS = {  # from this version to the next: what schema.sql has since
@@ -3009,7 +3044,8 @@ def stored_secret(connection: sqlite3.Connection) -> str | None:
     return row and str(row[0])
 
 
-# -- Tenants
+# == Tenants ===========================================================================================
+# Customers of the server, their rules, and tenants.json, by which workers know them without a database.
 
 
 def _tenant(row: Sequence[Any]) -> Tenant:
@@ -3212,6 +3248,137 @@ def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
                 f"{error.strerror}; mend that and run `check --repair`"
             ) from error
 
+
+@lru_cache(maxsize=128)
+def read_origin(url: str) -> tuple[str, int]:
+    """Host and port of a URL of our own; port 443 where none is given (80 is the same server)."""
+    match = re.match(r"[^/]*//([^/]*?)(?::([0-9]{0,5}))?(?:/|$)", url)
+    name, port = match.groups() if match else ("", "")
+    with contextlib.suppress(BadTarget):
+        name = read_host(name)
+    return name.lower().rstrip("."), int(port or DEFAULT_PORTS["https"])
+
+
+class Directory:
+    """What tenants.json says; what it last said, when it is gone."""
+
+    def __init__(self, folder: str) -> None:
+        self._path = os.path.join(folder, "tenants.json")
+        self._look_at = 0.0
+        self._seen: tuple[int, int, int] | None = None
+        self.known = False  # whether the file was ever read
+        self.trouble: str | None = None
+        self.tenants: dict[str, dict[str, Any]] = {}
+        self._words: dict[str, str] = {}
+        self.retired: frozenset[str] = frozenset()
+        self.host_owners: dict[str, str] = {}
+        self._own: dict[str, list[Network]] = {}
+
+    def refresh(self) -> Directory:
+        """Look at the file, once a second at most."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + 1.0
+            try:
+                found = os.stat(self._path)
+                seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+                if seen != self._seen:
+                    with open(self._path, encoding="utf-8") as file:
+                        self._load(json.load(file))
+                    self._seen = seen
+                self.trouble = None
+            except OSError as error:
+                self.trouble = f"tenants.json: {error.strerror}"
+            except (ValueError, LookupError, TypeError, AttributeError):
+                self.trouble = "tenants.json: expected what this program writes; `check --repair` writes it anew"
+        return self
+
+    def find(self, word: str) -> str | None:
+        """The mail id of the tenant that a command's word means: a dashboard id, a mail id or a name."""
+        return word if word in self.tenants else self._words.get(key_hash(word)) or self._words.get(word)
+
+    def is_own(self, mail_id: str, address: str) -> bool:
+        """Whether a tenant calls this address its own."""
+        if mail_id not in self._own:
+            return False
+        parsed = read_address(address)
+        return parsed is not None and any(parsed in network for network in self._own[mail_id])
+
+    def _load(self, content: dict[str, Any]) -> None:
+        names = ("tracking_host", "any_domain", "suspended", "allow", "block")
+        tenants = {mail_id: {name: entry[name] for name in names} for mail_id, entry in content["tenants"].items()}
+        owners = {entry["tracking_host"]: mail_id for mail_id, entry in tenants.items() if entry["tracking_host"]}
+        listed = {
+            mail_id: entry.get("own") for mail_id, entry in content["tenants"].items()
+        }  # older versions have none
+        own = {mail_id: [ipaddress.ip_network(text) for text in texts] for mail_id, texts in listed.items() if texts}
+        self.tenants, self.retired, self.host_owners, self._own = tenants, frozenset(content["retired"]), owners, own
+        # A name that two tenants have finds none.
+        entries = content["tenants"].items()  # those of older versions have neither name nor hash
+        called = Counter(entry.get("name") for _, entry in entries)
+        self._words = {entry["name"]: id_ for id_, entry in entries if "name" in entry and called[entry["name"]] == 1}
+        self._words |= {entry["id_sha256"]: id_ for id_, entry in entries if "id_sha256" in entry}
+        self.known = True
+
+
+def read_tenant_name(text: str) -> str:
+    """Read what a tenant is to be called. Raises BadInput."""
+    name = text.strip()
+    if not 0 < len(name) <= 200 or UNFIT.search(name):
+        raise BadInput(f"name: expected one line of 1 to 200 characters, not {text[:60]!r}")
+    return name
+
+
+def new_tenant_options(
+    settings: Settings, *, id_: str | None, domains: Iterable[str], any_domain: bool, tracking_host: str | None
+) -> dict[str, Any]:
+    """Check what is asked for a new tenant, for add_tenant. Raises BadInput with the field and what was expected."""
+    fault = id_fault(id_) if id_ is not None else None
+    if fault:
+        raise BadInput(f"id: {fault}")
+    host = read_tracking_host(settings, tracking_host) if tracking_host else None
+    try:
+        allow = [read_destination(domain) for domain in domains]
+    except BadInput as error:
+        raise BadInput(f"domains: {error}") from None
+    return {"id_": id_, "allow": allow, "any_domain": any_domain, "tracking_host": host}
+
+
+def read_tracking_host(settings: Settings, text: str) -> str:
+    """Read a tenant's tracking host. Raises BadInput."""
+    try:
+        host = read_destination(text)
+    except BadInput as error:
+        raise BadInput(f"tracking_host: {error}") from None
+    if ":" in host or is_ipv4(host):
+        raise BadInput(f"tracking_host {text!r}: expected a domain name such as track.acme.com, without a port")
+    if settings.base_url and host == read_origin(settings.base_url)[0]:
+        raise BadInput(f"tracking_host {text!r} is BASE_URL's own; expected another one that leads to this server")
+    return host
+
+
+def tenant_summary(settings: Settings, tenant: Tenant) -> dict[str, Any]:
+    """What somebody needs to use a tenant; None for URLs where nobody said the public address."""
+    public = settings.public_url(tenant.tracking_host)
+    private = settings.public_url() or public
+    return {
+        "name": tenant.name,
+        "id": tenant.id,
+        "mail_id": tenant.mail_id,
+        "dashboard_url": private and f"{private}/{tenant.id}/dashboard",
+        "pixel_url": public and public + pixel_path(tenant.mail_id, "test"),
+    }
+
+
+NO_PUBLIC_URL = (
+    "this server does not know its public address, and a mailing full of localhost links can't be called back: "
+    "set BASE_URL=https://track.example.com, or give the tenant a tracking host; to try it on this machine, start "
+    "`serve` (or the command) with --local"
+)
+
+
+# == Counting ==========================================================================================
+# From judged hits to numbers: recording, registering, judging anew. Tenant is always the second argument.
 
 # -- Roll-ups
 
@@ -3793,10 +3960,10 @@ class StoredHit(NamedTuple):
         Somebody may have sent no agent, and a server may store no addresses at all: what can be judged so is not erased.
         """
         verdict, reason, _ = self.judgement
-        if not self.hit.user_agent and reason not in _WITHOUT_AGENT:
+        if not self.hit.agent and reason not in _WITHOUT_AGENT:
             is_aside = reason == "repeat" or reason in NAMING_REASONS
             return not is_aside or _judge_by_itself(self.hit, NO_CONTEXT).verdict != verdict
-        return not self.hit.ip_address and _signs_of_age(self.hit) < _AGE_WITHOUT_ADDRESS.get(reason, 0)
+        return not self.hit.address and _signs_of_age(self.hit) < _AGE_WITHOUT_ADDRESS.get(reason, 0)
 
 
 _WITHOUT_AGENT = {"no-user-agent", "head", "hidden-link", "prefetch-header", "own-address"}
@@ -3947,7 +4114,7 @@ def _joins_quietly(hits: Sequence[Hit], session: SessionState) -> bool:
         return False
     if len(hits) == 1:
         return hits[0].method != "HEAD" and hits[0].url != HIDDEN_TARGET
-    clicks = {(hit.url, hit.ip_address) for hit in hits if hit.type == CLICK}
+    clicks = {(hit.url, hit.address) for hit in hits if hit.type == CLICK}
     return (
         hits[0].at > last_at
         and len(clicks) <= 1
@@ -4034,7 +4201,7 @@ class _Recorder:
                 email, counts = self._known[key]
                 if _joins_quietly(hits, counts[-3:]) and hits[0].at - counts[-3] <= RECENT_MS:
                     link = next(
-                        ((self._url(email.tenant, hit.url), hit.ip_address or None) for hit in hits if hit.url), None
+                        ((self._url(email.tenant, hit.url), hit.address or None) for hit in hits if hit.url), None
                     )
                     wanted += (email.id, hits[0].at, *(link or (None, None)))
                     self._recent[email.id] = Recent({}, set())
@@ -4117,9 +4284,9 @@ class _Recorder:
                     hit.type,
                     "HEAD" if hit.method == "HEAD" else None,
                     self._judgement(judgement),
-                    self._agent(hit.user_agent),
+                    self._agent(hit.agent),
                     url,
-                    hit.ip_address or None,
+                    hit.address or None,
                     hit.purpose or None,
                     hit.own or None,
                 )
@@ -4258,7 +4425,7 @@ class _Recorder:
         number = self._judgement(judgement)
         self.changes.hits(email.tenant, hit.at // QUARTER_MS, hit.type, judgement.state, number, sign)
         if hit.type == OPEN:
-            self.changes.opens(email.tenant, hit.at // QUARTER_MS, hit.user_agent, judgement.state, sign)
+            self.changes.opens(email.tenant, hit.at // QUARTER_MS, hit.agent, judgement.state, sign)
         if judgement.reason in NAMING_REASONS:
             host = self.connection.execute("select host from urls where id = ?", (url,)).fetchone()[0]
             self.changes.named(email.tenant, host, judgement.reason, sign)
@@ -4420,6 +4587,35 @@ def ingest_lines(connection: sqlite3.Connection, lines: Iterable[Hit | SpooledEm
     record_lines(connection, new, now)
     return len(new)
 
+
+# -- Positions of segments
+
+
+def position_of(connection: sqlite3.Connection, segment: str) -> int:
+    """How many bytes of a segment are in the database."""
+    row = connection.execute("select position from positions where segment = ?", (segment,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def set_position(connection: sqlite3.Connection, segment: str, position: int, now: int) -> None:
+    """Remember how far a segment is drained."""
+    connection.execute("replace into positions values (?, ?, ?)", (segment, position, now))
+
+
+def all_positions(connection: sqlite3.Connection) -> dict[str, int]:
+    """All segments that were read, and how far."""
+    return dict(connection.execute("select segment, position from positions").fetchall())
+
+
+def forget_positions(connection: sqlite3.Connection, present: Iterable[str], now: int) -> None:
+    """Forget segments that are gone, a day after: sooner, a crash between commit and unlink would count them twice."""
+    there = set(present)
+    old = connection.execute("select segment from positions where updated_at < ?", (now - DAY_MS,)).fetchall()
+    connection.executemany("delete from positions where segment = ?", [row for row in old if row[0] not in there])
+
+
+# == Tables ============================================================================================
+# What pages and exports read: SQL over roll-ups, emails and events.
 
 # -- What the numbers are read from
 
@@ -4878,32 +5074,6 @@ def recipients_of(connection: sqlite3.Connection, tenant: int, keys: Sequence[st
     return dict(connection.execute(sql, (tenant, *keys)).fetchall())
 
 
-# -- Positions of segments
-
-
-def position_of(connection: sqlite3.Connection, segment: str) -> int:
-    """How many bytes of a segment are in the database."""
-    row = connection.execute("select position from positions where segment = ?", (segment,)).fetchone()
-    return int(row[0]) if row else 0
-
-
-def set_position(connection: sqlite3.Connection, segment: str, position: int, now: int) -> None:
-    """Remember how far a segment is drained."""
-    connection.execute("replace into positions values (?, ?, ?)", (segment, position, now))
-
-
-def all_positions(connection: sqlite3.Connection) -> dict[str, int]:
-    """All segments that were read, and how far."""
-    return dict(connection.execute("select segment, position from positions").fetchall())
-
-
-def forget_positions(connection: sqlite3.Connection, present: Iterable[str], now: int) -> None:
-    """Forget segments that are gone, a day after: sooner, a crash between commit and unlink would count them twice."""
-    there = set(present)
-    old = connection.execute("select segment from positions where updated_at < ?", (now - DAY_MS,)).fetchall()
-    connection.executemany("delete from positions where segment = ?", [row for row in old if row[0] not in there])
-
-
 # == Spool =============================================================================================
 # Hits on their way: a worker appends lines to its own segment; a drain moves them into the database, exactly once.
 
@@ -4977,7 +5147,7 @@ _read_json = json.JSONDecoder().raw_decode
 
 def parse_line(line: bytes) -> Hit | SpooledEmail:
     """Read a line of the spool. Unknown fields are ignored; raises BadLine if it is neither hit nor registration."""
-    raw = _read_object(line)
+    raw = read_object(line)
     id_ = _text(raw, "id") or hashlib.sha256(line.strip()).hexdigest()
     if raw.get("kind") == "email":
         return _spooled_email(raw, id_)
@@ -4986,7 +5156,7 @@ def parse_line(line: bytes) -> Hit | SpooledEmail:
     return _read_hit(raw, id_, is_plain=is_plain)
 
 
-def _read_object(line: bytes) -> dict[str, Any]:
+def read_object(line: bytes) -> dict[str, Any]:
     text = line.decode("utf-8", "surrogateescape").strip(" \t\r\n")  # what JSON takes for white space
     try:
         raw, end = _read_json(text)
@@ -4998,7 +5168,7 @@ def _read_object(line: bytes) -> dict[str, Any]:
 
 
 def _spooled_email(raw: dict[str, Any], id_: str) -> SpooledEmail:
-    at, mail_id, key = _read_time(raw.get("t")), _text(raw, "mail_id"), _text(raw, "key")
+    at, mail_id, key = read_time(raw.get("t")), _text(raw, "mail_id"), _text(raw, "key")
     if not is_key(key):
         raise BadLine("key: expected the key of an email")
     subject, recipient, campaign = (
@@ -5010,7 +5180,7 @@ def _spooled_email(raw: dict[str, Any], id_: str) -> SpooledEmail:
 
 
 def _read_hit(raw: dict[str, Any], id_: str, *, is_plain: bool) -> Hit:
-    at = _read_time(raw.get("t"))
+    at = read_time(raw.get("t"))
     texts = [raw.get(name, "") for name in TEXT_FIELDS]
     if not is_plain or any(type(text) is not str for text in texts):
         texts = [_text(raw, name) for name in TEXT_FIELDS]
@@ -5043,7 +5213,7 @@ def _read_hit(raw: dict[str, Any], id_: str, *, is_plain: bool) -> Hit:
     )
 
 
-def _read_time(value: object) -> int:
+def read_time(value: object) -> int:
     """Milliseconds since 1970, of seconds."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
         value = float(value)  # nginx can only write its $msec as text where it writes JSON strings
@@ -5747,7 +5917,7 @@ class Stats:
     before: Before | None
 
 
-def _totals(sums: Mapping[str, int]) -> Totals:
+def totals_of(sums: Mapping[str, int]) -> Totals:
     opened, clicked = ({state: sums[f"{verb}_{state}"] for state in STATES.values()} for verb in ("opened", "clicked"))
     return Totals(sums["emails"], opened, clicked, sums["click_only"])
 
@@ -5785,7 +5955,7 @@ def _cohort(connection: sqlite3.Connection, tenant: int, pieces: Iterable[Piece]
     for piece in pieces:
         for name, count in cohort_in(connection, tenant, piece.span).items():
             sums[name] += piece.sign * count
-    return _totals(sums)
+    return totals_of(sums)
 
 
 def _reasons(
@@ -5820,7 +5990,7 @@ def read_stats(connection: sqlite3.Connection, tenant: int, period: Period, tena
     return Stats(
         period=period,
         sent=_cohort(connection, tenant, pieces),
-        unregistered=_totals(cohort_in(connection, tenant, UNREGISTERED)),
+        unregistered=totals_of(cohort_in(connection, tenant, UNREGISTERED)),
         hits=hits,
         emails=emails,
         steps=steps,
@@ -6678,7 +6848,7 @@ class CampaignModel:
 def campaign_page(pages: Pages, model: CampaignModel) -> str:
     """One campaign: its numbers, its links, its recipients."""
     reader, row = model.reader, model.campaign
-    totals = _totals(row)
+    totals = totals_of(row)
     to_open = totals.click_to_open
     by_click = f"; and {grouped(totals.click_only)} more by a click" if totals.click_only else ""
     figures = [
@@ -6855,23 +7025,6 @@ class HTTPError(Exception):
         self.headers = headers
 
 
-_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-IPV4 = re.compile(rf"((?:{_OCTET}\.){{3}}){_OCTET}")  # as Python reads it too, at a tenth of the time
-
-
-@lru_cache(maxsize=512)
-def read_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address, also as `address:port` and `[address]:port`; IPv4 in IPv6 is IPv4. None if it is none."""
-    match = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)", text)
-    if not match:
-        return None
-    try:
-        parsed = ipaddress.ip_address(match[1] or match[2] or match[3])
-    except ValueError:
-        return None
-    return getattr(parsed, "ipv4_mapped", None) or parsed
-
-
 class Proxies:
     """Who may say on whose behalf a request comes."""
 
@@ -7044,8 +7197,8 @@ def send(response: Response, method: str, start_response: StartResponse) -> Iter
     return [response.body] if isinstance(response.body, bytes) else response.body
 
 
-# == Handlers ==========================================================================================
-# What outlives a request, and one function a route: def name(app, request, …) -> Response. Uses everything above.
+# == Hits ==============================================================================================
+# What outlives a request, and the handlers that everybody reaches: pixels, links, health, files.
 
 PIXEL_HEADERS = (
     ("Content-Type", "image/gif"),
@@ -7065,68 +7218,6 @@ HIT_ROWS = 5
 TIMELINE_ROWS = 200
 PURPOSE_HEADERS = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
 UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
-
-
-class Directory:
-    """What tenants.json says; what it last said, when it is gone."""
-
-    def __init__(self, folder: str) -> None:
-        self._path = os.path.join(folder, "tenants.json")
-        self._look_at = 0.0
-        self._seen: tuple[int, int, int] | None = None
-        self.known = False  # whether the file was ever read
-        self.trouble: str | None = None
-        self.tenants: dict[str, dict[str, Any]] = {}
-        self._words: dict[str, str] = {}
-        self.retired: frozenset[str] = frozenset()
-        self.host_owners: dict[str, str] = {}
-        self._own: dict[str, list[Network]] = {}
-
-    def refresh(self) -> Directory:
-        """Look at the file, once a second at most."""
-        now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + 1.0
-            try:
-                found = os.stat(self._path)
-                seen = (found.st_ino, found.st_mtime_ns, found.st_size)
-                if seen != self._seen:
-                    with open(self._path, encoding="utf-8") as file:
-                        self._load(json.load(file))
-                    self._seen = seen
-                self.trouble = None
-            except OSError as error:
-                self.trouble = f"tenants.json: {error.strerror}"
-            except (ValueError, LookupError, TypeError, AttributeError):
-                self.trouble = "tenants.json: expected what this program writes; `check --repair` writes it anew"
-        return self
-
-    def find(self, word: str) -> str | None:
-        """The mail id of the tenant that a command's word means: a dashboard id, a mail id or a name."""
-        return word if word in self.tenants else self._words.get(key_hash(word)) or self._words.get(word)
-
-    def is_own(self, mail_id: str, address: str) -> bool:
-        """Whether a tenant calls this address its own."""
-        if mail_id not in self._own:
-            return False
-        parsed = read_address(address)
-        return parsed is not None and any(parsed in network for network in self._own[mail_id])
-
-    def _load(self, content: dict[str, Any]) -> None:
-        names = ("tracking_host", "any_domain", "suspended", "allow", "block")
-        tenants = {mail_id: {name: entry[name] for name in names} for mail_id, entry in content["tenants"].items()}
-        owners = {entry["tracking_host"]: mail_id for mail_id, entry in tenants.items() if entry["tracking_host"]}
-        listed = {
-            mail_id: entry.get("own") for mail_id, entry in content["tenants"].items()
-        }  # older versions have none
-        own = {mail_id: [ipaddress.ip_network(text) for text in texts] for mail_id, texts in listed.items() if texts}
-        self.tenants, self.retired, self.host_owners, self._own = tenants, frozenset(content["retired"]), owners, own
-        # A name that two tenants have finds none.
-        entries = content["tenants"].items()  # those of older versions have neither name nor hash
-        called = Counter(entry.get("name") for _, entry in entries)
-        self._words = {entry["name"]: id_ for id_, entry in entries if "name" in entry and called[entry["name"]] == 1}
-        self._words |= {entry["id_sha256"]: id_ for id_, entry in entries if "id_sha256" in entry}
-        self.known = True
 
 
 class App:
@@ -7232,16 +7323,6 @@ class App:
             log(f"numbers without a drain: {error}")
         with self.database.reading() as connection:
             yield connection, 0 if drained else waiting_hits(self.database, connection)
-
-
-@lru_cache(maxsize=128)
-def read_origin(url: str) -> tuple[str, int]:
-    """Host and port of a URL of our own; port 443 where none is given (80 is the same server)."""
-    match = re.match(r"[^/]*//([^/]*?)(?::([0-9]{0,5}))?(?:/|$)", url)
-    name, port = match.groups() if match else ("", "")
-    with contextlib.suppress(BadTarget):
-        name = read_host(name)
-    return name.lower().rstrip("."), int(port or DEFAULT_PORTS["https"])
 
 
 def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
@@ -7380,9 +7461,6 @@ def _naming_page(app: App, request: Request, mail_id: str, target: Target, reaso
     return html_response(200, app.pages.page(f"This link leads to {target.host}", body))
 
 
-# -- Pages and numbers
-
-
 def home(app: App, request: Request) -> Response:
     """Say what this host is to somebody who found it in a mail."""
     text = (
@@ -7446,6 +7524,20 @@ def health(app: App, request: Request) -> Response:
 def _without_path(error: object, app: App) -> str:
     """Anybody may ask for /health, so it doesn't say where the data is."""
     return str(error).replace(app.settings.folder + "/", "").replace(app.settings.folder, "the data folder")
+
+
+def has_key(app: App, request: Request, tenant: Tenant) -> bool:
+    """Whether a request carries the tenant's API key or the operator's."""
+    key = request.bearer()
+    return key is not None and (is_operator(app, key) or hmac.compare_digest(key_hash(key), tenant.api_key_hash or ""))
+
+
+def is_operator(app: App, key: str) -> bool:
+    return app.settings.api_key is not None and hmac.compare_digest(key.encode(), app.settings.api_key.encode())
+
+
+# == Views =============================================================================================
+# Handlers for who reads: pages, numbers and exports.
 
 
 def _reader(app: App, request: Request, tenant: Tenant) -> Reader:
@@ -7697,7 +7789,7 @@ def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
 
 
 def _shows_people(app: App, request: Request, tenant: Tenant) -> bool:
-    return not tenant.one_id or _has_key(app, request, tenant)
+    return not tenant.one_id or has_key(app, request, tenant)
 
 
 def _visible(row: dict[str, Any], shows_people: bool) -> dict[str, Any]:
@@ -7746,7 +7838,7 @@ def small_export(app: App, request: Request, tenant: Tenant) -> Response:
         else:
             period = _asked_period(request, connection, reader)
             fields_, rows = CLIENT_FIELDS, list(clients_between(connection, tenant.number, *period.days))
-    lines = (_json_lines if form == "json" else _csv_lines)(iter([Rows(rows, None)]), fields_, fields_)
+    lines = (json_lines if form == "json" else csv_lines)(iter([Rows(rows, None)]), fields_, fields_)
     return Response(200, _export_headers(table, form), b"".join(lines))
 
 
@@ -7811,7 +7903,7 @@ def export_rows(
     fields_ = TABLES[table]
     shown = [name for name in fields_ if people or name not in PERSONAL_FIELDS]
     pages = _pages_of(database, tenant, table, wanted, after, limit)
-    return (_json_lines if form == "json" else _csv_lines)(pages, fields_, shown)
+    return (json_lines if form == "json" else csv_lines)(pages, fields_, shown)
 
 
 def _pages_of(
@@ -7827,7 +7919,7 @@ def _pages_of(
         after = page.next
 
 
-def _json_lines(pages: Iterator[Rows], fields_: Sequence[str], shown: Sequence[str]) -> Iterator[bytes]:
+def json_lines(pages: Iterator[Rows], fields_: Sequence[str], shown: Sequence[str]) -> Iterator[bytes]:
     """{"rows": [...], "next": cursor or null}, a row a line. Made from a pattern: a dict for each row takes twice as long."""
     yield b'{"rows": ['
     pick = _picker([fields_.index(name) for name in shown])
@@ -7854,7 +7946,7 @@ def _picker(places: Sequence[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...
     return operator.itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
 
 
-def _csv_lines(pages: Iterator[Rows], fields_: Sequence[str], shown: Sequence[str]) -> Iterator[bytes]:
+def csv_lines(pages: Iterator[Rows], fields_: Sequence[str], shown: Sequence[str]) -> Iterator[bytes]:
     """RFC 4180 with a header; where more follows, the last column of the last line, `next`, says where."""
     import csv
     import io
@@ -7890,22 +7982,13 @@ def csv_cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-# -- Writing
-
-
-def _has_key(app: App, request: Request, tenant: Tenant) -> bool:
-    """Whether a request carries the tenant's API key or the operator's."""
-    key = request.bearer()
-    return key is not None and (_is_operator(app, key) or hmac.compare_digest(key_hash(key), tenant.api_key_hash or ""))
-
-
-def _is_operator(app: App, key: str) -> bool:
-    return app.settings.api_key is not None and hmac.compare_digest(key.encode(), app.settings.api_key.encode())
+# == API ===============================================================================================
+# Handlers for who writes: registering, instrumenting, campaigns, tenants.
 
 
 def _json_body(request: Request) -> Any:
     try:
-        return json.loads(request.body().decode("utf-8"), parse_constant=lambda word: _refuse(ValueError(word)))
+        return json.loads(request.body().decode("utf-8"), parse_constant=lambda word: refuse(ValueError(word)))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise HTTPError(400, f"expected JSON in UTF-8, which this is not from {where} on") from None
@@ -7955,13 +8038,6 @@ def _public_url(app: App, tenant: Tenant) -> str:
     if url is None:
         raise HTTPError(409, NO_PUBLIC_URL)
     return url
-
-
-NO_PUBLIC_URL = (
-    "this server does not know its public address, and a mailing full of localhost links can't be called back: "
-    "set BASE_URL=https://track.example.com, or give the tenant a tracking host; to try it on this machine, start "
-    "`serve` (or the command) with --local"
-)
 
 
 def registration_of(
@@ -8034,14 +8110,14 @@ def _read_registration(maker: LinkMaker, raw: object, where: str) -> tuple[Regis
         about["report"] = report.as_json()
         targets |= set(report.wrapped)
     subject, recipient, campaign = (texts.get(name) for name in SAID_OF_EMAILS)
-    sent_at, delivered_at = _read_times(value, where)
+    sent_at, delivered_at = read_times(value, where)
     return Registration(key, subject, recipient, campaign, sent_at, delivered_at, len(targets) or None), about
 
 
 TIME_FIELDS = ("sent_at", "delivered_at")
 
 
-def _read_times(value: dict[str, Any], where: str) -> tuple[int | None, int | None]:
+def read_times(value: dict[str, Any], where: str) -> tuple[int | None, int | None]:
     """When an email was sent and delivered, in milliseconds since 1970, as far as that is said."""
     texts = {name: _text_field(value, name, where, 40) for name in TIME_FIELDS}
     try:
@@ -8075,7 +8151,7 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     how = maker.instrumenting(
         key, place=said.get("pixel", "bottom"), links=said.get("links") != "no", hidden_link=hidden_link
     )
-    sent_at, delivered_at = _read_times(said, "")
+    sent_at, delivered_at = read_times(said, "")
     raw = request.body()
     if not raw:
         raise HTTPError(400, "expected a message: its headers, an empty line and its body")
@@ -8100,7 +8176,7 @@ def patch_email(app: App, request: Request, tenant: Tenant, key: str) -> Respons
     subject, recipient, campaign = (
         _text_field(value, name, "", FIELD_LIMITS[name]) if name in value else None for name in SAID_OF_EMAILS
     )
-    sent_at, delivered_at = _read_times(value, "")
+    sent_at, delivered_at = read_times(value, "")
     registration = Registration(key, subject, recipient, campaign, sent_at, delivered_at)
     drain_for_reading(app.database)
     with app.database.transaction() as connection:
@@ -8154,71 +8230,6 @@ def post_tenants(app: App, request: Request) -> Response:
     with changing_tenants(app.database) as connection:
         tenant = add_tenant(connection, name, now_ms(), **wanted)
     return json_response(201, tenant_summary(app.settings, tenant))
-
-
-def read_tenant_name(text: str) -> str:
-    """Read what a tenant is to be called. Raises BadInput."""
-    name = text.strip()
-    if not 0 < len(name) <= 200 or UNFIT.search(name):
-        raise BadInput(f"name: expected one line of 1 to 200 characters, not {text[:60]!r}")
-    return name
-
-
-def new_tenant_options(
-    settings: Settings, *, id_: str | None, domains: Iterable[str], any_domain: bool, tracking_host: str | None
-) -> dict[str, Any]:
-    """Check what is asked for a new tenant, for add_tenant. Raises BadInput with the field and what was expected."""
-    fault = id_fault(id_) if id_ is not None else None
-    if fault:
-        raise BadInput(f"id: {fault}")
-    host = read_tracking_host(settings, tracking_host) if tracking_host else None
-    try:
-        allow = [read_destination(domain) for domain in domains]
-    except BadInput as error:
-        raise BadInput(f"domains: {error}") from None
-    return {"id_": id_, "allow": allow, "any_domain": any_domain, "tracking_host": host}
-
-
-LEAST_OWN_PREFIX = {4: 8, 6: 19}  # 10.0.0.0/8 is somebody's own; a /0 would set every hit aside
-
-
-def read_own_network(text: str) -> str:
-    """Read an address or a network that a tenant calls its own. Raises BadInput."""
-    try:
-        network = ipaddress.ip_network(text.strip(), strict=False)
-    except ValueError:
-        raise BadInput(f"{text!r}: expected an address or a network, such as 203.0.113.7 or 203.0.113.0/24") from None
-    if network.prefixlen < LEAST_OWN_PREFIX[network.version]:
-        raise BadInput(
-            f"{text!r}: expected a network of one's own, not a part of the Internet: at least /{LEAST_OWN_PREFIX[network.version]}"
-        )
-    return str(network.network_address if network.num_addresses == 1 else network)
-
-
-def read_tracking_host(settings: Settings, text: str) -> str:
-    """Read a tenant's tracking host. Raises BadInput."""
-    try:
-        host = read_destination(text)
-    except BadInput as error:
-        raise BadInput(f"tracking_host: {error}") from None
-    if ":" in host or _is_ipv4(host):
-        raise BadInput(f"tracking_host {text!r}: expected a domain name such as track.acme.com, without a port")
-    if settings.base_url and host == read_origin(settings.base_url)[0]:
-        raise BadInput(f"tracking_host {text!r} is BASE_URL's own; expected another one that leads to this server")
-    return host
-
-
-def tenant_summary(settings: Settings, tenant: Tenant) -> dict[str, Any]:
-    """What somebody needs to use a tenant; None for URLs where nobody said the public address."""
-    public = settings.public_url(tenant.tracking_host)
-    private = settings.public_url() or public
-    return {
-        "name": tenant.name,
-        "id": tenant.id,
-        "mail_id": tenant.mail_id,
-        "dashboard_url": private and f"{private}/{tenant.id}/dashboard",
-        "pixel_url": public and public + pixel_path(tenant.mail_id, "test"),
-    }
 
 
 # == Routes and application ============================================================================
@@ -8344,13 +8355,13 @@ def _dispatch(app: App, request: Request, route: Route, captured: dict[str, str]
         if app.settings.api_key is None:
             raise HTTPError(404, "There is nothing at this address.")
         key = request.bearer()
-        if key is None or not _is_operator(app, key):
+        if key is None or not is_operator(app, key):
             raise HTTPError(
                 401, "Expected the operator's key: Authorization: Bearer API_KEY.", [("WWW-Authenticate", "Bearer")]
             )
         return route.handler(app, request, **captured)
     tenant = _tenant_of(app, request, captured.pop("id"))
-    if route.access == WRITER and (tenant.one_id or tenant.api_key_hash) and not _has_key(app, request, tenant):
+    if route.access == WRITER and (tenant.one_id or tenant.api_key_hash) and not has_key(app, request, tenant):
         if tenant.api_key_hash is None:
             raise HTTPError(
                 403, "This tenant's id stands in mail, so writing needs an API key; make one with `tenant key`."
@@ -9106,9 +9117,7 @@ def cmd_export(args: argparse.Namespace, settings: Settings) -> int:
         else:
             with database.reading() as connection:
                 rows = campaign_rows(connection, tenant)
-            lines = (_json_lines if args.format == "json" else _csv_lines)(
-                iter([rows]), CAMPAIGN_FIELDS, CAMPAIGN_FIELDS
-            )
+            lines = (json_lines if args.format == "json" else csv_lines)(iter([rows]), CAMPAIGN_FIELDS, CAMPAIGN_FIELDS)
         for piece in lines:
             output.write(piece)
         output.flush()
@@ -9314,10 +9323,10 @@ def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list
             hit = parse_line(line)
             if isinstance(hit, SpooledEmail):
                 raise BadInput("expected a hit, not a registration")
-            unknown |= _read_object(line).keys() - set(HIT_FIELDS)
+            unknown |= read_object(line).keys() - set(HIT_FIELDS)
         except BadInput as error:
             raise BadInput(f"{name}, line {number}: {error}") from None
-        address = read_address(hit.ip_address)
+        address = read_address(hit.address)
         is_own = hit.own or (address is not None and any(address in network for network in own))
         hits.append(hit._replace(own=is_own))
     if unknown:
@@ -9340,7 +9349,7 @@ def _read_email_to_judge(line: bytes) -> tuple[Context, list[Network]]:
             times.append(read_iso_time(value, name))
         elif value is not None:
             try:
-                times.append(_read_time(value))
+                times.append(read_time(value))
             except BadLine:
                 raise BadInput(f"{name}: expected seconds since 1970, or a time such as 2026-11-30T09:00:00Z") from None
     links = said.get("links")
@@ -9532,7 +9541,7 @@ def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **
     """
     for path in places.values():
         _refuse_odd_path(path, "nginx")
-    if not _is_port(str(http_port)):
+    if not is_port(str(http_port)):
         raise BadInput(f"--http-port is {http_port}: expected a port from 1 to 65535")
     match = re.fullmatch("(https?)://.*?(?::([0-9]+))?", settings.base_url or "")
     scheme, port = match.groups() if match else ("https", None)
@@ -9768,8 +9777,8 @@ def _demo_hit(
         "key": key,
         "url": url or None,
         "host": "",
-        "ip_address": address,
-        "user_agent": agent,
+        "address": address,
+        "agent": agent,
         "purpose": "",
         "answer": "302" if url else "pixel",
         "why": "",

@@ -1251,7 +1251,7 @@ def test_a_line_that_breaks_the_program_is_put_aside_and_holds_up_no_other(
     judge = tracker.judge
 
     def broken(hits: list[tracker.Hit], *about: Any, **more: Any) -> list[tracker.Judgement]:
-        if any(each.user_agent == "the unforeseen" for each in hits):
+        if any(each.agent == "the unforeseen" for each in hits):
             raise TypeError("nobody thought of this")
         return judge(hits, *about, **more)
 
