@@ -67,7 +67,7 @@ PROGRAM_FILE = os.path.abspath(getattr(globals().get("__loader__"), "archive", _
 PROGRAM = os.path.basename(PROGRAM_FILE)
 
 # == Settings ==========================================================================================
-# What the operator says through the environment. Uses nothing else; nothing here touches a file but `--env` and X_FILE.
+# What the operator says through the environment, what goes wrong, and the files that belong to the program.
 
 ENV_FILE = "/etc/email-tracker.env"
 NETWORK_FILE_SYSTEMS = {
@@ -80,12 +80,28 @@ class BadInput(ValueError):
     """What a person or a program gave us can't be used; the text says what was expected."""
 
 
+class StoreError(Exception):
+    """What keeps a command or a page from working, in a sentence for the operator."""
+
+
 class SettingsError(Exception):
     """Everything that is wrong with the settings, one sentence a fault."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+def resource(name: str) -> bytes:
+    """A file that belongs to this module, beside it or in the same zip."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    try:
+        loader = globals()["__loader__"]
+        return bytes(loader.get_data(path))
+    except OSError:
+        raise StoreError(
+            f"{name} is missing beside {PROGRAM_FILE}: copy email-tracker.pyz, which `make dist` builds and which holds all"
+        ) from None
 
 
 def _whole_number(least: int, most: int) -> Callable[[str], int]:
@@ -2610,10 +2626,6 @@ EMAIL_COUNT_COLUMNS = ", ".join(
 LINK_COUNT_COLUMNS = ", ".join(f"click_{column}" for column in TALLY_COLUMNS)
 GROUP_COLUMNS = (*(f"{verb}_{state}" for verb in ("opened", "clicked") for state in STATES.values()), "click_only")
 LINK_COLUMNS = tuple(f"{noun}_{state}" for noun in ("clicks", "emails") for state in STATES.values())
-
-
-class StoreError(Exception):
-    """What keeps a command or a page from working, in a sentence for the operator."""
 
 
 class NoDatabase(StoreError):
@@ -6133,18 +6145,6 @@ class Template(string.Template):
     def render_each(self, rows: Iterable[Mapping[str, object]]) -> Markup:
         """Render once a row and join."""
         return Markup("".join(self.render(**row) for row in rows))
-
-
-def resource(name: str) -> bytes:
-    """A file that belongs to this module, beside it or in the same zip."""
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
-    try:
-        loader = globals()["__loader__"]
-        return bytes(loader.get_data(path))
-    except OSError:
-        raise StoreError(
-            f"{name} is missing beside {PROGRAM_FILE}: copy email-tracker.pyz, which `make dist` builds and which holds all"
-        ) from None
 
 
 TEMPLATE_NAMES = (
