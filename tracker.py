@@ -2791,6 +2791,20 @@ def open_connection(path: str) -> sqlite3.Connection:
     return connection
 
 
+def wanted(*columns: str) -> str:
+    """A table of what a statement is asked for: the rows that as_set packs into the parameter `:wanted`.
+
+    The one way in which a set is passed, however many rows it has, and SQLite's alone: PostgreSQL has arrays for it.
+    """
+    if len(columns) == 1:
+        return f"(select value as {columns[0]} from json_each(:wanted)) as wanted"
+    places = ", ".join(f"json_extract(value, '$[{n}]') as {column}" for n, column in enumerate(columns))
+    return f"(select {places} from json_each(:wanted)) as wanted"
+
+
+as_set = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+
+
 class Database:
     """One SQLite file and, in each process, one connection to it, shared by the process's threads under a mutex.
 
