@@ -8459,6 +8459,47 @@ MAX_REQUEST_LINE = (
 )
 
 
+# The commands by their words, in the order in which help lists them: each function with its options.
+Option = tuple[tuple[str, ...], dict[str, Any]]
+Run = Callable[["argparse.Namespace", Settings], int]
+COMMANDS: dict[str, tuple[Run, tuple[Option | list[Option], ...]]] = {}  # a list: one of these at most
+COMMAND_GROUPS = {
+    "tenant": "make, change, list and remove tenants",
+    "campaign": "say how many emails were sent without being registered, list campaigns",
+}
+
+
+def command(words: str, *options: Option | list[Option]) -> Callable[[Run], Run]:
+    """Make a function the command of these words; its docstring is the help."""
+
+    def register(run: Run) -> Run:
+        COMMANDS[words] = (run, options)
+        return run
+
+    return register
+
+
+def option(*names: str, **how: Any) -> Option:
+    """An option of a command, or what stands without a name, as argparse's add_argument takes it."""
+    return names, how
+
+
+def several(name: str, metavar: str, about: str) -> Option:
+    """An option that may be repeated."""
+    return option(name, action="append", default=[], metavar=metavar, help=f"{about}; repeatable")
+
+
+def _place(name: str, default: str, about: str) -> Option:
+    """An option that names a folder of the system."""
+    return option(name, default=default, metavar=name[2:].upper(), help=f"{about}; default: {default}")
+
+
+TENANT = option("tenant", metavar="TENANT", help="a tenant's dashboard id, mail id or name")
+LOCAL = option("--local", action="store_true", help="without BASE_URL, make links to this machine, for a trial")
+JSON = option("--json", action="store_true", help="print JSON, for programs")
+OUTPUT = option("--output", metavar="FILE", help="write the file there, whole or not at all (default: print it)")
+
+
 def data_owner(folder: str) -> tuple[int, int] | None:
     """User and group of a folder, or of the nearest there is above it, if we are root and it is not root's."""
     while not os.path.exists(folder):
@@ -8495,6 +8536,7 @@ def _made(settings: Settings) -> Iterator[Database]:
             yield database
 
 
+@command("serve", LOCAL)
 def cmd_serve(args: argparse.Namespace, settings: Settings) -> int:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
     first = None
@@ -8678,6 +8720,16 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
     }
 
 
+@command(
+    "tenant add",
+    option("name", metavar="NAME", help="what to call the tenant"),
+    option("--id", help="one id of your own for mail and dashboard (recipients can then open the dashboard)"),
+    several("--domain", "HOST", "plain links may lead to this domain"),
+    option("--any-domain", action="store_true", help="plain links may lead anywhere (an open redirect)"),
+    option("--tracking-host", metavar="HOST", help="the tenant's own host for links, a CNAME to this server"),
+    LOCAL,
+    JSON,
+)
 def cmd_tenant_add(args: argparse.Namespace, settings: Settings) -> int:
     """Make a tenant and print its ids and URLs."""
     if settings.public_url(args.tracking_host) is None:
@@ -8735,6 +8787,23 @@ def _opened(settings: Settings) -> Iterator[Database]:
         yield database
 
 
+@command(
+    "tenant set",
+    TENANT,
+    option("--name", help="another name"),
+    several("--domain", "HOST", "plain links may lead there too"),
+    several("--remove-domain", "HOST", "… may no longer"),
+    option("--any-domain", action="yes or no", help="whether plain links may lead anywhere"),
+    option("--tracking-host", metavar="HOST", help="another tracking host; '' for none"),
+    several("--block", "HOST", "no link, signed or plain, leads there"),
+    several("--unblock", "HOST", "links may lead there again"),
+    option("--tz", metavar="ZONE", help="in which zone its days begin, such as Europe/Rome"),
+    several("--own", "ADDRESS", "the sender's own address or network, whose hits are set aside"),
+    several("--not-own", "ADDRESS", "… is no longer the sender's own"),
+    option("--suspend", action="yes or no", help="whether all links show the naming page"),
+    LOCAL,
+    JSON,
+)
 def cmd_tenant_set(args: argparse.Namespace, settings: Settings) -> int:
     """Change what a tenant is called, where its links may lead, and whether they lead anywhere."""
     changes: dict[str, Any] = {}
@@ -8783,12 +8852,14 @@ def _show(args: argparse.Namespace, settings: Settings, database: Database, id_:
     return 0
 
 
+@command("tenant show", TENANT, LOCAL, JSON)
 def cmd_tenant_show(args: argparse.Namespace, settings: Settings) -> int:
     """Print a tenant's ids, URLs and rules."""
     with _opened(settings) as database:
         return _show(args, settings, database, args.tenant)
 
 
+@command("tenant list", JSON)
 def cmd_tenant_list(args: argparse.Namespace, settings: Settings) -> int:
     """List tenants with what they sent in 30 days (as in `stats`), what people opened of it, and their last hit."""
     rows: list[dict[str, Any]] = []
@@ -8840,6 +8911,7 @@ def _drain_first(database: Database) -> bool:
     return drained
 
 
+@command("tenant key", TENANT, option("--remove", action="store_true", help="take the key away"), JSON)
 def cmd_tenant_key(args: argparse.Namespace, settings: Settings) -> int:
     """Make a tenant a new API key and print it, this once; the old one stops working."""
     key = secrets.token_urlsafe(32)
@@ -8856,6 +8928,7 @@ def cmd_tenant_key(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+@command("tenant rotate", TENANT, LOCAL, JSON)
 def cmd_tenant_rotate(args: argparse.Namespace, settings: Settings) -> int:
     """Give a tenant a new dashboard id; the old one opens nothing any more, mail already sent works on."""
     with _opened(settings) as database:
@@ -8866,6 +8939,7 @@ def cmd_tenant_rotate(args: argparse.Namespace, settings: Settings) -> int:
         return _show(args, settings, database, made)
 
 
+@command("tenant remove", TENANT, option("--yes", action="store_true", help="don't ask"))
 def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> int:
     """Delete a tenant and all its data. Its mail id stays reserved; links in its old mail show the naming page."""
     with _opened(settings) as database:
@@ -8890,6 +8964,37 @@ def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> int:
 EX_TEMPFAIL = 75  # sysexits.h: to a mail system, "try again"
 
 
+@command(
+    "instrument",
+    TENANT,
+    [
+        option("--email", metavar="KEY", help="the key of the email (default: a new one)"),
+        option(
+            "--key-placeholder",
+            metavar="TEXT",
+            help="what a mailing tool replaces by its own ids, such as '{{ .Subscriber.UUID }}'; nothing is registered",
+        ),
+    ],
+    option("--recipient", metavar="RECIPIENT", help="the recipient's address (default: the first of the headers)"),
+    option("--subject", metavar="SUBJECT", help="the subject (default: that of the headers)"),
+    option("--campaign", metavar="CAMPAIGN", help="the campaign that the email belongs to"),
+    option("--html", action="store_true", help="standard input is HTML, not a message"),
+    option("--pixel", choices=PIXEL_PLACES, default="bottom", help="where in the body; default: bottom"),
+    option("--no-links", dest="links", action="store_false", help="leave the links as they are"),
+    option(
+        "--hidden-link",
+        action="store_true",
+        help="add a link that only machines see and follow; whatever follows it is known to be a scanner",
+    ),
+    option("--force", action="store_true", help="also messages with a signature that a change breaks"),
+    option(
+        "--strict",
+        action="store_true",
+        help=f"where the email can't be registered, write nothing and exit {EX_TEMPFAIL}, so that the mail system tries again",
+    ),
+    option("--report", metavar="FILE", help="write there, as JSON, what was done and what was not, and why"),
+    LOCAL,
+)
 def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
     """Wrap the links of a message and place the pixel: standard input to standard output. Registers it as an email."""
     key, said = _read_instrument_options(args)
@@ -9049,6 +9154,13 @@ def _link_maker_of(
     return LinkMaker(base, mail_id, link_secrets(settings, database)[0], partial(is_ours, own))
 
 
+@command(
+    "campaign add",
+    TENANT,
+    option("name", metavar="NAME", help="the campaign, as --campaign or ?campaign= name it"),
+    option("--sent", type=int, required=True, metavar="NUMBER", help="how many emails; again: instead of before"),
+    option("--at", metavar="TIME", help="when, such as 2026-11-30T09:00:00Z (default: now)"),
+)
 def cmd_campaign_add(args: argparse.Namespace, settings: Settings) -> int:
     """Say how many emails of a campaign a mailing tool sent under its own ids, which nobody registers."""
     wanted = read_declaration(args.name, args.sent, args.at, "--at")
@@ -9059,6 +9171,7 @@ def cmd_campaign_add(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+@command("campaign list", TENANT, JSON)
 def cmd_campaign_list(args: argparse.Namespace, settings: Settings) -> int:
     """Print a tenant's campaigns: emails sent, and how many were opened and clicked."""
     with _opened(settings) as database:
@@ -9074,6 +9187,14 @@ def cmd_campaign_list(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+@command(
+    "stats",
+    TENANT,
+    option("--range", default=DEFAULT_RANGE, choices=RANGES, help=f"default: {DEFAULT_RANGE}"),
+    option("--tz", metavar="ZONE", help="time zone, such as Europe/Rome; default: the tenant's own"),
+    option("--why", action="store_true", help="list the hits by what they count as, and why"),
+    JSON,
+)
 def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
     """Print a tenant's numbers; with --json as stats.json has them."""
     with _opened(settings) as database:
@@ -9103,6 +9224,17 @@ def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
 EXPORT_FILTERS = {"emails": ("campaign", "search", "show"), "events": ("key",), "links": ("campaign",), "campaigns": ()}
 
 
+@command(
+    "export",
+    TENANT,
+    option("table", choices=(*TABLES, "campaigns"), help="which table"),
+    option("--format", choices=EXPORT_TYPES, default="csv", help="default: csv"),
+    option("--output", metavar="FILE", help="a new file (default: standard output)"),
+    option("--campaign", metavar="NAME", help="emails and links of this campaign only"),
+    option("--search", metavar="TEXT", help="emails whose key or recipient begins so, or with these words"),
+    option("--show", choices=SHOWN, help="emails by what their readers did; default: all"),
+    option("--key", metavar="KEY", help="events of this email only"),
+)
 def cmd_export(args: argparse.Namespace, settings: Settings) -> int:
     """Write a whole table of a tenant, newest first, as CSV or JSON; in constant memory, however long it is."""
     for name in ("campaign", "search", "show", "key"):
@@ -9158,6 +9290,7 @@ class Answer(NamedTuple):
     address: str  # that we had in that connection
 
 
+@command("selftest", TENANT, LOCAL)
 def cmd_selftest(args: argparse.Namespace, settings: Settings) -> int:
     """Ask for a pixel and a link through the public address, as a reader would, and look for both in the numbers."""
     with _opened(settings) as database:
@@ -9270,6 +9403,7 @@ def is_inner(address: str) -> bool:
     return parsed is not None and (parsed.is_private or parsed.is_loopback)
 
 
+@command("drain", option("--follow", action="store_true", help="go on until stopped"))
 def cmd_drain(args: argparse.Namespace, settings: Settings) -> int:
     """Move the hits that wait in the spool into the database, in large batches; for a backlog."""
     with _opened(settings) as database:
@@ -9285,6 +9419,11 @@ def cmd_drain(args: argparse.Namespace, settings: Settings) -> int:
             time.sleep(Drainer.WAKE_SECONDS)
 
 
+@command(
+    "judge",
+    option("file", nargs="?", default="-", metavar="FILE", help="lines of the spool; without one, standard input"),
+    JSON,
+)
 def cmd_judge(args: argparse.Namespace, settings: Settings) -> int:
     """Judge a file of hits of one email, lines of the spool, and say why. For support, and to try rules on one's own logs.
 
@@ -9380,6 +9519,10 @@ def _read_email_to_judge(line: bytes) -> tuple[Context, list[Network]]:
 REJUDGE_EMAILS = 500  # in one transaction: between two, the service writes
 
 
+@command(
+    "rejudge",
+    option("--since", metavar="TIME", help="only emails with hits since then, such as 2026-11-30T09:00:00Z"),
+)
 def cmd_rejudge(args: argparse.Namespace, settings: Settings) -> int:
     """Judge stored hits anew by the rules of this version, and correct every number. Skips what was erased."""
     since = read_iso_time(args.since, "--since") if args.since else 0
@@ -9397,6 +9540,7 @@ def cmd_rejudge(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+@command("ingest", option("file", nargs="*", metavar="FILE", help="a log; without one, standard input"))
 def cmd_ingest(args: argparse.Namespace, settings: Settings) -> int:
     """Count hits that the server printed as `unspooled`: give it the log. Each hit counts once, however often given."""
     failed = False
@@ -9422,6 +9566,7 @@ def _log_file(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
         raise StoreError(f"{path}: can't be read: {error.strerror}") from error
 
 
+@command("backup", option("file", metavar="FILE", help="a file that is not there yet"))
 def cmd_backup(args: argparse.Namespace, settings: Settings) -> int:
     """Copy the database into a new file, while it is in use: all hits drained so far, and the key that signs links."""
     try:
@@ -9455,6 +9600,7 @@ def cmd_backup(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+@command("check", option("--repair", action="store_true", help="rebuild the roll-ups and tenants.json"))
 def cmd_check(args: argparse.Namespace, settings: Settings) -> int:
     """Hold the database against itself: integrity, every roll-up against a recount, positions, tenants.json."""
     with _opened(settings) as database:
@@ -9476,6 +9622,7 @@ def cmd_check(args: argparse.Namespace, settings: Settings) -> int:
     return 1 if faults else 0
 
 
+@command("config", JSON)
 def cmd_config(args: argparse.Namespace, settings: Settings) -> int:
     """Print the settings in force, secrets masked."""
     shown = {}
@@ -9507,6 +9654,14 @@ def server_file(name: str, **values: str) -> str:
     return ServerFile(resource(f"templates/{name}").decode()).substitute(values, program=PROGRAM)
 
 
+@command(
+    "nginx",
+    _place("--certificates", "/etc/letsencrypt/live", "where HOST/fullchain.pem and HOST/privkey.pem are, or will be"),
+    _place("--webroot", "/var/www/email-tracker", "where the proofs for certificates are put, for `certbot --webroot`"),
+    _place("--log-folder", "/var/log/nginx", "where nginx keeps its logs"),
+    option("--http-port", type=int, default=80, metavar="PORT", help="for plain HTTP; default: 80"),
+    OUTPUT,
+)
 def cmd_nginx(args: argparse.Namespace, settings: Settings) -> int:
     """Print nginx's configuration: a server for BASE_URL and for each tenant's tracking host."""
     if settings.base_url is None:
@@ -9601,6 +9756,14 @@ def _nginx_upstream(settings: Settings) -> str:
     return re.sub(r"^(0\.0\.0\.0|\[::\]):", "127.0.0.1:", settings.address)
 
 
+@command(
+    "systemd",
+    option("file", choices=("service", "socket", "sysusers"), help="which file"),
+    option(
+        "--program", default=PROGRAM_FILE, metavar="FILE", help="where the program will be (default: where it is now)"
+    ),
+    OUTPUT,
+)
 def cmd_systemd(args: argparse.Namespace, settings: Settings) -> int:
     """Print the unit of the service, that of its socket, or the line that makes its user."""
     if not os.path.isabs(settings.database):
@@ -9663,6 +9826,7 @@ def _nginx_group() -> str:
     return next((name for name in ("www-data", "nginx", "http") if name in known), "www-data")
 
 
+@command("demo")
 def cmd_demo(args: argparse.Namespace, settings: Settings) -> int:
     """Fill an empty database with some weeks of made-up mail and hits of two tenants, and print their dashboards."""
     with _made(settings) as database:
@@ -9859,10 +10023,14 @@ def versions() -> str:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The commands and their options."""
+    """What the decorated functions say of their commands, for argparse."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
+        def __init__(self, **about: Any) -> None:
+            super().__init__(**about)
+            self.register("action", "yes or no", argparse.BooleanOptionalAction)
+
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"{self.prog}: {message}\n{self.format_usage()}")
 
@@ -9872,172 +10040,23 @@ def command_line() -> argparse.ArgumentParser:
             parser.exit()
 
     parser = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--version", nargs=0, action=Version, help="print the versions of what runs here, with licences"
-    )
-    parser.add_argument(
-        "--env",
-        metavar="FILE",
-        help=f"settings that the environment does not give (default: {ENV_FILE}, where it exists)",
-    )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    options: dict[str, dict[str, Any]] = {
-        "--local": {"action": "store_true", "help": "without BASE_URL, make links to this machine, for a trial"},
-        "--json": {"action": "store_true", "help": "print JSON, for programs"},
-        "TENANT": {"help": "a tenant's dashboard id, mail id or name"},
-    }
-
-    def command(group: Any, name: str, run: Callable[[argparse.Namespace, Settings], int], *shared: str) -> Any:
+    about = "print the versions of what runs here, with licences"
+    parser.add_argument("--version", nargs=0, action=Version, help=about)
+    about = f"settings that the environment does not give (default: {ENV_FILE}, where it exists)"
+    parser.add_argument("--env", metavar="FILE", help=about)
+    groups = {"": parser.add_subparsers(title="commands", metavar="COMMAND")}
+    for words, (run, options) in COMMANDS.items():
+        group, _, name = words.rpartition(" ")
+        if group not in groups:
+            made = groups[""].add_parser(group, help=COMMAND_GROUPS[group])
+            groups[group] = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
         about = (run.__doc__ or "").strip()
-        made = group.add_parser(name, help=re.split(r"[.:;]\s", about)[0].rstrip("."), description=about)
+        made = groups[group].add_parser(name, help=re.split(r"[.:;]\s", about)[0].rstrip("."), description=about)
         made.set_defaults(run=run, local=False, json=False)
-        for option in shared:
-            if option == "TENANT":
-                made.add_argument("tenant", metavar="TENANT", **options[option])
-            else:
-                made.add_argument(option, **options[option])
-        return made
-
-    command(commands, "serve", cmd_serve, "--local")
-    group = commands.add_parser("tenant", help="make, change, list and remove tenants")
-    tenant = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    add = command(tenant, "add", cmd_tenant_add, "--local", "--json")
-    add.add_argument("name", metavar="NAME", help="what to call the tenant")
-    add.add_argument("--id", help="one id of your own for mail and dashboard (recipients can then open the dashboard)")
-    add.add_argument(
-        "--domain", action="append", default=[], metavar="HOST", help="plain links may lead to this domain; repeatable"
-    )
-    add.add_argument("--any-domain", action="store_true", help="plain links may lead anywhere (an open redirect)")
-    add.add_argument("--tracking-host", metavar="HOST", help="the tenant's own host for links, a CNAME to this server")
-    change = command(tenant, "set", cmd_tenant_set, "TENANT", "--json", "--local")
-    change.add_argument("--name", help="another name")
-    change.add_argument(
-        "--domain", action="append", default=[], metavar="HOST", help="plain links may lead there too; repeatable"
-    )
-    change.add_argument(
-        "--remove-domain", action="append", default=[], metavar="HOST", help="… may no longer; repeatable"
-    )
-    change.add_argument(
-        "--any-domain", action=argparse.BooleanOptionalAction, help="whether plain links may lead anywhere"
-    )
-    change.add_argument("--tracking-host", metavar="HOST", help="another tracking host; '' for none")
-    change.add_argument(
-        "--block", action="append", default=[], metavar="HOST", help="no link, signed or plain, leads there; repeatable"
-    )
-    change.add_argument(
-        "--unblock", action="append", default=[], metavar="HOST", help="links may lead there again; repeatable"
-    )
-    change.add_argument("--tz", metavar="ZONE", help="in which zone its days begin, such as Europe/Rome")
-    change.add_argument(
-        "--own",
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help="the sender's own address or network, whose hits are set aside; repeatable",
-    )
-    change.add_argument(
-        "--not-own", action="append", default=[], metavar="ADDRESS", help="… is no longer the sender's own; repeatable"
-    )
-    change.add_argument(
-        "--suspend", action=argparse.BooleanOptionalAction, help="whether all links show the naming page"
-    )
-    command(tenant, "list", cmd_tenant_list, "--json")
-    command(tenant, "show", cmd_tenant_show, "TENANT", "--json", "--local")
-    command(tenant, "key", cmd_tenant_key, "TENANT", "--json").add_argument(
-        "--remove", action="store_true", help="take the key away"
-    )
-    command(tenant, "rotate", cmd_tenant_rotate, "TENANT", "--json", "--local")
-    command(tenant, "remove", cmd_tenant_remove, "TENANT").add_argument("--yes", action="store_true", help="don't ask")
-    instrument = command(commands, "instrument", cmd_instrument, "TENANT", "--local")
-    key = instrument.add_mutually_exclusive_group()
-    key.add_argument("--email", metavar="KEY", help="the key of the email (default: a new one)")
-    key.add_argument(
-        "--key-placeholder",
-        metavar="TEXT",
-        help="what a mailing tool replaces by its own ids, such as '{{ .Subscriber.UUID }}'; nothing is registered",
-    )
-    for option, about in (
-        ("recipient", "the recipient's address (default: the first of the headers)"),
-        ("subject", "the subject (default: that of the headers)"),
-        ("campaign", "the campaign that the email belongs to"),
-    ):
-        instrument.add_argument(f"--{option}", metavar=option.upper(), help=about)
-    instrument.add_argument("--html", action="store_true", help="standard input is HTML, not a message")
-    instrument.add_argument(
-        "--pixel", choices=PIXEL_PLACES, default="bottom", help="where in the body; default: bottom"
-    )
-    instrument.add_argument("--no-links", dest="links", action="store_false", help="leave the links as they are")
-    instrument.add_argument(
-        "--hidden-link",
-        action="store_true",
-        help="add a link that only machines see and follow; whatever follows it is known to be a scanner",
-    )
-    instrument.add_argument("--force", action="store_true", help="also messages with a signature that a change breaks")
-    instrument.add_argument(
-        "--strict",
-        action="store_true",
-        help=f"where the email can't be registered, write nothing and exit {EX_TEMPFAIL}, so that the mail system tries again",
-    )
-    instrument.add_argument(
-        "--report", metavar="FILE", help="write there, as JSON, what was done and what was not, and why"
-    )
-    group = commands.add_parser(
-        "campaign", help="say how many emails were sent without being registered, list campaigns"
-    )
-    campaign = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    declare = command(campaign, "add", cmd_campaign_add, "TENANT")
-    declare.add_argument("name", metavar="NAME", help="the campaign, as --campaign or ?campaign= name it")
-    declare.add_argument(
-        "--sent", type=int, required=True, metavar="NUMBER", help="how many emails; again: instead of before"
-    )
-    declare.add_argument("--at", metavar="TIME", help="when, such as 2026-11-30T09:00:00Z (default: now)")
-    command(campaign, "list", cmd_campaign_list, "TENANT", "--json")
-    stats = command(commands, "stats", cmd_stats, "TENANT", "--json")
-    stats.add_argument("--range", default=DEFAULT_RANGE, choices=RANGES, help=f"default: {DEFAULT_RANGE}")
-    stats.add_argument("--tz", metavar="ZONE", help="time zone, such as Europe/Rome; default: the tenant's own")
-    stats.add_argument("--why", action="store_true", help="list the hits by what they count as, and why")
-    export = command(commands, "export", cmd_export, "TENANT")
-    export.add_argument("table", choices=(*TABLES, "campaigns"), help="which table")
-    export.add_argument("--format", choices=EXPORT_TYPES, default="csv", help="default: csv")
-    export.add_argument("--output", metavar="FILE", help="a new file (default: standard output)")
-    export.add_argument("--campaign", metavar="NAME", help="emails and links of this campaign only")
-    export.add_argument("--search", metavar="TEXT", help="emails whose key or recipient begins so, or with these words")
-    export.add_argument("--show", choices=SHOWN, help="emails by what their readers did; default: all")
-    export.add_argument("--key", metavar="KEY", help="events of this email only")
-    command(commands, "selftest", cmd_selftest, "TENANT", "--local")
-    command(commands, "drain", cmd_drain).add_argument("--follow", action="store_true", help="go on until stopped")
-    command(commands, "ingest", cmd_ingest).add_argument(
-        "file", nargs="*", metavar="FILE", help="a log; without one, standard input"
-    )
-    command(commands, "judge", cmd_judge, "--json").add_argument(
-        "file", nargs="?", default="-", metavar="FILE", help="lines of the spool; without one, standard input"
-    )
-    command(commands, "rejudge", cmd_rejudge).add_argument(
-        "--since", metavar="TIME", help="only emails with hits since then, such as 2026-11-30T09:00:00Z"
-    )
-    command(commands, "backup", cmd_backup).add_argument("file", metavar="FILE", help="a file that is not there yet")
-    command(commands, "check", cmd_check).add_argument(
-        "--repair", action="store_true", help="rebuild the roll-ups and tenants.json"
-    )
-    command(commands, "config", cmd_config, "--json")
-    nginx = command(commands, "nginx", cmd_nginx)
-    for option, default, about in (
-        ("--certificates", "/etc/letsencrypt/live", "where HOST/fullchain.pem and HOST/privkey.pem are, or will be"),
-        ("--webroot", "/var/www/email-tracker", "where the proofs for certificates are put, for `certbot --webroot`"),
-        ("--log-folder", "/var/log/nginx", "where nginx keeps its logs"),
-    ):
-        nginx.add_argument(option, default=default, metavar=option[2:].upper(), help=f"{about}; default: {default}")
-    nginx.add_argument("--http-port", type=int, default=80, metavar="PORT", help="for plain HTTP; default: 80")
-    systemd = command(commands, "systemd", cmd_systemd)
-    for made in (nginx, systemd):
-        made.add_argument(
-            "--output", metavar="FILE", help="write the file there, whole or not at all (default: print it)"
-        )
-    systemd.add_argument("file", choices=("service", "socket", "sysusers"), help="which file")
-    systemd.add_argument(
-        "--program", default=PROGRAM_FILE, metavar="FILE", help="where the program will be (default: where it is now)"
-    )
-    command(commands, "demo", cmd_demo)
+        for each in options:
+            place = made.add_mutually_exclusive_group() if isinstance(each, list) else made
+            for names, how in each if isinstance(each, list) else [each]:
+                place.add_argument(*names, **how)
     return parser
 
 
