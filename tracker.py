@@ -861,6 +861,7 @@ REASONS = {
     "after-scanner": Reason(
         PROBABLE, "A scanner from the same address, or the same rare program, came just before it."
     ),
+    "crowded": Reason(PROBABLE, "One of very many hits at once, so nobody can tell whether a person clicked."),
     "echo": Reason(PROBABLE, "It repeated a person's click within 15 seconds from elsewhere, as scanners do."),
     "filter-network": Reason(CERTAIN, "It came from a network that a mail filter publishes as its own."),
     "gmail-sampling": Reason(CERTAIN, "Gmail followed the link to sample what is there."),
@@ -888,7 +889,9 @@ NAMING_REASONS = {  # why a click met the naming page, as its dashboard says it
 }
 
 SESSION_GAP_MS = 900_000  # of quiet between two sessions of an email
-MAX_SESSION = 256  # hits; in a longer session each is judged alone, so that nobody can make judging slow
+MAX_SESSION = 50  # hits; in a longer session each is judged by itself, so that nobody can make judging slow
+CROWD_NEAR = 20  # hits of such a session, before and after a click, that are asked whether they are of its program
+CROWD_LINKS = 3  # other links among them that make it a scanner's
 REPEAT_MS = 10_000  # proxies fetch a pixel up to four times (Litmus on Yahoo, 2018)
 HEAD_MS = 10_000
 HIDDEN_MS = 10_000  # mautic#9798
@@ -898,37 +901,6 @@ EARLY_MS = 60_000  # a person waiting for a sign-in mail clicks after 8 s: a sig
 BURST_MS, BURST_LINKS = 3_000, 3  # different links; autoemails.com: 3 in 2 s
 RUSH_MS, RUSH_HITS = 1_000, 3  # hits, on at least two links; Marketo
 SWEEP_MS, SWEEP_LINKS = 15_000, 3  # every link of the mail, if it has as many; mautic#8692: 10 s
-
-
-class Hit(NamedTuple):
-    """One request for a pixel or a link, as the spool has it."""
-
-    id: str
-    at: int  # milliseconds since 1970, UTC
-    type: int
-    method: str
-    mail_id: str
-    key: str
-    url: str | None
-    host: str
-    address: str
-    agent: str
-    purpose: str
-    answer: str
-    why: str  # for an answer that is not the usual one: a reason
-    campaign: str = ""  # that its URL names
-    own: bool = False  # whether it came from an address that the tenant calls its own
-
-
-class Context(NamedTuple):
-    """What is known of an email beside its hits."""
-
-    begin: int | None = None  # when it was delivered or, where nobody said that, sent; milliseconds since 1970
-    said: bool = False  # whether its sender said so; else it is the time of registration, which has half the weight
-    links: int | None = None  # how many different links it has
-
-
-NO_CONTEXT = Context()
 
 
 class Judgement(NamedTuple):
@@ -950,6 +922,38 @@ _ASIDE_REASONS = {"repeat", "forged-link", *NAMING_REASONS}
 @lru_cache(maxsize=256)  # more than there are pairs that occur
 def _judgement(verdict: str, reason: str) -> Judgement:
     return Judgement(verdict, reason, REASONS[reason].certainty)
+
+
+class Hit(NamedTuple):
+    """One request for a pixel or a link, as the spool has it."""
+
+    id: str
+    at: int  # milliseconds since 1970, UTC
+    type: int
+    method: str
+    mail_id: str
+    key: str
+    url: str | None
+    host: str
+    address: str
+    agent: str
+    purpose: str
+    answer: str
+    why: str  # for an answer that is not the usual one: a reason
+    campaign: str = ""  # that its URL names
+    own: bool = False  # whether it came from an address that the tenant calls its own
+    fixed: Judgement | None = None  # what it stays, because what it was judged by was cut
+
+
+class Context(NamedTuple):
+    """What is known of an email beside its hits."""
+
+    begin: int | None = None  # when it was delivered or, where nobody said that, sent; milliseconds since 1970
+    said: bool = False  # whether its sender said so; else it is the time of registration, which has half the weight
+    links: int | None = None  # how many different links it has
+
+
+NO_CONTEXT = Context()
 
 
 # -- By user agent. Order is precedence: people's programs come before the words of machines, since generic lists of bots
@@ -1200,70 +1204,100 @@ _FOLLOWED = {  # reasons after which the same address or the same rare program i
 DEVICE_PREVIEW = re.compile(r"^whatsapp|facebookexternalhit", re.I)
 
 
-Opened = Mapping[
-    tuple[str, str], int
-]  # by verdict and user agent: when an open came of which those that follow are repeats
-
-
-def judge(
-    hits: Sequence[Hit], context: Context = NO_CONTEXT, *, crowded: bool = False, opened: Opened | None = None
-) -> list[Judgement]:
+def judge(hits: Sequence[Hit], context: Context = NO_CONTEXT, *, crowded: bool = False) -> list[Judgement]:
     """Judge the hits of one email: a verdict, its reason and how certain it is, one a hit, in the order given.
 
     The outcome does not depend on that order. A hit is judged in the light of its session: the hits of its email that
     are apart by at most 15 minutes each. Later hits may change what earlier ones were.
-    `crowded` says that the session has more hits than these, too many to be judged together; `opened` what opens came
-    just before these.
+    `crowded` says that these are a piece of a session that is too long for that. What is said of a hit holds where the
+    piece has all that is near it: CROWD_NEAR + 1 hits before and after its millisecond, or all within 3 seconds.
     """
-    if crowded:
-        return [_judge_one(hit, context) for hit in hits]
-    if len(hits) == 1:
-        judged = [_judge_one(hits[0], context)]
-        _find_repeats(hits, judged, opened or {})
-        return judged
-    judgements: dict[int, Judgement] = {}
+    if len(hits) == 1 and not crowded:
+        return [_judge_one(hits[0], context)]
     order = sorted(range(len(hits)), key=lambda n: in_order(hits[n]))
-    start = 0
-    for end in range(1, len(order) + 1):
-        if end == len(order) or hits[order[end]].at - hits[order[end - 1]].at > SESSION_GAP_MS:
-            session = order[start:end]
-            judged = _judge_session([hits[n] for n in session], context, opened or {})
-            judgements.update(zip(session, judged, strict=True))
-            start = end
+    if crowded:
+        sessions = [order]
+    else:
+        cuts = [n for n in range(1, len(order)) if hits[order[n]].at - hits[order[n - 1]].at > SESSION_GAP_MS]
+        sessions = [order[start:end] for start, end in zip([0, *cuts], [*cuts, len(order)], strict=True)]
+    judgements: dict[int, Judgement] = {}
+    for session in sessions:
+        judge_them = _judge_crowd if crowded or len(session) > MAX_SESSION else _judge_session
+        judgements.update(zip(session, judge_them([hits[n] for n in session], context), strict=True))
     return [judgements[n] for n in range(len(hits))]
 
 
 def in_order(hit: Hit) -> tuple[Any, ...]:
     """What hits of an email are sorted by: their time, then their content, so that ties are the same in any drain."""
-    return hit.at, hit.type, hit.url or "", hit.method, hit.agent, hit.address, hit.purpose, hit.own, hit.why
+    said = hit.method, hit.agent, hit.address, hit.purpose, hit.own, hit.why, hit.fixed or ()
+    return hit.at, hit.type, hit.url or "", *said
 
 
-def _judge_session(hits: Sequence[Hit], context: Context, opened: Opened) -> list[Judgement]:
+def _judge_session(hits: Sequence[Hit], context: Context) -> list[Judgement]:
     """Judge the hits of one session, which are in order."""
-    if len(hits) > MAX_SESSION:
-        return [_judge_one(hit, context) for hit in hits]
-    judged = [_judge_by_itself(hit, context) for hit in hits]
+    judged = [hit.fixed or _judge_by_itself(hit, context) for hit in hits]
     doubts = [0] * len(hits)
     if any(hit.type == CLICK or judged[n].verdict in ("scanner", "bot") for n, hit in enumerate(hits)):
         _find_pairs_with_head(hits, judged)
         _find_bursts(hits, judged, context.links)
         _find_followers(hits, judged, doubts)
-    judged = [
-        _weigh(hit, judgement, context, doubt) for hit, judgement, doubt in zip(hits, judged, doubts, strict=True)
-    ]
-    _find_echoes(hits, judged)
-    _find_repeats(hits, judged, opened)
+        judged = [
+            _weigh(hit, judgement, context, doubt) for hit, judgement, doubt in zip(hits, judged, doubts, strict=True)
+        ]
+        _find_echoes(hits, judged)
+    _find_repeats(hits, judged)
     return judged
+
+
+def _judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
+    """Judge hits in order, of a session of too many: each by itself, but no click is certainly a person's.
+
+    It is a scanner's where its program or its address asked for several other links near it. What is near follows from
+    the times alone, and is a bounded number of hits but for those of the same millisecond, which share one look.
+    """
+    judged = [_judge_one(hit, context) for hit in hits]
+    times = [hit.at for hit in hits]
+    doubtful: dict[int, list[int]] = {}
+    for n, hit in enumerate(hits):
+        if hit.type == CLICK and _may_change(hit, judged[n]):
+            doubtful.setdefault(hit.at, []).append(n)
+    for at, clicks in doubtful.items():
+        links: dict[tuple[str, str], set[str | None]] = {}
+        for near in hits[slice(*_near(times, at))]:
+            if near.type == CLICK:
+                for who in (("agent", near.agent), ("address", near.address)):
+                    links.setdefault(who, set()).add(near.url)
+        for n in clicks:
+            same = links["agent", hits[n].agent], links["address", hits[n].address] if hits[n].address else ()
+            verdict = "scanner" if max(map(len, same)) > CROWD_LINKS else "unconfirmed"
+            judged[n] = _named(hits[n], _judgement(verdict, "crowded"))
+    return judged
+
+
+def _near(times: Sequence[int], at: int) -> tuple[int, int]:
+    """From which of some times on, and up to which, they are near one of them."""
+    first, end = bisect.bisect_left(times, at - BURST_MS), bisect.bisect_right(times, at + BURST_MS)
+    too_early, too_late = bisect.bisect_left(times, at) - CROWD_NEAR - 1, bisect.bisect_right(times, at) + CROWD_NEAR
+    if too_early >= first:
+        first = bisect.bisect_right(times, times[too_early])
+    if too_late < end:
+        end = bisect.bisect_left(times, times[too_late])
+    return first, end
+
+
+def _may_change(hit: Hit, judgement: Judgement) -> bool:
+    """Whether a hit that seems a person's may yet turn out to be a scanner's."""
+    return judgement.verdict == "human" and hit.fixed is None
 
 
 def _judge_one(hit: Hit, context: Context) -> Judgement:
     """Judge a hit without its neighbours."""
-    return _weigh(hit, _judge_by_itself(hit, context), context, 0)
+    return hit.fixed or _weigh(hit, _judge_by_itself(hit, context), context, 0)
 
 
 def _weigh(hit: Hit, judgement: Judgement, context: Context, doubts: int) -> Judgement:
     """The last word on a hit: clicks that seem a person's are held against the signs of a scanner."""
-    if hit.type != CLICK:
+    if hit.type != CLICK or hit.fixed:
         return judgement
     if judgement.verdict == "human" and (doubts := doubts + _signs(hit, context)) >= 4:
         judgement = _judgement("scanner", "many-signs") if doubts >= 6 else _judgement("unconfirmed", "some-signs")
@@ -1319,7 +1353,7 @@ def _find_pairs_with_head(hits: Sequence[Hit], judged: list[Judgement]) -> None:
         if judgement.reason == "head":
             heads.setdefault((hit.type, hit.url, hit.address, hit.agent), []).append(hit.at)
     for n, hit in enumerate(hits):
-        if heads and judged[n].verdict == "human":
+        if heads and _may_change(hit, judged[n]):
             times = heads.get((hit.type, hit.url, hit.address, hit.agent), [])
             if any(abs(hit.at - at) <= HEAD_MS for at in times):
                 judged[n] = _judgement("scanner", "with-head")
@@ -1339,7 +1373,7 @@ def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], links: int | None
     }
     hidden = [hits[n].at for n in clicks if judged[n].reason == "hidden-link"]
     for n in clicks:
-        if judged[n].verdict == "human":
+        if _may_change(hits[n], judged[n]):
             if n in in_bursts:
                 judged[n] = _judgement("scanner", "burst")
             elif any(abs(hits[n].at - at) <= HIDDEN_MS for at in hidden):
@@ -1349,13 +1383,15 @@ def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], links: int | None
 def _close(hits: Sequence[Hit], clicks: Sequence[int], window: int, least_hits: int, least_links: int) -> set[int]:
     """Those clicks that are in a window of that many milliseconds with enough hits on enough links. In linear time."""
     found: set[int] = set()
-    links: Counter[str | None] = Counter()
+    links: dict[str | None, int] = {}  # how many of the window's hits are on each
     left = marked = 0
     for right, n in enumerate(clicks):
-        links[hits[n].url] += 1
+        links[hits[n].url] = links.get(hits[n].url, 0) + 1
         while hits[n].at - hits[clicks[left]].at > window:
-            links[hits[clicks[left]].url] -= 1
-            links += Counter()  # without those that are none
+            url = hits[clicks[left]].url
+            links[url] -= 1
+            if not links[url]:
+                del links[url]
             left += 1
         if right - left + 1 >= least_hits and len(links) >= least_links:
             found.update(clicks[max(left, marked) : right + 1])
@@ -1371,7 +1407,7 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], doubts: list[i
     """
     until: dict[tuple[str, str], int] = {}
     for n, hit in enumerate(hits):
-        if judged[n].verdict == "human":
+        if _may_change(hit, judged[n]):
             is_browser = judged[n].reason == "browser"
             rare = is_browser and _signs_of_age(hit) > 0
             by_program = until.get((hit.address, hit.agent), -1) if hit.address else -1
@@ -1397,7 +1433,9 @@ def _find_echoes(hits: Sequence[Hit], judged: list[Judgement]) -> None:
             continue
         earlier = clicks.setdefault(hit.url, {})
         place = hit.address, _system(hit.agent)
-        if any(hit.at - at <= ECHO_MS and _is_elsewhere(place, other) for other, at in earlier.items()):
+        if not hit.fixed and any(
+            hit.at - at <= ECHO_MS and _is_elsewhere(place, other) for other, at in earlier.items()
+        ):
             judged[n] = _named(hit, _judgement("scanner", "echo"))
         elif judged[n].verdict == "human":
             earlier[place] = hit.at
@@ -1407,13 +1445,13 @@ def _is_elsewhere(place: tuple[str, str], other: tuple[str, str]) -> bool:
     return "" not in (place[0], other[0]) and place[0] != other[0] and place[1] != other[1]
 
 
-def _find_repeats(hits: Sequence[Hit], judged: list[Judgement], opened: Opened) -> None:
+def _find_repeats(hits: Sequence[Hit], judged: list[Judgement]) -> None:
     """Opens by the same program within 10 seconds of the first are one open; the later ones are in no number."""
-    anchors = {**opened}
+    anchors: dict[tuple[str, str], int] = {}
     for n, hit in enumerate(hits):
         if hit.type == OPEN and judged[n].state != ASIDE:
             who = judged[n].verdict, hit.agent
-            if hit.at - anchors.get(who, -math.inf) <= REPEAT_MS:
+            if hit.at - anchors.get(who, -math.inf) <= REPEAT_MS and not hit.fixed:
                 judged[n] = _judgement(judged[n].verdict, "repeat")
             else:
                 anchors[who] = hit.at
@@ -4110,7 +4148,7 @@ def _machines(judgements: Iterable[Judgement]) -> int:
 class Recent(NamedTuple):
     """What came to an email just before its new hits."""
 
-    opened: dict[tuple[str, str], int]  # as judge takes it
+    opened: dict[tuple[str, str], int]  # when, by verdict and user agent
     other_clicks: set[int]  # when others clicked, or other links were clicked
 
 
@@ -4336,12 +4374,12 @@ class _Recorder:
         crowded = session_hits > MAX_SESSION and hits[0].at >= last_at - SESSION_GAP_MS
         quiet = not crowded and session_hits + joining <= MAX_SESSION and _joins_quietly(hits, counts[-3:])
         recent = self._recent.get(email.id, NOTHING_RECENT)
-        if not crowded and (not quiet or recent.other_clicks):
+        if not crowded and (not quiet or recent.other_clicks or recent.opened):
             return self._judge_with_stored(email, counts[-3:], hits)
         is_late = hits[0].at <= last_at
         if is_late and self._joins_sessions(email.id, hits[0].at):
             return self._judge_with_stored(email, counts[-3:], hits)
-        judgements = judge(hits[:joining], email.context, crowded=crowded, opened=recent.opened)
+        judgements = judge(hits[:joining], email.context, crowded=crowded)
         new_machines = _machines(judgements)
         is_new_open = hits[0].type == OPEN and judgements[0].reason != "repeat"
         if quiet and ((joining > 1 and new_machines) or (is_late and (new_machines or is_new_open))):
