@@ -366,23 +366,11 @@ MAX_ENCODED_TARGET = (4 * MAX_TARGET_BYTES + 2) // 3
 ID = re.compile(r"[A-Za-z0-9_-]{3,64}")
 MAX_KEY = 200
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
-ROUTE_WORDS = {
-    *(
-        "admin",
-        "api",
-        "assets",
-        "campaigns",
-        "click",
-        "clients",
-        "dashboard",
-        "emails",
-        "events",
-        "favicon",
-        "forget",
-        "health",
-    ),
-    *("links", "messages", "pixel", "robots", "static", "stats", "tenants"),
-}
+ROUTE_WORDS = re.compile(
+    "admin|api|assets|campaigns|click|clients|dashboard|emails|events|favicon|forget|health|"
+    "links|messages|pixel|robots|static|stats|tenants",
+    re.IGNORECASE,
+)
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -391,10 +379,15 @@ MAX_CAMPAIGN = 200  # characters of a campaign's name
 PLAIN_URL = re.compile(r"(?:^|&)url=(([^&]*).*)", re.DOTALL)
 CAMPAIGN = re.compile(r"(?:^|&)campaign=([^&]*)")
 HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,5}))?")
+DOT = re.compile("[.\u3002\uff0e\uff61]")  # what browsers take for one in a host
+LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+# Letters and marks that nobody sees, of which browsers drop some and refuse others; and the capital of ß, which they
+# have changed their mind about.
+UNSURE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u1e9e\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+IPV4 = re.compile(rf"((?:{_OCTET}\.){{3}}){_OCTET}")  # as Python reads it too, at a tenth of the time
 DEFAULT_PORTS = {"http": 80, "https": 443}
-TEST_KEY = (
-    "selftest~"  # what the keys of test emails begin with: their hits are the sender's own, and they are in no number
-)
+TEST_KEY = "selftest~"  # begins the keys of test emails, whose hits are the sender's own and in no number
 HIDDEN_TARGET = "about:blank"  # of the link that only machines follow; no link that anybody writes leads there
 
 
@@ -430,7 +423,7 @@ def id_fault(text: str) -> str | None:
     """Why a text can't be a tenant's id, or None."""
     if not ID.fullmatch(text) or text[0] == "-":
         return "expected 3 to 64 of the characters A-Z a-z 0-9 _ -, not beginning with -"
-    if text.lower() in ROUTE_WORDS:
+    if ROUTE_WORDS.fullmatch(text):
         return f"{text!r} is a word of the URLs; choose another"
     return None
 
@@ -617,37 +610,21 @@ def _split_port(authority: str) -> tuple[str, str]:
 def read_host(name: str) -> str:
     """Read a host as a browser would: IDNA, lower case, canonical addresses. Raises BadTarget."""
     malformed = BadTarget(f"its host {name[:80]!r} is malformed; expected a domain name or an IP address")
-    if len(name) > 1000:
-        raise malformed
-    if name.startswith("["):
-        try:
-            return f"[{_ipv6(name[1:-1])}]"
-        except ValueError:
-            raise malformed from None
     try:
-        name = unquote(name, errors="strict")
-    except UnicodeDecodeError:
+        if name.startswith("["):
+            return f"[{_ipv6(name[1:-1])}]"
+        labels = DOT.split(unquote(name, errors="strict"))
+        final_dot = "." if len(labels) > 1 and not labels[-1] else ""  # which is the root, and the same host
+        if final_dot:
+            labels.pop()
+        host = ".".join(map(_ascii_label, labels))
+    except ValueError:
         raise malformed from None
-    labels = _mapped(name).split(".")
-    if len(labels) > 1 and not labels[-1]:
-        labels.pop()  # one final dot is the root, and the same host
-        final_dot = "."
-    else:
-        final_dot = ""
-    if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
-        # Browsers read 0x7f.1 and 2130706433 as addresses; only the usual spelling is a host here.
-        if not is_ipv4(".".join(labels)):
-            raise malformed
-        return ".".join(labels)
-    ascii_labels = [_ascii_label(label) or refuse(malformed) for label in labels]
-    if _mixes_directions([_shown_label(label) for label in ascii_labels]):
+    is_number = re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2])
+    # Browsers read 0x7f.1 and 2130706433 as addresses; only the usual spelling is a host here.
+    if len(host) > 253 or (is_number and not IPV4.fullmatch(host)):
         raise malformed
-    host = ".".join(ascii_labels)
-    return host + final_dot if len(host) <= 253 else refuse(malformed)
-
-
-def refuse(error: Exception) -> NoReturn:
-    raise error
+    return host if is_number else host + final_dot
 
 
 def _ipv6(text: str) -> str:
@@ -658,77 +635,37 @@ def _ipv6(text: str) -> str:
     return f"::ffff:{int(address) >> 16 & 0xFFFF:x}:{int(address) & 0xFFFF:x}" if address.ipv4_mapped else str(address)
 
 
-def is_ipv4(text: str) -> bool:
-    try:
-        return str(ipaddress.IPv4Address(text)) == text
-    except ValueError:
+def _ascii_label(label: str) -> str:
+    """One label of a host in ASCII. Raises ValueError for what no browser, or no registry, would have."""
+    if not label.isascii() and len(label) <= 253:  # to encode many takes quadratic time
+        label = _mapped(label)
+        if not all(c == "-" or unicodedata.category(c)[0] in "LMN" for c in label):
+            raise ValueError("it holds a sign")
+        label = label if label.isascii() else "xn--" + label.encode("punycode").decode()
+    label = label.lower()
+    if not LABEL.fullmatch(label) or (label.startswith("xn--") and not _is_punycode(label[4:])):
+        raise ValueError("it is no label")
+    return label
+
+
+def _is_punycode(text: str) -> bool:
+    """Whether a label in punycode is one that browsers would make, of letters that run in one direction."""
+    shown = text.encode().decode("punycode")
+    if shown.isascii() or shown.startswith("xn--") or shown.encode("punycode").decode() != text:
         return False
+    directions = [unicodedata.bidirectional(c) for c in shown]
+    right_to_left = not {"R", "AL", "AN"}.isdisjoint(directions)
+    if right_to_left and ("L" in directions or directions[0] not in ("R", "AL")):
+        return False
+    return _mapped(shown) == shown and unicodedata.category(shown[0])[0] != "M"
 
 
-# Letters and marks that UTS 46 drops or forbids, or has changed its mind about.
-UNSURE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u1e9e\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-DOTS = ".\u3002\uff0e\uff61"  # what UTS 46 takes for a dot; other signs that hold one are forbidden
-
-
-def _mapped(name: str) -> str:
-    """Map a host as browsers do (UTS 46, non-transitional: ß and ς stay); "" for what it is not sure of.
-
-    What UTS 46 would drop or forbid otherwise is not a letter, mark or digit, and is refused by _ascii_label.
-    """
-
-    def nfkc(text: str) -> str:
-        return unicodedata.normalize("NFKC", text)
-
-    if name.isascii():
-        return name.lower()
-    if UNSURE.search(name) or any("." in nfkc(c) or "。" in nfkc(c) for c in name if c not in DOTS):
-        return ""
-    return nfkc("".join(c if c in "ßς" else nfkc(nfkc(c).casefold()) for c in name)).replace("。", ".")
-
-
-def _ascii_label(label: str) -> str | None:
-    """One label of a host in ASCII, or None if no browser and no registry would have it."""
-    if label.isascii():
-        fits = re.fullmatch(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", label) and _shown_label(label)
-        return label if fits else None
-    letters = all(unicodedata.category(c)[0] in "LMN" or c == "-" for c in label)
-    if (
-        not letters
-        or unicodedata.category(label[0])[0] == "M"
-        or label.startswith("xn--")
-        or "-" in (label[0], label[-1])
-    ):
-        return None
-    encoded = "xn--" + label.encode("punycode").decode()
-    return encoded if len(encoded) <= 63 else None
-
-
-def _shown_label(label: str) -> str:
-    """A label as people read it; "" for what begins as punycode and is none."""
-    if not label.startswith("xn--"):
-        return label
-    try:
-        shown = label[4:].encode().decode("punycode")
-        is_name = not shown.isascii() and shown[:4] != "xn--" and _mapped(shown) == shown
-        return shown if is_name and shown.encode("punycode").decode() == label[4:] else ""
-    except ValueError:
-        return ""
-
-
-def _mixes_directions(labels: Sequence[str]) -> bool:
-    """Whether a host with letters that run from right to left breaks the rule that browsers hold it to (RFC 5893 §2)."""
-    kinds = [[unicodedata.bidirectional(c) for c in label] for label in labels]
-    right_to_left = any(kind in ("R", "AL", "AN") for label in kinds for kind in label)
-    return right_to_left and not all(map(_keeps_its_direction, kinds))
-
-
-def _keeps_its_direction(kinds: Sequence[str]) -> bool:
-    used = set(kinds)
-    last = next((kind for kind in reversed(kinds) if kind != "NSM"), "")
-    neutral = {"EN", "ES", "CS", "ET", "ON", "BN", "NSM"}
-    if kinds[0] in ("R", "AL"):
-        return used <= neutral | {"R", "AL", "AN"} and last in ("R", "AL", "EN", "AN") and not used >= {"EN", "AN"}
-    return kinds[0] == "L" and used <= neutral | {"L"} and last in ("L", "EN")
+def _mapped(label: str) -> str:
+    """A label in the letters that browsers make of it (UTS 46; ß and ς stay). Raises ValueError where that is not sure."""
+    if UNSURE.search(label):
+        raise ValueError("it holds what browsers drop or refuse")
+    nfkc = partial(unicodedata.normalize, "NFKC")
+    return nfkc("".join(c if c in "ßς" else nfkc(nfkc(c).casefold()) for c in label))
 
 
 def read_destination(text: str) -> str:
@@ -761,12 +698,6 @@ def is_ours(own: Iterable[tuple[str, int]], target: Target) -> bool:
     ports = {port for host, port in own if host == target.host}
     web = set(DEFAULT_PORTS.values())
     return target.port in ports or (target.port in web and not web.isdisjoint(ports))
-
-
-_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-
-
-IPV4 = re.compile(rf"((?:{_OCTET}\.){{3}}){_OCTET}")  # as Python reads it too, at a tenth of the time
 
 
 @lru_cache(maxsize=512)
@@ -3414,7 +3345,7 @@ def read_tracking_host(settings: Settings, text: str) -> str:
         host = read_destination(text)
     except BadInput as error:
         raise BadInput(f"tracking_host: {error}") from None
-    if ":" in host or is_ipv4(host):
+    if ":" in host or IPV4.fullmatch(host):
         raise BadInput(f"tracking_host {text!r}: expected a domain name such as track.acme.com, without a port")
     if settings.base_url and host == read_origin(settings.base_url)[0]:
         raise BadInput(f"tracking_host {text!r} is BASE_URL's own; expected another one that leads to this server")
@@ -8038,9 +7969,13 @@ def csv_cell(value: object) -> object:
 # Handlers for who writes: registering, instrumenting, campaigns, tenants.
 
 
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON")
+
+
 def _json_body(request: Request) -> Any:
     try:
-        return json.loads(request.body().decode("utf-8"), parse_constant=lambda word: refuse(ValueError(word)))
+        return json.loads(request.body().decode("utf-8"), parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise HTTPError(400, f"expected JSON in UTF-8, which this is not from {where} on") from None
