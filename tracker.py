@@ -8425,6 +8425,18 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
 # == Commands ==========================================================================================
 # The command line: one cmd_* function each, whose docstring is its help. The same Store functions as the web.
 
+HELP_TOPICS = (
+    "instrument",
+    "postfix",
+    "api",
+    "numbers",
+    "dashboard",
+    "keep",
+    "elsewhere",
+    "privacy",
+    "costs",
+    "design",
+)
 PIPE_PATIENCE = 5.0  # seconds that `instrument` waits for the database: a mail system waits for it
 GUNICORN_TIMEOUT = 30  # seconds for one request, and for the last ones after SIGTERM
 MAX_REQUEST_LINE = (
@@ -10033,6 +10045,29 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
+@command("help", option("words", nargs="*", metavar="TOPIC", help="a topic or a command; without one, list the topics"))
+def cmd_help(args: argparse.Namespace, settings: Settings) -> int:
+    """Print a text on a topic, such as `numbers` or `keep`, or the options of a command."""
+    asked = " ".join(args.words)
+    if asked in HELP_TOPICS:
+        print(help_text(asked), end="")
+    elif not asked:
+        print(f"{PROGRAM} help TOPIC prints one of these texts, {PROGRAM} COMMAND --help the options of a command:\n")
+        for topic in HELP_TOPICS:
+            title = help_text(topic).partition("\n")[0]
+            print(f"{topic:11} {title.removeprefix(f'# {topic}: ')}")
+    elif asked in COMMANDS or asked in COMMAND_GROUPS:
+        command_line().parse_args([*args.words, "--help"])
+    else:
+        raise BadInput(f"there is no help on {asked!r}; expected one of {', '.join(HELP_TOPICS)}, or a command")
+    return 0
+
+
+def help_text(topic: str) -> str:
+    """One chapter of the manual; its first line is `# topic: what it is about`."""
+    return resource(f"templates/help/{topic}.txt").decode()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for failure, 2 for usage."""
     _open_closed_streams()
@@ -10064,6 +10099,8 @@ def _run(argv: list[str]) -> int:
         args = command_line().parse_args([*argv, "serve"])
     if sqlite3.sqlite_version_info < (3, 35):
         raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; expected 3.35 or later")
+    if args.run is cmd_help:  # wanted most where the settings are wrong, or not for this user to read
+        return cmd_help(args, Settings())
     return int(args.run(args, load_settings(os.environ, args.env, local=args.local)))
 
 

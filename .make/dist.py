@@ -37,8 +37,8 @@ def sources() -> dict[str, bytes]:
     found = {"__main__.py": MAIN.encode()}
     for name in ("tracker.py", "schema.sql", "pixel.gif"):
         found[name] = (ROOT / name).read_bytes()
-    for template in (ROOT / "templates").iterdir():
-        found[f"templates/{template.name}"] = template.read_bytes()
+    for path in (ROOT / "templates").rglob("*.*"):
+        found[path.relative_to(ROOT).as_posix()] = path.read_bytes()
     for path in distribution("gunicorn").files or ():
         if path.name == "LICENSE":
             found["gunicorn/LICENSE"] = path.read_binary()

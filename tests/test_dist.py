@@ -157,9 +157,9 @@ def test_the_same_sources_give_the_same_bytes_wherever_and_whenever_they_are_bui
     elsewhere.parent.mkdir()
     copy_sources(elsewhere)
     shutil.rmtree(elsewhere / "templates")
-    (elsewhere / "templates").mkdir()
-    for template in sorted((ROOT / "templates").iterdir(), reverse=True):  # listed in another order
-        shutil.copy(template, elsewhere / "templates")
+    (elsewhere / "templates" / "help").mkdir(parents=True)
+    for template in sorted((ROOT / "templates").rglob("*.*"), reverse=True):  # listed in another order
+        shutil.copy(template, elsewhere / template.relative_to(ROOT))
     for path in elsewhere.rglob("*"):
         path.chmod(0o700 if path.is_dir() else 0o600)
         os.utime(path, (981_173_106, 981_173_106))  # in 2001
@@ -182,7 +182,7 @@ def test_the_file_holds_the_program_its_files_and_gunicorn_and_nothing_else(buil
     held = members(built)
     assert list(held) == sorted(held)  # not in the order in which a folder happens to be listed
     ours = {name: content for name, content in held.items() if not name.startswith("gunicorn/")}
-    files = [ROOT / "tracker.py", ROOT / "schema.sql", ROOT / "pixel.gif", *(ROOT / "templates").iterdir()]
+    files = [ROOT / "tracker.py", ROOT / "schema.sql", ROOT / "pixel.gif", *(ROOT / "templates").rglob("*.*")]
     expected = {str(path.relative_to(ROOT)): path.read_bytes() for path in files}
     assert {name for name in ours if name not in expected} == {"__main__.py", "__main__.pyc", "tracker.pyc"}
     assert {name: ours[name] for name in expected} == expected

@@ -1,4 +1,4 @@
-"""README's ways to instrument mail, run as they stand there, against a real server and a real mailbox."""
+"""The ways to instrument mail that `help` tells of, run as they stand there, against a real server and a real mailbox."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from typing import Any
 
 from conftest import CHROME, ROOT, Mailbox, Server
 from test_live import get
+from test_readme import codes
 
+import tracker
+
+INSTRUMENT = tracker.help_text("instrument")
 RECIPIENTS = 1_000
 
 
 def script(name: str) -> str:
-    """The block of README that begins with this comment."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    (found,) = [block for block in blocks if block.startswith(f"# {name}\n")]
-    return str(found)
+    """The block of code in `help instrument` that begins with this comment."""
+    (found,) = [block for block in codes(INSTRUMENT, "python") if block.startswith(f"# {name}\n")]
+    return found
 
 
 def run(name: str, folder: Path, server: Server, id_: str, mailbox: Mailbox, *words: str) -> None:
-    """Run a script of README."""
+    """Run a script of `help instrument`."""
     (folder / name).write_text(script(name))
     environ = {
         **server.environ,
@@ -67,7 +70,7 @@ def rows(server: Server, id_: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_the_script_of_readme_sends_a_tracked_message(server: Server, mailbox: Mailbox, tmp_path: Path) -> None:
+def test_the_script_sends_a_tracked_message(server: Server, mailbox: Mailbox, tmp_path: Path) -> None:
     tenant = server.tenant("Acme")
     run("send.py", tmp_path, server, tenant["id"], mailbox)
     (raw,) = mailbox.received
@@ -81,7 +84,7 @@ def test_the_script_of_readme_sends_a_tracked_message(server: Server, mailbox: M
     assert (status, headers["location"]) == (302, "https://acme.com/sale?a=1&b=2")
 
 
-def test_the_mail_merge_of_readme_gives_each_of_a_thousand_recipients_their_own(
+def test_the_mail_merge_gives_each_of_a_thousand_recipients_their_own(
     server: Server, mailbox: Mailbox, tmp_path: Path
 ) -> None:
     tenant = server.tenant("Acme")
@@ -102,9 +105,9 @@ def test_the_mail_merge_of_readme_gives_each_of_a_thousand_recipients_their_own(
     assert asked(server, tenant["id"], "stats.json")["sent"]["emails"] == RECIPIENTS
 
 
-def test_the_filter_of_readme_hands_each_recipient_their_own_back_to_postfix(server: Server, tmp_path: Path) -> None:
+def test_the_filter_hands_each_recipient_their_own_back_to_postfix(server: Server, tmp_path: Path) -> None:
     tenant = server.tenant("My shop")
-    (found,) = re.findall(r"^```sh\n(#!/bin/sh\n.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (found,) = codes(tracker.help_text("postfix"))
     words, message, taken = (tmp_path / name for name in ("words", "message", "taken"))
     stand_ins = {
         "/usr/local/bin/email-tracker": f"'{sys.executable}' '{ROOT}/tracker.py' --env {os.devnull}",
@@ -141,13 +144,12 @@ def test_the_filter_of_readme_hands_each_recipient_their_own_back_to_postfix(ser
     assert passed("ann@example.org", 75, f"sqlite:{tmp_path}/nowhere/tracking.db") == ""
 
 
-def test_the_command_of_readme_instruments_a_template_that_a_tool_merges(server: Server, tmp_path: Path) -> None:
+def test_a_template_is_instrumented_that_a_tool_merges(server: Server, tmp_path: Path) -> None:
     server.tenant("My shop")
     (tmp_path / "page.html").write_text('<body><a href="https://acme.com/">x</a></body>')
-    lines = re.findall(r"^tracker\.py ((?:instrument|campaign).*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    for line in [line for line in lines if "--key-placeholder" in line or line.startswith("campaign")]:
-        command = f"'{sys.executable}' '{ROOT}/tracker.py' --env {os.devnull} {line}"
-        subprocess.run(["sh", "-ec", command], cwd=tmp_path, env=server.environ, check=True, timeout=60)
+    (commands,) = [block for block in codes(INSTRUMENT) if "--key-placeholder" in block]
+    commands = commands.replace("tracker.py", f"'{sys.executable}' '{ROOT}/tracker.py' --env {os.devnull}")
+    subprocess.run(["sh", "-ec", commands], cwd=tmp_path, env=server.environ, check=True, timeout=60)
     page = (tmp_path / "tracked.html").read_text()
     merged = page.replace("{{ .Subscriber.UUID }}", "5f3c")
     for path in re.findall(rf"{server.url}([^\"]+)", merged):

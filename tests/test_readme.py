@@ -1,12 +1,16 @@
-"""README is held against the program: what it lists is what there is, and its quick start ends in the number it says."""
+"""README and `help` are held against the program: what they list is what there is, and the quick start ends as it says."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
+import textwrap
 from dataclasses import fields
+from pathlib import Path
 
+import pytest
 from conftest import ROOT, Server
 
 import tracker
@@ -14,39 +18,35 @@ import tracker
 README = (ROOT / "README.md").read_text()
 
 
-def chapter(title: str) -> str:
+def chapter(title: str, text: str = README) -> str:
     """The text of one chapter."""
-    match = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
-    assert match, f"README has no chapter {title}"
+    match = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert match, f"there is no chapter {title}"
     return match[1]
 
 
 def table(text: str) -> list[list[str]]:
-    """The rows of the tables in a text, cells stripped, without the heads."""
+    """The rows of the tables in a text of Markdown, cells stripped, without the heads."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     return [row for row in rows if not set("".join(row)) <= set("-")]
 
 
-def test_the_table_of_urls_is_the_table_of_routes() -> None:
-    listed = [tuple(row[:2]) for row in table(chapter("URLs")) if row[0].startswith(("GET", "POST", "PATCH", "DELETE"))]
-    assert listed == [(f"{route.method} `{route.pattern}`", route.access) for route in tracker.ROUTES]
+def codes(text: str, language: str = "sh") -> list[str]:
+    """The blocks of code in a text, without their indentation."""
+    return [
+        textwrap.dedent(block)
+        for block in re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    ]
 
 
-TABLES = {**tracker.TABLES, "campaigns": tracker.CAMPAIGN_FIELDS, "clients": tracker.CLIENT_FIELDS}
+def columns(topic: str, title: str) -> dict[str, list[str]]:
+    """A table of a text of `help` by its first column: two spaces divide cells, and a line that begins with more goes on."""
+    lines = re.sub(r"\n {9,}", " ", chapter(title, tracker.help_text(topic))).splitlines()
+    rows = [re.split("  +", line) for line in lines if "  " in line]
+    return {name: cells for name, *cells in rows}
 
 
-def test_the_fields_of_exports_are_those_listed() -> None:
-    listed = {row[0]: tuple(re.findall(r"`(\w+)`", row[1])) for row in table(chapter("URLs")) if row[0] in TABLES}
-    assert listed == TABLES
-
-
-def test_the_fields_of_stats_are_those_listed() -> None:
-    listed = next(row[1] for row in table(chapter("URLs")) if row[0] == "stats")
-    period = tracker.read_period("7d", "UTC", 1_795_544_485_430, None)
-    nothing = tracker.Totals(0, dict.fromkeys(tracker.STATES.values(), 0), dict.fromkeys(tracker.STATES.values(), 0), 0)
-    hits = {kind: dict.fromkeys((*tracker.STATES, tracker.ASIDE), 0) for kind in tracker.TYPES}
-    stats = tracker.Stats(period, nothing, nothing, hits, hits, [], [], [], {}, None, None)
-    assert re.findall(r"`(\w+)`", listed) == list(tracker.stats_json(stats, "Acme", 0))
+# == Lists of README ==
 
 
 def test_the_table_of_settings_is_that_of_the_program() -> None:
@@ -55,35 +55,102 @@ def test_the_table_of_settings_is_that_of_the_program() -> None:
     assert [row for row in table(chapter("Settings")) if row[0] != "variable"] == expected
 
 
-def test_every_command_is_listed_and_every_listed_command_exists() -> None:
-    listed = {word for row in table(chapter("Commands"))[1:] for word in re.findall(r"`([a-z]+)", row[0])}
-    groups = r"`(?:tenant|campaign) ([a-z]+)`"
-    listed |= {word for row in table(chapter("Commands"))[1:] for word in re.findall(groups, row[0])}
-    assert listed == {word for words in tracker.COMMANDS for word in words.split()}
+def test_the_table_of_commands_has_each_command_and_that_of_topics_each_topic() -> None:
+    rows = table(chapter("Commands"))
+    at = next(number for number, row in enumerate(rows) if row[0] == "topic")
+    listed = set()
+    for row in rows[1:at]:
+        first, *more = re.findall("`([a-z ]+)`", row[0])
+        listed |= {first, *(f"{first.split()[0]} {word}" for word in more)}
+    assert listed == set(tracker.COMMANDS)
+    titles = {topic: tracker.help_text(topic).partition("\n")[0] for topic in tracker.HELP_TOPICS}
+    assert [f"# {row[0].strip('`')}: {row[1]}" for row in rows[at + 1 :]] == list(titles.values())
 
 
-def test_every_verdict_and_every_section_is_explained() -> None:
-    rows = table(chapter("What the numbers mean"))
-    first_words = [row[0].strip("`") for row in rows]
-    at = first_words.index("reason")
-    assert set(first_words[1:at]) == set(tracker.VERDICT_STATES)
-    states = {row[0].strip("`"): row[2:] for row in rows[1:at]}
-    for verdict, counts_as in states.items():
+@pytest.mark.parametrize(
+    "text", [README, *map(tracker.help_text, tracker.HELP_TOPICS)], ids=("README", *tracker.HELP_TOPICS)
+)
+def test_topics_and_commands_that_are_named_are_there(text: str) -> None:
+    topics = set(re.findall(r"`(?:tracker\.py )?help ([a-z]+)`", text))
+    assert topics <= {*tracker.HELP_TOPICS, "TOPIC"}
+    quoted = re.findall(r"`(?:tracker\.py|email-tracker) ([^`]+)`|`((?:tenant|campaign) \w+ [^`]+)`", text)
+    lines = re.findall(
+        r"^ *(?:\S*/)?(?:tracker\.py|email-tracker) ((?:.*\\\n)*.*)$", "\n".join(codes(text)), re.MULTILINE
+    )
+    for command in ["".join(pair) for pair in quoted] + lines:
+        words = shlex.split(re.sub(r"\$\(.*?\)", "x", command).replace("\\\n", " "), comments=True)
+        end = next((at for at, word in enumerate(words) if word in ("<", ">", "|", "||", "&&")), None)
+        try:
+            tracker.command_line().parse_args(words[:end])
+        except SystemExit as stop:
+            assert stop.code == 0 or words == ["COMMAND", "--help"], command
+
+
+def test_readme_is_short_and_a_text_of_help_fits_a_terminal() -> None:
+    assert len(README.splitlines()) <= 280
+    for topic in tracker.HELP_TOPICS:
+        assert max(map(len, tracker.help_text(topic).splitlines())) <= 100, topic
+    assert {path.stem for path in (ROOT / "templates" / "help").iterdir()} == set(tracker.HELP_TOPICS)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ("", 0, "tracker.py help TOPIC prints one of these texts, "),
+        ("numbers", 0, "# numbers: "),
+        ("tenant", 0, "usage: tracker.py tenant "),
+        ("tenant set", 0, "usage: tracker.py tenant set "),
+        ("tracking", 1, "tracker.py: there is no help on 'tracking'; expected one of instrument, "),
+    ],
+)
+def test_help_is_there_also_where_the_settings_are_wrong(words: str, status: int, said: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tracker.py"), "help", *words.split()]
+    done = subprocess.run(command, env={"PORT": "none"}, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == status and (done.stderr if status else done.stdout).startswith(said)
+
+
+# == Lists of help ==
+
+
+def test_the_list_of_urls_is_the_table_of_routes() -> None:
+    text = chapter("URLs", tracker.help_text("api"))
+    listed = re.findall(r"^([A-Z]+) (/\S*) +(\w+)$", text, re.MULTILINE)
+    assert listed == [(route.method, route.pattern, route.access) for route in tracker.ROUTES]
+
+
+def test_the_fields_of_exports_and_of_stats_are_those_listed() -> None:
+    listed = {name: tuple(cells[0].split()) for name, cells in columns("api", "Exports and fields").items()}
+    period = tracker.read_period("7d", "UTC", 1_795_544_485_430, None)
+    nothing = tracker.Totals(0, dict.fromkeys(tracker.STATES.values(), 0), dict.fromkeys(tracker.STATES.values(), 0), 0)
+    hits = {kind: dict.fromkeys((*tracker.STATES, tracker.ASIDE), 0) for kind in tracker.TYPES}
+    stats = tracker.Stats(period, nothing, nothing, hits, hits, [], [], [], {}, None, None)
+    assert listed.pop("stats") == tuple(tracker.stats_json(stats, "Acme", 0))
+    assert listed == {**tracker.TABLES, "campaigns": tracker.CAMPAIGN_FIELDS, "clients": tracker.CLIENT_FIELDS}
+
+
+def test_every_verdict_and_every_reason_is_explained() -> None:
+    verdicts = columns("numbers", "Verdicts")
+    del verdicts["verdict"]
+    assert set(verdicts) == set(tracker.VERDICT_STATES)
+    for verdict, (an_open, a_click, _) in verdicts.items():
         name = tracker.STATE_NAMES[tracker.VERDICT_STATES[verdict]].replace("_", " ")
-        assert set(counts_as) <= {name, "–"} and name in counts_as
-    assert {row[0].strip("`"): row[2] for row in rows[at + 1 :]} == {
+        assert {an_open, a_click} - {"–"} == {name}
+    reasons = columns("numbers", "Reasons")
+    del reasons["reason"]
+    assert {reason: cells[1] for reason, cells in reasons.items()} == {
         reason: about.sentence for reason, about in tracker.REASONS.items()
     }
+    assert {cells[0] for cells in reasons.values()} <= {*tracker.VERDICT_STATES, "any"}
+
+
+def test_every_section_is_listed_in_its_order() -> None:
     sections = re.findall(r"^# == ([A-Za-z ]+?) =", (ROOT / "tracker.py").read_text(), re.MULTILINE)
-    layout = chapter("How the code is laid out").replace("\n", " ")
-    places = [layout.find(section) for section in sections]
-    assert -1 not in places
-    assert places == sorted(places)
+    assert list(columns("design", "How the code is laid out")) == sections
 
 
 def test_the_quick_start_ends_in_the_number_it_says(server: Server) -> None:
     """Its commands, with this Python and a server that runs already in place of `make run`."""
-    commands = "\n".join(re.findall(r"^```sh\n(.*?)^```$", chapter("Quick start"), re.MULTILINE | re.DOTALL))
+    commands = "".join(codes(chapter("Quick start")))
     server.environ.pop("BASE_URL")
     server.environ["PORT"] = str(server.port)
     printed = ""
