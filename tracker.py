@@ -10099,9 +10099,9 @@ def _run(argv: list[str]) -> int:
         args = command_line().parse_args([*argv, "serve"])
     if sqlite3.sqlite_version_info < (3, 35):
         raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; expected 3.35 or later")
-    if args.run is cmd_help:  # wanted most where the settings are wrong, or not for this user to read
-        return cmd_help(args, Settings())
-    return int(args.run(args, load_settings(os.environ, args.env, local=args.local)))
+    # Help is wanted most where the settings are wrong, or not for this user to read.
+    settings = Settings() if args.run is cmd_help else load_settings(os.environ, args.env, local=args.local)
+    return int(args.run(args, settings))
 
 
 def _open_closed_streams() -> None:
