@@ -333,8 +333,7 @@ class Site:
         self._limited: deque[float] = deque(maxlen=BURST)
         try:
             # First of all, since the demo wants an empty database, and the server fills it.
-            said = self.nginx.server.run("demo") if demo else ""
-            self.shop = said.partition(self.url)[2].partition("/dashboard")[0]
+            self.shop = self.nginx.server.demo().removeprefix(self.url) if demo else ""
             self.nginx.server.start()
             self.nginx.start()
             self.acme = self.nginx.server.tenant("Acme", "--domain", "acme.com")

@@ -229,6 +229,13 @@ class Server:
         self.process = None
         return self.log.read_text()
 
+    def demo(self) -> str:
+        """Fill the server's database, which must be empty, with made-up mail; returns the URL of the shop, its first tenant."""
+        command = [sys.executable, str(ROOT / "tests" / "demo.py")]
+        done = subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=120, cwd=self.folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()[2].removesuffix("/dashboard")
+
     def run(self, *words: str, status: int = 0) -> str:
         """Run a command of tracker.py on the server's database; returns its stdout."""
         done = subprocess.run(

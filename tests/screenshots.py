@@ -99,7 +99,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder))
         server.environ["BASE_URL"] = f"http://localhost:{server.port}"
-        shop = server.run("demo").split()[2].removesuffix("/dashboard")
+        shop = server.demo()
         server.start()
         chromium = Chromium(Path(folder))
         try:

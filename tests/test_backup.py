@@ -637,11 +637,6 @@ def test_a_backup_by_root_is_roots(owned: Owned) -> None:
     assert not (owned.private / "failed.db").exists()
 
 
-def test_demo_by_root_leaves_its_database_to_the_owner_of_the_folder(owned: Owned) -> None:
-    owned.run("demo")
-    assert owned.strangers() == []
-
-
 @pytest.mark.parametrize("above", ["owner", "root"])
 def test_a_data_folder_that_is_not_there_yet_belongs_to_whom_the_one_above_does(above: str, owned: Owned) -> None:
     parent = owned.data if above == "owner" else owned.private

@@ -352,7 +352,7 @@ def test_gunicorn_serves_the_tracker_in_the_file(program: Path, server: Server) 
     assert counted_keys(server) == {sent.key: 1 for sent in outcome.answered}
 
 
-@pytest.mark.parametrize("words", [("serve",), ("tenant", "add", "Acme", "--local"), ("demo",)], ids=lambda w: w[0])
+@pytest.mark.parametrize("words", [("serve",), ("tenant", "add", "Acme", "--local")], ids=lambda w: w[0])
 def test_tracker_py_alone_says_to_copy_the_file_that_holds_all(words: tuple[str, ...], tmp_path: Path) -> None:
     alone = shutil.copy(ROOT / "tracker.py", tmp_path)
     done = run(sys.executable, alone, "--env", os.devnull, *words, cwd=tmp_path)
