@@ -1,12 +1,14 @@
--- The database of the email tracker. Times are integers: milliseconds since 1970, UTC; a "quarter" is
--- a time divided by 900,000: a quarter of an hour, the finest step in which every time zone begins its day.
--- event_type: 1 open, 2 click. state: 1 person, 2 unconfirmed, 3 machine, 4 set aside (in no number).
+-- The database of the email tracker. Times are integers: milliseconds since 1970, UTC. A "quarter" is a time divided by
+-- 900,000: a quarter of an hour, the finest step in which a time zone begins its day. A day is counted from 1970.
+-- type: 1 open, 2 click. state: 1 person, 2 unconfirmed, 3 machine, 4 set aside (in no number). Flags are 0 and 1.
 begin;
 
 create table secrets (
     name  text primary key,              -- 'link': signs links. 'instance': ties this database to its spool.
     value text not null check (length(value) >= 16)
 ) without rowid;
+
+-- Tenants
 
 create table tenants (
     number        integer primary key autoincrement,  -- never another tenant's again
@@ -22,23 +24,19 @@ create table tenants (
     tz            text not null default 'UTC' check (length(tz) between 1 and 60)     -- in which its days begin
 );
 
-create table tenant_hosts (              -- where a tenant's links may lead, and where they may not
+create table tenant_rules (              -- hosts where its links may and may not lead; its own addresses, set aside
     tenant integer not null references tenants (number),
-    rule   text not null check (rule in ('allow', 'block')),
-    host   text not null check (length(host) between 3 and 260),
-    primary key (tenant, rule, host)
-) without rowid;
-
-create table tenant_addresses (          -- which addresses a tenant calls its own: their hits are set aside
-    tenant  integer not null references tenants (number),
-    network text not null check (length(network) between 2 and 49),
-    primary key (tenant, network)
+    rule   text not null check (rule in ('allow', 'block', 'own')),
+    value  text not null check (length(value) between 2 and 260),
+    primary key (tenant, rule, value)
 ) without rowid;
 
 create table retired_ids (               -- mail ids of removed tenants: mail with them is still out there
     mail_id    text primary key,
     retired_at integer not null
 ) without rowid;
+
+-- Facts
 
 create table emails (
     id         integer primary key,
@@ -47,37 +45,19 @@ create table emails (
     subject    text not null default '' check (length(subject) <= 998),               -- RFC 5322 §2.1.1
     recipient  text not null default '' check (length(recipient) <= 320),             -- RFC 3696, erratum 1690
     campaign   text not null default '' check (length(campaign) <= 200),
-    registered integer not null check (registered in (0, 1)),  -- 0: known only from its hits
+    registered integer not null check (registered in (0, 1)),                         -- 0: known only from its hits
     created_at integer not null,         -- registration, or the earliest hit of an unregistered email
     sent_at    integer check ((sent_at is null) = (registered = 0)),
     delivered_at integer,                -- if the sender said so
-    time_said  integer not null default 0 check (time_said in (0, 1)),  -- 0: sent_at is the time of registration
-    links      integer check (links >= 0),  -- how many different ones the message has, if that is known
+    time_said  integer not null default 0 check (time_said in (0, 1)),                -- 0: sent_at is the time of registration
+    links      integer check (links >= 0),                                            -- different ones, if that is known
+    search     text not null default '', -- its texts folded, to search in; '' where it has none but its key
     unique (tenant, key)
 );
-create index emails_by_age on emails (tenant, created_at);
+create index emails_by_age on emails (tenant, created_at, id);
+create index emails_by_campaign on emails (tenant, campaign, created_at, id) where campaign <> '';
 create index emails_unregistered_by_campaign on emails (tenant, campaign) where registered = 0 and campaign <> '';
-
-create index emails_by_campaign on emails (tenant, campaign, created_at) where campaign <> '';
-create index emails_by_recipient on emails (tenant, recipient collate nocase) where recipient <> '';
-
--- The words of subjects and campaigns, to search for; the text itself is in emails. "owner" is the tenant, as a word.
-create virtual table email_words using fts5 (owner, subject, campaign, content = '', detail = column);
-create trigger words_of_new_emails after insert on emails when new.subject <> '' or new.campaign <> '' begin
-    insert into email_words (rowid, owner, subject, campaign)
-    values (new.id, 'tenant' || new.tenant, new.subject, new.campaign);
-end;
-create trigger words_of_old_emails after delete on emails when old.subject <> '' or old.campaign <> '' begin
-    insert into email_words (email_words, rowid, owner, subject, campaign)
-    values ('delete', old.id, 'tenant' || old.tenant, old.subject, old.campaign);
-end;
-create trigger words_of_changed_emails after update of subject, campaign on emails
-when new.subject <> old.subject or new.campaign <> old.campaign begin
-    insert into email_words (email_words, rowid, owner, subject, campaign)
-    select 'delete', old.id, 'tenant' || old.tenant, old.subject, old.campaign where old.subject <> '' or old.campaign <> '';
-    insert into email_words (rowid, owner, subject, campaign)
-    select new.id, 'tenant' || new.tenant, new.subject, new.campaign where new.subject <> '' or new.campaign <> '';
-end;
+create index emails_by_recipient on emails (tenant, lower(recipient)) where recipient <> '';
 
 create table campaign_sends (            -- how many emails of a campaign were sent without being registered, and when
     tenant   integer not null references tenants (number),
@@ -87,7 +67,12 @@ create table campaign_sends (            -- how many emails of a campaign were s
     primary key (tenant, campaign)
 ) without rowid;
 
-create table user_agents (id integer primary key, user_agent text not null unique check (length(user_agent) <= 512));
+-- What many events share, stored once. Nothing references these but "check", which looks: an index for each would cost
+-- every event.
+create table agents (
+    id    integer primary key,
+    agent text not null unique check (length(agent) <= 512)
+);
 
 create table urls (
     id     integer primary key,
@@ -105,157 +90,104 @@ create table judgements (                -- the few pairs of verdict and reason 
     unique (verdict, reason, state)
 );
 
-create table event_rows (                -- one row a hit; read them through the view "events"
-    id         integer primary key,
-    tenant     integer not null references tenants (number),
-    email      integer not null references emails (id),
-    at         integer not null check (at > 0),
-    type       integer not null check (type in (1, 2)),
-    method     text check (method in ('HEAD')),                -- null: GET
-    judgement  integer not null references judgements (id),
-    user_agent integer not null references user_agents (id),
-    url        integer references urls (id),
-    ip_address text,
-    purpose    text,
-    own        integer check (own in (1))                      -- 1: from an address that the tenant calls its own
+create table events (                    -- a row a hit, as it was judged
+    id        integer primary key,
+    tenant    integer not null references tenants (number),
+    email     integer not null references emails (id),
+    at        integer not null check (at > 0),
+    type      integer not null check (type in (1, 2)),
+    method    text check (method in ('HEAD')),                -- null: GET
+    judgement integer not null,
+    agent     integer not null,
+    url       integer,
+    address   text,
+    purpose   text,
+    own       integer not null default 0 check (own in (0, 1)),    -- 1: from an address that the tenant calls its own
+    fixed     integer not null default 0 check (fixed in (0, 1))   -- 1: what it was judged by was cut; it stays as it was judged
 );
-create index event_rows_by_email on event_rows (email, at);
-create index event_rows_by_tenant on event_rows (tenant, at);
-create index event_rows_by_url on event_rows (url) where url is not null;
+create index events_by_email on events (email, at);
+create index events_by_tenant on events (tenant, at);
+create index events_by_url on events (url) where url is not null;
 
-create view events as
-select event_rows.id,
-       event_rows.email as email_id,
-       case event_rows.type when 1 then 'open' else 'click' end as event_type,
-       strftime('%Y-%m-%dT%H:%M:%fZ', event_rows.at / 1000.0, 'unixepoch') as timestamp,
-       user_agents.user_agent,
-       event_rows.ip_address,
-       urls.url,
-       coalesce(event_rows.method, 'GET') as method,
-       judgements.verdict,
-       judgements.reason,
-       event_rows.tenant
-from event_rows
-join judgements on judgements.id = event_rows.judgement
-join user_agents on user_agents.id = event_rows.user_agent
-left join urls on urls.id = event_rows.url;
+create view event_details as             -- events with all that is stored elsewhere
+select events.id, events.tenant, events.email, emails.key, events.at, events.type,
+       case events.type when 1 then 'open' else 'click' end as event_type,
+       coalesce(events.method, 'GET') as method,
+       judgements.verdict, judgements.reason, judgements.state,
+       urls.url, urls.host, agents.agent, events.address, events.purpose, events.own, events.fixed
+from events
+join emails on emails.id = events.email
+join judgements on judgements.id = events.judgement
+join agents on agents.id = events.agent
+left join urls on urls.id = events.url;
 
--- Counts of one email, and of one link in one email: how many hits of each state, and the earliest.
--- The best state (person, then unconfirmed, then machine) is the one an email is unique under.
--- Also its last session (hits apart by at most 15 minutes each): when it ended, how many hits it has, and how many of
--- scanners and bots, so that a hit that comes next can mostly be judged without reading them.
+-- Counts of one email, and of one link in one email: how many hits of each state, and the earliest. The best state
+-- (person, then unconfirmed, then machine) is the one an email is unique under. Numbers refer to nothing by constraint, so
+-- that they can be counted again in a damaged database as well.
 create table email_counts (
-    email integer primary key references emails (id),
+    email integer primary key,
     open_person       integer not null, open_person_first       integer,
     open_unconfirmed  integer not null, open_unconfirmed_first  integer,
     open_machine      integer not null, open_machine_first      integer,
     click_person      integer not null, click_person_first      integer,
     click_unconfirmed integer not null, click_unconfirmed_first integer,
     click_machine     integer not null, click_machine_first     integer,
-    last_at integer, session_hits integer not null default 0, session_machines integer not null default 0
+    last_at integer not null             -- when its last hit came, whatever it counts as
 );
 
 create table link_counts (
-    email integer not null references emails (id),
-    url   integer not null references urls (id),
+    email integer not null,
+    url   integer not null,
     click_person      integer not null, click_person_first      integer,
     click_unconfirmed integer not null, click_unconfirmed_first integer,
     click_machine     integer not null, click_machine_first     integer,
     primary key (email, url)
 ) without rowid;
 
-create view email_bests as               -- under which state each email is unique, and since when
-select email, 1 as type,
-       case when open_person then 1 when open_unconfirmed then 2 else 3 end as state,
-       case when open_person then open_person_first when open_unconfirmed then open_unconfirmed_first
-            else open_machine_first end as at
-from email_counts where open_person or open_unconfirmed or open_machine
-union all
-select email, 2,
-       case when click_person then 1 when click_unconfirmed then 2 else 3 end,
-       case when click_person then click_person_first when click_unconfirmed then click_unconfirmed_first
-            else click_machine_first end
-from email_counts where click_person or click_unconfirmed or click_machine;
+-- Roll-ups: what pages read. Each equals its view recount_… below ("tracker.py check").
+-- grain: 0 quarters in UTC, for any time zone; 1 days in the tenant's own zone, for long ranges.
 
--- Roll-ups: what the dashboard reads. Each equals a recount of the tables above ("tracker.py check").
-create table activity (                  -- by the time of the hit; uniques by the time an email became unique
-    tenant  integer not null,
-    quarter integer not null,
-    type    integer not null,
-    state   integer not null,
-    hits    integer not null,
-    emails  integer not null,
-    primary key (tenant, quarter, type, state)
+create table uniques (                   -- emails, by the time they first had the state that they are unique under
+    tenant integer not null,
+    grain  integer not null,
+    time   integer not null,
+    type   integer not null,
+    state  integer not null,
+    emails integer not null,
+    primary key (tenant, grain, time, type, state)
 ) without rowid;
 
-create table reasons (                   -- hits by the time of the hit: what they were judged, and why
+create table reasons (                   -- hits, by their time: what they were judged, and why
     tenant    integer not null,
-    quarter   integer not null,
+    grain     integer not null,
+    time      integer not null,
     type      integer not null,
     judgement integer not null,
     hits      integer not null,
-    primary key (tenant, quarter, type, judgement)
+    primary key (tenant, grain, time, type, judgement)
 ) without rowid;
 
-create table cohorts (                   -- by the time of sending; quarter -1: emails nobody registered
-    tenant  integer not null,
-    quarter integer not null,
-    emails  integer not null,
+create table cohorts (                   -- emails, by the time of sending; quarter -1: those that nobody registered
+    tenant integer not null,
+    grain  integer not null,
+    time   integer not null,
+    emails integer not null,
     opened_person  integer not null, opened_unconfirmed  integer not null, opened_machine  integer not null,
     clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,
-    click_only integer not null default 0,  -- a person clicked, though no open by a person was seen
-    primary key (tenant, quarter)
+    click_only integer not null,         -- a person clicked, though no open by a person was seen
+    primary key (tenant, grain, time)
 ) without rowid;
 
 create table campaigns (
     tenant   integer not null,
     campaign text not null,
-    emails   integer not null,
-    opened_person  integer not null, opened_unconfirmed  integer not null, opened_machine  integer not null,
-    clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,
-    click_only integer not null default 0,  -- a person clicked, though no open by a person was seen
-    last_at  integer,                     -- when its last hit came
+    emails   integer not null default 0,
+    opened_person  integer not null default 0, opened_unconfirmed  integer not null default 0,
+    opened_machine integer not null default 0, clicked_person      integer not null default 0,
+    clicked_unconfirmed integer not null default 0, clicked_machine integer not null default 0,
+    click_only integer not null default 0,
+    last_at  integer,                    -- when its last hit came
     primary key (tenant, campaign)
-) without rowid;
-
--- The same by days, which begin at midnight in the tenant's own zone and are counted from 1970: for long ranges.
-create table activity_days (
-    tenant integer not null,
-    day    integer not null,
-    type   integer not null,
-    state  integer not null,
-    hits   integer not null,
-    emails integer not null,
-    primary key (tenant, day, type, state)
-) without rowid;
-
-create table reason_days (
-    tenant    integer not null,
-    day       integer not null,
-    type      integer not null,
-    judgement integer not null,
-    hits      integer not null,
-    primary key (tenant, day, type, judgement)
-) without rowid;
-
-create table cohort_days (
-    tenant integer not null,
-    day    integer not null,
-    emails integer not null,
-    opened_person  integer not null, opened_unconfirmed  integer not null, opened_machine  integer not null,
-    clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,
-    click_only integer not null,
-    primary key (tenant, day)
-) without rowid;
-
-create table client_days (               -- opens by what people read with; repeats and machines are in none
-    tenant integer not null,
-    day    integer not null,
-    client text not null,
-    device text not null,
-    opens_person      integer not null,
-    opens_unconfirmed integer not null,
-    primary key (tenant, day, client, device)
 ) without rowid;
 
 create table links (
@@ -268,7 +200,17 @@ create table links (
 ) without rowid;
 create index links_by_campaign on links (tenant, campaign);
 
-create table named_hosts (               -- plain links that met the naming page
+create table clients (                   -- opens, by what people read with; repeats and machines are in none
+    tenant integer not null,
+    day    integer not null,
+    client text not null,
+    device text not null,
+    opens_person      integer not null,
+    opens_unconfirmed integer not null,
+    primary key (tenant, day, client, device)
+) without rowid;
+
+create table named_hosts (               -- clicks on plain links that met the naming page
     tenant integer not null,
     host   text not null,
     reason text not null,
@@ -276,8 +218,171 @@ create table named_hosts (               -- plain links that met the naming page
     primary key (tenant, host, reason)
 ) without rowid;
 
+-- Recounts, which state each number a second time. local_day, client_name and client_device are functions of the program.
+
+create view recount_email_counts as
+select events.email,
+       count(case when type = 1 and state = 1 then 1 end) as open_person,
+       min(case when type = 1 and state = 1 then at end) as open_person_first,
+       count(case when type = 1 and state = 2 then 1 end) as open_unconfirmed,
+       min(case when type = 1 and state = 2 then at end) as open_unconfirmed_first,
+       count(case when type = 1 and state = 3 then 1 end) as open_machine,
+       min(case when type = 1 and state = 3 then at end) as open_machine_first,
+       count(case when type = 2 and state = 1 then 1 end) as click_person,
+       min(case when type = 2 and state = 1 then at end) as click_person_first,
+       count(case when type = 2 and state = 2 then 1 end) as click_unconfirmed,
+       min(case when type = 2 and state = 2 then at end) as click_unconfirmed_first,
+       count(case when type = 2 and state = 3 then 1 end) as click_machine,
+       min(case when type = 2 and state = 3 then at end) as click_machine_first,
+       max(at) as last_at
+from events
+join judgements on judgements.id = events.judgement
+group by events.email;
+
+create view recount_link_counts as
+select events.email, events.url,
+       count(case when state = 1 then 1 end) as click_person,
+       min(case when state = 1 then at end) as click_person_first,
+       count(case when state = 2 then 1 end) as click_unconfirmed,
+       min(case when state = 2 then at end) as click_unconfirmed_first,
+       count(case when state = 3 then 1 end) as click_machine,
+       min(case when state = 3 then at end) as click_machine_first
+from events
+join judgements on judgements.id = events.judgement
+where type = 2
+group by events.email, events.url;
+
+create view email_standings as           -- what each email counts as, and since when
+select emails.id as email, emails.tenant, emails.key, emails.campaign, emails.registered,
+       coalesce(emails.sent_at, campaign_sends.sent_at) as sent_at,  -- an unregistered email is sent with its campaign
+       case when open_person > 0 then 1 when open_unconfirmed > 0 then 2 when open_machine > 0 then 3 end as opened,
+       case when open_person > 0 then open_person_first when open_unconfirmed > 0 then open_unconfirmed_first
+            else open_machine_first end as opened_at,
+       case when click_person > 0 then 1 when click_unconfirmed > 0 then 2 when click_machine > 0 then 3 end as clicked,
+       case when click_person > 0 then click_person_first when click_unconfirmed > 0 then click_unconfirmed_first
+            else click_machine_first end as clicked_at,
+       last_at
+from emails
+left join email_counts on email_counts.email = emails.id
+left join campaign_sends on emails.registered = 0 and campaign_sends.tenant = emails.tenant
+    and campaign_sends.campaign = emails.campaign;
+
+create view recount_uniques as
+with quarters (tenant, time, type, state, emails) as (
+    select tenant, opened_at / 900000, 1, opened, count(*)
+    from email_standings where opened is not null group by tenant, opened_at / 900000, opened
+    union all
+    select tenant, clicked_at / 900000, 2, clicked, count(*)
+    from email_standings where clicked is not null group by tenant, clicked_at / 900000, clicked
+)
+select tenant, 0 as grain, time, type, state, emails
+from quarters
+union all
+select tenant, 1, local_day(tz, time), type, state, sum(emails)
+from quarters
+join tenants on tenants.number = quarters.tenant
+group by tenant, local_day(tz, time), type, state;
+
+create view recount_reasons as
+with quarters (tenant, time, type, judgement, hits) as (
+    select tenant, at / 900000, type, judgement, count(*)
+    from events group by tenant, at / 900000, type, judgement
+)
+select tenant, 0 as grain, time, type, judgement, hits
+from quarters
+union all
+select tenant, 1, local_day(tz, time), type, judgement, sum(hits)
+from quarters
+join tenants on tenants.number = quarters.tenant
+group by tenant, local_day(tz, time), type, judgement;
+
+create view recount_groups as            -- emails, test emails left out, and those that were declared as sent
+select tenant, campaign, coalesce(sent_at / 900000, -1) as quarter,
+       case when registered = 1 or sent_at is null then 1 else 0 end as in_cohort,
+       registered as in_campaign, opened, clicked, last_at
+from email_standings
+where substr(key, 1, 9) <> 'selftest~'
+union all
+select tenant, campaign, sent_at / 900000, sent, sent, null, null, null
+from campaign_sends;
+
+create view recount_cohorts as
+with quarters as (
+    select tenant, quarter, sum(in_cohort) as emails,
+           count(case when opened = 1 then 1 end) as opened_person,
+           count(case when opened = 2 then 1 end) as opened_unconfirmed,
+           count(case when opened = 3 then 1 end) as opened_machine,
+           count(case when clicked = 1 then 1 end) as clicked_person,
+           count(case when clicked = 2 then 1 end) as clicked_unconfirmed,
+           count(case when clicked = 3 then 1 end) as clicked_machine,
+           count(case when clicked = 1 and coalesce(opened, 0) <> 1 then 1 end) as click_only
+    from recount_groups
+    group by tenant, quarter
+)
+select tenant, 0 as grain, quarter as time, emails, opened_person, opened_unconfirmed, opened_machine,
+       clicked_person, clicked_unconfirmed, clicked_machine, click_only
+from quarters
+union all
+select tenant, 1, local_day(tz, quarter), sum(emails), sum(opened_person), sum(opened_unconfirmed), sum(opened_machine),
+       sum(clicked_person), sum(clicked_unconfirmed), sum(clicked_machine), sum(click_only)
+from quarters
+join tenants on tenants.number = quarters.tenant
+where quarter >= 0
+group by tenant, local_day(tz, quarter);
+
+create view recount_campaigns as
+select tenant, campaign, sum(in_campaign) as emails,
+       count(case when opened = 1 then 1 end) as opened_person,
+       count(case when opened = 2 then 1 end) as opened_unconfirmed,
+       count(case when opened = 3 then 1 end) as opened_machine,
+       count(case when clicked = 1 then 1 end) as clicked_person,
+       count(case when clicked = 2 then 1 end) as clicked_unconfirmed,
+       count(case when clicked = 3 then 1 end) as clicked_machine,
+       count(case when clicked = 1 and coalesce(opened, 0) <> 1 then 1 end) as click_only,
+       max(last_at) as last_at
+from recount_groups
+where campaign <> ''
+group by tenant, campaign;
+
+create view recount_links as
+select emails.tenant, emails.campaign, link_counts.url,
+       sum(click_person) as clicks_person,
+       sum(click_unconfirmed) as clicks_unconfirmed,
+       sum(click_machine) as clicks_machine,
+       count(case when click_person > 0 then 1 end) as emails_person,
+       count(case when click_person = 0 and click_unconfirmed > 0 then 1 end) as emails_unconfirmed,
+       count(case when click_person = 0 and click_unconfirmed = 0 and click_machine > 0 then 1 end) as emails_machine
+from link_counts
+join emails on emails.id = link_counts.email
+group by emails.tenant, emails.campaign, link_counts.url;
+
+create view recount_clients as
+with opens (tenant, quarter, agent, person, unconfirmed) as (
+    select tenant, at / 900000, agent, count(case when state = 1 then 1 end), count(case when state = 2 then 1 end)
+    from events
+    join judgements on judgements.id = events.judgement
+    where type = 1 and state in (1, 2)
+    group by tenant, at / 900000, agent
+)
+select tenant, local_day(tz, quarter) as day, client_name(agents.agent) as client, client_device(agents.agent) as device,
+       sum(person) as opens_person, sum(unconfirmed) as opens_unconfirmed
+from opens
+join tenants on tenants.number = opens.tenant
+join agents on agents.id = opens.agent
+group by tenant, local_day(tz, quarter), client_name(agents.agent), client_device(agents.agent);
+
+create view recount_named_hosts as
+select events.tenant, host, reason, count(*) as clicks
+from events
+join judgements on judgements.id = events.judgement
+join urls on urls.id = events.url
+where reason in ('destination-not-allowed', 'destination-blocked', 'suspended')
+group by events.tenant, host, reason;
+
+-- Bookkeeping
+
 create table unregistered_days (         -- how many emails hits made in a day (see UNREGISTERED_A_DAY)
-    tenant integer not null,
+    tenant integer not null references tenants (number),
     day    integer not null,
     emails integer not null,
     primary key (tenant, day)
@@ -299,5 +404,5 @@ create table positions (                 -- how far each segment of the spool is
 
 create table ingested (hit_id text primary key) without rowid;
 
-pragma user_version = 4;
+pragma user_version = 5;
 commit;

@@ -47,7 +47,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
@@ -2513,88 +2513,12 @@ def encode_quoted_printable(new: str, column: int, line_break: str) -> tuple[str
 # == Database ==========================================================================================
 # One file, one connection a process, one writer at a time; whose spool it is. Uses no section but Settings.
 
-SCHEMA_VERSION = 4
-MIGRATIONS = {  # from this version to the next: what schema.sql has since
-    1: (
-        "create table campaign_sends (tenant integer not null references tenants (number),"
-        " campaign text not null check (length(campaign) between 1 and 200), sent integer not null check (sent >= 0),"
-        " sent_at integer not null, primary key (tenant, campaign)) without rowid",
-        "create index emails_unregistered_by_campaign on emails (tenant, campaign) where registered = 0 and campaign <> ''",
-    ),
-    2: (
-        "alter table emails add column delivered_at integer",
-        "alter table emails add column time_said integer not null default 0 check (time_said in (0, 1))",
-        "alter table emails add column links integer check (links >= 0)",
-        "alter table event_rows add column own integer check (own in (1))",
-        "alter table email_counts add column last_at integer",
-        "alter table email_counts add column session_hits integer not null default 0",
-        "alter table email_counts add column session_machines integer not null default 0",
-        "alter table cohorts add column click_only integer not null default 0",
-        "alter table campaigns add column click_only integer not null default 0",
-        "create table reasons (tenant integer not null, quarter integer not null, type integer not null,"
-        " judgement integer not null, hits integer not null, primary key (tenant, quarter, type, judgement)) without rowid",
-        "create table tenant_addresses (tenant integer not null references tenants (number),"
-        " network text not null check (length(network) between 2 and 49), primary key (tenant, network)) without rowid",
-    ),
-    3: (
-        "alter table tenants add column tz text not null default 'UTC' check (length(tz) between 1 and 60)",
-        "alter table campaigns add column last_at integer",
-        "create table activity_days (tenant integer not null, day integer not null, type integer not null, state integer not null,"
-        " hits integer not null, emails integer not null, primary key (tenant, day, type, state)) without rowid",
-        "create table reason_days (tenant integer not null, day integer not null, type integer not null,"
-        " judgement integer not null, hits integer not null, primary key (tenant, day, type, judgement)) without rowid",
-        "create table cohort_days (tenant integer not null, day integer not null, emails integer not null,"
-        " opened_person integer not null, opened_unconfirmed integer not null, opened_machine integer not null,"
-        " clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,"
-        " click_only integer not null, primary key (tenant, day)) without rowid",
-        "create table client_days (tenant integer not null, day integer not null, client text not null, device text not null,"
-        " opens_person integer not null, opens_unconfirmed integer not null, primary key (tenant, day, client, device)) without rowid",
-        "drop table links",
-        "create table links (tenant integer not null, campaign text not null, url integer not null,"
-        " clicks_person integer not null, clicks_unconfirmed integer not null, clicks_machine integer not null,"
-        " emails_person integer not null, emails_unconfirmed integer not null, emails_machine integer not null,"
-        " primary key (tenant, url, campaign)) without rowid",
-        "create index links_by_campaign on links (tenant, campaign)",
-        "create index emails_by_campaign on emails (tenant, campaign, created_at) where campaign <> ''",
-        "create index emails_by_recipient on emails (tenant, recipient collate nocase) where recipient <> ''",
-        "create virtual table email_words using fts5 (owner, subject, campaign, content = '', detail = column)",
-        "create trigger words_of_new_emails after insert on emails when new.subject <> '' or new.campaign <> '' begin"
-        " insert into email_words (rowid, owner, subject, campaign)"
-        " values (new.id, 'tenant' || new.tenant, new.subject, new.campaign); end",
-        "create trigger words_of_old_emails after delete on emails when old.subject <> '' or old.campaign <> '' begin"
-        " insert into email_words (email_words, rowid, owner, subject, campaign)"
-        " values ('delete', old.id, 'tenant' || old.tenant, old.subject, old.campaign); end",
-        "create trigger words_of_changed_emails after update of subject, campaign on emails"
-        " when new.subject <> old.subject or new.campaign <> old.campaign begin"
-        " insert into email_words (email_words, rowid, owner, subject, campaign)"
-        " select 'delete', old.id, 'tenant' || old.tenant, old.subject, old.campaign where old.subject <> '' or old.campaign <> '';"
-        " insert into email_words (rowid, owner, subject, campaign)"
-        " select new.id, 'tenant' || new.tenant, new.subject, new.campaign where new.subject <> '' or new.campaign <> ''; end",
-        "insert into email_words (rowid, owner, subject, campaign) select id, 'tenant' || tenant, subject, campaign from emails"
-        " where subject <> '' or campaign <> ''",
-    ),
-}
+SCHEMA_VERSION = 5
 QUARTER_MS = 900_000
 DAY_MS = 86_400_000
-NO_QUARTER = -1  # the cohort of the emails that nobody registered: they have no time of sending
-UNREGISTERED_A_DAY = 10_000  # emails that hits alone may make for a tenant: forged keys must not fill the disk
 BUSY_MS = 5_000  # how long to wait for a lock that is not ours (a shell, a copy)
 CACHE_KIBIBYTES = 1024  # of pages, in each worker; twice as much saved no time
-MIGRATION_CACHE_KIBIBYTES = 65_536  # for a minute or two, once a version
 CHECKPOINT_BYTES = 16 << 20  # of WAL, before it is moved into the database: pages that change often are moved once
-MAX_AGENT = 512
-
-TENANT_COLUMNS = (
-    "number, id, mail_id, name, tracking_host, any_domain, suspended, api_key_hash, id_in_mail_at, created_at, tz"
-)
-TALLY_COLUMNS = tuple(f"{state}{part}" for state in STATES.values() for part in ("", "_first"))
-SESSION_COLUMNS = ("last_at", "session_hits", "session_machines")
-EMAIL_COUNT_COLUMNS = ", ".join(
-    (*(f"{TYPES[kind]}_{column}" for kind in TYPES for column in TALLY_COLUMNS), *SESSION_COLUMNS)
-)
-LINK_COUNT_COLUMNS = ", ".join(f"click_{column}" for column in TALLY_COLUMNS)
-GROUP_COLUMNS = (*(f"{verb}_{state}" for verb in ("opened", "clicked") for state in STATES.values()), "click_only")
-LINK_COLUMNS = tuple(f"{noun}_{state}" for noun in ("clicks", "emails") for state in STATES.values())
 
 
 class NoDatabase(StoreError):
@@ -2622,28 +2546,6 @@ class NoTenant(StoreError):
 
 class Busy(StoreError):
     """Somebody else is writing, and the caller did not want to wait."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """A customer of the server, as the table has it."""
-
-    number: int
-    id: str
-    mail_id: str
-    name: str
-    tracking_host: str | None
-    any_domain: bool
-    suspended: bool
-    api_key_hash: str | None
-    id_in_mail_at: int | None
-    created_at: int
-    tz: str  # the zone in which its days begin
-
-    @property
-    def one_id(self) -> bool:
-        """Whether the id that stands in mail also opens the dashboard."""
-        return self.id == self.mail_id
 
 
 @contextlib.contextmanager
@@ -2748,12 +2650,17 @@ def open_connection(path: str) -> sqlite3.Connection:
                 )
             if version < 1:
                 raise StoreError(f"{path} is no database of this program; expected one made by `serve` or `tenant add`")
+            if version < SCHEMA_VERSION:
+                raise StoreError(
+                    f"{path} was made by a version before 0.6.0 (schema {version}; expected {SCHEMA_VERSION}), which this one "
+                    "can't read: move its folder away to begin anew, or use the program that made it"
+                )
             connection.execute("pragma synchronous = full")
             connection.execute("pragma wal_autocheckpoint = 0")
             connection.execute(f"pragma cache_size = {-CACHE_KIBIBYTES}")
             for name, arguments, function in SQL_FUNCTIONS:
                 connection.create_function(name, arguments, function, deterministic=True)
-            connection.execute("create virtual table temp.words using fts5vocab (main, email_words, instance)")
+            connection.execute("pragma foreign_keys = on")
         except BaseException:
             connection.close()
             raise
@@ -2805,9 +2712,6 @@ class Database:
         try:
             if self._file_inode() != inode:
                 raise StoreError(f"{self.path} was replaced while it was being opened; try again")
-            if connection.execute("pragma user_version").fetchone()[0] < SCHEMA_VERSION:
-                with self._lock.held(self._patience):
-                    migrate(connection)
         except BaseException:
             connection.close()
             raise
@@ -2898,23 +2802,6 @@ class Database:
                     self._connection.close()
                     self._connection = None
                     self._lock.close()
-
-
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring a database that an older version made up to date, all or nothing. The caller holds the lock for writing."""
-    connection.execute(f"pragma cache_size = {-MIGRATION_CACHE_KIBIBYTES}")
-    connection.execute("begin")
-    try:
-        while (version := connection.execute("pragma user_version").fetchone()[0]) < SCHEMA_VERSION:
-            for statement in MIGRATIONS[version]:
-                connection.execute(statement)
-            connection.execute(f"pragma user_version = {version + 1}")
-        rebuild_rollups(connection)  # some may be new
-        connection.execute("commit")
-    finally:
-        if connection.in_transaction:
-            connection.execute("rollback")
-        connection.execute(f"pragma cache_size = {-CACHE_KIBIBYTES}")
 
 
 def copy_database(connection: sqlite3.Connection, copy: sqlite3.Connection, name: str) -> int:
@@ -3042,6 +2929,38 @@ def stored_secret(connection: sqlite3.Connection) -> str | None:
 # == Tenants ===========================================================================================
 # Customers of the server, their rules, and tenants.json, by which workers know them without a database.
 
+TENANT_COLUMNS = (
+    "number, id, mail_id, name, tracking_host, any_domain, suspended, api_key_hash, id_in_mail_at, created_at, tz"
+)
+RULES = ("allow", "block", "own")
+NO_PUBLIC_URL = (
+    "this server does not know its public address, and a mailing full of localhost links can't be called back: "
+    "set BASE_URL=https://track.example.com, or give the tenant a tracking host; to try it on this machine, start "
+    "`serve` (or the command) with --local"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A customer of the server, as the table has it."""
+
+    number: int
+    id: str
+    mail_id: str
+    name: str
+    tracking_host: str | None
+    any_domain: bool
+    suspended: bool
+    api_key_hash: str | None
+    id_in_mail_at: int | None
+    created_at: int
+    tz: str  # the zone in which its days begin
+
+    @property
+    def one_id(self) -> bool:
+        """Whether the id that stands in mail also opens the dashboard."""
+        return self.id == self.mail_id
+
 
 def _tenant(row: Sequence[Any]) -> Tenant:
     number, id_, mail_id, name, host, any_domain, suspended, *others = row
@@ -3065,20 +2984,23 @@ def list_tenants(connection: sqlite3.Connection) -> list[Tenant]:
 
 
 def find_tenant(connection: sqlite3.Connection, word: str) -> Tenant:
-    """The tenant that a command's word means: a dashboard id, a mail id or a name. Raises StoreError."""
-    sql = f"select {TENANT_COLUMNS} from tenants where :word in (id, mail_id) or name = :word order by :word in (id, mail_id) desc"
+    """The tenant that a command's word means: a dashboard id, a mail id or a name. Raises NoTenant."""
+    sql = f"select {TENANT_COLUMNS} from tenants where id = :word or mail_id = :word or name = :word"
     found = [_tenant(row) for row in connection.execute(sql, {"word": word})]
+    by_id = [tenant for tenant in found if word in (tenant.id, tenant.mail_id)]
     if not found:
         raise NoTenant(f"no tenant {word!r}; `tenant list` shows them")
-    if len(found) > 1 and word not in (found[0].id, found[0].mail_id):
+    if len(found) > 1 and not by_id:
         ids = ", ".join(tenant.mail_id for tenant in found)
         raise NoTenant(f"{len(found)} tenants have the name {word!r}; say which by its mail id: {ids}")
-    return found[0]
+    return (by_id or found)[0]
 
 
-def id_taken(connection: sqlite3.Connection, id_: str) -> bool:
+def _is_taken(connection: sqlite3.Connection, id_: str) -> bool:
     """Whether an id is or was in use, as a dashboard id or a mail id."""
-    sql = "select 1 from tenants where :id in (id, mail_id) union all select 1 from retired_ids where mail_id = :id"
+    sql = (
+        "select 1 from tenants where id = :id or mail_id = :id union all select 1 from retired_ids where mail_id = :id"
+    )
     return connection.execute(sql, {"id": id_}).fetchone() is not None
 
 
@@ -3093,20 +3015,21 @@ def add_tenant(
     tracking_host: str | None = None,
 ) -> Tenant:
     """Make a tenant; with id_, that is both its ids. Raises Conflict if the id or the tracking host is taken."""
-    if id_ is not None and id_taken(connection, id_):
+    if id_ is not None and _is_taken(connection, id_):
         raise Conflict(f"the id {id_!r} is taken, now or by mail already sent; choose another")
     _refuse_taken_host(connection, 0, tracking_host)
     mail_id = id_ or new_mail_id()
-    while id_ is None and id_taken(connection, mail_id):
+    while id_ is None and _is_taken(connection, mail_id):
         mail_id = new_mail_id()
-    values = (id_ or new_dashboard_id(), mail_id, name, tracking_host, any_domain, now)
-    sql = "insert into tenants (id, mail_id, name, tracking_host, any_domain, created_at) values (?, ?, ?, ?, ?, ?)"
-    number = connection.execute(sql, values).lastrowid
-    assert number is not None
-    set_tenant_hosts(connection, number, "allow", allow)
-    found = tenant_by_id(connection, values[0])
-    assert found is not None
-    return found
+    dashboard_id = id_ or new_dashboard_id()
+    connection.execute(
+        "insert into tenants (id, mail_id, name, tracking_host, any_domain, created_at) values (?, ?, ?, ?, ?, ?)",
+        (dashboard_id, mail_id, name, tracking_host, int(any_domain), now),
+    )
+    made = tenant_by_id(connection, dashboard_id)
+    assert made is not None
+    set_tenant_rules(connection, made.number, "allow", allow)
+    return made
 
 
 def _refuse_taken_host(connection: sqlite3.Connection, tenant: int, tracking_host: str | None) -> None:
@@ -3122,102 +3045,84 @@ def change_tenant(connection: sqlite3.Connection, tenant: int, **changes: Any) -
     for column, value in changes.items():
         connection.execute(f"update tenants set {column} = ? where number = ?", (value, tenant))
     if "tz" in changes:  # other days
-        for table, (columns, recount) in RECOUNTS.items():
-            if table.endswith("_days"):
-                connection.execute(f"delete from {table} where tenant = ?", (tenant,))
-                connection.execute(
-                    f"insert into {table} ({columns}) select * from ({recount}) where tenant = ?", (tenant,)
-                )
+        for table, by_day in (
+            ("uniques", "grain = 1"),
+            ("reasons", "grain = 1"),
+            ("cohorts", "grain = 1"),
+            ("clients", "day > 0"),
+        ):
+            connection.execute(f"delete from {table} where tenant = ? and {by_day}", (tenant,))
+            connection.execute(
+                f"insert into {table} select * from recount_{table} where tenant = ? and {by_day}", (tenant,)
+            )
 
 
-def tenant_hosts(connection: sqlite3.Connection, tenant: int) -> dict[str, list[str]]:
-    """The hosts a tenant allows and blocks: {"allow": [...], "block": [...]}."""
-    found: dict[str, list[str]] = {"allow": [], "block": []}
-    for rule, host in connection.execute("select rule, host from tenant_hosts where tenant = ?", (tenant,)):
-        found[rule].append(host)
+def tenant_rules(connection: sqlite3.Connection, tenant: int) -> dict[str, list[str]]:
+    """The hosts that a tenant allows and blocks, and the networks it calls its own: each of RULES."""
+    found: dict[str, list[str]] = {rule: [] for rule in RULES}
+    sql = "select rule, value from tenant_rules where tenant = ? order by rule, value"
+    for rule, value in connection.execute(sql, (tenant,)):
+        found[rule].append(value)
     return found
 
 
-def set_tenant_hosts(
+def set_tenant_rules(
     connection: sqlite3.Connection, tenant: int, rule: str, add: Iterable[str], remove: Iterable[str] = ()
 ) -> None:
-    """Add and remove hosts of a rule, "allow" or "block"."""
+    """Add and remove hosts or networks of one of RULES."""
     connection.executemany(
-        "insert or ignore into tenant_hosts values (?, ?, ?)", [(tenant, rule, host) for host in add]
+        "insert into tenant_rules values (?, ?, ?) on conflict (tenant, rule, value) do nothing",
+        [(tenant, rule, value) for value in add],
     )
     connection.executemany(
-        "delete from tenant_hosts where tenant = ? and rule = ? and host = ?", [(tenant, rule, host) for host in remove]
+        "delete from tenant_rules where tenant = ? and rule = ? and value = ?",
+        [(tenant, rule, value) for value in remove],
     )
 
 
-def own_networks(connection: sqlite3.Connection, tenant: int) -> list[str]:
-    """The addresses and networks that a tenant calls its own."""
-    sql = "select network from tenant_addresses where tenant = ? order by network"
-    return [row[0] for row in connection.execute(sql, (tenant,))]
-
-
-def set_own_networks(
-    connection: sqlite3.Connection, tenant: int, add: Iterable[str], remove: Iterable[str] = ()
-) -> None:
-    """Add and remove addresses and networks that a tenant calls its own."""
-    connection.executemany("insert or ignore into tenant_addresses values (?, ?)", [(tenant, each) for each in add])
-    connection.executemany(
-        "delete from tenant_addresses where tenant = ? and network = ?", [(tenant, each) for each in remove]
-    )
+TABLES_OF_TENANTS = (  # each before those that it refers to
+    *("uniques", "reasons", "cohorts", "campaigns", "links", "clients", "named_hosts", "events"),
+    *("campaign_sends", "unregistered_days", "dropped", "tenant_rules", "urls", "emails"),
+)
 
 
 def remove_tenant(connection: sqlite3.Connection, tenant: Tenant, now: int) -> None:
     """Delete all of a tenant's data. Its mail id is kept from ever being another's: mail with it is still out there."""
-    number = (tenant.number,)
-    connection.execute("delete from event_rows where tenant = ?", number)
     for table in ("email_counts", "link_counts"):
-        connection.execute(f"delete from {table} where email in (select id from emails where tenant = ?)", number)
-    for table in (
-        *(table for table in RECOUNTS if table not in ("email_counts", "link_counts")),
-        "campaign_sends",
-        "unregistered_days",
-        "dropped",
-        "tenant_hosts",
-        "tenant_addresses",
-        "urls",
-        "emails",
-    ):
-        connection.execute(f"delete from {table} where tenant = ?", number)
-    connection.execute("delete from tenants where number = ?", number)
-    connection.execute("insert or ignore into retired_ids values (?, ?)", (tenant.mail_id, now))
+        connection.execute(
+            f"delete from {table} where email in (select id from emails where tenant = ?)", (tenant.number,)
+        )
+    for table in TABLES_OF_TENANTS:
+        connection.execute(f"delete from {table} where tenant = ?", (tenant.number,))
+    connection.execute("delete from tenants where number = ?", (tenant.number,))
+    connection.execute("insert into retired_ids values (?, ?) on conflict (mail_id) do nothing", (tenant.mail_id, now))
 
 
-def directory(connection: sqlite3.Connection) -> dict[str, Any]:
+# -- tenants.json
+
+
+def directory_of(connection: sqlite3.Connection) -> dict[str, Any]:
     """What must be known of tenants without a database; of dashboard ids only a hash, by which `instrument` finds them."""
-    tenants = {}
-    for tenant in list_tenants(connection):
-        hosts = tenant_hosts(connection, tenant.number)
-        tenants[tenant.mail_id] = {
+    tenants = {
+        tenant.mail_id: {
             "name": tenant.name,
             "id_sha256": key_hash(tenant.id),
             "tracking_host": tenant.tracking_host,
             "any_domain": tenant.any_domain,
             "suspended": tenant.suspended,
-            "allow": hosts["allow"],
-            "block": hosts["block"],
-            "own": own_networks(connection, tenant.number),
+            **tenant_rules(connection, tenant.number),
         }
-    retired = [row[0] for row in connection.execute("select mail_id from retired_ids")]
+        for tenant in list_tenants(connection)
+    }
+    retired = [row[0] for row in connection.execute("select mail_id from retired_ids order by mail_id")]
     return {"tenants": tenants, "retired": retired}
-
-
-def write_directory(database: Database, connection: sqlite3.Connection) -> None:
-    """Rewrite tenants.json."""
-    write_small_file(
-        os.path.join(database.folder, "tenants.json"), json.dumps(directory(connection), indent=1) + "\n", 0o640
-    )
 
 
 def directory_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
     """Whether tenants.json says what the database says."""
     text = read_small_file(database.folder, "tenants.json")
     try:
-        same = json.loads(text or "") == directory(connection)
+        same = json.loads(text or "") == directory_of(connection)
     except ValueError:
         same = False
     return [] if same else ["tenants.json: differs from the database; `check --repair` or a restart writes it anew"]
@@ -3235,12 +3140,13 @@ def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
         except OSError as error:
             raise StoreError(f"can't write to {database.folder}: {error.strerror}; nothing was changed") from error
     with database.transaction() as connection:  # under the lock, so that the last to write has seen every change
+        path = os.path.join(database.folder, "tenants.json")
         try:
-            write_directory(database, connection)
+            write_small_file(path, json.dumps(directory_of(connection), indent=1) + "\n", 0o640)
         except OSError as error:
             raise StoreError(
-                f"the database is changed, but workers can't know: {database.folder}/tenants.json can't be written: "
-                f"{error.strerror}; mend that and run `check --repair`"
+                f"the database is changed, but workers can't know: {path} can't be written: {error.strerror}; mend that "
+                "and run `check --repair`"
             ) from error
 
 
@@ -3294,25 +3200,19 @@ class Directory:
 
     def is_own(self, mail_id: str, address: str) -> bool:
         """Whether a tenant calls this address its own."""
-        if mail_id not in self._own:
+        if not self._own.get(mail_id):
             return False
         parsed = read_address(address)
         return parsed is not None and any(parsed in network for network in self._own[mail_id])
 
     def _load(self, content: dict[str, Any]) -> None:
-        names = ("tracking_host", "any_domain", "suspended", "allow", "block")
-        tenants = {mail_id: {name: entry[name] for name in names} for mail_id, entry in content["tenants"].items()}
+        tenants, retired = content["tenants"], frozenset(content["retired"])
         owners = {entry["tracking_host"]: mail_id for mail_id, entry in tenants.items() if entry["tracking_host"]}
-        listed = {
-            mail_id: entry.get("own") for mail_id, entry in content["tenants"].items()
-        }  # older versions have none
-        own = {mail_id: [ipaddress.ip_network(text) for text in texts] for mail_id, texts in listed.items() if texts}
-        self.tenants, self.retired, self.host_owners, self._own = tenants, frozenset(content["retired"]), owners, own
-        # A name that two tenants have finds none.
-        entries = content["tenants"].items()  # those of older versions have neither name nor hash
-        called = Counter(entry.get("name") for _, entry in entries)
-        self._words = {entry["name"]: id_ for id_, entry in entries if "name" in entry and called[entry["name"]] == 1}
-        self._words |= {entry["id_sha256"]: id_ for id_, entry in entries if "id_sha256" in entry}
+        own = {mail_id: list(map(ipaddress.ip_network, entry["own"])) for mail_id, entry in tenants.items()}
+        called = Counter(entry["name"] for entry in tenants.values())  # a name that two tenants have finds none
+        words = {entry["name"]: mail_id for mail_id, entry in tenants.items() if called[entry["name"]] == 1}
+        words |= {entry["id_sha256"]: mail_id for mail_id, entry in tenants.items()}
+        self.tenants, self.retired, self.host_owners, self._own, self._words = tenants, retired, owners, own, words
         self.known = True
 
 
@@ -3365,1189 +3265,196 @@ def tenant_summary(settings: Settings, tenant: Tenant) -> dict[str, Any]:
     }
 
 
-NO_PUBLIC_URL = (
-    "this server does not know its public address, and a mailing full of localhost links can't be called back: "
-    "set BASE_URL=https://track.example.com, or give the tenant a tracking host; to try it on this machine, start "
-    "`serve` (or the command) with --local"
-)
-
-
 # == Counting ==========================================================================================
-# From judged hits to numbers: recording, registering, judging anew. Tenant is always the second argument.
+# From judged hits to numbers: those of an email are a pure function of its registration and its judged hits.
+# Whatever changes, the roll-ups change by what is new minus what was.
 
-# -- Roll-ups
+NO_QUARTER = -1  # the cohort of the emails that nobody registered: they have no time of sending
+QUARTER, DAY = 0, 1  # grains of roll-ups
+UNREGISTERED_A_DAY = 10_000  # emails that hits alone may make for a tenant: forged keys must not fill the disk
+MAX_AGENT = 512
+FAR = 1 << 60  # milliseconds: before and after all times
+MOSTLY_MS = 3 * SESSION_GAP_MS  # back in time, which is as far as nearly all sessions reach
+
+Tally = dict[int, tuple[int, int]]  # by state: how many hits, and when the first came; of the states that have some
+Cell = tuple[str, tuple[Any, ...], str]  # one number of one roll-up: its table, key and column
 
 
-Best = tuple[int, int] | None  # a state, and since when
-Tally = list[Any]  # [hits, earliest] for each of the states person, unconfirmed, machine: as TALLY_COLUMNS
-NO_HITS: tuple[Any, ...] = (0, None) * len(STATES)
-NO_COUNTS = (*NO_HITS * len(TYPES), None, 0, 0)  # as EMAIL_COUNT_COLUMNS
+class Shape(NamedTuple):
+    """All that matters of a judged hit to the numbers by time."""
 
-
-class Email(NamedTuple):
-    """What the roll-ups need to know of an email."""
-
-    id: int
     tenant: int
-    registered: bool
-    sent_at: int | None  # of an unregistered one: when its campaign was sent, if somebody said so
+    quarter: int
+    type: int
+    judgement: int
+    about: str  # the agent of an open; the host of a click that met the naming page
+
+
+class Standing(NamedTuple):
+    """All that matters of an email to the numbers by email."""
+
+    tenant: int
     campaign: str
-    created_at: int
-    context: Context = NO_CONTEXT
-    is_test: bool = False  # of selftest: in no number
+    registered: bool
+    is_test: bool
+    sent: int  # in this quarter
+    opened: int | None  # the best state of its opens …
+    opened_in: int  # … since this quarter
+    clicked: int | None
+    clicked_in: int
 
 
-def add_to_tally(tally: Tally, place: int, at: int) -> None:
-    """Count one hit in the place of its state, keeping the earliest time whatever the order."""
-    tally[place] += 1
-    if tally[place + 1] is None or at < tally[place + 1]:
-        tally[place + 1] = at
+def best_of(tally: Tally) -> int | None:
+    """The best state that a tally has hits of: the one an email is unique under."""
+    for state in STATES:
+        if state in tally:
+            return state
+    return None
 
 
-def take_from_tally(tally: Tally, place: int, at: int, earliest: Callable[[], int | None]) -> None:
-    """Take one hit out again; where it was the earliest, `earliest` says which of those that stay is now."""
-    tally[place] -= 1
-    if not tally[place]:
-        tally[place + 1] = None
-    elif tally[place + 1] == at:
-        tally[place + 1] = earliest()
+def cells_of_hit(shape: Shape, judgement: Judgement, zone: str) -> Iterator[Cell]:
+    """The numbers that a judged hit is in. Days are those of the zone."""
+    tenant, quarter, type_, number, about = shape
+    day = local_day(zone, quarter)
+    yield "reasons", (tenant, QUARTER, quarter, type_, number), "hits"
+    yield "reasons", (tenant, DAY, day, type_, number), "hits"
+    if type_ == OPEN and judgement.state in (PERSON, UNCONFIRMED):
+        yield "clients", (tenant, day, *client_of(about)), f"opens_{STATES[judgement.state]}"
+    if judgement.reason in NAMING_REASONS:
+        yield "named_hosts", (tenant, about, judgement.reason), "clicks"
 
 
-def best_of(tally: Sequence[Any]) -> Best:
-    """The best state of a tally and since when, or None without hits."""
-    person, person_first, unconfirmed, unconfirmed_first, machine, machine_first = tally
-    if person:
-        return PERSON, person_first
-    if unconfirmed:
-        return UNCONFIRMED, unconfirmed_first
-    return (MACHINE, machine_first) if machine else None
+def cells_of_email(email: Standing, zone: str) -> Iterator[Cell]:
+    """The numbers that an email is in, as it stands. Days are those of the zone."""
+    tenant = email.tenant
+    for type_, state, quarter in ((OPEN, email.opened, email.opened_in), (CLICK, email.clicked, email.clicked_in)):
+        if state:
+            yield "uniques", (tenant, QUARTER, quarter, type_, state), "emails"
+            yield "uniques", (tenant, DAY, local_day(zone, quarter), type_, state), "emails"
+    if email.is_test:
+        return
+    columns = []
+    if email.opened:
+        columns.append(f"opened_{STATES[email.opened]}")
+    if email.clicked:
+        columns.append(f"clicked_{STATES[email.clicked]}")
+    if email.clicked == PERSON != email.opened:
+        columns.append("click_only")  # a click by a person proves that the mail was read
+    cohorts = [("cohorts", (tenant, QUARTER, email.sent))]
+    if email.sent != NO_QUARTER:
+        cohorts.append(("cohorts", (tenant, DAY, local_day(zone, email.sent))))
+    campaigns = [("campaigns", (tenant, email.campaign))] if email.campaign else []
+    # An unregistered email is counted as sent where its campaign was declared, as one of those.
+    for table, key in (*cohorts, *campaigns):
+        for column in columns:
+            yield table, key, column
+    for table, key in cohorts if email.registered or email.sent == NO_QUARTER else ():
+        yield table, key, "emails"
+    for table, key in campaigns if email.registered else ():
+        yield table, key, "emails"
 
 
-def best_states(counts: Sequence[Any]) -> tuple[Best, Best]:
-    """Under which states an email is unique with its opens and its clicks."""
-    return best_of(counts[:6]), best_of(counts[6:12])
+def cells_of_link(tenant: int, campaign: str, url: int, tally: Tally) -> Iterator[tuple[Cell, int]]:
+    """The numbers that the clicks of one link in one email are in, and how often."""
+    key = tenant, campaign, url
+    for state, (hits, _) in tally.items():
+        yield ("links", key, f"clicks_{STATES[state]}"), hits
+    if best := best_of(tally):
+        yield ("links", key, f"emails_{STATES[best]}"), 1
 
 
-def group_places(opened: Best, clicked: Best) -> list[int]:
-    """In which columns of a cohort or a campaign an email with these states is: behind `emails`, as GROUP_COLUMNS."""
-    places = [opened[0]] if opened else []
-    if clicked:
-        places.append(3 + clicked[0])
-        # A click by a person proves that the mail was read, whether or not its pixel was loaded.
-        if clicked[0] == PERSON and not (opened and opened[0] == PERSON):
-            places.append(len(GROUP_COLUMNS))
-    return places
+class Rollup(NamedTuple):
+    """The columns of a table of numbers."""
+
+    keys: tuple[str, ...]
+    numbers: tuple[str, ...]
+    others: tuple[str, ...] = ()  # that are no sums
 
 
-class RollupChanges:
-    """What a transaction adds to and takes from the roll-ups, gathered in memory and written once, by `write`."""
-
-    def __init__(self) -> None:
-        self._activity: dict[tuple[int, int, int, int], list[int]] = defaultdict(lambda: [0, 0])
-        self._reasons: dict[tuple[int, int, int, int], list[int]] = defaultdict(lambda: [0])
-        self._cohorts: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * (1 + len(GROUP_COLUMNS)))
-        self._campaigns: dict[tuple[int, str], list[int]] = defaultdict(lambda: [0] * (1 + len(GROUP_COLUMNS)))
-        self._links: dict[tuple[int, str, int], list[int]] = defaultdict(lambda: [0] * 6)
-        self._clients: dict[tuple[int, int, str, str], list[int]] = defaultdict(lambda: [0, 0])  # by quarter, so far
-        self._last: dict[tuple[int, str], int] = {}
-        self._left: set[tuple[int, str]] = set()
-        self._named: dict[tuple[int, str, str], list[int]] = defaultdict(lambda: [0])
-
-    def hits(self, tenant: int, quarter: int, kind: int, state: int, judgement: int, count: int) -> None:
-        """Count hits by their own time; a judgement is the number of its row."""
-        self._activity[tenant, quarter, kind, state][0] += count
-        self._reasons[tenant, quarter, kind, judgement][0] += count
-
-    def opens(self, tenant: int, quarter: int, agent: str, state: int, count: int) -> None:
-        """Count opens by people and unconfirmed ones by what they were made with."""
-        if state in (PERSON, UNCONFIRMED):
-            client = client_of(agent)
-            self._clients[tenant, quarter, client.name, client.device][state - 1] += count
-
-    def seen(self, email: Email, at: int | None) -> None:
-        """A hit came to an email's campaign."""
-        if email.campaign and at is not None and not email.is_test:
-            campaign = email.tenant, email.campaign
-            self._last[campaign] = max(at, self._last.get(campaign, at))
-
-    def left(self, email: Email) -> None:
-        """An email left its campaign, perhaps with the campaign's last hit."""
-        if email.campaign:
-            self._left.add((email.tenant, email.campaign))
-
-    def named(self, tenant: int, host: str, reason: str, count: int) -> None:
-        """Count clicks that met the naming page."""
-        self._named[tenant, host, reason][0] += count
-
-    def _groups(self, email: Email) -> list[list[int]]:
-        if email.is_test:
-            return []
-        quarter = NO_QUARTER if email.sent_at is None else email.sent_at // QUARTER_MS
-        groups = [self._cohorts[email.tenant, quarter]]
-        if email.campaign:
-            groups.append(self._campaigns[email.tenant, email.campaign])
-        return groups
-
-    def email(self, email: Email, sign: int, counts: Sequence[Any] = NO_COUNTS) -> None:
-        """Put an email, with the states it already has, into its cohort and campaign (sign 1) or take it out (-1)."""
-        if email.sent_at is None and not email.is_test:
-            self._cohorts[email.tenant, NO_QUARTER][0] += sign
-        for group in self._groups(email):
-            if email.registered:
-                group[0] += sign
-            for place in group_places(*best_states(counts)):
-                group[place] += sign
-
-    def declared(self, tenant: int, campaign: str, sent_at: int, sent: int) -> None:
-        """Count emails that were sent without being registered."""
-        self._cohorts[tenant, sent_at // QUARTER_MS][0] += sent
-        self._campaigns[tenant, campaign][0] += sent
-
-    def moved(self, email: Email, old: Sequence[Any], new: Sequence[Any]) -> None:
-        """An email's counts went from old to new: move it from the states it was unique under to those it is."""
-        before, after = best_states(old), best_states(new)
-        if before == after:
-            return
-        for kind in TYPES:
-            for bests, sign in ((before, -1), (after, 1)):
-                if best := bests[kind - 1]:
-                    state, at = best
-                    self._activity[email.tenant, at // QUARTER_MS, kind, state][1] += sign
-        for group in self._groups(email):
-            for bests, sign in ((before, -1), (after, 1)):
-                for place in group_places(*bests):
-                    group[place] += sign
-
-    def link(self, email: Email, url: int, old: Sequence[Any], new: Sequence[Any]) -> None:
-        """The tally of one link in one email went from old to new."""
-        row = self._links[email.tenant, email.campaign, url]
-        for state in STATES:
-            row[state - 1] += new[2 * (state - 1)] - old[2 * (state - 1)]
-        for best, sign in ((best_of(old), -1), (best_of(new), 1)):
-            if best:
-                row[2 + best[0]] += sign
-
-    def write(self, connection: sqlite3.Connection) -> None:
-        """Add everything gathered to the tables."""
-        groups = ("emails", *GROUP_COLUMNS)
-        sums: dict[str, tuple[tuple[str, ...], tuple[str, ...], Mapping[Any, list[int]]]] = {
-            "activity": (("tenant", "quarter", "type", "state"), ("hits", "emails"), self._activity),
-            "reasons": (("tenant", "quarter", "type", "judgement"), ("hits",), self._reasons),
-            "cohorts": (("tenant", "quarter"), groups, self._cohorts),
-            "campaigns": (("tenant", "campaign"), groups, self._campaigns),
-            "links": (("tenant", "campaign", "url"), LINK_COLUMNS, self._links),
-            "named_hosts": (("tenant", "host", "reason"), ("clicks",), self._named),
-        }
-        for table, (keys, columns, rows) in sums.items():
-            _add_to_rollup(connection, table, keys, columns, rows)
-        by_quarter: dict[str, tuple[tuple[str, ...], tuple[str, ...], Mapping[Any, list[int]]]] = {
-            "activity_days": sums["activity"],
-            "reason_days": sums["reasons"],
-            "cohort_days": sums["cohorts"],
-            "client_days": (("tenant", "quarter", "client", "device"), CLIENT_COLUMNS, self._clients),
-        }
-        zones = (
-            dict(connection.execute("select number, tz from tenants").fetchall())
-            if self._cohorts or self._activity
-            else {}
-        )
-        for table, (keys, columns, rows) in by_quarter.items():
-            days: dict[Any, list[int]] = {}
-            for (tenant, quarter, *others), values in rows.items():
-                if quarter != NO_QUARTER:
-                    day = days.setdefault((tenant, local_day(zones[tenant], quarter), *others), [0] * len(columns))
-                    day[:] = map(sum, zip(day, values, strict=True))
-            _add_to_rollup(connection, table, ("tenant", "day", *keys[2:]), columns, days)
-        # A campaign may have no row yet: what is set aside counts in none of its numbers, but is its last hit all the same.
-        connection.executemany(
-            f"insert into campaigns (tenant, campaign, emails, {', '.join(GROUP_COLUMNS)}, last_at)"
-            f" values (?, ?, 0{', 0' * len(GROUP_COLUMNS)}, ?)"
-            " on conflict do update set last_at = max(coalesce(last_at, 0), excluded.last_at)",
-            [(*campaign, at) for campaign, at in self._last.items()],
-        )
-        connection.executemany(
-            "update campaigns set last_at = (select max(last_at) from emails join email_counts on email = id"
-            " where emails.tenant = campaigns.tenant and emails.campaign = campaigns.campaign and emails.campaign <> ''"
-            f" and key not glob '{TEST_KEY}*') where tenant = ? and campaign = ?",
-            self._left,
-        )
-
-
-CLIENT_COLUMNS = ("opens_person", "opens_unconfirmed")
-
-
-def _add_to_rollup(
-    connection: sqlite3.Connection,
-    table: str,
-    keys: Sequence[str],
-    columns: Sequence[str],
-    rows: Mapping[Any, Sequence[int]],
-) -> None:
-    changed = [(*key, *values) for key, values in rows.items() if any(values)]
-    if changed:
-        marks = ", ".join("?" * (len(keys) + len(columns)))
-        sums = ", ".join(f"{column} = {column} + excluded.{column}" for column in columns)
-        connection.executemany(
-            f"insert into {table} ({', '.join((*keys, *columns))}) values ({marks}) on conflict do update set {sums}",
-            changed,
-        )
-
-
-# Each roll-up as a recount of the tables it sums up, in the order in which they build on each other.
-_TALLIES = ", ".join(
-    f"count(case when type = {kind} and state = {state} then 1 end), min(case when type = {kind} and state = {state} then at end)"
-    for kind in TYPES
-    for state in STATES
-)
-_CLICK_TALLIES = ", ".join(
-    f"count(case when state = {state} then 1 end), min(case when state = {state} then at end)" for state in STATES
-)
-_DECLARED = (  # an unregistered email counts as sent with its campaign, of which somebody may have said how many were sent
-    " left join campaign_sends on not registered and campaign_sends.tenant = emails.tenant"
-    " and campaign_sends.campaign = emails.campaign"
-)
-_SENT_AT = "coalesce(emails.sent_at, campaign_sends.sent_at)"
-_GROUP_SUMS = ", ".join(f"sum({name})" for name in ("emails", *GROUP_COLUMNS))
-_GROUPED = (
-    f"select emails.tenant, emails.campaign, {_SENT_AT} as sent_at, registered or {_SENT_AT} is null as emails, registered, "
-    + ", ".join(
-        f"coalesce(best_{verb}.state = {state}, 0) as {past}_{name}"
-        for verb, past in (("open", "opened"), ("click", "clicked"))
-        for state, name in STATES.items()
-    )
-    + ", best_click.state is 1 and best_open.state is not 1 as click_only, last_at"
-    " from emails left join email_counts on email_counts.email = emails.id"
-    " left join email_bests best_open on best_open.email = emails.id and best_open.type = 1"
-    f" left join email_bests best_click on best_click.email = emails.id and best_click.type = 2{_DECLARED}"
-    f" where key not glob '{TEST_KEY}*'"
-    " union all select tenant, campaign, sent_at, sent, sent, 0, 0, 0, 0, 0, 0, 0, null from campaign_sends"
-)
-_LINK_BEST = "case when click_person then 1 when click_unconfirmed then 2 else 3 end"
-_LAST_SESSIONS = (  # when the last session of each email began
-    "select email, max(at) as begin from (select email, at, lag(at) over (partition by email order by at) as before"
-    f" from event_rows) where before is null or at - before > {SESSION_GAP_MS} group by email"
-)
-RECOUNTS = {
-    "email_counts": (
-        f"email, {EMAIL_COUNT_COLUMNS}",
-        f"select event_rows.email, {_TALLIES}, max(at), count(case when at >= begin then 1 end),"
-        " count(case when at >= begin and verdict in ('scanner', 'bot') then 1 end) from event_rows"
-        f" join judgements on judgements.id = judgement join ({_LAST_SESSIONS}) last on last.email = event_rows.email"
-        " group by event_rows.email",
-    ),
-    "link_counts": (
-        f"email, url, {LINK_COUNT_COLUMNS}",
-        f"select email, url, {_CLICK_TALLIES} from event_rows join judgements on judgements.id = judgement"
-        " where state <= 3 and type = 2 group by email, url",
-    ),
-    "activity": (
-        "tenant, quarter, type, state, hits, emails",
-        f"select tenant, quarter, type, state, sum(hits), sum(emails) from ("
-        f"select tenant, at / {QUARTER_MS} as quarter, type, state, 1 as hits, 0 as emails from event_rows"
-        f" join judgements on judgements.id = judgement union all"
-        f" select tenant, at / {QUARTER_MS}, type, state, 0, 1 from email_bests join emails on emails.id = email) group by 1, 2, 3, 4",
-    ),
-    "reasons": (
-        "tenant, quarter, type, judgement, hits",
-        f"select tenant, at / {QUARTER_MS}, type, judgement, count(*) from event_rows group by 1, 2, 3, 4",
-    ),
-    "cohorts": (
-        f"tenant, quarter, emails, {', '.join(GROUP_COLUMNS)}",
-        f"select tenant, coalesce(sent_at / {QUARTER_MS}, {NO_QUARTER}), {_GROUP_SUMS} from ({_GROUPED}) group by 1, 2",
-    ),
-    "campaigns": (
-        f"tenant, campaign, emails, {', '.join(GROUP_COLUMNS)}, last_at",
-        f"select tenant, campaign, {_GROUP_SUMS.replace('emails', 'registered', 1)}, max(last_at) from ({_GROUPED})"
-        " where campaign <> '' group by 1, 2",
-    ),
-    "links": (
-        f"tenant, campaign, url, {', '.join(LINK_COLUMNS)}",
-        "select tenant, campaign, url, sum(click_person), sum(click_unconfirmed), sum(click_machine), "
-        + ", ".join(f"sum({_LINK_BEST} = {state})" for state in STATES)
-        + " from link_counts join emails on emails.id = email group by 1, 2, 3",
-    ),
-    **{
-        table: (
-            f"tenant, day, {', '.join((*keys, *columns))}",
-            f"select tenant, local_day(tz, quarter), {''.join(f'{key}, ' for key in keys)}"
-            f"{', '.join(f'sum({column})' for column in columns)} from {source} join tenants on number = tenant"
-            f" where quarter <> {NO_QUARTER} group by {', '.join(map(str, range(1, 3 + len(keys))))}"
-            f" having {' or '.join(f'sum({column})' for column in columns)}",
-        )
-        for table, source, keys, columns in (
-            ("activity_days", "activity", ("type", "state"), ("hits", "emails")),
-            ("reason_days", "reasons", ("type", "judgement"), ("hits",)),
-            ("cohort_days", "cohorts", (), ("emails", *GROUP_COLUMNS)),
-        )
-    },
-    "client_days": (
-        f"tenant, day, client, device, {', '.join(CLIENT_COLUMNS)}",
-        "select tenant, local_day(tz, quarter), client_name(user_agents.user_agent), client_device(user_agents.user_agent), sum(person),"
-        f" sum(unconfirmed) from (select tenant, at / {QUARTER_MS} as quarter, user_agent, sum(state = {PERSON}) as person,"
-        f" sum(state = {UNCONFIRMED}) as unconfirmed from event_rows join judgements on judgements.id = judgement"
-        f" where type = {OPEN} and state <= {UNCONFIRMED} group by 1, 2, 3) counted join tenants on number = tenant"
-        " join user_agents on user_agents.id = counted.user_agent group by 1, 2, 3, 4",
-    ),
-    "named_hosts": (
-        "tenant, host, reason, clicks",
-        "select event_rows.tenant, host, reason, count(*) from event_rows join judgements on judgements.id = judgement"
-        f" join urls on urls.id = event_rows.url where reason in {tuple(NAMING_REASONS)} group by 1, 2, 3",
-    ),
+GROUP_COLUMNS = (*(f"{verb}_{state}" for verb in ("opened", "clicked") for state in STATES.values()), "click_only")
+LINK_COLUMNS = tuple(f"{noun}_{state}" for noun in ("clicks", "emails") for state in STATES.values())
+TALLIES = tuple(f"{type_}_{state}" for type_ in TYPES.values() for state in STATES.values())
+CLICK_TALLIES = TALLIES[len(STATES) :]
+ROLLUPS = {  # in the order in which their recounts build on each other
+    "email_counts": Rollup(("email",), TALLIES, (*(f"{tally}_first" for tally in TALLIES), "last_at")),
+    "link_counts": Rollup(("email", "url"), CLICK_TALLIES, tuple(f"{tally}_first" for tally in CLICK_TALLIES)),
+    "uniques": Rollup(("tenant", "grain", "time", "type", "state"), ("emails",)),
+    "reasons": Rollup(("tenant", "grain", "time", "type", "judgement"), ("hits",)),
+    "cohorts": Rollup(("tenant", "grain", "time"), ("emails", *GROUP_COLUMNS)),
+    "campaigns": Rollup(("tenant", "campaign"), ("emails", *GROUP_COLUMNS), ("last_at",)),
+    "links": Rollup(("tenant", "campaign", "url"), LINK_COLUMNS),
+    "clients": Rollup(("tenant", "day", "client", "device"), ("opens_person", "opens_unconfirmed")),
+    "named_hosts": Rollup(("tenant", "host", "reason"), ("clicks",)),
 }
 
 
-ROLLUP_KEYS = {
-    *("email", "url", "tenant", "quarter", "day", "type", "state", "judgement", "campaign", "host", "reason"),
-    *("client", "device", "last_at"),
-}
+def add_to_rollups(connection: sqlite3.Connection, cells: Mapping[Cell, int]) -> None:
+    """Add numbers, positive and negative, to roll-ups: one upsert a table."""
+    tables: dict[str, dict[tuple[Any, ...], dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    for (table, key, column), number in cells.items():
+        if number:
+            tables[table][key][column] = number
+    for table, rows in tables.items():
+        keys, numbers, _ = ROLLUPS[table]
+        connection.executemany(
+            f"insert into {table} ({', '.join((*keys, *numbers))})"
+            f" values ({', '.join('?' * (len(keys) + len(numbers)))})"
+            f" on conflict ({', '.join(keys)}) do update"
+            f" set {', '.join(f'{column} = {table}.{column} + excluded.{column}' for column in numbers)}",
+            [(*key, *(row.get(column, 0) for column in numbers)) for key, row in rows.items()],
+        )
 
 
 def rollup_differences(connection: sqlite3.Connection, most: int = 20) -> list[str]:
-    """Compare each roll-up with a recount; a line for each row that differs, up to `most` a roll-up.
+    """Compare each roll-up with its recount; a line for each row that differs, up to `most` a roll-up and side.
 
     A row of zeros is as good as none: what is taken back leaves one, and what is set aside makes none.
     """
     found = []
-    for table, (columns, recount) in RECOUNTS.items():
-        numbers = [name for name in columns.split(", ") if name not in ROLLUP_KEYS]
-        counts = " or ".join(name for name in numbers if not name.endswith("_first"))
-        kept, anew = (f"select {columns} from {rows} where {counts}" for rows in (table, "recounted"))
+    for table, (keys, numbers, others) in ROLLUPS.items():
+        columns, counts = ", ".join((*keys, *numbers, *others)), " or ".join(f"{column} <> 0" for column in numbers)
+        kept, anew = (f"select {columns} from {rows} where {counts}" for rows in (table, f"recount_{table}"))
         for label, sql in (("recounted", f"{anew} except {kept}"), ("in the roll-up", f"{kept} except {anew}")):
-            found += [
-                f"{table}: {label} only: {tuple(row)}"
-                for row in connection.execute(
-                    f"with recounted ({columns}) as ({recount}) select * from ({sql}) limit {most}"
-                )
-            ]
+            rows = connection.execute(f"{sql} limit {most}").fetchall()
+            found += [f"{table}: {label} only: {tuple(row)}" for row in rows]
     return found
 
 
 def rebuild_rollups(connection: sqlite3.Connection) -> None:
-    """Replace each roll-up by a recount."""
-    for table, (columns, recount) in RECOUNTS.items():
+    """Replace each roll-up by its recount."""
+    for table, rollup in ROLLUPS.items():
+        columns = ", ".join(chain(*rollup))
         connection.execute(f"delete from {table}")
-        connection.execute(f"insert into {table} ({columns}) {recount}")
+        connection.execute(f"insert into {table} ({columns}) select {columns} from recount_{table}")
 
 
 def integrity_faults(connection: sqlite3.Connection) -> list[str]:
     """What SQLite itself finds wrong with the file, and rows that refer to nothing."""
     faults = [f"integrity_check: {row[0]}" for row in connection.execute("pragma integrity_check") if row[0] != "ok"]
-    return faults + [f"foreign_key_check: {tuple(row)}" for row in connection.execute("pragma foreign_key_check")]
+    faults += [f"foreign_key_check: {tuple(row)}" for row in connection.execute("pragma foreign_key_check")]
+    for table, column, referred in (
+        *(("events", "agent", "agents"), ("events", "url", "urls"), ("events", "judgement", "judgements")),
+        *(("link_counts", "url", "urls"), ("links", "url", "urls"), ("reasons", "judgement", "judgements")),
+    ):
+        sql = f"select count(*) from {table} where {column} is not null and {column} not in (select id from {referred})"
+        if missing := connection.execute(sql).fetchone()[0]:
+            faults.append(f"{table}: {missing} rows refer to {referred} that are not there")
+    return faults
 
 
-# -- Emails and events
+# -- What is read
 
 
-KEYS_AT_ONCE = 200  # in one select: fewer cost more each, more cost no less
-EMAILS_AND_COUNTS = (
-    f"select id, registered, {_SENT_AT}, emails.campaign, created_at, key, emails.sent_at, delivered_at, time_said, links,"
-    f" {EMAIL_COUNT_COLUMNS} from emails"
-    f" left join email_counts on email = id{_DECLARED} where emails.tenant = ? and key in ({{}})"
-)
-EMAIL_AND_COUNTS = EMAILS_AND_COUNTS.format("?")
-MANY_EMAILS_AND_COUNTS = EMAILS_AND_COUNTS.format(", ".join("?" * KEYS_AT_ONCE))
-
-
-def _read_email(tenant: int, row: Sequence[Any]) -> tuple[Email, tuple[Any, ...]]:
-    id_, registered, sent_at, campaign, created_at, key, registered_at, delivered_at, time_said, links, *counts = row
-    context = Context(delivered_at or registered_at, bool(delivered_at or time_said), links)
-    email = Email(id_, tenant, bool(registered), sent_at, campaign, created_at, context, key.startswith(TEST_KEY))
-    return email, NO_COUNTS if counts[0] is None else tuple(counts)
-
-
-def _email_and_counts(
-    connection: sqlite3.Connection, tenant: int, key: str
-) -> tuple[Email, tuple[Any, ...]] | tuple[None, None]:
-    """An email and its counts, in the order of EMAIL_COUNT_COLUMNS."""
-    row = connection.execute(EMAIL_AND_COUNTS, (tenant, key)).fetchone()
-    return _read_email(tenant, row) if row else (None, None)
-
-
-def _emails_and_counts(
-    connection: sqlite3.Connection, tenant: int, keys: Sequence[str]
-) -> dict[str, tuple[Email, tuple[Any, ...]]]:
-    """Those of the emails that are known, by key, each with its counts."""
-    found = {}
-    for start in range(0, len(keys), KEYS_AT_ONCE):
-        some = keys[start : start + KEYS_AT_ONCE]
-        nothing = [None] * (KEYS_AT_ONCE - len(some))  # so that it is always the same statement, prepared once
-        for row in connection.execute(MANY_EMAILS_AND_COUNTS, (tenant, *some, *nothing)):
-            found[row[5]] = _read_email(tenant, row)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What a sender says of an email. Times are in milliseconds since 1970, UTC."""
+class Registration(NamedTuple):
+    """What a sender says of an email. Times are in milliseconds since 1970, UTC; None: not said."""
 
     key: str
-    subject: str | None = None  # None: not said, so what was said before stays
+    subject: str | None = None
     recipient: str | None = None
     campaign: str | None = None
     sent_at: int | None = None  # None: as it was said before, or now
     delivered_at: int | None = None
     links: int | None = None  # how many different ones the message has
-
-
-def has_emails(connection: sqlite3.Connection, tenant: int) -> bool:
-    """Whether a tenant has any email, registered or known from its hits, but for those of tests."""
-    sql = f"select 1 from emails where tenant = ? and key not glob '{TEST_KEY}*' limit 1"
-    return connection.execute(sql, (tenant,)).fetchone() is not None
-
-
-def is_registered(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
-    """Whether an email was registered, rather than be known from its hits alone."""
-    email, _ = _email_and_counts(connection, tenant, key)
-    return email is not None and email.registered
-
-
-def register_emails(
-    connection: sqlite3.Connection, tenant: int, registrations: Iterable[Registration], now: int
-) -> int:
-    """Register emails, or update those whose key is known; returns how many are new."""
-    recorder = _Recorder(connection, now)
-    made = 0
-    for each in registrations:
-        old, counts = _email_and_counts(connection, tenant, each.key)
-        connection.execute(
-            "insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at, delivered_at,"
-            " time_said, links) values (:tenant, :key, coalesce(:subject, ''), coalesce(:recipient, ''), coalesce(:campaign, ''),"
-            " 1, coalesce(:sent_at, :now), coalesce(:sent_at, :now), :delivered_at, :sent_at is not null, :links)"
-            " on conflict (tenant, key) do update set subject = coalesce(:subject, subject),"
-            " recipient = coalesce(:recipient, recipient), campaign = coalesce(:campaign, campaign), registered = 1,"
-            " created_at = case when registered then created_at else excluded.created_at end,"
-            " sent_at = coalesce(:sent_at, sent_at, excluded.sent_at), delivered_at = coalesce(:delivered_at, delivered_at),"
-            " time_said = time_said or excluded.time_said, links = coalesce(:links, links)",
-            {
-                "tenant": tenant,
-                "key": each.key,
-                "subject": each.subject,
-                "recipient": each.recipient,
-                "campaign": each.campaign and each.campaign.strip(" "),  # as hits and declarations name it
-                "sent_at": each.sent_at,
-                "delivered_at": each.delivered_at,
-                "links": each.links,
-                "now": now,
-            },
-        )
-        new, _ = _email_and_counts(connection, tenant, each.key)
-        assert new is not None
-        if old and counts:
-            recorder.changes.email(old, -1, counts)
-            if new.campaign != old.campaign:
-                recorder.move_links(old, new)
-                recorder.changes.left(old)
-                recorder.changes.seen(new, counts[-3])
-        recorder.changes.email(new, 1, counts or NO_COUNTS)
-        if old and counts and new.context != old.context:
-            recorder.rejudge(new, counts)
-            recorder.write_counts()  # the same email may come again
-        made += old is None or not old.registered
-    recorder.write()
-    return made
-
-
-def declare_campaign(
-    connection: sqlite3.Connection, tenant: int, campaign: str, sent: int, sent_at: int | None, now: int
-) -> bool:
-    """Say how many emails of a campaign were sent without being registered, and when: now, or as was said before.
-
-    Said again, it replaces what was said; returns whether it is the first time.
-    """
-    sql = "select sent, sent_at from campaign_sends where tenant = ? and campaign = ?"
-    before = connection.execute(sql, (tenant, campaign)).fetchone()
-    at = sent_at if sent_at is not None else before[1] if before else now
-    changes = RollupChanges()
-    if before:
-        changes.declared(tenant, campaign, before[1], -before[0])
-    changes.declared(tenant, campaign, at, sent)
-    # Emails that hits have made already come into the campaign's cohort, or move with it.
-    sql = "select key from emails where tenant = ? and campaign = ? and registered = 0 and campaign <> ''"
-    keys = [row[0] for row in connection.execute(sql, (tenant, campaign))]
-    for email, counts in _emails_and_counts(connection, tenant, keys).values():
-        changes.email(email, -1, counts)
-        changes.email(email._replace(sent_at=at), 1, counts)
-    connection.execute("replace into campaign_sends values (?, ?, ?, ?)", (tenant, campaign, sent, at))
-    changes.write(connection)
-    return before is None
-
-
-def list_campaigns(connection: sqlite3.Connection, tenant: int) -> list[dict[str, Any]]:
-    """A tenant's campaigns by name: emails sent, and how many of them are under which state."""
-    columns = ("campaign", "emails", *GROUP_COLUMNS)
-    sql = f"select {', '.join(columns)} from campaigns where tenant = ? and (emails or {' or '.join(GROUP_COLUMNS)}) order by campaign"
-    return [dict(zip(columns, row, strict=True)) for row in connection.execute(sql, (tenant,))]
-
-
-def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
-    """Remove an email, its events, and its part in every number; False if there is none with this key."""
-    email, counts = _email_and_counts(connection, tenant, key)
-    if email is None or counts is None:
-        return False
-    changes = RollupChanges()
-    hits = (
-        f"select at / {QUARTER_MS}, type, state, judgement, count(*) from event_rows join judgements on judgements.id = judgement"
-        " where email = ? group by 1, 2, 3, 4"
-    )
-    for quarter, kind, state, judgement, count in connection.execute(hits, (email.id,)):
-        changes.hits(tenant, quarter, kind, state, judgement, -count)
-    opens = (
-        f"select at / {QUARTER_MS}, user_agents.user_agent, state, count(*) from event_rows"
-        " join judgements on judgements.id = judgement join user_agents on user_agents.id = event_rows.user_agent"
-        f" where email = ? and type = {OPEN} group by 1, 2, 3"
-    )
-    for quarter, agent, state, count in connection.execute(opens, (email.id,)):
-        changes.opens(tenant, quarter, agent, state, -count)
-    named = (
-        "select host, reason, count(*) from event_rows join judgements on judgements.id = judgement"
-        f" join urls on urls.id = event_rows.url where email = ? and reason in {tuple(NAMING_REASONS)} group by 1, 2"
-    )
-    for host, reason, count in connection.execute(named, (email.id,)):
-        changes.named(tenant, host, reason, -count)
-    for row in connection.execute(f"select url, {LINK_COUNT_COLUMNS} from link_counts where email = ?", (email.id,)):
-        changes.link(email, row[0], row[1:], NO_HITS)
-    changes.moved(email, counts, NO_COUNTS)
-    changes.email(email, -1)
-    urls = connection.execute(
-        "select distinct url from event_rows where email = ? and url is not null", (email.id,)
-    ).fetchall()
-    for table in ("event_rows", "email_counts", "link_counts"):
-        connection.execute(f"delete from {table} where email = ?", (email.id,))
-    connection.execute("delete from emails where id = ?", (email.id,))
-    changes.left(email)
-    changes.write(connection)
-    for url in urls:  # it may have been this person's own
-        if not connection.execute("select 1 from event_rows where url = ?", url).fetchone():
-            connection.execute("delete from links where tenant = ? and url = ?", (tenant, *url))
-            connection.execute("delete from urls where id = ?", url)
-    return True
-
-
-def campaign_key(key: str, campaign: str) -> str:
-    """The key of an email that nobody registered, in a campaign that its hits name: as its URL has it, if that fits."""
-    whole = f"{key}?campaign={campaign}"
-    if len(whole) <= MAX_KEY:
-        return whole
-    digest = hashlib.sha256(whole.encode()).hexdigest()
-    return f"{key[: MAX_KEY - len(digest) - 1]}?{digest}"
-
-
-INSERT_EVENT = (
-    "insert into event_rows (tenant, email, at, type, method, judgement, user_agent, url, ip_address, purpose, own)"
-    " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-REPLACE_EMAIL_COUNTS = f"replace into email_counts (email, {EMAIL_COUNT_COLUMNS}) values (?{', ?' * len(NO_COUNTS)})"
-REPLACE_LINK_COUNTS = f"replace into link_counts (email, url, {LINK_COUNT_COLUMNS}) values (?{', ?' * 7})"
-
-
-class StoredHit(NamedTuple):
-    """An event, and the hit that it was."""
-
-    id: int
-    url: int | None
-    judgement: Judgement
-    hit: Hit
-
-    @property
-    def is_erased(self) -> bool:
-        """Whether what it was judged by is gone: it is as it was judged then, and can't be judged anew.
-
-        Somebody may have sent no agent, and a server may store no addresses at all: what can be judged so is not erased.
-        """
-        verdict, reason, _ = self.judgement
-        if not self.hit.agent and reason not in _WITHOUT_AGENT:
-            is_aside = reason == "repeat" or reason in NAMING_REASONS
-            return not is_aside or _judge_by_itself(self.hit, NO_CONTEXT).verdict != verdict
-        return not self.hit.address and _signs_of_age(self.hit) < _AGE_WITHOUT_ADDRESS.get(reason, 0)
-
-
-_WITHOUT_AGENT = {"no-user-agent", "head", "hidden-link", "prefetch-header", "own-address"}
-_AGE_WITHOUT_ADDRESS = {  # signs of age that alone let a hit without an address be judged so
-    "after-scanner": 2,
-    "some-signs": 2,
-    "many-signs": 4,
-    "filter-network": 5,  # more than there are
-    "echo": 5,
-}
-_STORED_HITS = (
-    "select event_rows.id, event_rows.url, verdict, reason, at, type, method, urls.url, ip_address, user_agents.user_agent, purpose,"
-    " own from event_rows cross join judgements on judgements.id = judgement"
-    " cross join user_agents on user_agents.id = event_rows.user_agent left join urls on urls.id = event_rows.url where email = ?"
-)
-HITS_BACK = f"{_STORED_HITS} and at <= ? order by at desc"
-HITS_ON = f"{_STORED_HITS} and at > ? order by at"
-
-
-def _stored_hits(connection: sqlite3.Connection, sql: str, email: int, at: int) -> Iterator[StoredHit]:
-    """Events of one email; a row is read when it is needed."""
-    for row in connection.execute(sql, (email, at)):
-        id_, url_id, verdict, reason, when, kind, method, url, address, agent, purpose, own = row
-        why = reason if reason in NAMING_REASONS else ""
-        certainty = REASONS[reason].certainty if reason in REASONS else PROBABLE
-        said = (address or "", agent, purpose or "", "", why, "", bool(own))
-        yield StoredHit(
-            id_,
-            url_id,
-            Judgement(verdict, reason, certainty),
-            Hit("", when, kind, method or "GET", "", "", url, "", *said),
-        )
-
-
-class Session(NamedTuple):
-    """The hits of an email that are judged together: those stored already, and new ones in order.
-
-    A crowded one goes on among stored hits that are too many to be judged together. Those are left out, since they were
-    judged alone, as all the others are then.
-    """
-
-    stored: list[StoredHit]
-    new: list[Hit]
-    crowded: bool
-    end: int  # when its last hit came, of those that were looked at
-
-
-def sessions_of(connection: sqlite3.Connection, email: int, new: Sequence[Hit]) -> Iterator[Session]:
-    """The sessions of an email that new hits, which are in order, belong to. Reads those and no more."""
-    n = 0
-    while n < len(new):
-        run, crowded, run_end = _run_before(connection, email, new[n].at)
-        too_long = crowded
-        stored: list[StoredHit] = []
-        later = _stored_hits(connection, HITS_ON, email, new[n].at)
-        following = next(later, None)
-        members, end = [new[n]], new[n].at
-        n += 1
-        while True:
-            if n < len(new) and (following is None or new[n].at <= following.hit.at):
-                if new[n].at - end > SESSION_GAP_MS:
-                    break
-                members.append(new[n])
-                end, n = new[n].at, n + 1
-                continue
-            if following is None or following.hit.at - end > SESSION_GAP_MS:
-                break
-            if following.hit.at - run_end > SESSION_GAP_MS:  # new hits join what were two sessions
-                stored += run
-                run, too_long = [], False
-            end = run_end = following.hit.at
-            if not too_long:
-                run.append(following)
-                too_long = len(run) > MAX_SESSION
-            if too_long:
-                run, crowded = [], True
-                if n == len(new) or new[n].at - end > SESSION_GAP_MS:
-                    break  # what may follow is crowded all the same
-            following = next(later, None)
-        yield Session(stored + run, members, crowded, end)
-
-
-def _run_before(connection: sqlite3.Connection, email: int, at: int) -> tuple[list[StoredHit], bool, int]:
-    """The stored hits of the session up to a time, or none and True if they are too many to be judged together.
-
-    Also says when the last of them came, or that time if there are none.
-    """
-    found: list[StoredHit] = []
-    end = at
-    for each in _stored_hits(connection, HITS_BACK, email, at):
-        if at - each.hit.at > SESSION_GAP_MS:
-            break
-        at = each.hit.at
-        found.append(each)
-        end = found[0].hit.at
-        if len(found) > MAX_SESSION:
-            return [], True, end
-    return found[::-1], False, end
-
-
-# As SESSION_COLUMNS: when the last hit came, how many hits its session has, how many of these machines made.
-SessionState = tuple[int, int, int]
-
-
-def _last_session(hits: Sequence[Hit], judgements: Sequence[Judgement]) -> SessionState:
-    """The last session of hits in order."""
-    begin = len(hits) - 1
-    while begin > 0 and hits[begin].at - hits[begin - 1].at <= SESSION_GAP_MS:
-        begin -= 1
-    return hits[-1].at, len(hits) - begin, _machines(judgements[begin:])
-
-
-def _machines(judgements: Iterable[Judgement]) -> int:
-    """How many may change what their neighbours are: scanners and bots, whether they count as that or are set aside."""
-    return sum(judgement.verdict in ("scanner", "bot") for judgement in judgements)
-
-
-class Recent(NamedTuple):
-    """What came to an email just before its new hits."""
-
-    opened: dict[tuple[str, str], int]  # when, by verdict and user agent
-    other_clicks: set[int]  # when others clicked, or other links were clicked
-
-
-NOTHING_RECENT = Recent({}, set())
-RECENT_MS = max(BURST_MS, RUSH_MS, SWEEP_MS, ECHO_MS, REPEAT_MS)
-RECENT_AT_ONCE = 100  # emails in one select
-RECENT_HITS = (
-    f"with wanted (email, at, url, ip_address) as (values {', '.join(['(?, ?, ?, ?)'] * RECENT_AT_ONCE)})"
-    " select wanted.email, type, event_rows.at, verdict, user_agents.user_agent from wanted"
-    " cross join event_rows on event_rows.email = wanted.email"
-    f" and event_rows.at >= wanted.at - (case when wanted.url is null then {REPEAT_MS} else {RECENT_MS} end)"
-    " cross join judgements on judgements.id = judgement cross join user_agents on user_agents.id = event_rows.user_agent"
-    f" where case type when {OPEN} then state <> {ASIDE} and event_rows.at >= wanted.at - {REPEAT_MS}"
-    " and event_rows.at < wanted.at"
-    " else wanted.url is not null and (event_rows.url <> wanted.url or event_rows.ip_address is not wanted.ip_address) end"
-)
-
-
-def _joins_quietly(hits: Sequence[Hit], session: SessionState) -> bool:
-    """Whether new hits, in order, belong to the last session, and nothing but what came just before may matter to them.
-
-    So it is where that session has no machine so far, and the clicks among them are of one link from one address. Of
-    several workers' hits those of one are a moment late: then a single one is looked at so.
-    """
-    last_at, _, machines = session
-    if last_at is None or machines or not last_at - SESSION_GAP_MS <= hits[0].at <= last_at + SESSION_GAP_MS:
-        return False
-    if len(hits) == 1:
-        return hits[0].method != "HEAD" and hits[0].url != HIDDEN_TARGET
-    clicks = {(hit.url, hit.address) for hit in hits if hit.type == CLICK}
-    return (
-        hits[0].at > last_at
-        and len(clicks) <= 1
-        and not any(hit.method == "HEAD" or hit.url == HIDDEN_TARGET for hit in hits)
-    )
-
-
-class _Change(NamedTuple):
-    """What a hit is judged now, and was before, if it was stored already."""
-
-    hit: Hit
-    url: int | None
-    before: Judgement | None
-    after: Judgement
-
-
-def _unless_erased(stored: Sequence[StoredHit], judgements: Sequence[Judgement]) -> list[Judgement]:
-    return [each.judgement if each.is_erased else after for each, after in zip(stored, judgements, strict=True)]
-
-
-class _Recorder:
-    """Writes one batch of hits; what it remembers is good for its transaction only."""
-
-    def __init__(self, connection: sqlite3.Connection, now: int) -> None:
-        self.connection = connection
-        self.day = now // DAY_MS
-        self.changes = RollupChanges()
-        self._known: dict[str, tuple[Email, tuple[Any, ...]]] = {}
-        self._numbers: dict[tuple[Any, ...], int] = {}  # of agents, URLs and judgements: 1, 2 and 3 words
-        self._events: list[tuple[Any, ...]] = []
-        self._earlier: list[tuple[int, int]] = []
-        self._email_counts: list[tuple[Any, ...]] = []
-        self._link_counts: list[tuple[Any, ...]] = []
-        self._unregistered: dict[int, int] = {}
-        self._declared: dict[tuple[int, str], tuple[int, int | None]] = {}  # emails to come, and when they were sent
-        self._recent: dict[int, Recent] = {}
-        self._dropped: dict[tuple[int, str, int], int] = defaultdict(int)
-        hosts = "select tracking_host, mail_id from tenants where tracking_host is not null"
-        self._host_owners: dict[str, str] = dict(connection.execute(hosts).fetchall())
-
-    def record(self, hits: Iterable[Hit]) -> None:
-        """Judge and store hits, those of each email together."""
-        tenants: dict[str, int | None] = {}
-        groups: dict[int, dict[tuple[str, str], list[Hit]]] = {}
-        for hit in hits:
-            if hit.mail_id not in tenants:
-                tenants[hit.mail_id] = self._tenant_number(hit.mail_id)
-            tenant = tenants[hit.mail_id]
-            if not self._drop(hit, tenant) and tenant is not None:
-                groups.setdefault(tenant, {}).setdefault((hit.key, hit.campaign), []).append(hit)
-        for tenant, by_key in groups.items():
-            by_email = self._by_email(tenant, by_key)
-            self._look_back(by_email)
-            for key, group in by_email.items():
-                email, counts = self._known.get(key) or (self._unregistered_email(tenant, key, group), NO_COUNTS)
-                if email is not None:
-                    self._record_email(email, counts, group)
-        self.write()
-
-    def _by_email(self, tenant: int, groups: dict[tuple[str, str], list[Hit]]) -> dict[str, list[Hit]]:
-        """Hits by the key that the email of theirs has in the database; also looks up those emails.
-
-        Where a URL names a campaign and nobody registered its key, the campaign is part of the key: mailing tools
-        give each subscriber one id for all campaigns, and an email is one message.
-        """
-        self._known = _emails_and_counts(self.connection, tenant, list({key for key, _ in groups}))
-        named = {pair: campaign_key(*pair) for pair in groups if pair[1] and not self._is_registered(pair[0])}
-        if named:
-            self._known |= _emails_and_counts(self.connection, tenant, list(named.values()))
-        found: dict[str, list[Hit]] = {}
-        for pair, hits in groups.items():
-            found.setdefault(named.get(pair, pair[0]), []).extend(hits)
-        for hits in found.values():
-            if len(hits) > 1:
-                hits.sort(key=in_order)
-        return found
-
-    def _look_back(self, by_email: Mapping[str, list[Hit]]) -> None:
-        """Look up what came to these emails just before their new hits, where that may be all that matters to them."""
-        self._recent.clear()
-        wanted: list[Any] = []
-        for key, hits in by_email.items():
-            if key in self._known:
-                email, counts = self._known[key]
-                if _joins_quietly(hits, counts[-3:]) and hits[0].at - counts[-3] <= RECENT_MS:
-                    link = next(
-                        ((self._url(email.tenant, hit.url), hit.address or None) for hit in hits if hit.url), None
-                    )
-                    wanted += (email.id, hits[0].at, *(link or (None, None)))
-                    self._recent[email.id] = Recent({}, set())
-        width = 4 * RECENT_AT_ONCE
-        for start in range(0, len(wanted), width):
-            some = wanted[start : start + width]
-            nothing = [None] * (width - len(some))
-            for email_id, kind, at, verdict, agent in self.connection.execute(RECENT_HITS, (*some, *nothing)):
-                recent = self._recent[email_id]
-                if kind == OPEN:
-                    recent.opened[verdict, agent] = at
-                else:
-                    recent.other_clicks.add(at)
-
-    def _is_registered(self, key: str) -> bool:
-        return key in self._known and self._known[key][0].registered
-
-    def _write_events(self) -> None:
-        self.connection.executemany(INSERT_EVENT, self._events)
-        self._events.clear()
-
-    def write_counts(self) -> None:
-        """Write the counts of emails and of their links, before they are read anew."""
-        self.connection.executemany(REPLACE_EMAIL_COUNTS, self._email_counts)
-        self.connection.executemany(REPLACE_LINK_COUNTS, self._link_counts)
-        self._email_counts.clear()
-        self._link_counts.clear()
-
-    def write(self) -> None:
-        """Write what was gathered, once, at the end."""
-        self.connection.executemany("update emails set created_at = ? where id = ?", self._earlier)
-        self._write_events()
-        self.write_counts()
-        self.changes.write(self.connection)
-        self.connection.executemany(
-            "replace into unregistered_days values (?, ?, ?)",
-            [(tenant, self.day, emails) for tenant, emails in self._unregistered.items()],
-        )
-        self.connection.executemany(
-            "insert into dropped values (?, ?, ?, ?) on conflict do update set hits = hits + excluded.hits",
-            [(*key, hits_dropped) for key, hits_dropped in self._dropped.items()],
-        )
-
-    def _tenant_number(self, mail_id: str) -> int | None:
-        row = self.connection.execute("select number from tenants where mail_id = ?", (mail_id,)).fetchone()
-        return row and int(row[0])
-
-    def _drop(self, hit: Hit, tenant: int | None) -> bool:
-        """Count a hit that can become no event, by the first reason that fits."""
-        if tenant is None:
-            tenant, reason = 0, "unknown-tenant"
-            row = self.connection.execute(
-                "select number, id_in_mail_at from tenants where id = ?", (hit.mail_id,)
-            ).fetchone()
-            if row:
-                tenant, reason = row[0], "dashboard-id"
-                change_tenant(self.connection, tenant, id_in_mail_at=max(hit.at, row[1] or 0))
-        elif self._host_owners.get(hit.host, hit.mail_id) != hit.mail_id:
-            reason = "wrong-host"
-        elif not is_key(hit.key):
-            reason = "bad-key"
-        elif hit.type == CLICK and hit.answer not in ("302", "named", "hidden"):
-            reason = "not-redirected"
-        else:
-            return False
-        self._dropped[tenant, reason, hit.at // DAY_MS] += 1
-        return True
-
-    def _record_email(self, email: Email, counts: tuple[Any, ...], hits: list[Hit]) -> None:
-        if not email.registered and hits[0].at < email.created_at:
-            self._earlier.append((hits[0].at, email.id))
-        judgements, changes, session = self._judge(email, counts, hits)
-        for hit, judgement in zip(hits, judgements, strict=True):
-            url = self._url(email.tenant, hit.url) if hit.url is not None else None
-            self._events.append(
-                (
-                    email.tenant,
-                    email.id,
-                    hit.at,
-                    hit.type,
-                    "HEAD" if hit.method == "HEAD" else None,
-                    self._judgement(judgement),
-                    self._agent(hit.agent),
-                    url,
-                    hit.address or None,
-                    hit.purpose or None,
-                    hit.own or None,
-                )
-            )
-            changes.append(_Change(hit, url, None, judgement))
-        self._count(email, counts, changes, session or self._recounted_session(email.id))
-
-    def _judge(
-        self, email: Email, counts: tuple[Any, ...], hits: list[Hit]
-    ) -> tuple[list[Judgement], list[_Change], SessionState | None]:
-        """Judge new hits, which are in order, and anew what they change; also says what the last session is then.
-
-        Reads a whole session only where that matters: mostly a hit comes after all others, and changes none of them.
-        """
-        last_at, session_hits, machines = counts[-3:]
-        if last_at is None or hits[0].at - last_at > SESSION_GAP_MS:
-            judgements = judge(hits, email.context)
-            return judgements, [], _last_session(hits, judgements)
-        pauses = (n for n in range(1, len(hits)) if hits[n].at - max(hits[n - 1].at, last_at) > SESSION_GAP_MS)
-        joining = next(pauses, len(hits))
-        crowded = session_hits > MAX_SESSION and hits[0].at >= last_at - SESSION_GAP_MS
-        quiet = not crowded and session_hits + joining <= MAX_SESSION and _joins_quietly(hits, counts[-3:])
-        recent = self._recent.get(email.id, NOTHING_RECENT)
-        if not crowded and (not quiet or recent.other_clicks or recent.opened):
-            return self._judge_with_stored(email, counts[-3:], hits)
-        is_late = hits[0].at <= last_at
-        if is_late and self._joins_sessions(email.id, hits[0].at):
-            return self._judge_with_stored(email, counts[-3:], hits)
-        judgements = judge(hits[:joining], email.context, crowded=crowded)
-        new_machines = _machines(judgements)
-        is_new_open = hits[0].type == OPEN and judgements[0].reason != "repeat"
-        if quiet and ((joining > 1 and new_machines) or (is_late and (new_machines or is_new_open))):
-            return self._judge_with_stored(email, counts[-3:], hits)
-        session = max(last_at, hits[joining - 1].at), session_hits + joining, machines + new_machines
-        if joining < len(hits):
-            judgements += judge(hits[joining:], email.context)
-            session = _last_session(hits, judgements)
-        return judgements, [], session
-
-    def _joins_sessions(self, email: int, at: int) -> bool:
-        """Whether a late hit comes into the pause between the last session and the one before, so that they are one."""
-        sql = (
-            "select (select max(at) from event_rows where email = :email and at <= :at),"
-            " (select min(at) from event_rows where email = :email and at > :at)"
-        )
-        before, after = self.connection.execute(sql, {"email": email, "at": at}).fetchone()
-        return None not in (before, after) and at - before <= SESSION_GAP_MS < after - before
-
-    def _judge_with_stored(
-        self, email: Email, known: SessionState, hits: list[Hit]
-    ) -> tuple[list[Judgement], list[_Change], SessionState | None]:
-        judgements: list[Judgement] = []
-        changes: list[_Change] = []
-        last: SessionState | None = known
-        for session in sessions_of(self.connection, email.id, hits):
-            together = [*(each.hit for each in session.stored), *session.new]
-            judged = judge(together, email.context, crowded=session.crowded)
-            old, new = judged[: len(session.stored)], judged[len(session.stored) :]
-            old = _unless_erased(session.stored, old)
-            changes += self._revise(session.stored, old)
-            judgements += new
-            if session.crowded:
-                last = None  # it may be longer than was looked at
-            elif session.end >= known[0]:
-                last = session.end, len(together), _machines([*old, *new])
-        return judgements, changes, last
-
-    def _revise(self, stored: Sequence[StoredHit], judgements: Sequence[Judgement]) -> list[_Change]:
-        """Store what hits are judged now; returns those that were judged otherwise before."""
-        pairs = [pair for pair in zip(stored, judgements, strict=True) if pair[0].judgement != pair[1]]
-        if not pairs:
-            return []
-        self.connection.executemany(
-            "update event_rows set judgement = ? where id = ?",
-            [(self._judgement(after), each.id) for each, after in pairs],
-        )
-        return [_Change(each.hit, each.url, each.judgement, after) for each, after in pairs]
-
-    def rejudge(self, email: Email, counts: tuple[Any, ...]) -> int:
-        """Judge all of an email's hits anew; returns how many were judged otherwise before."""
-        stored = list(_stored_hits(self.connection, HITS_ON, email.id, 0))
-        if not stored:
-            return 0
-        hits = [each.hit for each in stored]
-        judgements = _unless_erased(stored, judge(hits, email.context))
-        changes = self._revise(stored, judgements)
-        self._count(email, counts, changes, _last_session(hits, judgements))
-        return len(changes)
-
-    def move_links(self, old: Email, new: Email) -> None:
-        """Count the clicks of an email under its new campaign."""
-        sql = f"select url, {LINK_COUNT_COLUMNS} from link_counts where email = ?"
-        for url, *counts in self.connection.execute(sql, (old.id,)):
-            self.changes.link(old, url, counts, NO_HITS)
-            self.changes.link(new, url, NO_HITS, counts)
-
-    def _recounted_session(self, email: int) -> SessionState:
-        """The last session, counted: of one with so many hits that they are not read each time."""
-        self._write_events()
-        begin = (
-            "select max(at) from (select at, lag(at) over (order by at) as before from event_rows where email = :email)"
-            f" where before is null or at - before > {SESSION_GAP_MS}"
-        )
-        sql = (
-            "select max(at), count(*), count(case when verdict in ('scanner', 'bot') then 1 end) from event_rows"
-            f" join judgements on judgements.id = judgement where email = :email and at >= ({begin})"
-        )
-        at, hits, machines = self.connection.execute(sql, {"email": email}).fetchone()
-        return at, hits, machines
-
-    def _count(self, email: Email, old: tuple[Any, ...], changes: Sequence[_Change], session: SessionState) -> None:
-        """Bring the counts of an email and of its links, and with them the roll-ups, up to date."""
-        tallies: Tally = list(old[:-3])
-        links: dict[int, tuple[Sequence[Any], Tally]] = {}
-        for hit, url, before, after in changes:
-            if before is not None:
-                self._count_judgement(email, hit, url, before, -1)
-                if before.state != ASIDE:
-                    for tally, start, link in self._tallies(email, hit, url, tallies, links):
-                        earliest = partial(self._earliest, email.id, hit.type, before.state, link)
-                        take_from_tally(tally, start + 2 * (before.state - 1), hit.at, earliest)
-            self._count_judgement(email, hit, url, after, 1)
-        for hit, url, _, after in changes:
-            if (state := after.state) != ASIDE:
-                for tally, start, _ in self._tallies(email, hit, url, tallies, links):
-                    add_to_tally(tally, start + 2 * (state - 1), hit.at)
-        new = (*tallies, *session)
-        self.changes.moved(email, old, new)
-        self.changes.seen(email, session[0])
-        self._email_counts.append((email.id, *new))
-        for url, (old_link, new_link) in links.items():
-            self.changes.link(email, url, old_link, new_link)
-            self._link_counts.append((email.id, url, *new_link))
-
-    def _count_judgement(self, email: Email, hit: Hit, url: int | None, judgement: Judgement, sign: int) -> None:
-        number = self._judgement(judgement)
-        self.changes.hits(email.tenant, hit.at // QUARTER_MS, hit.type, judgement.state, number, sign)
-        if hit.type == OPEN:
-            self.changes.opens(email.tenant, hit.at // QUARTER_MS, hit.agent, judgement.state, sign)
-        if judgement.reason in NAMING_REASONS:
-            host = self.connection.execute("select host from urls where id = ?", (url,)).fetchone()[0]
-            self.changes.named(email.tenant, host, judgement.reason, sign)
-
-    def _tallies(
-        self, email: Email, hit: Hit, url: int | None, tallies: Tally, links: dict[int, tuple[Sequence[Any], Tally]]
-    ) -> Sequence[tuple[Tally, int, int | None]]:
-        """Where a hit is counted: in its email, from the place on where its type begins, and in its link, if it is a click."""
-        if url is None:
-            return ((tallies, 6 * (hit.type - 1), None),)
-        if url not in links:
-            sql = f"select {LINK_COUNT_COLUMNS} from link_counts where email = ? and url = ?"
-            row = self.connection.execute(sql, (email.id, url)).fetchone() or NO_HITS
-            links[url] = row, list(row)
-        return (tallies, 6 * (hit.type - 1), None), (links[url][1], 0, url)
-
-    def _earliest(self, email: int, kind: int, state: int, url: int | None) -> int | None:
-        """When the first of the stored hits came that count so."""
-        sql = (
-            "select at from event_rows join judgements on judgements.id = judgement where email = :email and type = :type"
-            " and state = :state and (:url is null or url = :url) order by at limit 1"
-        )
-        row = self.connection.execute(sql, {"email": email, "type": kind, "state": state, "url": url}).fetchone()
-        return row and int(row[0])
-
-    def _unregistered_email(self, tenant: int, key: str, hits: list[Hit]) -> Email | None:
-        """Make the email that hits speak of, unless hits have made too many today (not: on the day of the hit, so
-        that the order of draining makes no difference). Those of a campaign that was said to be sent are expected."""
-        campaign = hits[0].campaign if key != hits[0].key else ""
-        expected, sent_at = self._declaration(tenant, campaign)
-        if expected > 0:
-            self._declared[tenant, campaign] = expected - 1, sent_at
-        elif not self._has_room(tenant):
-            for hit in hits:
-                self._dropped[tenant, "unregistered-limit", hit.at // DAY_MS] += 1
-            return None
-        at = min(hit.at for hit in hits)
-        sql = "insert into emails (tenant, key, campaign, registered, created_at) values (?, ?, ?, 0, ?)"
-        id_ = self.connection.execute(sql, (tenant, key, campaign, at)).lastrowid
-        assert id_ is not None
-        email = Email(id_, tenant, False, sent_at, campaign, at, is_test=key.startswith(TEST_KEY))
-        self.changes.email(email, 1)
-        return email
-
-    def _declaration(self, tenant: int, campaign: str) -> tuple[int, int | None]:
-        """How many emails of a campaign are still to come, and when they were sent."""
-        if campaign and (tenant, campaign) not in self._declared:
-            sql = (
-                "select sent - (select count(*) from emails where tenant = :tenant and campaign = :campaign"
-                " and registered = 0 and campaign <> ''), sent_at from campaign_sends where tenant = :tenant and campaign = :campaign"
-            )
-            row = self.connection.execute(sql, {"tenant": tenant, "campaign": campaign}).fetchone()
-            self._declared[tenant, campaign] = row or (0, None)
-        return self._declared.get((tenant, campaign), (0, None))
-
-    def _has_room(self, tenant: int) -> bool:
-        """Whether hits may make one more email today; counts it."""
-        if tenant not in self._unregistered:
-            sql = "select emails from unregistered_days where tenant = ? and day = ?"
-            row = self.connection.execute(sql, (tenant, self.day)).fetchone()
-            self._unregistered[tenant] = row[0] if row else 0
-        if self._unregistered[tenant] >= UNREGISTERED_A_DAY:
-            return False
-        self._unregistered[tenant] += 1
-        return True
-
-    def _judgement(self, judgement: Judgement) -> int:
-        values = {"verdict": judgement.verdict, "reason": judgement.reason, "state": judgement.state}
-        return self._numbers.get(judgement) or self._number("judgements", judgement, values)
-
-    def _agent(self, agent: str) -> int:
-        key = (agent,)
-        return self._numbers.get(key) or self._number("user_agents", key, {"user_agent": agent[:MAX_AGENT]})
-
-    def _url(self, tenant: int, url: str) -> int:
-        key = (tenant, url)
-        return self._numbers.get(key) or self._number("urls", key, {"tenant": tenant, "url": url})
-
-    def _number(self, table: str, key: tuple[Any, ...], values: dict[str, Any]) -> int:
-        """The number of a value that is stored once, in a new row if need be."""
-        same = " and ".join(f"{column} = :{column}" for column in values)
-        row = self.connection.execute(f"select id from {table} where {same}", values).fetchone()
-        number = int(row[0]) if row else self._new_number(table, values)
-        self._numbers[key] = number
-        return number
-
-    def _new_number(self, table: str, values: dict[str, Any]) -> int:
-        if table == "urls":
-            values["host"] = url_host(values["url"])
-        names, marks = ", ".join(values), ", ".join(f":{column}" for column in values)
-        number = self.connection.execute(f"insert into {table} ({names}) values ({marks})", values).lastrowid
-        assert number is not None
-        return number
-
-
-def url_host(url: str) -> str:
-    """The host that a target leads to, with the port unless it is a default one; "" for what can't be read."""
-    try:
-        target = read_target(url)
-    except BadTarget:
-        return ""
-    return target.host if target.port in DEFAULT_PORTS.values() else f"{target.host}:{target.port}"
-
-
-def record_hits(connection: sqlite3.Connection, hits: Iterable[Hit], now: int) -> None:
-    """Judge hits, store them as events and count them, all within the caller's transaction."""
-    _Recorder(connection, now).record(hits)
-
-
-def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most: int) -> tuple[int, int] | None:
-    """Judge all hits anew of up to `most` emails behind the email with the number `after`, if they have hits since a time.
-
-    Returns the number of the last email and how many hits were judged otherwise before; None if there are no such emails.
-    """
-    recorder = _Recorder(connection, 0)
-    changed = 0
-    sql = (
-        "select id, tenant, key from email_counts join emails on id = email where email > ? and last_at >= ?"
-        " order by email limit ?"
-    )
-    found = connection.execute(sql, (after, since, most)).fetchall()
-    for _, tenant, key in found:
-        email, counts = _email_and_counts(connection, tenant, key)
-        assert email is not None and counts is not None
-        changed += recorder.rejudge(email, counts)
-    recorder.write()
-    return (found[-1][0], changed) if found else None
 
 
 class SpooledEmail(NamedTuple):
@@ -4559,25 +3466,912 @@ class SpooledEmail(NamedTuple):
     registration: Registration
 
 
+class Stored(NamedTuple):
+    """An event, and the hit that it was."""
+
+    id: int
+    judgement: int
+    url: int | None
+    hit: Hit
+
+
+class Email:
+    """An email, what is counted of it, and what will be."""
+
+    __slots__ = (
+        *("id", "tenant", "key", "registered", "campaign", "created_at", "sent_at", "context"),
+        *("opens", "clicks", "last_at", "links", "before", "stored"),
+    )
+
+    def __init__(self, row: Sequence[Any]) -> None:
+        """Of a row as _EMAIL_FACTS reads it."""
+        (self.id, self.tenant, self.key, self.registered, self.campaign, self.created_at, self.sent_at, *row) = row
+        begin, said, links, self.last_at, *counts = row
+        self.context = Context(begin, bool(said), links) if self.registered else NO_CONTEXT
+        self.opens = tally_of(*counts[: 2 * len(STATES)])
+        self.clicks = tally_of(*counts[2 * len(STATES) :])
+        self.links: dict[int, tuple[Tally, Tally]] = {}  # the tallies that were read: as they were, and as they will be
+        self.before: Standing | None = None  # where that may have changed
+        self.stored: list[Stored] = []  # of the sessions that new hits come into
+
+    @property
+    def is_test(self) -> bool:
+        """Whether selftest made it; its hits are in no number."""
+        return bool(self.key.startswith(TEST_KEY))
+
+    def standing(self) -> Standing:
+        """Where it stands by what is counted now."""
+        opened, clicked = best_of(self.opens), best_of(self.clicks)
+        return Standing(
+            self.tenant,
+            self.campaign,
+            self.registered == 1,
+            self.is_test,
+            NO_QUARTER if self.sent_at is None else self.sent_at // QUARTER_MS,
+            opened,
+            self.opens[opened][1] // QUARTER_MS if opened else 0,
+            clicked,
+            self.clicks[clicked][1] // QUARTER_MS if clicked else 0,
+        )
+
+
+def tally_of(
+    person: int | None,
+    person_first: int,
+    unconfirmed: int | None,
+    unconfirmed_first: int,
+    machine: int | None,
+    machine_first: int,
+) -> Tally:
+    """A tally as its columns have it; they hold no number where nothing was counted yet."""
+    tally: Tally = {}
+    if person:
+        tally[PERSON] = person, person_first
+    if unconfirmed:
+        tally[UNCONFIRMED] = unconfirmed, unconfirmed_first
+    if machine:
+        tally[MACHINE] = machine, machine_first
+    return tally
+
+
+def columns_of(tally: Tally) -> tuple[int | None, ...]:
+    """The columns of a tally, as tally_of takes them."""
+    return (*tally.get(PERSON, _NO_HITS), *tally.get(UNCONFIRMED, _NO_HITS), *tally.get(MACHINE, _NO_HITS))
+
+
+_NO_HITS = (0, None)
+_EMAIL_FACTS = f"""
+    select emails.id, emails.tenant, emails.key, emails.registered, emails.campaign, emails.created_at,
+           coalesce(emails.sent_at, campaign_sends.sent_at),
+           coalesce(emails.delivered_at, emails.sent_at),
+           case when emails.delivered_at is not null or emails.time_said = 1 then 1 else 0 end,
+           emails.links, email_counts.last_at,
+           {", ".join(f"{tally}, {tally}_first" for tally in TALLIES)}
+    from {{}} cross join emails
+    left join email_counts on email_counts.email = emails.id
+    left join campaign_sends on emails.registered = 0 and campaign_sends.tenant = emails.tenant
+        and campaign_sends.campaign = emails.campaign
+"""
+_EVENT_FACTS = """
+    select events.email, events.id, events.judgement, events.url, events.agent, events.at, events.type, events.method,
+           events.address, events.purpose, events.own, events.fixed
+"""
+
+
+def find_emails(connection: sqlite3.Connection, tenant: int, keys: Iterable[str]) -> dict[str, Email]:
+    """Those of the emails that are known, by key."""
+    sql = _EMAIL_FACTS.format(wanted("key")) + "where emails.tenant = :tenant and emails.key = wanted.key"
+    rows = connection.execute(sql, {"wanted": as_set(sorted(keys)), "tenant": tenant})
+    return {email.key: email for email in map(Email, rows)}
+
+
+def _emails_by_id(connection: sqlite3.Connection, ids: Iterable[int]) -> list[Email]:
+    sql = _EMAIL_FACTS.format(wanted("id")) + "where emails.id = wanted.id"
+    return [*map(Email, connection.execute(sql, {"wanted": as_set([*ids])}))]
+
+
+def is_registered(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
+    """Whether an email was registered, rather than be known from its hits alone."""
+    sql = "select 1 from emails where tenant = ? and key = ? and registered = 1"
+    return connection.execute(sql, (tenant, key)).fetchone() is not None
+
+
+def fold_text(*texts: str) -> str:
+    """Texts to search in, or for: without case and accents, in any language. Words of one are none of another."""
+    decomposed = unicodedata.normalize("NFKD", "\n".join(filter(None, texts)).casefold())
+    return "".join(c for c in decomposed if not unicodedata.combining(c)).translate(_BARE_LETTERS)
+
+
+_BARE_LETTERS = str.maketrans({"ø": "o", "đ": "d", "ł": "l", "ħ": "h", "ŧ": "t", "\u0131": "i", "æ": "ae", "œ": "oe"})
+
+
+def campaign_key(key: str, campaign: str) -> str:
+    """The key of an email that nobody registered, in a campaign that its hits name: as its URL has it, if that fits."""
+    whole = f"{key}?campaign={campaign}"
+    if len(whole) <= MAX_KEY:
+        return whole
+    digest = hashlib.sha256(whole.encode()).hexdigest()
+    return f"{key[: MAX_KEY - len(digest) - 1]}?{digest}"
+
+
+@lru_cache(maxsize=1024)
+def url_host(url: str) -> str:
+    """The host that a target leads to, with the port unless it is a default one; "" for what can't be read."""
+    try:
+        target = read_target(url)
+    except BadTarget:
+        return ""
+    return target.host if target.port in DEFAULT_PORTS.values() else f"{target.host}:{target.port}"
+
+
+# -- The session of a hit
+
+
+def _reaches(stored: Iterable[Stored], at: int) -> bool:
+    """Whether a session up to a time may have begun before what was read of it."""
+    begin = at
+    for earlier in sorted((each.hit.at for each in stored if each.hit.at <= at), reverse=True):
+        if begin - earlier > SESSION_GAP_MS:
+            return False
+        begin = earlier
+    return begin - SESSION_GAP_MS < at - MOSTLY_MS
+
+
+# An email, its new hits, what they are judged, and which stored ones are judged otherwise now than they were.
+Judged = tuple[Email, list[Hit], list[Judgement], list[tuple[Stored, Judgement]]]
+Session = list[tuple[Hit, Stored | None]]  # hits in order, each with its event if it is stored already
+
+
+def sessions_of(new: Iterable[Hit], stored: Iterable[Stored]) -> Iterator[Session]:
+    """The sessions that new hits are in, with the stored hits that belong to them."""
+    both: Session = [(each.hit, each) for each in stored]
+    both += [(hit, None) for hit in new]
+    both.sort(key=lambda pair: in_order(pair[0]))
+    start = 0
+    for end in range(1, len(both) + 1):
+        if end == len(both) or both[end][0].at - both[end - 1][0].at > SESSION_GAP_MS:
+            session = both[start:end]
+            if any(each is None for _, each in session):
+                yield session
+            start = end
+
+
+def judge_together(email: Email, new: Sequence[Hit]) -> tuple[list[Judgement], list[tuple[Stored, Judgement]]]:
+    """Judge new hits of an email, which are in order, with the stored ones around them, and say what those are now.
+
+    A session that is too long to be judged together may not be read whole. Then only those stored hits are judged anew
+    that a new one is near to (what is near to them was read), and those of a session that was not too long before.
+    """
+    judgements: list[Judgement] = []
+    judged: list[tuple[Stored, Judgement]] = []
+    for session in sessions_of(new, email.stored):
+        crowded = len(session) > MAX_SESSION
+        concerned = _concerned(session) if crowded else range(len(session))
+        hits = [hit for hit, _ in session]
+        for n, (judgement, (_, stored)) in enumerate(zip(judge(hits, email.context, crowded=crowded), session)):  # noqa: B905
+            if stored is None:
+                judgements.append(judgement)
+            elif n in concerned:
+                judged.append((stored, judgement))
+    return judgements, judged
+
+
+def _concerned(session: Session) -> set[int]:
+    """The places in a session that is too long of the hits that new ones may make something else of."""
+    found: set[int] = set()
+    before: list[int] = []  # the places of a session of stored hits, as it was without new ones
+    for n, (hit, stored) in enumerate(session):
+        if stored is None:
+            found.update(range(max(n - MAX_SESSION // 2, 0), min(n + MAX_SESSION // 2, len(session))))
+            continue
+        if before and hit.at - session[before[-1]][0].at > SESSION_GAP_MS:
+            found.update(before if len(before) <= MAX_SESSION else ())
+            before = []
+        before.append(n)
+    found.update(before if len(before) <= MAX_SESSION else ())
+    return found
+
+
+# -- What changes
+
+
+class Batch:
+    """What one transaction changes: gathered in memory, and written once, at the end. It remembers nothing longer.
+
+    All that is looked up is looked up in sets: however many hits there are, the statements are the same.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, now: int) -> None:
+        self.connection = connection
+        self.now = now
+        self._shapes: Counter[tuple[Any, ...]] = Counter()  # as Shape
+        self._standings: Counter[Standing] = Counter()
+        self._cells: Counter[Cell] = Counter()
+        self._dropped: Counter[tuple[int, str, int]] = Counter()
+        self._emails: list[Email] = []  # whose counts may have changed
+        self._events: list[tuple[Any, ...]] = []
+        self._revised: list[tuple[int, int]] = []
+        self._firsts: list[tuple[Tally, Email, int, int, int | None]] = []  # tallies whose first hit went
+        self._left: set[tuple[int, str]] = set()  # campaigns that an email left, perhaps with their last hit
+        self._numbers: dict[Judgement, int] = {}
+        self._judgements: dict[int, Judgement] = {}
+        for number, verdict, reason in connection.execute("select id, verdict, reason from judgements"):
+            certainty = REASONS[reason].certainty if reason in REASONS else PROBABLE
+            self._know(number, Judgement(verdict, reason, certainty))
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self.write()
+
+    def _know(self, number: int, judgement: Judgement) -> int:
+        self._numbers[judgement], self._judgements[number] = number, judgement
+        return number
+
+    def _number(self, judgement: Judgement) -> int:
+        """The number of a judgement; of a pair that never occurred, in a new row."""
+        row = (judgement.verdict, judgement.reason, judgement.state)
+        sql = "insert into judgements (verdict, reason, state) values (?, ?, ?) returning id"
+        return self._know(self.connection.execute(sql, row).fetchone()[0], judgement)
+
+    def _texts(self, table: str, column: str, ids: Iterable[int | None]) -> dict[int, str]:
+        """What is stored once, by number."""
+        sql = f"select {table}.id, {table}.{column} from {wanted('id')} cross join {table} where {table}.id = wanted.id"
+        return dict(self.connection.execute(sql, {"wanted": as_set([*ids])}).fetchall())
+
+    def _agents(self, agents: Collection[str]) -> dict[str, int]:
+        """The numbers of agents; new ones get theirs."""
+        sql = (
+            f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent"
+        )
+        asked = {"wanted": as_set([*agents])}
+        known = dict(self.connection.execute(sql, asked).fetchall())
+        if len(known) < len(agents):
+            new = [(agent,) for agent in agents if agent not in known]
+            self.connection.executemany("insert into agents (agent) values (?)", new)
+            known = dict(self.connection.execute(sql, asked).fetchall())
+        return known
+
+    def _urls(self, tenant: int, urls: Collection[str]) -> dict[str, int]:
+        """The numbers of a tenant's URLs; new ones get theirs."""
+        sql = f"""
+            select urls.url, urls.id from {wanted("url")} cross join urls
+            where urls.tenant = :tenant and urls.url = wanted.url
+        """
+        asked = {"wanted": as_set([*urls]), "tenant": tenant}
+        known = dict(self.connection.execute(sql, asked).fetchall()) if urls else {}
+        if len(known) < len(urls):
+            new = [(tenant, url, url_host(url)) for url in urls if url not in known]
+            self.connection.executemany("insert into urls (tenant, url, host) values (?, ?, ?)", new)
+            known = dict(self.connection.execute(sql, asked).fetchall())
+        return known
+
+    # -- Recording hits
+
+    def record(self, hits: Iterable[Hit]) -> None:
+        """Judge hits, those of each email together, and count them."""
+        for tenant, groups in self._by_tenant(hits).items():
+            emails = self._emails_of(tenant, groups)
+            self._read_stored(emails)
+            agents = self._agents({hit.agent for _, new in emails for hit in new})
+            urls = self._urls(tenant, {hit.url for _, new in emails for hit in new if hit.url is not None})
+            judged: list[Judged] = []
+            for email, new in emails:
+                if email.stored:
+                    judgements, again = judge_together(email, new)
+                    judged.append((email, new, judgements, self._otherwise(again)))
+                else:
+                    judged.append((email, new, judge(new, email.context), []))
+            self._read_links(judged, urls)
+            for email, new, judgements, revised in judged:
+                self._revise(email, revised)
+                for hit, judgement in zip(new, judgements):  # noqa: B905  # as long as each other
+                    number = self._numbers.get(judgement) or self._number(judgement)
+                    url = urls[hit.url] if hit.url is not None else None
+                    method = "HEAD" if hit.method == "HEAD" else None
+                    said = hit.address or None, hit.purpose or None, int(hit.own), int(hit.fixed is not None)
+                    event = tenant, email.id, hit.at, hit.type, method, number, agents[hit.agent], url, *said
+                    self._events.append(event)
+                    self._count(email, hit, url, number, judgement.state, 1)
+                if email.last_at is None or new[-1].at > email.last_at:
+                    email.last_at = new[-1].at
+                if not email.registered and new[0].at < email.created_at:
+                    email.created_at = new[0].at
+
+    def _by_tenant(self, hits: Iterable[Hit]) -> dict[int, dict[tuple[str, str], list[Hit]]]:
+        """Hits that can become events, by tenant, and by key and campaign; others are dropped by the first reason that fits."""
+        hits = [*hits]
+        sql = f"""
+            select tenants.number, tenants.mail_id, tenants.id, tenants.id_in_mail_at
+            from {wanted("word")} cross join tenants
+            where tenants.mail_id = wanted.word or tenants.id = wanted.word
+        """
+        words = as_set([*{hit.mail_id for hit in hits}])
+        tenants = self.connection.execute(sql, {"wanted": words}).fetchall()
+        by_mail_id = {mail_id: number for number, mail_id, _, _ in tenants}
+        by_id = {id_: (number, last or 0) for number, _, id_, last in tenants}
+        sql = f"""
+            select tenants.tracking_host, tenants.mail_id from {wanted("host")} cross join tenants
+            where tenants.tracking_host = wanted.host
+        """
+        owners = dict(self.connection.execute(sql, {"wanted": as_set([*{hit.host for hit in hits}])}).fetchall())
+        found: dict[int, dict[tuple[str, str], list[Hit]]] = defaultdict(lambda: defaultdict(list))
+        in_mail: dict[int, int] = {}
+        for hit in hits:
+            tenant, last = by_mail_id.get(hit.mail_id, 0), 0
+            if not tenant:
+                tenant, last = by_id.get(hit.mail_id, (0, 0))
+                reason = "dashboard-id" if tenant else "unknown-tenant"
+                if tenant:
+                    in_mail[tenant] = max(hit.at, last, in_mail.get(tenant, 0))
+            elif owners.get(hit.host, hit.mail_id) != hit.mail_id:
+                reason = "wrong-host"
+            elif not is_key(hit.key):
+                reason = "bad-key"
+            elif hit.type == CLICK and hit.answer not in ("302", "named", "hidden"):
+                reason = "not-redirected"
+            else:
+                found[tenant][hit.key, hit.campaign].append(hit)
+                continue
+            self._dropped[tenant, reason, hit.at // DAY_MS] += 1
+        for tenant, at in in_mail.items():
+            change_tenant(self.connection, tenant, id_in_mail_at=at)
+        return found
+
+    def _emails_of(self, tenant: int, groups: dict[tuple[str, str], list[Hit]]) -> list[tuple[Email, list[Hit]]]:
+        """The emails that hits belong to, in the order of their numbers, with their hits in order.
+
+        Where a URL names a campaign and nobody registered its key, the campaign is part of the key: mailing tools
+        give each subscriber one id for all campaigns, and an email is one message.
+        """
+        named = {pair: campaign_key(*pair) for pair in groups if pair[1]}
+        known = find_emails(self.connection, tenant, {*(key for key, _ in groups), *named.values()})
+        by_key: dict[str, list[Hit]] = {}
+        for pair, hits in groups.items():
+            key = pair[0]
+            if pair in named and not (key in known and known[key].registered):
+                key = named[pair]
+            by_key.setdefault(key, []).extend(hits)
+        unknown = [key for key in by_key if key not in known]
+        if unknown:
+            known |= self._make_unregistered(tenant, {key: by_key[key] for key in unknown})
+        emails = [(known[key], hits) for key, hits in by_key.items() if key in known]
+        emails.sort(key=lambda pair: pair[0].id)
+        for _, hits in emails:
+            if len(hits) > 1:
+                hits.sort(key=in_order)
+        self._emails += [email for email, _ in emails]
+        return emails
+
+    def _make_unregistered(self, tenant: int, by_key: Mapping[str, list[Hit]]) -> dict[str, Email]:
+        """Make the emails that hits speak of, unless hits have made too many today (not: on the day of the hit, so that
+        the order of draining makes no difference). Those of a campaign that was said to be sent are expected."""
+        day = self.now // DAY_MS
+        sql = "select emails from unregistered_days where tenant = ? and day = ?"
+        row = self.connection.execute(sql, (tenant, day)).fetchone()
+        room = UNREGISTERED_A_DAY - (row[0] if row else 0)
+        expected = self._expected(tenant, {hits[0].campaign for hits in by_key.values()})
+        new, taken = [], 0
+        for key, hits in by_key.items():
+            campaign = hits[0].campaign if key != hits[0].key else ""
+            if expected[campaign] > 0:
+                expected[campaign] -= 1
+            elif taken < room:
+                taken += 1
+            else:
+                for hit in hits:
+                    self._dropped[tenant, "unregistered-limit", hit.at // DAY_MS] += 1
+                continue
+            search = fold_text(key, campaign) if campaign else ""
+            new.append((tenant, key, campaign, min(hit.at for hit in hits), search))
+        self.connection.executemany(
+            "insert into emails (tenant, key, campaign, registered, created_at, search) values (?, ?, ?, 0, ?, ?)", new
+        )
+        self.connection.execute(
+            "insert into unregistered_days values (?, ?, ?)"
+            " on conflict (tenant, day) do update set emails = unregistered_days.emails + excluded.emails",
+            (tenant, day, taken),
+        )
+        made = find_emails(self.connection, tenant, [key for _, key, *_ in new])
+        self._standings.update(email.standing() for email in made.values())
+        return made
+
+    def _expected(self, tenant: int, campaigns: Iterable[str]) -> Counter[str]:
+        """How many emails of campaigns are still to come, of those that were said to be sent."""
+        sql = f"""
+            select campaign_sends.campaign, campaign_sends.sent - (
+                select count(*) from emails
+                where emails.tenant = campaign_sends.tenant and emails.campaign = campaign_sends.campaign
+                    and emails.registered = 0 and emails.campaign <> '')
+            from {wanted("campaign")} cross join campaign_sends
+            where campaign_sends.tenant = :tenant and campaign_sends.campaign = wanted.campaign
+        """
+        asked = {"wanted": as_set([*campaigns]), "tenant": tenant}
+        return Counter(dict(self.connection.execute(sql, asked).fetchall()))
+
+    # -- The session of a hit
+
+    def _read_stored(self, emails: Iterable[tuple[Email, list[Hit]]]) -> None:
+        """Read the stored hits of the sessions that new hits come into: up to MAX_SESSION and one on each side of a hit."""
+        before: list[tuple[int, int, int]] = []  # emails, and after which and up to which time
+        after: list[tuple[int, int, int]] = []
+        joined: dict[int, Email] = {}
+        for email, hits in emails:
+            last_at = -FAR if email.last_at is None else email.last_at
+            floor = -FAR
+            for n, hit in enumerate(hits):
+                if floor >= last_at or hit.at > last_at + SESSION_GAP_MS:
+                    break
+                joined[email.id] = email
+                before.append((email.id, floor, hit.at))
+                if hit.at < last_at:
+                    after.append((email.id, hit.at, hits[n + 1].at if n + 1 < len(hits) else FAR))
+                floor = hit.at
+        if not joined:
+            return
+        found: dict[int, dict[int, Stored]] = defaultdict(dict)
+        nearly = [(email, max(floor, at - MOSTLY_MS), at) for email, floor, at in before]
+        self._read_near(nearly, "desc", found)
+        # Nearly all sessions are short; of the others all is read.
+        further = [
+            (email, floor, at)
+            for email, floor, at in before
+            if floor < at - MOSTLY_MS and _reaches(found.get(email, {}).values(), at)
+        ]
+        self._read_near(further, "desc", found)
+        self._read_near(after, "asc", found)
+        for id_, stored in found.items():
+            joined[id_].stored = [*stored.values()]
+
+    def _read_near(
+        self, spans: Sequence[tuple[int, int, int]], order: str, found: dict[int, dict[int, Stored]]
+    ) -> None:
+        """Read events later than the first and up to the second of two times, from that end on which `order` begins."""
+        if spans:
+            sql = f"""
+                {_EVENT_FACTS} from {wanted("email", "since", "until")} cross join events
+                where events.id in (
+                    select near.id from events as near
+                    where near.email = wanted.email and near.at > wanted.since and near.at <= wanted.until
+                    order by near.at {order} limit :most)
+            """
+            self._read_events(sql, {"wanted": as_set(spans), "most": MAX_SESSION + 1}, found)
+
+    def _read_events(self, sql: str, values: Mapping[str, Any], found: dict[int, dict[int, Stored]]) -> None:
+        """Events as _EVENT_FACTS has them, by email and number."""
+        rows = self.connection.execute(sql, values).fetchall()
+        if not rows:
+            return
+        agents = self._texts("agents", "agent", {row[4] for row in rows})
+        urls = self._texts("urls", "url", {row[3] for row in rows})
+        for email, id_, number, url, agent, at, type_, method, address, purpose, own, fixed in rows:
+            judgement = self._judgements[number]
+            hit = Hit(
+                id="",
+                at=at,
+                type=type_,
+                method=method or "GET",
+                mail_id="",
+                key="",
+                url=None if url is None else urls[url],
+                host="",
+                address=address or "",
+                agent=agents[agent],
+                purpose=purpose or "",
+                answer="",
+                why=judgement.reason if judgement.reason in NAMING_REASONS else "",
+                own=own == 1,
+                fixed=judgement if fixed else None,
+            )
+            found[email][id_] = Stored(id_, number, url, hit)
+
+    def _read_links(self, judged: Iterable[Judged], urls: Mapping[str, int]) -> None:
+        """The tallies of links that are clicked now, or were by a hit that is judged otherwise now."""
+        emails = {email.id: email for email, *_ in judged}
+        for email, new, _, revised in judged:
+            clicked = {urls[hit.url] for hit in new if hit.url is not None}
+            clicked.update(stored.url for stored, _ in revised if stored.url is not None)
+            email.links = {url: ({}, {}) for url in clicked}
+        asked = [(email.id, url) for email in emails.values() for url in sorted(email.links)]
+        if asked:
+            sql = f"""
+                select link_counts.* from {wanted("email", "url")} cross join link_counts
+                where link_counts.email = wanted.email and link_counts.url = wanted.url
+            """
+            for id_, url, *counts in self.connection.execute(sql, {"wanted": as_set(asked)}):
+                emails[id_].links[url] = tally_of(*counts), tally_of(*counts)
+
+    def _read_all_links(self, emails: Sequence[Email]) -> None:
+        """The tallies of all links of emails."""
+        by_id = {email.id: email for email in emails}
+        sql = f"select link_counts.* from {wanted('id')} cross join link_counts where link_counts.email = wanted.id"
+        for id_, url, *counts in self.connection.execute(sql, {"wanted": as_set([*by_id])}):
+            by_id[id_].links[url] = tally_of(*counts), tally_of(*counts)
+
+    # -- Counting
+
+    def _otherwise(self, judged: Iterable[tuple[Stored, Judgement]]) -> list[tuple[Stored, Judgement]]:
+        """Those of stored hits that are judged otherwise now than they were."""
+        return [pair for pair in judged if self._judgements[pair[0].judgement] != pair[1]]
+
+    def _revise(self, email: Email, revised: Iterable[tuple[Stored, Judgement]]) -> None:
+        """Count hits that are judged otherwise now than they were."""
+        for stored, judgement in revised:
+            number = self._numbers.get(judgement) or self._number(judgement)
+            self._revised.append((number, stored.id))
+            before = self._judgements[stored.judgement].state
+            self._count(email, stored.hit, stored.url, stored.judgement, before, -1)
+            self._count(email, stored.hit, stored.url, number, judgement.state, 1)
+
+    def _count(self, email: Email, hit: Hit, url: int | None, judgement: int, state: int, times: int) -> None:
+        """Count a hit by its time and in the tallies of its email, or take it out again: 1 time or -1 times."""
+        type_, at = hit.type, hit.at
+        about = hit.agent if type_ == OPEN else url_host(hit.url or "") if hit.why else ""
+        self._shapes[email.tenant, at // QUARTER_MS, type_, judgement, about] += times
+        if state == ASIDE:
+            return
+        self._tally(email.opens if type_ == OPEN else email.clicks, email, hit, None, state, times)
+        if url is not None:
+            self._tally(email.links[url][1], email, hit, url, state, times)
+
+    def _tally(self, tally: Tally, email: Email, hit: Hit, url: int | None, state: int, times: int) -> None:
+        hits, first = tally.get(state, (0, FAR))
+        if hit.at <= first:
+            if email.before is None:
+                email.before = email.standing()
+            if times > 0:
+                first = hit.at
+            else:
+                self._firsts.append((tally, email, hit.type, state, url))
+        if hits + times:
+            tally[state] = hits + times, first
+        else:
+            tally.pop(state, None)
+
+    # -- Registering, deleting, judging anew
+
+    def register(self, tenant: int, registrations: Iterable[Registration]) -> int:
+        """Register emails, or update those whose key is known; returns how many are new."""
+        said: dict[str, Registration] = {}
+        for each in registrations:
+            if earlier := said.get(each.key):  # what is said last counts
+                each = earlier._replace(**{name: value for name, value in each._asdict().items() if value is not None})
+            said[each.key] = each
+        known = find_emails(self.connection, tenant, said)
+        new = []
+        for each in said.values():
+            if each.key not in known:
+                texts = each.subject or "", each.recipient or "", (each.campaign or "").strip(" ")
+                sent_at = self.now if each.sent_at is None else each.sent_at
+                time_said, search = int(each.sent_at is not None), fold_text(each.key, *texts) if any(texts) else ""
+                new.append(
+                    (tenant, each.key, *texts, sent_at, sent_at, each.delivered_at, time_said, each.links, search)
+                )
+                is_test, quarter = each.key.startswith(TEST_KEY), sent_at // QUARTER_MS
+                self._standings[Standing(tenant, texts[2], True, is_test, quarter, None, 0, None, 0)] += 1
+        self.connection.executemany(
+            "insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at, delivered_at,"
+            " time_said, links, search) values (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?)",
+            new,
+        )
+        if known:
+            self._register_again(tenant, known, [each for each in said.values() if each.key in known])
+        return len(new) + sum(not email.registered for email in known.values())
+
+    def _register_again(self, tenant: int, known: Mapping[str, Email], said: Iterable[Registration]) -> None:
+        rows = [
+            {
+                **each._asdict(),
+                "campaign": each.campaign and each.campaign.strip(" "),  # as hits and declarations name it
+                "now": self.now,
+                "id": known[each.key].id,
+            }
+            for each in said
+        ]
+        self.connection.executemany(
+            """
+            update emails set
+                subject = coalesce(:subject, subject), recipient = coalesce(:recipient, recipient),
+                campaign = coalesce(:campaign, campaign), links = coalesce(:links, links),
+                created_at = case when registered = 1 then created_at else coalesce(:sent_at, :now) end,
+                sent_at = coalesce(:sent_at, sent_at, :now), delivered_at = coalesce(:delivered_at, delivered_at),
+                time_said = case when :sent_at is null then time_said else 1 end, registered = 1
+            where id = :id
+            """,
+            rows,
+        )
+        sql = f"""
+            select emails.id, emails.key, emails.subject, emails.recipient, emails.campaign
+            from {wanted("id")} cross join emails where emails.id = wanted.id
+        """
+        texts = self.connection.execute(sql, {"wanted": as_set([email.id for email in known.values()])}).fetchall()
+        self.connection.executemany(
+            "update emails set search = ? where id = ?",
+            [(fold_text(key, *others) if any(others) else "", id_) for id_, key, *others in texts],
+        )
+        new = find_emails(self.connection, tenant, known)
+        self._replace([(email, new[key]) for key, email in known.items()])
+
+    def _replace(self, pairs: Sequence[tuple[Email, Email]]) -> None:
+        """What is said of emails changed: count them, and where it matters their links and hits, anew."""
+        for old, new in pairs:
+            new.before = old.standing()
+        moved = [(old, new) for old, new in pairs if old.campaign != new.campaign and old.last_at is not None]
+        judged = [new for old, new in pairs if old.context != new.context and old.last_at is not None]
+        self._read_all_links([*{email.id: email for email in (*judged, *(new for _, new in moved))}.values()])
+        for old, new in moved:
+            for url, (tally, _) in new.links.items():
+                self._count_link(old.tenant, old.campaign, url, tally, -1)
+                self._count_link(new.tenant, new.campaign, url, tally, 1)
+            self._left.add((old.tenant, old.campaign))
+        self._emails += [new for _, new in pairs]
+        self._judge_anew(judged)
+
+    def rejudge(self, ids: Iterable[int]) -> int:
+        """Judge all hits of emails anew; returns how many are judged otherwise now."""
+        emails = _emails_by_id(self.connection, ids)
+        self._read_all_links(emails)
+        self._emails += emails
+        return self._judge_anew(emails)
+
+    def _events_of(self, emails: Iterable[Email]) -> dict[int, list[Stored]]:
+        found: dict[int, dict[int, Stored]] = defaultdict(dict)
+        sql = f"{_EVENT_FACTS} from {wanted('id')} cross join events where events.email = wanted.id"
+        self._read_events(sql, {"wanted": as_set([email.id for email in emails])}, found)
+        return {id_: [*stored.values()] for id_, stored in found.items()}
+
+    def _judge_anew(self, emails: Iterable[Email]) -> int:
+        """Judge all hits of emails, of which all links are read."""
+        by_id = {email.id: email for email in emails}
+        changed = 0
+        for id_, stored in self._events_of(by_id.values()).items():
+            judgements = judge([each.hit for each in stored], by_id[id_].context)
+            revised = self._otherwise(zip(stored, judgements, strict=True))
+            self._revise(by_id[id_], revised)
+            changed += len(revised)
+        return changed
+
+    def delete(self, tenant: int, keys: Iterable[str]) -> int:
+        """Remove emails, their events, and their part in every number; returns how many there were."""
+        emails = [*find_emails(self.connection, tenant, keys).values()]
+        self._read_all_links(emails)
+        events = self._events_of(emails)
+        asked = {"wanted": as_set([email.id for email in emails])}
+        for table, column in (
+            ("events", "email"),
+            ("email_counts", "email"),
+            ("link_counts", "email"),
+            ("emails", "id"),
+        ):
+            sql = f"delete from {table} where {column} in (select wanted.id from {wanted('id')})"
+            self.connection.execute(sql, asked)
+        urls = sorted({stored.url for some in events.values() for stored in some if stored.url is not None})
+        sql = f"""
+            select wanted.id from {wanted("id")}
+            where not exists (select 1 from events where events.url = wanted.id)
+        """
+        unused = {row[0] for row in self.connection.execute(sql, {"wanted": as_set(urls)})}  # they may be one person's
+        for table, column in (("links", "url"), ("urls", "id")):
+            self.connection.executemany(f"delete from {table} where {column} = ?", [(url,) for url in unused])
+        for email in emails:
+            self._standings[email.standing()] -= 1
+            self._left.add((tenant, email.campaign))
+            for url, (tally, _) in email.links.items():
+                if url not in unused:
+                    self._count_link(tenant, email.campaign, url, tally, -1)
+            for stored in events.get(email.id, ()):  # by their time; the tallies go with the email
+                self._count(email, stored.hit, None, stored.judgement, ASIDE, -1)
+        return len(emails)
+
+    def declare(self, tenant: int, campaign: str, sent: int, sent_at: int | None) -> bool:
+        """Say how many emails of a campaign were sent without being registered, and when: now, or as was said before.
+
+        Said again, it replaces what was said; returns whether it is the first time.
+        """
+        sql = "select sent, sent_at from campaign_sends where tenant = ? and campaign = ?"
+        before = self.connection.execute(sql, (tenant, campaign)).fetchone()
+        at = sent_at if sent_at is not None else before[1] if before else self.now
+        # Emails that hits have made already come into the campaign's cohort, or move with it.
+        sql = "select id from emails where tenant = ? and campaign = ? and registered = 0 and campaign <> ''"
+        emails = _emails_by_id(self.connection, [row[0] for row in self.connection.execute(sql, (tenant, campaign))])
+        for email in emails:
+            email.before = email.standing()
+            email.sent_at = at
+        self._emails += emails
+        for number, time_ in ((-before[0], before[1]), (sent, at)) if before else ((sent, at),):
+            self._standings[Standing(tenant, campaign, True, False, time_ // QUARTER_MS, None, 0, None, 0)] += number
+        self.connection.execute(
+            "insert into campaign_sends values (?, ?, ?, ?)"
+            " on conflict (tenant, campaign) do update set sent = excluded.sent, sent_at = excluded.sent_at",
+            (tenant, campaign, sent, at),
+        )
+        return before is None
+
+    # -- Writing
+
+    def _count_link(self, tenant: int, campaign: str, url: int, tally: Tally, times: int) -> None:
+        for cell, number in cells_of_link(tenant, campaign, url, tally):
+            self._cells[cell] += times * number
+
+    def drop(self, tenant: int, reason: str, at: int, hits: int) -> None:
+        """Count hits that become no event."""
+        self._dropped[tenant, reason, at // DAY_MS] += hits
+
+    def write(self) -> None:
+        """Write what was gathered, once, at the end."""
+        many = self.connection.executemany
+        many(
+            "insert into events (tenant, email, at, type, method, judgement, agent, url, address, purpose, own, fixed)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            self._events,
+        )
+        many("update events set judgement = ? where id = ?", self._revised)
+        self._find_firsts()
+        self._write_counts()
+        self._write_cells()
+        many(
+            """
+            update campaigns set last_at = (
+                select max(email_counts.last_at) from emails join email_counts on email_counts.email = emails.id
+                where emails.tenant = campaigns.tenant and emails.campaign = campaigns.campaign
+                    and emails.campaign <> '' and substr(emails.key, 1, 9) <> 'selftest~')
+            where tenant = ? and campaign = ?
+            """,
+            [campaign for campaign in self._left if campaign[1]],
+        )
+        many(
+            "insert into dropped values (?, ?, ?, ?)"
+            " on conflict (tenant, reason, day) do update set hits = dropped.hits + excluded.hits",
+            [(*key, hits) for key, hits in self._dropped.items()],
+        )
+
+    def _find_firsts(self) -> None:
+        """When the first of the hits came that count so, where the one that was is judged otherwise now."""
+        stale = [each for each in self._firsts if each[3] in each[0]]
+        if not stale:
+            return
+        sql = f"""
+            select wanted.n, (
+                select events.at from events join judgements on judgements.id = events.judgement
+                where events.email = wanted.email and events.at >= wanted.since and events.type = wanted.type
+                    and judgements.state = wanted.state and (wanted.url is null or events.url = wanted.url)
+                order by events.at limit 1)
+            from {wanted("n", "email", "since", "type", "state", "url")}
+        """
+        asked = [
+            (n, email.id, tally[state][1], type_, state, url)
+            for n, (tally, email, type_, state, url) in enumerate(stale)
+        ]
+        for n, at in self.connection.execute(sql, {"wanted": as_set(asked)}):
+            tally, _, _, state, _ = stale[n]
+            tally[state] = tally[state][0], at
+
+    def _write_counts(self) -> None:
+        """What is counted of emails and of their links, and where they stand now."""
+        counts: list[tuple[Any, ...]] = []
+        links: list[tuple[Any, ...]] = []
+        last: dict[tuple[int, str], int] = {}
+        for email in self._emails:
+            if email.before is not None and (now := email.standing()) != email.before:
+                self._standings[email.before] -= 1
+                self._standings[now] += 1
+            for url, (old, new) in email.links.items():
+                if old != new:
+                    self._count_link(email.tenant, email.campaign, url, old, -1)
+                    self._count_link(email.tenant, email.campaign, url, new, 1)
+                    links.append((email.id, url, *columns_of(new)))
+            if email.last_at is not None:
+                counts.append((email.id, *columns_of(email.opens), *columns_of(email.clicks), email.last_at))
+                if email.campaign and not email.is_test:
+                    campaign = email.tenant, email.campaign
+                    last[campaign] = max(email.last_at, last.get(campaign, 0))
+        _replace_counts(self.connection, "email_counts", ("email",), TALLIES, ("last_at",), counts)
+        _replace_counts(self.connection, "link_counts", ("email", "url"), CLICK_TALLIES, (), links)
+        self.connection.executemany(
+            "update emails set created_at = ? where id = ? and registered = 0 and created_at > ?",
+            [(email.created_at, email.id, email.created_at) for email in self._emails if not email.registered],
+        )
+        self.connection.executemany(
+            "insert into campaigns (tenant, campaign, last_at) values (?, ?, ?) on conflict (tenant, campaign) do update set"
+            " last_at = case when campaigns.last_at > excluded.last_at then campaigns.last_at else excluded.last_at end",
+            [(*campaign, at) for campaign, at in last.items()],
+        )
+
+    def _write_cells(self) -> None:
+        tenants = {shape[0] for shape in self._shapes} | {standing.tenant for standing in self._standings}
+        sql = f"select tenants.number, tenants.tz from {wanted('number')} cross join tenants where tenants.number = wanted.number"
+        zones = dict(self.connection.execute(sql, {"wanted": as_set([*tenants])}).fetchall())
+        for columns, times in self._shapes.items():
+            if times:
+                shape = Shape._make(columns)
+                for cell in cells_of_hit(shape, self._judgements[shape.judgement], zones[shape.tenant]):
+                    self._cells[cell] += times
+        for standing, times in self._standings.items():
+            if times:
+                for cell in cells_of_email(standing, zones[standing.tenant]):
+                    self._cells[cell] += times
+        add_to_rollups(self.connection, self._cells)
+
+
+def _replace_counts(
+    connection: sqlite3.Connection,
+    table: str,
+    keys: Sequence[str],
+    tallies: Sequence[str],
+    others: Sequence[str],
+    rows: Sequence[tuple[Any, ...]],
+) -> None:
+    columns = (*(f"{tally}{end}" for tally in tallies for end in ("", "_first")), *others)
+    connection.executemany(
+        f"insert into {table} ({', '.join((*keys, *columns))}) values ({', '.join('?' * (len(keys) + len(columns)))})"
+        f" on conflict ({', '.join(keys)}) do update set {', '.join(f'{column} = excluded.{column}' for column in columns)}",
+        rows,
+    )
+
+
+def record_hits(connection: sqlite3.Connection, hits: Iterable[Hit], now: int) -> None:
+    """Judge hits, store them as events and count them, all within the caller's transaction."""
+    with Batch(connection, now) as changes:
+        changes.record(hits)
+
+
+def register_emails(
+    connection: sqlite3.Connection, tenant: int, registrations: Iterable[Registration], now: int
+) -> int:
+    """Register emails, or update those whose key is known; returns how many are new."""
+    with Batch(connection, now) as changes:
+        return changes.register(tenant, registrations)
+
+
+def declare_campaign(
+    connection: sqlite3.Connection, tenant: int, campaign: str, sent: int, sent_at: int | None, now: int
+) -> bool:
+    """As Batch.declare."""
+    with Batch(connection, now) as changes:
+        return changes.declare(tenant, campaign, sent, sent_at)
+
+
+def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
+    """Remove an email, its events, and its part in every number; False if there is none with this key."""
+    with Batch(connection, 0) as changes:
+        return changes.delete(tenant, [key]) > 0
+
+
+def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most: int) -> tuple[int, int] | None:
+    """Judge all hits anew of up to `most` emails behind the email with the number `after`, if they have hits since a time.
+
+    Returns the number of the last email and how many hits were judged otherwise before; None if there are no such emails.
+    """
+    sql = "select email from email_counts where email > ? and last_at >= ? order by email limit ?"
+    ids = [row[0] for row in connection.execute(sql, (after, since, most))]
+    if not ids:
+        return None
+    with Batch(connection, 0) as changes:
+        return ids[-1], changes.rejudge(ids)
+
+
 def record_lines(connection: sqlite3.Connection, lines: Sequence[Hit | SpooledEmail], now: int) -> None:
     """Record what the spool holds: registrations first, since hits may be theirs."""
-    by_tenant: dict[str, list[Registration]] = {}
+    spooled: dict[str, list[Registration]] = defaultdict(list)
     for line in lines:
         if isinstance(line, SpooledEmail):
-            by_tenant.setdefault(line.mail_id, []).append(line.registration)
-    for mail_id, registrations in by_tenant.items():
+            spooled[line.mail_id].append(line.registration)
+    for mail_id, registrations in spooled.items():
         row = connection.execute("select number from tenants where mail_id = ?", (mail_id,)).fetchone()
         if row:
             register_emails(connection, row[0], registrations, now)
         else:
-            sql = "insert into dropped values (0, 'unknown-tenant', ?, ?) on conflict do update set hits = hits + excluded.hits"
-            connection.execute(sql, (now // DAY_MS, len(registrations)))
-    record_hits(connection, (line for line in lines if isinstance(line, Hit)), now)
+            with Batch(connection, now) as changes:
+                changes.drop(0, "unknown-tenant", now, len(registrations))
+    with Batch(connection, now) as changes:
+        changes.record([line for line in lines if isinstance(line, Hit)])
 
 
 def ingest_lines(connection: sqlite3.Connection, lines: Iterable[Hit | SpooledEmail], now: int) -> int:
     """Record lines that come from a log, each id once however often it is given; returns how many were new."""
-    known = "insert or ignore into ingested values (?)"
+    known = "insert into ingested values (?) on conflict (hit_id) do nothing"
     new = [line for line in lines if connection.execute(known, (line.id,)).rowcount]
     record_lines(connection, new, now)
     return len(new)
@@ -4594,7 +4388,11 @@ def position_of(connection: sqlite3.Connection, segment: str) -> int:
 
 def set_position(connection: sqlite3.Connection, segment: str, position: int, now: int) -> None:
     """Remember how far a segment is drained."""
-    connection.execute("replace into positions values (?, ?, ?)", (segment, position, now))
+    connection.execute(
+        "insert into positions values (?, ?, ?) on conflict (segment) do update"
+        " set position = excluded.position, updated_at = excluded.updated_at",
+        (segment, position, now),
+    )
 
 
 def all_positions(connection: sqlite3.Connection) -> dict[str, int]:
@@ -4645,34 +4443,42 @@ class Span(NamedTuple):
 UNREGISTERED = Span(NO_QUARTER, 0)  # the cohort of the emails that nobody registered
 
 
-def _in_span(tenant: int, span: Span, quarters: str, days: str) -> tuple[str, str, tuple[int, int, int]]:
-    """The roll-up to read, the condition on its rows, and the values that this needs."""
-    column = "day" if span.by_day else "quarter"
-    condition = f"tenant = ? and {column} >= ? and {column} < ?"
-    return days if span.by_day else quarters, condition, (tenant, span.start, span.end)
+def _in_span(tenant: int, span: Span) -> dict[str, int]:
+    return {"tenant": tenant, "grain": int(span.by_day), "start": span.start, "end": span.end}
+
+
+_SPAN = "tenant = :tenant and grain = :grain and time >= :start and time < :end"
 
 
 def activity_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int, int, int]]:
     """Rows (quarter or day, type, state, hits, emails) of the activity in a span."""
-    table, condition, values = _in_span(tenant, span, "activity", "activity_days")
-    column = "day" if span.by_day else "quarter"
     return connection.execute(
-        f"select {column}, type, state, hits, emails from {table} where {condition}", values
+        """
+        select time, type, judgements.state, sum(hits) as hits, 0 from reasons
+        join judgements on judgements.id = reasons.judgement
+        where tenant = :tenant and grain = :grain and time >= :start and time < :end group by time, type, judgements.state
+        union all
+        select time, type, state, 0, emails from uniques
+        where tenant = :tenant and grain = :grain and time >= :start and time < :end
+        """,
+        _in_span(tenant, span),
     ).fetchall()
 
 
 def activity_sums(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int, int]]:
     """Rows (type, state, hits, emails) of the activity in a span, all of it in one."""
-    table, condition, values = _in_span(tenant, span, "activity", "activity_days")
-    sql = f"select type, state, sum(hits), sum(emails) from {table} where {condition} group by 1, 2"
-    return connection.execute(sql, values).fetchall()
+    sums: Counter[tuple[int, int]] = Counter()
+    emails: Counter[tuple[int, int]] = Counter()
+    for _, type_, state, hits, some in activity_in(connection, tenant, span):
+        sums[type_, state] += hits
+        emails[type_, state] += some
+    return [(*key, sums[key], emails[key]) for key in {*sums, *emails}]
 
 
 def reason_sums(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int]]:
     """Rows (type, number of a judgement, hits) of the hits in a span."""
-    table, condition, values = _in_span(tenant, span, "reasons", "reason_days")
-    sql = f"select type, judgement, sum(hits) from {table} where {condition} group by 1, 2"
-    return connection.execute(sql, values).fetchall()
+    sql = f"select type, judgement, sum(hits) from reasons where {_SPAN} group by type, judgement"
+    return connection.execute(sql, _in_span(tenant, span)).fetchall()
 
 
 def judgements_by_number(connection: sqlite3.Connection) -> dict[int, tuple[str, str, int]]:
@@ -4682,13 +4488,13 @@ def judgements_by_number(connection: sqlite3.Connection) -> dict[int, tuple[str,
 
 def cohort_in(connection: sqlite3.Connection, tenant: int, span: Span) -> dict[str, int]:
     """Emails sent in a span, and how many of them are under which state."""
-    table, condition, values = _in_span(tenant, span, "cohorts", "cohort_days")
     columns = ("emails", *GROUP_COLUMNS)
     sums = ", ".join(f"coalesce(sum({column}), 0)" for column in columns)
-    row = connection.execute(f"select {sums} from {table} where {condition}", values).fetchone()
+    row = connection.execute(f"select {sums} from cohorts where {_SPAN}", _in_span(tenant, span)).fetchone()
     return dict(zip(columns, row, strict=True))
 
 
+CLIENT_COLUMNS = ("opens_person", "opens_unconfirmed")
 CLIENT_FIELDS = ("client", "device", *CLIENT_COLUMNS)
 
 
@@ -4697,7 +4503,7 @@ def clients_between(
 ) -> list[tuple[str, str, int, int]]:
     """Rows as CLIENT_FIELDS of the opens from one day up to another, by one of CLIENT_ORDERS. Days are the tenant's own."""
     sql = (
-        "select client, device, sum(opens_person), sum(opens_unconfirmed) from client_days"
+        "select client, device, sum(opens_person), sum(opens_unconfirmed) from clients"
         " where tenant = ? and day >= ? and day < ? group by 1, 2 having sum(opens_person) > 0 or sum(opens_unconfirmed) > 0"
         f" order by {CLIENT_ORDERS[order]} {'asc' if ascending else 'desc'}, 1, 2"
     )
@@ -4707,8 +4513,8 @@ def clients_between(
 def first_quarter(connection: sqlite3.Connection, tenant: int) -> int | None:
     """The quarter with which a tenant's numbers begin: the first sending or the first hit."""
     sql = (
-        "select min(quarter) from (select min(quarter) as quarter from activity where tenant = :tenant"
-        " union all select min(quarter) from cohorts where tenant = :tenant and quarter >= 0)"
+        "select min(time) from (select min(time) as time from reasons where tenant = :tenant and grain = 0"
+        " union all select min(time) from cohorts where tenant = :tenant and grain = 0 and time >= 0) as firsts"
     )
     found = connection.execute(sql, {"tenant": tenant}).fetchone()[0]
     return None if found is None else int(found)
@@ -4726,9 +4532,22 @@ def dropped_hits(connection: sqlite3.Connection, tenant: int) -> dict[str, int]:
     return dict(connection.execute(sql, (tenant,)).fetchall())
 
 
+def has_emails(connection: sqlite3.Connection, tenant: int) -> bool:
+    """Whether a tenant has any email, registered or known from its hits, but for those of tests."""
+    sql = f"select 1 from emails where tenant = ? and key not glob '{TEST_KEY}*' limit 1"
+    return connection.execute(sql, (tenant,)).fetchone() is not None
+
+
+def list_campaigns(connection: sqlite3.Connection, tenant: int) -> list[dict[str, Any]]:
+    """A tenant's campaigns by name: emails sent, and how many of them are under which state."""
+    columns = ("campaign", "emails", *GROUP_COLUMNS)
+    sql = f"select {', '.join(columns)} from campaigns where tenant = ? and (emails or {' or '.join(GROUP_COLUMNS)}) order by campaign"
+    return [dict(zip(columns, row, strict=True)) for row in connection.execute(sql, (tenant,))]
+
+
 def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
     """When the tenant's latest hit came."""
-    found = connection.execute("select max(at) from event_rows where tenant = ?", (tenant,)).fetchone()[0]
+    found = connection.execute("select max(at) from events where tenant = ?", (tenant,)).fetchone()[0]
     return None if found is None else int(found)
 
 
@@ -4758,7 +4577,6 @@ MOST_SORTED = (
 )
 MOST_FOUND = 1_000  # emails that a search gives, the newest
 MOST_CLICKED = 10  # links that are told of one email in a table
-MOST_WORDS = 100  # that begin like the last one of a search and are looked for one by one
 SHOWN = {  # which emails a table shows, by what their readers did; where nothing counts yet, there are no counts
     "all": "1",
     "opened": "coalesce(open_person > 0 or click_person > 0, 0)",
@@ -4837,12 +4655,9 @@ _EMAIL_ROWS = (
     f" coalesce(click_person, 0), coalesce(click_unconfirmed, 0), coalesce(click_machine, 0), {_best('click')} from {_EMAILS}"
 )
 _EVENT_ROWS = (
-    f"select event_rows.at, event_rows.id, key, case type when 1 then 'open' else 'click' end, {_TIME.format('event_rows.at')},"
-    " coalesce(method, 'GET'), verdict, reason, urls.url, user_agents.user_agent, ip_address from event_rows"
-    " join emails on emails.id = email join judgements on judgements.id = judgement"
-    " join user_agents on user_agents.id = event_rows.user_agent left join urls on urls.id = event_rows.url"
-    " where {which} and (event_rows.at, event_rows.id) < (:at, :id)"
-    " order by event_rows.at desc, event_rows.id desc limit :most"
+    f"select at, id, key, case type when 1 then 'open' else 'click' end, {_TIME.format('at')},"
+    " method, verdict, reason, url, agent, address from event_details"
+    " where {which} and (at, id) < (:at, :id) order by at desc, id desc limit :most"
 )
 _LINK_ROWS = (
     f"select 0, urls.id, urls.url, {', '.join(f'sum({column})' for column in LINK_COLUMNS)} from links"
@@ -4862,10 +4677,10 @@ def table_page(
     if table == "links":
         sql, which = _LINK_ROWS, _some_links(values, wanted.campaign)
     else:
-        sql, which = _EVENT_ROWS, "event_rows.tenant = :tenant"
+        sql, which = _EVENT_ROWS, "tenant = :tenant"
         if wanted.key is not None:
             email = "select id from emails where tenant = :tenant and key = :key"
-            which, values["key"] = f"+event_rows.tenant = :tenant and email = ({email})", wanted.key
+            which, values["key"] = f"+tenant = :tenant and email = ({email})", wanted.key
     return _as_rows(connection.execute(sql.replace("{which}", which), values).fetchall(), most)
 
 
@@ -4910,7 +4725,7 @@ def _some_emails(connection: sqlite3.Connection, values: dict[str, Any], wanted:
         values["campaign"] = wanted.campaign
         conditions.append("campaign = :campaign and campaign <> ''")
     if wanted.search:
-        ids = find_emails(connection, values["tenant"], wanted.search, people=wanted.people)
+        ids = search_emails(connection, values["tenant"], wanted.search, people=wanted.people)
         return f"+tenant = :tenant and {_one_of_ids(ids)} and {' and '.join(conditions)}"
     return f"tenant = :tenant and {' and '.join(conditions)}"
 
@@ -4938,50 +4753,26 @@ def sorted_emails(connection: sqlite3.Connection, tenant: int, wanted: Wanted, s
     return Rows([rows[id_] for id_ in ids[:most]], Cursor(0, start + most) if len(ids) > most else None)
 
 
-def find_emails(connection: sqlite3.Connection, tenant: int, text: str, *, people: bool) -> list[int]:
-    """The newest emails whose key or recipient begins with a text, or whose subject or campaign has all its words."""
-    values = {"tenant": tenant, "text": text, "end": text + "\U0010ffff", "most": MOST_FOUND}
+NEWEST_SEARCHED = 20_000
+
+
+def search_emails(connection: sqlite3.Connection, tenant: int, text: str, *, people: bool) -> list[int]:
+    """The newest emails that hold a text in recipient, subject, campaign or key; and whose key or recipient begins so."""
+    values = {"tenant": tenant, "text": text, "end": text + "\U0010ffff", "most": MOST_FOUND, "newest": NEWEST_SEARCHED}
     sql = "select id from emails where tenant = :tenant and key >= :text and key < :end limit :most"
     found = {row[0] for row in connection.execute(sql, values)}
-    if not people:
-        return sorted(found, reverse=True)
-    sql = (
-        "select id from emails where tenant = :tenant and recipient >= :text collate nocase and recipient < :end collate nocase"
-        " and recipient <> '' limit :most"
-    )
+    values |= {"folded": "%" + re.sub(r"([%_!])", r"!\1", fold_text(text)) + "%"}
+    newest = "select id, key, search from emails where tenant = :tenant order by created_at desc, id desc limit :newest"
+    column = "search like :folded escape '!' or" if people else ""
+    sql = f"select id from ({newest}) as newest where {column} lower(key) like :folded escape '!' limit :most"
     found |= {row[0] for row in connection.execute(sql, values)}
-    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", text))
-    if words:
-        # Each word in quotes, so that none is an operator; the last may be unfinished.
-        asked = [*(f'"{word}"' for word in words[:-1]), _words_that_begin(connection, words[-1])]
-        query = " AND ".join([f"owner : tenant{tenant}", *(f"{{subject campaign}} : {word}" for word in asked)])
-        sql = "select rowid from email_words where email_words match ? order by rowid desc limit ?"
-        try:
-            found |= {row[0] for row in connection.execute(sql, (query, MOST_FOUND))}
-        except (
-            sqlite3.OperationalError
-        ) as error:  # SQLite's Unicode is older: what is one word here may be several there
-            if "phrase" not in str(error):
-                raise
+    if people:
+        sql = (
+            "select id from emails where tenant = :tenant and lower(recipient) >= lower(:text) and lower(recipient) < lower(:end)"
+            " and recipient <> '' limit :most"
+        )
+        found |= {row[0] for row in connection.execute(sql, values)}
     return sorted(found, reverse=True)[:MOST_FOUND]
-
-
-def _words_that_begin(connection: sqlite3.Connection, beginning: str) -> str:
-    """A query for all words that begin so: each by itself, if they are few.
-
-    For a beginning FTS5 gathers all emails that have such a word, of all tenants, before it gives the first one.
-    """
-    beginning = beginning.lower()
-    words: list[str] = []
-    word = beginning
-    while beginning.isascii() and len(words) < MOST_WORDS:  # others are folded, in ways of its own
-        row = connection.execute("select term from temp.words where term >= ? limit 1", (word,)).fetchone()
-        if row is None or not row[0].startswith(beginning):
-            quoted = [f'"{each}"' for each in words or [beginning]]
-            return f"({' OR '.join(quoted)})"
-        words.append(row[0])
-        word = row[0] + "\x01"
-    return f'"{beginning}"*'
 
 
 def clicked_links(connection: sqlite3.Connection, tenant: int, keys: Sequence[str]) -> dict[str, list[str]]:
@@ -8145,7 +7936,7 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     message, report = instrument_message(raw, how, force=said.get("force") == "yes")
     if report.edits:
         registration = registration_of(raw, key, report.links, **texts)
-        registration = replace(registration, sent_at=sent_at, delivered_at=delivered_at)
+        registration = registration._replace(sent_at=sent_at, delivered_at=delivered_at)
         with app.database.transaction() as connection:
             register_emails(connection, tenant.number, [registration], now_ms())
     if "application/json" in request.header("Accept"):
@@ -8811,24 +8602,23 @@ def cmd_tenant_set(args: argparse.Namespace, settings: Settings) -> int:
         with changing_tenants(database) as connection:
             tenant = find_tenant(connection, args.tenant)
             change_tenant(connection, tenant.number, **changes)
-            set_tenant_hosts(connection, tenant.number, "allow", allow, disallow)
-            set_tenant_hosts(connection, tenant.number, "block", block, unblock)
-            set_own_networks(connection, tenant.number, own, not_own)
+            set_tenant_rules(connection, tenant.number, "allow", allow, disallow)
+            set_tenant_rules(connection, tenant.number, "block", block, unblock)
+            set_tenant_rules(connection, tenant.number, "own", own, not_own)
         return _show(args, settings, database, tenant.id)
 
 
 def _show(args: argparse.Namespace, settings: Settings, database: Database, id_: str) -> int:
     with database.reading() as connection:
         tenant = find_tenant(connection, id_)
-        hosts = tenant_hosts(connection, tenant.number)
-        own = own_networks(connection, tenant.number)
+        rules = tenant_rules(connection, tenant.number)
     _print_tenant(
         args,
         settings,
         tenant,
-        domains=["any"] if tenant.any_domain else hosts["allow"],
-        blocked=hosts["block"],
-        own_addresses=own,
+        domains=["any"] if tenant.any_domain else rules["allow"],
+        blocked=rules["block"],
+        own_addresses=rules["own"],
         tz=tenant.tz,
         suspended=tenant.suspended,
         tracking_host=tenant.tracking_host or "",

@@ -103,8 +103,8 @@ class Stage:
     def change(self, tenant: tracker.Tenant, **changes: Any) -> None:
         """Change a tenant, and let the app see it at once."""
         with tracker.changing_tenants(self.database) as connection:
-            for rule in ("allow", "block"):
-                tracker.set_tenant_hosts(connection, tenant.number, rule, changes.pop(rule, []))
+            for rule in tracker.RULES:
+                tracker.set_tenant_rules(connection, tenant.number, rule, changes.pop(rule, []))
             tracker.change_tenant(connection, tenant.number, **changes)
         self.refresh()
 

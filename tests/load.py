@@ -50,7 +50,7 @@ def rows(server: Server, sql: str) -> list[tuple[Any, ...]]:
 
 def counted_keys(server: Server) -> Counter[str]:
     """How many events each key has."""
-    return Counter(row[0] for row in rows(server, "select key from emails join event_rows on email = emails.id"))
+    return Counter(row[0] for row in rows(server, "select key from emails join events on events.email = emails.id"))
 
 
 def wait_until(true: Callable[[], bool], server: Server, seconds: float = 30) -> None:

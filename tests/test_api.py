@@ -90,7 +90,9 @@ def test_the_pixel_and_the_links_that_are_returned_work_and_count(stage: Stage) 
     stage.drain()
     (row,) = stage.web.get(f"/{stage.acme.id}/emails.json").json["rows"]
     assert (row["key"], row["subject"], row["opens_person"], row["clicks_person"]) == (answer["key"], "Hello", 1, 3)
-    assert {event[0] for event in stage.rows("select url from events where event_type = 'click'")} == set(targets)
+    assert {event[0] for event in stage.rows("select url from event_details where event_type = 'click'")} == set(
+        targets
+    )
     assert stage.check() == []
 
 
@@ -267,7 +269,7 @@ def test_the_longest_values_that_are_allowed_are_taken(stage: Stage) -> None:
     assert emails(stage) == [("k" * 200, "é" * 998, "é" * 320, "é" * 200, 1)]
     assert follow(stage, answer["links"][0]["click_url"], status=302).location == link
     stage.drain()
-    assert stage.rows("select url from events") == [(link,)]
+    assert stage.rows("select url from event_details") == [(link,)]
 
 
 def test_a_body_over_10_megabytes_is_too_large(stage: Stage) -> None:
@@ -330,7 +332,7 @@ def test_a_tracking_host_stands_in_every_link(staged: Callable[..., Stage], base
     for link in answer["links"]:
         assert follow(stage, link["click_url"], base, status=302).location == link["url"]
     stage.drain()
-    assert stage.rows("select event_type, count(*) from events group by 1") == [("click", 2), ("open", 1)]
+    assert stage.rows("select event_type, count(*) from event_details group by 1") == [("click", 2), ("open", 1)]
 
 
 def test_a_link_to_a_tracking_host_of_ours_is_refused(stage: Stage) -> None:
@@ -354,7 +356,7 @@ def test_a_removed_email_is_in_no_number_any_more(stage: Stage) -> None:
     for same in ("sent", "unregistered", "activity", "naming_page", "last_hit_at", "waiting_hits"):
         assert after[same] == before[same]
     assert emails(stage) == []
-    assert stage.rows("select * from event_rows") == []
+    assert stage.rows("select * from events") == []
     assert stage.check() == []
     stage.web.delete(f"/{stage.acme.id}/emails/e%2B1%40x", status=404)
 
@@ -616,7 +618,7 @@ def test_html_gets_a_hidden_link_where_its_sender_wants_one(stage: Stage) -> Non
     assert (len(hidden), known(stage)[0][4]) == (1, 1)
     assert follow(stage, hidden[0]).text.strip() == "<!doctype html><title></title>"
     stage.drain()
-    assert stage.rows("select verdict, reason from events") == [("scanner", "hidden-link")]
+    assert stage.rows("select verdict, reason from event_details") == [("scanner", "hidden-link")]
     for value in (None, "yes", 1):
         assert "hidden_link" in refused(stage, {"html": page, "hidden_link": value})
     for said in ({}, {"hidden_link": False}):
@@ -632,7 +634,7 @@ def clicked(stage: Stage, *urls: str, gap: int = 0, agent: str = CHROME) -> None
 
 def found(stage: Stage) -> set[str]:
     assert stage.check() == []
-    return {row[0] for row in stage.rows("select reason from events")}
+    return {row[0] for row in stage.rows("select reason from event_details")}
 
 
 @pytest.mark.parametrize("first", [None, {"key": "e1"}, {"key": "e1", "sent_at": "2026-11-20T00:00:00Z"}])

@@ -77,7 +77,7 @@ def whole(path: Path) -> sqlite3.Connection:
 def keys_in(path: Path) -> Counter[str]:
     """How many events each key has in a backup."""
     with contextlib.closing(whole(path)) as connection:
-        found = connection.execute("select key from emails join event_rows on email = emails.id")
+        found = connection.execute("select key from emails join events on events.email = emails.id")
         return Counter(key for (key,) in found)
 
 
@@ -301,7 +301,7 @@ def enlarge(server: Server, mail_id: str) -> None:
 
 def counted(server: Server) -> int:
     """How many events there are."""
-    return int(rows(server, "select count(*) from event_rows")[0][0])
+    return int(rows(server, "select count(*) from events")[0][0])
 
 
 def restore(backup: Path, server: Server) -> None:

@@ -442,7 +442,7 @@ def test_remove_deletes_everything_of_that_tenant_and_nothing_else(stage: Stage,
 
     before = numbers_of_globex()
     run("tenant", "remove", "Acme", "--yes")
-    for table in ("emails", "event_rows", "urls", "activity", "cohorts", "campaigns", "links", "named_hosts"):
+    for table in ("emails", "events", "urls", "reasons", "uniques", "cohorts", "campaigns", "links", "named_hosts"):
         assert {row[0] for row in run.rows(f"select tenant from {table}")} <= {stage.globex.number}, table
     assert numbers_of_globex() == before
     assert "no tenant" in run("stats", "Acme", status=1).err
@@ -568,7 +568,7 @@ def test_ingest_replays_what_a_server_with_a_broken_spool_printed(stage: Stage, 
     run.spool.with_name("elsewhere").rename(run.spool)
     assert printed.startswith("unspooled {")
     assert "1 hits counted" in run("ingest", stdin=printed).out
-    assert run.rows("select key from events join emails on emails.id = email_id") == [("k1",)]
+    assert run.rows("select key from event_details") == [("k1",)]
 
 
 @pytest.mark.parametrize("path", [".", "no such file"])
@@ -599,8 +599,8 @@ def test_check_finds_nothing_wrong_with_a_database_that_is_right(stage: Stage, r
 @pytest.mark.parametrize(
     ("sql", "named"),
     [
-        ("update activity set hits = hits + 1 where type = 1", "activity"),
-        ("update activity set emails = 0", "activity"),
+        ("update reasons set hits = hits + 1 where type = 1", "reasons"),
+        ("update uniques set emails = 0", "uniques"),
         ("update cohorts set opened_person = opened_person + 1", "cohorts"),
         ("delete from campaigns", "campaigns"),
         ("update links set clicks_person = clicks_person + 5", "links"),
@@ -1110,7 +1110,7 @@ def misjudge(run: Terminal, where: str, verdict: str = "bot", reason: str = "not
     """Put a judgement into the database that today's rules would not give, and the numbers that go with it."""
     run.change(f"insert or ignore into judgements (verdict, reason, state) values ('{verdict}', '{reason}', {state})")
     judgement = f"select id from judgements where verdict = '{verdict}' and reason = '{reason}' and state = {state}"
-    run.change(f"update event_rows set judgement = ({judgement}) where {where}")
+    run.change(f"update events set judgement = ({judgement}) where {where}")
     run("check", "--repair")
 
 
@@ -1142,7 +1142,7 @@ def test_rejudge_looks_at_whole_sessions(stage: Stage, run: Terminal) -> None:
     misjudge(run, "type = 2", "human", "browser", 1)
     misjudge(run, "type = 1", "proxy", "image-proxy", 1)
     assert run("rejudge").out == "4 hits are judged otherwise than before\n"
-    judged = "select reason from events order by timestamp"
+    judged = "select reason from event_details order by at"
     assert [row[0] for row in run.rows(judged)] == ["burst"] * 3 + ["image-proxy", "repeat"]
     assert run("check").out == "all is well\n"
 
@@ -1169,14 +1169,17 @@ def test_rejudge_leaves_what_was_judged_by_an_agent_or_an_address_that_was_erase
         click(stage, "e3", at=NOW + 5_000, ip="203.0.113.0", ua=IPHONE),
     )
     run("drain")
-    judged = run.rows("select verdict, reason from events order by email_id, timestamp")
+    judged = run.rows("select verdict, reason from event_details order by email, at")
     assert [row[1] for row in judged] == ["browser", "bot-word", "image-proxy", "filter-network", "browser", "echo"]
-    run.change("insert or ignore into user_agents (user_agent) values ('')")
-    run.change("update event_rows set user_agent = (select id from user_agents where user_agent = '') where type = 1")
-    run.change("update event_rows set ip_address = null where type = 2")
-    misjudge(run, "email in (select id from emails where key = 'e3') and at = (select min(at) from event_rows)")
+    run.change("insert or ignore into agents (agent) values ('')")
+    run.change("update events set fixed = 1, agent = (select id from agents where agent = '') where type = 1")
+    run.change("update events set fixed = 1, address = null where type = 2")
+    run.change(
+        "update events set fixed = 0 where email in (select id from emails where key = 'e3') and at = (select min(at) from events)"
+    )
+    misjudge(run, "fixed = 0")
     assert run("rejudge").out == "1 hits are judged otherwise than before\n"
-    assert run.rows("select verdict, reason from events order by email_id, timestamp") == judged
+    assert run.rows("select verdict, reason from event_details order by email, at") == judged
     assert run("check").out == "all is well\n"
 
 
@@ -1239,7 +1242,7 @@ def test_hits_from_an_own_address_are_marked_before_it_is_truncated_and_stand_in
     assert [line["ip"] for line in lines] == ["203.0.113.0"] * 2 + ["2001:db8:5::"] * 2 + ["203.0.113.0"] * 2
     run.apps[0].spool.close()
     run("drain")
-    judged = run.rows("select event_type, verdict, reason, count(*) from events group by 1, 2, 3 order by 2, 1")
+    judged = run.rows("select event_type, verdict, reason, count(*) from event_details group by 1, 2, 3 order by 2, 1")
     ours = [("click", "self", "own-address", 2), ("open", "self", "own-address", 2)]
     assert judged == [("click", "human", "browser", 1), ("open", "human", "browser", 1), *ours]
     assert states(run) == {"e1": [1, 0, 1, 0]}
@@ -1258,7 +1261,7 @@ def test_an_image_proxy_is_never_the_sender_and_another_tenant_has_its_own_addre
     visit(web, other["mail_id"], "203.0.113.7")
     run.apps[0].spool.close()
     run("drain")
-    assert sorted(row[0] for row in run.rows("select verdict from events")) == ["bot", "human", "human", "proxy"]
+    assert sorted(row[0] for row in run.rows("select verdict from event_details")) == ["bot", "human", "human", "proxy"]
 
 
 def test_workers_hear_of_own_addresses_within_a_second_and_of_their_end(run: Terminal) -> None:
@@ -1275,7 +1278,7 @@ def test_a_removed_tenants_own_addresses_go_with_it(run: Terminal) -> None:
     run.add("Acme")
     run("tenant", "set", "Acme", "--own", "203.0.113.7")
     run("tenant", "remove", "Acme", "--yes")
-    assert run.rows("select * from tenant_addresses") == []
+    assert run.rows("select * from tenant_rules") == []
     assert run("check").out == "all is well\n"
 
 

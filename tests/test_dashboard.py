@@ -263,7 +263,7 @@ def test_the_test_pixel_and_link_of_an_empty_dashboard_are_the_senders_own(stage
     stage.web.get(pixel, headers={"User-Agent": CHROME})
     assert stage.web.get(html.unescape(link), status=302).headers["Location"] == "https://example.com/"
     stage.drain()
-    assert stage.rows("select verdict, count(*) from events group by 1") == [("self", 2)]
+    assert stage.rows("select verdict, count(*) from event_details group by 1") == [("self", 2)]
     text = page(stage)
     assert figures(text)["Opens"][0] == "0"
     assert "nobody registered" not in text
@@ -400,9 +400,9 @@ def test_emails_are_shown_by_what_their_readers_did_and_exported_so(
         ("e1", {"e1"}),
         ("shoes", {"e1", "e2", "e3", "e4", "e5"}),
         ("hat shoe", set()),  # whole words but the last
-        ("hats sho", {"e1", "e2", "e3", "e4", "e5"}),
+        ("SHOES & hat", {"e1", "e2", "e3", "e4", "e5"}),
         ("spring", {"e1", "e2", "e3", "e4", "e5"}),
-        ("coats autumn", {"a1", "a2"}),
+        ("AUTUMN", {"a1", "a2"}),
         ("nothing like it", set()),
         ('"', set()),
         ("subject:shoes OR NOT *", set()),
@@ -431,7 +431,7 @@ def test_a_search_takes_letters_that_sqlite_does_not_know_and_accents_however_th
 
 def test_a_search_finds_what_was_registered_later_and_not_what_was_removed(mailing: Stage) -> None:
     register(mailing, tracker.Registration("e1", "Umbrellas", campaign="Summer"))
-    text = page(mailing, q="umbrellas summer")
+    text = page(mailing, q="brellas")
     assert re.findall(r'href="\./emails/(e\d)"', text[text.index('id="search"') :]) == ["e1"]
     keys = {row["key"] for row in mailing.web.get(f"/{mailing.acme.id}/emails.json", {"q": "shoes"}).json["rows"]}
     assert keys == {"e2", "e3", "e4", "e5"}
@@ -633,7 +633,7 @@ def test_an_email_in_which_thousands_of_links_were_followed_does_not_fill_the_pa
     """Whoever reads a mail may follow links of his own making to a host that is allowed, as many as he likes."""
     register(stage, tracker.Registration("e1", campaign="Spring"))
     links = [f"https://acme.com/{n:04}/{'x' * 1000}" for n in range(2_000)]
-    count(stage, *[click(stage, "e1", link, NOW - HOUR + n) for n, link in enumerate(links)])
+    count(stage, *[click(stage, "e1", link, NOW - (2_000 - n) * HOUR) for n, link in enumerate(links)])
     for path in ("dashboard", "campaigns/Spring"):
         shown = page(stage, path)
         assert len(shown) < 200_000

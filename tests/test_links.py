@@ -328,7 +328,9 @@ def test_a_signed_link_works_while_somebody_else_holds_the_database(stage: Stage
         other.execute("rollback")
     assert response.headers["Location"] == "https://elsewhere.example/"
     stage.drain()
-    assert stage.rows("select event_type, method, url from events") == [("click", method, "https://elsewhere.example/")]
+    assert stage.rows("select event_type, method, url from event_details") == [
+        ("click", method, "https://elsewhere.example/")
+    ]
 
 
 def test_head_gets_the_redirect_without_a_body(stage: Stage) -> None:
@@ -476,7 +478,7 @@ def test_a_link_written_by_hand_keeps_its_ampersands_through_to_the_events(stage
     uri = f"/{stage.acme.mail_id}/click/e1?url=https://acme.com/a?x=1&y=%202&url=z"
     assert ask(stage, uri, 302).headers["Location"] == "https://acme.com/a?x=1&y=%202&url=z"
     stage.drain()
-    assert stage.rows("select url from events") == [("https://acme.com/a?x=1&y=%202&url=z",)]
+    assert stage.rows("select url from event_details") == [("https://acme.com/a?x=1&y=%202&url=z",)]
 
 
 # -- Targets: what is refused everywhere. Where a browser would read another host than a filter does, nobody may.
@@ -1114,9 +1116,7 @@ def test_a_click_that_met_the_naming_page_is_set_aside_and_counts_in_no_rate(sta
     assert not any(numbers["sent"]["clicked"].values())
     assert numbers["sent"]["click_rate"] == [0.0, 0.0]
     assert numbers["activity"]["clicks"]["hits"] == {"person": 0, "unconfirmed": 0, "machine": 0, "set_aside": 2}
-    assert stage.rows(
-        "select key, event_type, reason, url from events join emails on emails.id = email_id order by url"
-    ) == [
+    assert stage.rows("select key, event_type, reason, url from event_details order by url") == [
         ("e1", "click", "destination-not-allowed", "https://evil.com/a"),
         ("e1", "click", "destination-not-allowed", "https://evil.com/b"),
     ]

@@ -457,7 +457,7 @@ def test_whoever_connects_by_the_unix_socket_is_believed(tmp_path: Path) -> None
             server.listener.close()
         opened = contextlib.closing(tracker.Database(str(tmp_path / "data" / "tracking.db")))
         with opened as database, database.reading() as connection_:
-            sql = "select key, ip_address from events join emails on emails.id = email_id order by key"
+            sql = "select key, address from event_details order by key"
             rows = connection_.execute(sql).fetchall()
         assert rows == [("said", "203.0.113.0"), ("silent", None)]
 

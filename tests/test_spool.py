@@ -154,10 +154,7 @@ Events = list[tuple[str, int, int, str]]
 
 def events_of(database: tracker.Database) -> Events:
     """All events: key, time, type and user agent."""
-    sql = (
-        "select key, at, type, user_agents.user_agent from event_rows join emails on emails.id = email"
-        " join user_agents on user_agents.id = event_rows.user_agent order by 1, 2, 3, 4"
-    )
+    sql = "select key, at, type, agent from event_details order by 1, 2, 3, 4"
     with database.reading() as connection:
         return [tuple(row) for row in connection.execute(sql)]
 
@@ -497,7 +494,7 @@ def test_a_drain_that_waited_while_another_finished_its_segment_counts_nothing_a
     with Steps(wait, meanwhile):
         tracker.drain(stage.database)
     assert segments(stage.folder) == []
-    assert stage.rows("select key from emails join event_rows on email = emails.id") == [("e1",)]
+    assert stage.rows("select key from emails join events on events.email = emails.id") == [("e1",)]
     assert stage.check() == []
 
 
@@ -854,7 +851,7 @@ def test_a_hit_that_can_become_no_event_is_counted_by_its_reason(
     report = tracker.drain(stage.database)
     assert (report.hits, report.rejected) == (1, 0)
     assert stage.rows("select tenant, reason, hits from dropped") == [(stage.acme.number if tenant else 0, reason, 1)]
-    assert stage.rows("select * from event_rows") == []
+    assert stage.rows("select * from events") == []
     assert stage.check() == []
 
 

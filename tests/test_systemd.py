@@ -430,7 +430,7 @@ def test_a_proxy_that_comes_through_a_socket_of_systemd_is_believed(activated: A
     mail_id = activated.first_tenant()
     assert activated.get(f"/{mail_id}/pixel/k.gif", "203.0.113.9")[0] == 200
     assert terminate(activated) == 0
-    assert rows(activated, "select ip_address from events") == [("203.0.113.9",)]
+    assert rows(activated, "select address from event_details") == [("203.0.113.9",)]
 
 
 @pytest.mark.parametrize("activated", ["TCP"], indirect=True)

@@ -1016,7 +1016,7 @@ def test_the_headers_of_browsers_that_fetch_ahead_are_heard(
     stage.web.get(f"/{stage.acme.mail_id}/pixel/e1.gif", headers=headers)
     stage.web.get(f"/{stage.acme.mail_id}/click/e1?url=https://acme.com/", headers=headers, status=302)
     stage.drain()
-    assert stage.rows("select event_type, reason from events order by event_type") == [
+    assert stage.rows("select event_type, reason from event_details order by event_type") == [
         ("click", expected),
         ("open", expected),
     ]
@@ -1038,7 +1038,7 @@ def test_an_open_is_stored_with_its_verdict_and_reason(
     send: Callable[..., Any] = getattr(stage.web, method.lower())
     send(f"/{stage.acme.mail_id}/pixel/e1.gif", headers=headers)
     stage.drain()
-    assert stage.rows("select method, verdict, reason from events") == [(method, *expected)]
+    assert stage.rows("select method, verdict, reason from event_details") == [(method, *expected)]
 
 
 # -- Other people's user agents and sequences

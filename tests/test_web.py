@@ -253,8 +253,8 @@ def cast(stage: Stage) -> Stage:
 
 def everything_of(stage: Stage, tenant: tracker.Tenant) -> list[list[tuple[Any, ...]]]:
     """All rows that belong to a tenant."""
-    tables = ("emails", "event_rows", "activity", "reasons", "cohorts", "campaigns", "links", "urls", "tenant_hosts",
-              "tenant_addresses")  # fmt: skip
+    tables = ("emails", "events", "uniques", "reasons", "cohorts", "campaigns", "links", "urls", "tenant_rules",
+             )  # fmt: skip
     rows = (stage.rows(f"select * from {table} where tenant = ?", tenant.number) for table in tables)
     owned = [sorted(each, key=repr) for each in rows]
     return [*owned, stage.rows("select * from tenants where number = ?", tenant.number)]
@@ -360,7 +360,7 @@ def test_a_tenant_sees_nothing_of_another(stage: Stage, route: tracker.Route) ->
     assert b"globex" not in answer.body.lower()
     assert stage.globex.id.encode() not in answer.body
     # A cursor that another tenant's export gave out opens nothing either.
-    ((at, number),) = stage.rows("select at, id from event_rows where tenant = 2 and type = 2")
+    ((at, number),) = stage.rows("select at, id from events where tenant = 2 and type = 2")
     after = get(stage, target_of(stage, route, stage.acme) + f"?after={at + 1}-{number + 1}")
     assert b"globex" not in after.body.lower()
 
@@ -742,7 +742,7 @@ def test_the_address_that_is_kept_is_the_clients(
     get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif", headers, REMOTE_ADDR=peer)
     assert [line["ip"] for line in spooled(stage)] == [client]
     stage.drain()
-    assert stage.rows("select coalesce(ip_address, '') from events") == [(client,)]
+    assert stage.rows("select coalesce(address, '') from event_details") == [(client,)]
 
 
 @pytest.mark.parametrize(
@@ -765,7 +765,7 @@ def test_an_address_is_cut_as_the_operator_says_before_anything_is_written(
     twice = [address for address in kept for _ in range(2)]
     assert [line["ip"] for line in spooled(stage)] == twice
     stage.drain()
-    by_key = "select coalesce(ip_address, '') from events join emails on emails.id = email_id order by key"
+    by_key = "select coalesce(address, '') from event_details order by key"
     assert [row[0] for row in stage.rows(by_key)] == twice
 
 
@@ -775,7 +775,7 @@ def test_a_hit_from_an_address_of_the_senders_own_is_set_aside_whatever_is_kept_
 ) -> None:
     stage = staged(IP_ADDRESSES=setting)
     with tracker.changing_tenants(stage.database) as connection:
-        tracker.set_own_networks(connection, stage.acme.number, ["203.0.113.7", "2001:db8:1::/48"])
+        tracker.set_tenant_rules(connection, stage.acme.number, "own", ["203.0.113.7", "2001:db8:1::/48"])
     stage.refresh()
     peers = ("203.0.113.7", "::ffff:203.0.113.7", "2001:db8:1:2::5", "203.0.113.8", "2001:db8:2::5", "made up")
     for n, address in enumerate(peers):
@@ -784,7 +784,7 @@ def test_a_hit_from_an_address_of_the_senders_own_is_set_aside_whatever_is_kept_
     get(stage, f"/{stage.acme.mail_id}/pixel/said.gif?own=1", {"User-Agent": CHROME}, REMOTE_ADDR="203.0.113.9")
     stage.drain()
     own, person = ("self", "own-address"), ("human", "browser")
-    found = stage.rows("select key, verdict, reason from events join emails on emails.id = email_id")
+    found = stage.rows("select key, verdict, reason from event_details")
     assert {key: (verdict, reason) for key, verdict, reason in found} == {
         **dict.fromkeys(("e0", "e1", "e2"), own),
         **dict.fromkeys(("e3", "e4", "e5", "theirs", "said"), person),
@@ -832,7 +832,7 @@ def test_every_header_that_says_prefetch_is_kept(stage: Stage, header: str) -> N
     get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif", {header: "prefetch;prerender", "User-Agent": CHROME})
     assert spooled(stage)[0]["purpose"] == "prefetch;prerender"
     stage.drain()
-    assert stage.rows("select verdict, reason from events") == [("prefetch", "prefetch-header")]
+    assert stage.rows("select verdict, reason from event_details") == [("prefetch", "prefetch-header")]
 
 
 def test_the_line_says_how_the_hit_was_answered_and_why(stage: Stage) -> None:
@@ -877,7 +877,7 @@ def test_a_user_agent_of_any_bytes_is_kept_as_readable_text(stage: Stage, sent: 
     assert get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif", {"User-Agent": agent})["X-Tracker"] == "recorded"
     assert spooled(stage)[0]["ua"] == kept
     assert stage.drain().rejected == 0
-    assert stage.rows("select user_agent from events") == [(kept,)]
+    assert stage.rows("select agent from event_details") == [(kept,)]
 
 
 def test_a_line_has_at_most_16_kilobytes_whatever_was_sent(stage: Stage) -> None:
@@ -1568,7 +1568,7 @@ def consistent(stage: Stage) -> dict[str, Any]:
 
 
 def judged(stage: Stage) -> list[tuple[Any, ...]]:
-    return stage.rows("select event_type, verdict, reason from events order by timestamp, event_type desc")
+    return stage.rows("select event_type, verdict, reason from event_details order by at, event_type desc")
 
 
 def test_what_is_said_of_an_email_later_replaces_that_and_nothing_else(stage: Stage) -> None:
@@ -1943,7 +1943,7 @@ def test_a_signed_link_of_a_tenant_that_workers_do_not_know_yet_redirects(stage:
     stage.app.directory._look_at = float("inf")
     assert stage.web.get(path, headers={"User-Agent": CHROME}).status_int == 302
     stage.drain()
-    assert stage.rows("select verdict, reason from events where url is not null") == [("human", "browser")]
+    assert stage.rows("select verdict, reason from event_details where url is not null") == [("human", "browser")]
 
 
 def test_an_app_that_is_older_than_its_database_learns_the_secret(tmp_path: Path) -> None:
