@@ -549,15 +549,43 @@ class PlainClick(NamedTuple):
     url: str | None
 
 
+def path_reader(pattern: str) -> Callable[[tuple[str, ...]], list[str] | None]:
+    """What reads split paths by a pattern such as /{mail_id}/pixel/{key}.gif: what its names stand for, or None."""
+    parts = tuple(pattern.split("/")[1:])
+    names = [place for place, part in enumerate(parts) if part.startswith("{")]
+    words_of = operator.itemgetter(*sorted({*range(len(parts))} - {*names}))
+    words, suffix = words_of(parts), pattern.rpartition("}")[2] if parts[-1].startswith("{") else ""
+
+    def read(segments: tuple[str, ...]) -> list[str] | None:
+        if len(segments) != len(parts) or words_of(segments) != words:
+            return None
+        values = [segments[place] for place in names]
+        if "" in values:
+            return None
+        if suffix:
+            if not values[-1].endswith(suffix):
+                return None
+            values[-1] = values[-1].removesuffix(suffix)
+        return values
+
+    return read
+
+
+PIXEL_PATH = "/{mail_id}/pixel/{key}.gif"
+SIGNED_PATH = "/{mail_id}/click/{key}/{signature}/{target}"
+PLAIN_PATH = "/{mail_id}/click/{key}"
+_read_pixel, _read_signed, _read_plain = map(path_reader, (PIXEL_PATH, SIGNED_PATH, PLAIN_PATH))
+
+
 def recognise(segments: tuple[str, ...], query: str) -> Pixel | SignedClick | PlainClick | None:
-    """Say which hit a split request target is; None if it is no hit. Workers and drain both ask this function."""
-    match segments:
-        case (mail_id, "pixel", name) if mail_id and name.endswith(".gif"):
-            return Pixel(mail_id, name[:-4])
-        case (mail_id, "click", key, signature, target) if mail_id and key:
-            return SignedClick(mail_id, key, signature, target)
-        case (mail_id, "click", key) if mail_id and key:
-            return PlainClick(mail_id, key, plain_url(query))
+    """Say which hit a line's request target is, by the patterns of the routes; None if it is no hit."""
+    if values := _read_pixel(segments):
+        return Pixel(*values)
+    if values := _read_signed(segments):
+        return SignedClick(*values)
+    if values := _read_plain(segments):
+        mail_id, key = values
+        return PlainClick(mail_id, key, plain_url(query))
     return None
 
 
@@ -6813,16 +6841,13 @@ class Proxies:
 
         Further left stands only what a client may have made up. A peer without an address is a unix socket's.
         """
-        if peer and not self._anyone and not self._is_proxy(peer):
-            return peer
         client = peer
-        for address in reversed(forwarded.split(",")):
-            address = address.strip()
-            if not address:
-                continue
-            client = address
-            if not self._is_proxy(address):
-                break
+        if not peer or self._anyone or self._is_proxy(peer):
+            for text in reversed(forwarded.split(",")):
+                if address := text.strip():
+                    client = address
+                    if not self._is_proxy(address):
+                        break
         return client
 
     def _is_proxy(self, address: str) -> bool:
@@ -6860,25 +6885,20 @@ class Request(NamedTuple):
         return key.strip() if scheme.lower() == "bearer" else None
 
     def body(self) -> bytes:
-        """The whole body. Raises HTTPError 413 if it is too large."""
-        stream = self.environ["wsgi.input"]
-        length = self.environ.get("CONTENT_LENGTH") or ""
-        if length and not length.isdecimal():
+        """The whole body. Raises HTTPError 400 if it is not there, 413 if it is too large."""
+        stream, said = self.environ["wsgi.input"], self.environ.get("CONTENT_LENGTH") or ""
+        if not re.fullmatch("[0-9]{0,15}", said):
             raise HTTPError(400, "Content-Length: expected a number")
-        if not length and not self.environ.get("wsgi.input_terminated"):
+        if not said and not self.environ.get("wsgi.input_terminated"):
             return b""  # such a server would wait for ever
-        limit = min(int(length), MAX_BODY + 1) if length else MAX_BODY + 1
-        parts: list[bytes] = []
+        length = int(said or MAX_BODY + 1)
         try:
-            while limit > 0 and (part := stream.read(limit)):
-                parts.append(part)
-                limit -= len(part)
+            body: bytes = stream.read(min(length, MAX_BODY + 1))
         except Exception:  # gunicorn's errors for broken chunks have no common ancestor but this
             raise HTTPError(400, "expected a whole body; it broke off") from None
-        body = b"".join(parts)
-        if len(body) > MAX_BODY or (length and int(length) > MAX_BODY):
+        if len(body) > MAX_BODY or MAX_BODY < int(said or 0):
             raise HTTPError(413, f"expected a body of at most {MAX_BODY >> 20} MB")
-        if length and len(body) < int(length):
+        if said and len(body) < length:
             raise HTTPError(400, f"expected a whole body of {length} bytes; it broke off after {len(body)}")
         return body
 
@@ -6978,18 +6998,8 @@ PIXEL_HEADERS = (
     ("Content-Type", "image/gif"),
     ("Cache-Control", "no-store, no-cache, max-age=0, must-revalidate, private"),
 )
-EXPORT_TYPES = ("csv", "json")
-MAX_ROWS = 100_000  # of an export over HTTP: a sync worker that streams for minutes is killed, and blocks pixels
-CHUNK_ROWS = 500  # read at once: the database is free in between; more takes memory, and saves no time
 WORKER_PATIENCE = 5.0  # seconds that a request waits for its turn to write; then it is a 503
 MANY_WAITING = 100_000  # hits: more than a drain leaves behind when all is well
-MAX_LINKS = 20_000  # in one request: signing a million would take longer than a worker may
-MAX_REGISTRATIONS = 1_000
-EMAIL_ROWS = 12  # on a page, and so on: enough to see at once, and a page stays under 60 kB
-CAMPAIGN_EMAIL_ROWS = 50
-TABLE_ROWS = (8, 80, 800)  # of campaigns and links: at first, and what "More" gives
-HIT_ROWS = 5
-TIMELINE_ROWS = 200
 PURPOSE_HEADERS = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
 UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
 
@@ -7076,9 +7086,9 @@ class App:
             return "too long"
         return "recorded" if self.spool.append(line) else "unspooled"
 
-    def owner(self, request: Request) -> str | None:
-        """The mail id whose tracking host this request came to, if it came to one."""
-        return self.directory.refresh().host_owners.get(request.host)
+    def is_others_host(self, request: Request, mail_id: str) -> bool:
+        """Whether a request came to another tenant's tracking host."""
+        return self.directory.refresh().host_owners.get(request.host, mail_id) != mail_id
 
     def leads_back(self, request: Request, target: Target) -> bool:
         """Whether a target leads to this server, as far as it can know: BASE_URL, tracking hosts, and this request's."""
@@ -7120,74 +7130,54 @@ def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
 # -- Hits
 
 
-def pixel(app: App, request: Request, hit: Pixel) -> Response:
+def pixel(app: App, request: Request, mail_id: str, key: str) -> Response:
     """Always the GIF, whatever is wrong; X-Tracker says what."""
-    owner = app.owner(request)
-    if owner is not None and owner != hit.mail_id:
+    if app.is_others_host(request, mail_id):
         note = "wrong host"
-    elif not is_key(hit.key):
+    elif not is_key(key):
         note = "bad key"
-    elif app.directory.known and hit.mail_id not in app.directory.tenants:
-        app.record(request, hit.mail_id, "pixel")  # it may be younger than tenants.json: the drain decides
-        note = "unknown tenant"
     else:
-        note = app.record(request, hit.mail_id, "pixel")
+        note = app.record(request, mail_id, "pixel")
+        if app.directory.known and mail_id not in app.directory.tenants:
+            note = "unknown tenant"  # or younger than tenants.json: the drain decides
     return Response(200, (*PIXEL_HEADERS, ("X-Tracker", note)), app.pages.pixel)
 
 
 NOT_OURS = "This link is not complete, or it is not one that this server made."
+NOBODYS = "This link belongs to nobody on this server."
 HIDDEN_SEGMENT = encode_target(HIDDEN_TARGET)
 
 
-def signed_click(app: App, request: Request, hit: SignedClick) -> Response:
+def signed_click(app: App, request: Request, mail_id: str, key: str, signature: str, target: str) -> Response:
     """Redirect to the signed target, with or without a database."""
-    _refuse_wrong_host(app, request, hit.mail_id)
-    if not is_key(hit.key):
+    if app.is_others_host(request, mail_id):
+        raise HTTPError(404, NOBODYS)
+    if not is_key(key):
         raise HTTPError(404, NOT_OURS)
-    if hit.target == HIDDEN_SEGMENT and verify(app.secrets, hit.mail_id, hit.target, hit.signature):
-        app.record(request, hit.mail_id, "hidden")
+    if target == HIDDEN_SEGMENT and verify(app.secrets, mail_id, target, signature):
+        app.record(request, mail_id, "hidden")
         return html_response(200, "<!doctype html><title></title>\n")
-    target = _signed_target(app.secrets, hit.mail_id, hit.target, hit.signature)
-    _refuse_own(app, request, target)
-    tenant = app.directory.tenants.get(hit.mail_id)
-    if hit.mail_id in app.directory.retired:
-        # Its tenant was removed, and nobody vouches for it now. A tenant not known yet is another matter: the
-        # signature proves that this server made the link, perhaps a moment ago.
-        return _naming_page(app, request, hit.mail_id, target, "suspended")
-    reason = _why_not(tenant, target, signed=True) if tenant else None
-    return _answer_click(app, request, hit.mail_id, target, reason)
+    return _lead_on(app, request, mail_id, _signed_target(app.secrets, mail_id, target, signature), signed=True)
 
 
-def plain_click(app: App, request: Request, hit: PlainClick) -> Response:
+def plain_click(app: App, request: Request, mail_id: str, key: str) -> Response:
     """Redirect to a URL that anybody could have written, but only where the tenant's links may lead."""
-    _refuse_wrong_host(app, request, hit.mail_id)
-    retired = hit.mail_id in app.directory.retired
-    tenant = app.directory.tenants.get(hit.mail_id)
-    if not is_key(hit.key) or (tenant is None and app.directory.known and not retired):
-        if is_key(hit.key):
-            app.record(request, hit.mail_id, "404")  # a dashboard id, perhaps: then the drain warns its owner
-        raise HTTPError(404, "This link belongs to nobody on this server.")
-    if hit.url is None or not hit.url.strip():
+    if app.is_others_host(request, mail_id) or not is_key(key):
+        raise HTTPError(404, NOBODYS)
+    if app.directory.known and mail_id not in app.directory.tenants and mail_id not in app.directory.retired:
+        app.record(request, mail_id, "404")  # a dashboard id, perhaps: then the drain warns its owner
+        raise HTTPError(404, NOBODYS)
+    url = plain_url(request.query)
+    if url is None or not url.strip():
         raise HTTPError(400, "This link names no destination; expected ?url= and an encoded http or https URL.")
-    target = _readable_target(hit.url)
-    _refuse_own(app, request, target)
-    reason = _why_not(tenant, target, signed=False) if tenant else "suspended" if retired else "destination-not-allowed"
-    return _answer_click(app, request, hit.mail_id, target, reason)
-
-
-def _refuse_wrong_host(app: App, request: Request, mail_id: str) -> None:
-    owner = app.owner(request)
-    if owner is not None and owner != mail_id:
-        raise HTTPError(404, "This link belongs to nobody on this host.")
+    return _lead_on(app, request, mail_id, _readable_target(url), signed=False)
 
 
 # A mailing has the same few links for all its readers. A link that can't be verified raises, and so is not kept:
 # nobody but those who can sign fills this.
 @lru_cache(maxsize=256)
-def _signed_target(secrets_: tuple[str, ...], mail_id: str, encoded: str, signature: str) -> Target:
-    if not verify(secrets_, mail_id, encoded, signature):
-        raise HTTPError(404, NOT_OURS)
-    url = decode_target(encoded)
+def _signed_target(secret_keys: tuple[str, ...], mail_id: str, encoded: str, signature: str) -> Target:
+    url = decode_target(encoded) if verify(secret_keys, mail_id, encoded, signature) else None
     if url is None:
         raise HTTPError(404, NOT_OURS)
     return _readable_target(url)
@@ -7200,13 +7190,33 @@ def _readable_target(url: str) -> Target:
         raise HTTPError(400, f"This link's destination can't be used: {error}.") from None
 
 
-def _refuse_own(app: App, request: Request, target: Target) -> None:
+def _lead_on(app: App, request: Request, mail_id: str, target: Target, *, signed: bool) -> Response:
+    """Redirect to where a link leads, or show the page that names it."""
     if app.leads_back(request, target):
         raise HTTPError(400, "This link's destination can't be used: it leads back to this server.")
+    reason = _why_named(app, mail_id, target, signed=signed)
+    if reason:
+        app.record(request, mail_id, "named", reason)
+        body = app.pages["naming.html"].render(host=target.host, location=target.location)
+        return html_response(200, app.pages.page(f"This link leads to {target.host}", body))
+    app.record(request, mail_id, "302")
+    headers = (
+        ("Location", target.location),
+        ("Cache-Control", "no-store"),
+        ("X-Robots-Tag", "noindex"),
+        ("Content-Type", TEXT_TYPE),
+    )
+    return Response(302, headers, b"")
 
 
-def _why_not(tenant: Mapping[str, Any], target: Target, *, signed: bool) -> str | None:
+def _why_named(app: App, mail_id: str, target: Target, *, signed: bool) -> str | None:
     """The reason for which a click meets the naming page, or None if it may be redirected."""
+    tenant = app.directory.tenants.get(mail_id)
+    if mail_id in app.directory.retired:
+        return "suspended"  # its tenant was removed, and nobody vouches for it now
+    if tenant is None:
+        # Not known yet, perhaps: a signature proves that this server made the link, perhaps a moment ago.
+        return None if signed else "destination-not-allowed"
     if tenant["suspended"]:
         return "suspended"
     if covers(tenant["block"], target, any_port=True):
@@ -7216,23 +7226,7 @@ def _why_not(tenant: Mapping[str, Any], target: Target, *, signed: bool) -> str 
     return "destination-not-allowed"
 
 
-def _answer_click(app: App, request: Request, mail_id: str, target: Target, reason: str | None) -> Response:
-    if reason:
-        return _naming_page(app, request, mail_id, target, reason)
-    app.record(request, mail_id, "302")
-    headers = [
-        ("Location", target.location),
-        ("Cache-Control", "no-store"),
-        ("X-Robots-Tag", "noindex"),
-        ("Content-Type", TEXT_TYPE),
-    ]
-    return Response(302, headers, b"")
-
-
-def _naming_page(app: App, request: Request, mail_id: str, target: Target, reason: str) -> Response:
-    app.record(request, mail_id, "named", reason)
-    body = app.pages["naming.html"].render(host=target.host, location=target.location)
-    return html_response(200, app.pages.page(f"This link leads to {target.host}", body))
+# -- What else anybody may ask for
 
 
 def home(app: App, request: Request) -> Response:
@@ -7303,15 +7297,27 @@ def _without_path(error: object, app: App) -> str:
 def has_key(app: App, request: Request, tenant: Tenant) -> bool:
     """Whether a request carries the tenant's API key or the operator's."""
     key = request.bearer()
-    return key is not None and (is_operator(app, key) or hmac.compare_digest(key_hash(key), tenant.api_key_hash or ""))
+    its_own = key is not None and hmac.compare_digest(key_hash(key), tenant.api_key_hash or "")
+    return its_own or is_operator(app, request)
 
 
-def is_operator(app: App, key: str) -> bool:
-    return app.settings.api_key is not None and hmac.compare_digest(key.encode(), app.settings.api_key.encode())
+def is_operator(app: App, request: Request) -> bool:
+    """Whether a request carries the operator's key."""
+    key, wanted = request.bearer(), app.settings.api_key
+    return key is not None and wanted is not None and hmac.compare_digest(key.encode(), wanted.encode())
 
 
 # == Views =============================================================================================
 # Handlers for who reads: pages, numbers and exports.
+
+EXPORT_TYPES = ("csv", "json")
+MAX_ROWS = 100_000  # of an export over HTTP: a sync worker that streams for minutes is killed, and blocks pixels
+CHUNK_ROWS = 500  # read at once: the database is free in between; more takes memory, and saves no time
+EMAIL_ROWS = 12  # on a page, and so on: enough to see at once, and a page stays under 60 kB
+CAMPAIGN_EMAIL_ROWS = 50
+TABLE_ROWS = (8, 80, 800)  # of campaigns and links: at first, and what "More" gives
+HIT_ROWS = 5
+TIMELINE_ROWS = 200
 
 
 def _reader(app: App, request: Request, tenant: Tenant) -> Reader:
@@ -7759,6 +7765,9 @@ def csv_cell(value: object) -> object:
 # == API ===============================================================================================
 # Handlers for who writes: registering, instrumenting, campaigns, tenants.
 
+MAX_LINKS = 20_000  # in one request: signing a million would take longer than a worker may
+MAX_REGISTRATIONS = 1_000
+
 
 def _no_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON")
@@ -8019,91 +8028,94 @@ WRITER = "writer"  # has the dashboard id and, where the tenant has one, its API
 OPERATOR = "operator"  # has API_KEY
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Route:
     """A line of the table of URLs."""
 
     method: str
-    pattern: str
+    pattern: str  # the handler gets what its names stand for; {id} becomes the tenant
     handler: Callable[..., Response]
     access: str
+    errors: Callable[[App, HTTPError], Response]
+    read: Callable[[tuple[str, ...]], list[str] | None] = field(init=False)
 
-    def match(self, segments: tuple[str, ...]) -> dict[str, str] | None:
-        """What the pattern captures of a path, or None."""
-        parts = self.pattern.split("/")[1:]
-        if len(parts) != len(segments):
-            return None
-        captured = {}
-        for part, segment in zip(parts, segments, strict=True):
-            if not part.startswith("{"):
-                if part != segment:
-                    return None
-                continue
-            name, _, suffix = part[1:].partition("}")
-            if not segment.endswith(suffix) or not segment:
-                return None
-            captured[name] = segment[: len(segment) - len(suffix)]
-        return captured
+    def __post_init__(self) -> None:
+        self.read = path_reader(self.pattern)
+
+
+def as_page(app: App, error: HTTPError) -> Response:
+    """An error for people."""
+    titles = {400: "This address can't be used", 404: "Not found", 405: "Not like this", 503: "Not now"}
+    page = app.pages.message(titles.get(error.status, "This did not work"), error.message)
+    return html_response(error.status, page, error.headers)
+
+
+def as_json(app: App, error: HTTPError) -> Response:
+    """An error for programs."""
+    return json_response(error.status, {"error": error.message}, error.headers)
 
 
 ROUTES = (
-    Route("GET", "/{mail_id}/pixel/{key}.gif", pixel, ANYONE),
-    Route("GET", "/{mail_id}/click/{key}/{signature}/{target}", signed_click, ANYONE),
-    Route("GET", "/{mail_id}/click/{key}", plain_click, ANYONE),
-    Route("GET", "/health", health, ANYONE),
-    Route("GET", "/assets/{name}", asset, ANYONE),
-    Route("GET", "/robots.txt", robots, ANYONE),
-    Route("GET", "/favicon.ico", favicon, ANYONE),
-    Route("GET", "/", home, ANYONE),
-    Route("GET", "/{id}/dashboard", dashboard, READER),
-    Route("GET", "/{id}/stats.json", stats_view, READER),
-    Route("GET", "/{id}/emails.json", export, READER),
-    Route("GET", "/{id}/emails.csv", export, READER),
-    Route("GET", "/{id}/events.json", export, READER),
-    Route("GET", "/{id}/events.csv", export, READER),
-    Route("GET", "/{id}/links.json", export, READER),
-    Route("GET", "/{id}/links.csv", export, READER),
-    Route("GET", "/{id}/campaigns.json", small_export, READER),
-    Route("GET", "/{id}/campaigns.csv", small_export, READER),
-    Route("GET", "/{id}/clients.json", small_export, READER),
-    Route("GET", "/{id}/clients.csv", small_export, READER),
-    Route("GET", "/{id}/campaigns/{campaign}", campaign_view, READER),
-    Route("GET", "/{id}/emails/{key}", email_view, READER),
-    Route("POST", "/{id}/emails", post_emails, WRITER),
-    Route("POST", "/{id}/messages", post_messages, WRITER),
-    Route("POST", "/{id}/campaigns", post_campaigns, WRITER),
-    Route("PATCH", "/{id}/emails/{key}", patch_email, WRITER),
-    Route("DELETE", "/{id}/emails/{key}", delete_email_view, WRITER),
-    Route("POST", "/tenants", post_tenants, OPERATOR),
+    Route("GET", PIXEL_PATH, pixel, ANYONE, as_page),
+    Route("GET", SIGNED_PATH, signed_click, ANYONE, as_page),
+    Route("GET", PLAIN_PATH, plain_click, ANYONE, as_page),
+    Route("GET", "/health", health, ANYONE, as_json),
+    Route("GET", "/assets/{name}", asset, ANYONE, as_page),
+    Route("GET", "/robots.txt", robots, ANYONE, as_page),
+    Route("GET", "/favicon.ico", favicon, ANYONE, as_page),
+    Route("GET", "/", home, ANYONE, as_page),
+    Route("GET", "/{id}/dashboard", dashboard, READER, as_page),
+    Route("GET", "/{id}/stats.json", stats_view, READER, as_json),
+    Route("GET", "/{id}/emails.json", export, READER, as_json),
+    Route("GET", "/{id}/emails.csv", export, READER, as_json),
+    Route("GET", "/{id}/events.json", export, READER, as_json),
+    Route("GET", "/{id}/events.csv", export, READER, as_json),
+    Route("GET", "/{id}/links.json", export, READER, as_json),
+    Route("GET", "/{id}/links.csv", export, READER, as_json),
+    Route("GET", "/{id}/campaigns.json", small_export, READER, as_json),
+    Route("GET", "/{id}/campaigns.csv", small_export, READER, as_json),
+    Route("GET", "/{id}/clients.json", small_export, READER, as_json),
+    Route("GET", "/{id}/clients.csv", small_export, READER, as_json),
+    Route("GET", "/{id}/campaigns/{campaign}", campaign_view, READER, as_page),
+    Route("GET", "/{id}/emails/{key}", email_view, READER, as_page),
+    Route("POST", "/{id}/emails", post_emails, WRITER, as_json),
+    Route("POST", "/{id}/messages", post_messages, WRITER, as_json),
+    Route("POST", "/{id}/campaigns", post_campaigns, WRITER, as_json),
+    Route("PATCH", "/{id}/emails/{key}", patch_email, WRITER, as_json),
+    Route("DELETE", "/{id}/emails/{key}", delete_email_view, WRITER, as_json),
+    Route("POST", "/tenants", post_tenants, OPERATOR, as_json),
 )
-HIT_HANDLERS: dict[type, Callable[..., Response]] = {
-    Pixel: pixel,
-    SignedClick: signed_click,
-    PlainClick: plain_click,
-}
+NOTHING_HERE = "There is nothing at this address."
+BEARER = (("WWW-Authenticate", "Bearer"),)
 
 
 def answer(app: App, environ: WSGIEnvironment) -> Response:
     """Answer one request, errors included; only the unforeseen is raised."""
-    segments: tuple[str, ...] = ()
-    access = ANYONE
+    errors: Callable[[App, HTTPError], Response] = as_page
+    methods: set[str] = set()
     try:
         request = read_request(environ, app.proxies)
-        segments = request.segments
         method = "GET" if request.method == "HEAD" else request.method
-        hit = recognise(segments, request.query)
-        if hit is not None and method == "GET":
-            return HIT_HANDLERS[type(hit)](app, request, hit)
-        route, captured = _find_route(method, segments)
-        access = route.access
-        return _dispatch(app, request, route, captured)
-    except HTTPError as http_error:
-        return error_response(app, http_error, segments, access)
-    except StoreError as store_error:
-        return error_response(app, _as_http_error(store_error), segments, access)
+        for route in ROUTES:
+            values = route.read(request.segments)
+            if values is not None:
+                errors = route.errors
+                if route.method == method:
+                    return _dispatch(app, request, route, values)
+                methods |= {"GET", "HEAD"} if route.method == "GET" else {route.method}
+        if not methods:
+            raise HTTPError(404, NOTHING_HERE)
+        allow = ", ".join(sorted(methods))
+        raise HTTPError(405, f"Expected one of the methods {allow}.", [("Allow", allow)])
+    except HTTPError as error:
+        return errors(app, error)
+    except BadInput as error:
+        return errors(app, HTTPError(400, str(error)))
+    except StoreError as error:
+        return errors(app, _http_error(error))
 
 
-def _as_http_error(error: StoreError) -> HTTPError:
+def _http_error(error: StoreError) -> HTTPError:
     if isinstance(error, Conflict):
         return HTTPError(409, str(error))
     if isinstance(error, Busy):
@@ -8113,69 +8125,26 @@ def _as_http_error(error: StoreError) -> HTTPError:
     return HTTPError(503, message, [("Retry-After", "30")])
 
 
-def _find_route(method: str, segments: tuple[str, ...]) -> tuple[Route, dict[str, str]]:
-    matches = [(route, captured) for route in ROUTES if (captured := route.match(segments)) is not None]
-    if not matches:
-        raise HTTPError(404, "There is nothing at this address.")
-    for route, captured in matches:
-        if route.method == method:
-            return route, captured
-    allowed = {route.method for route, _ in matches}
-    allow = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
-    raise HTTPError(405, f"Expected one of the methods {allow}.", [("Allow", allow)])
-
-
-def _dispatch(app: App, request: Request, route: Route, captured: dict[str, str]) -> Response:
+def _dispatch(app: App, request: Request, route: Route, values: list[str]) -> Response:
     """Hold a request against its route's access, then let the handler answer."""
     if route.access == ANYONE:
-        return route.handler(app, request, **captured)
+        return route.handler(app, request, *values)
     if route.access == OPERATOR:
         if app.settings.api_key is None:
-            raise HTTPError(404, "There is nothing at this address.")
-        key = request.bearer()
-        if key is None or not is_operator(app, key):
-            raise HTTPError(
-                401, "Expected the operator's key: Authorization: Bearer API_KEY.", [("WWW-Authenticate", "Bearer")]
-            )
-        return route.handler(app, request, **captured)
-    tenant = _tenant_of(app, request, captured.pop("id"))
+            raise HTTPError(404, NOTHING_HERE)
+        if not is_operator(app, request):
+            raise HTTPError(401, "Expected the operator's key: Authorization: Bearer API_KEY.", BEARER)
+        return route.handler(app, request, *values)
+    with app.database.reading() as connection:
+        tenant = tenant_by_id(connection, values[0])
+    if tenant is None or app.is_others_host(request, tenant.mail_id):
+        raise HTTPError(404, NOTHING_HERE)
     if route.access == WRITER and (tenant.one_id or tenant.api_key_hash) and not has_key(app, request, tenant):
         if tenant.api_key_hash is None:
-            raise HTTPError(
-                403, "This tenant's id stands in mail, so writing needs an API key; make one with `tenant key`."
-            )
-        raise HTTPError(
-            401, "Expected the tenant's API key: Authorization: Bearer KEY.", [("WWW-Authenticate", "Bearer")]
-        )
-    return route.handler(app, request, tenant, **captured)
-
-
-def _tenant_of(app: App, request: Request, id_: str) -> Tenant:
-    with app.database.reading() as connection:
-        tenant = tenant_by_id(connection, id_)
-    owner = app.owner(request)
-    if tenant is None or (owner is not None and owner != tenant.mail_id):
-        raise HTTPError(404, "There is nothing at this address.")
-    return tenant
-
-
-def error_response(app: App, error: HTTPError, segments: tuple[str, ...], access: str) -> Response:
-    """An error as JSON where a program asked, else as a page."""
-    last = segments[-1] if segments else ""
-    if (
-        access in (WRITER, OPERATOR)
-        or last.endswith((".json", ".csv"))
-        or last in ("campaigns", "emails", "messages", "tenants")
-    ):
-        return json_response(error.status, {"error": error.message}, error.headers)
-    return html_response(
-        error.status,
-        app.pages.message(ERROR_TITLES.get(error.status, "This did not work"), error.message),
-        error.headers,
-    )
-
-
-ERROR_TITLES = {400: "This address can't be used", 404: "Not found", 405: "Not like this", 503: "Not now"}
+            told = "This tenant's id stands in mail, so writing needs an API key; make one with `tenant key`."
+            raise HTTPError(403, told)
+        raise HTTPError(401, "Expected the tenant's API key: Authorization: Bearer KEY.", BEARER)
+    return route.handler(app, request, tenant, *values[1:])
 
 
 def wsgi(app: App) -> WSGIApplication:

@@ -1902,7 +1902,9 @@ def test_the_unforeseen_is_a_bare_500_and_a_traceback_in_the_log_without_the_pri
     def broken(app: tracker.App, request: tracker.Request, tenant: tracker.Tenant) -> tracker.Response:
         raise ZeroDivisionError("a mistake of ours")
 
-    monkeypatch.setattr(tracker, "ROUTES", (tracker.Route("GET", "/{id}/broken", broken, tracker.READER),))
+    monkeypatch.setattr(
+        tracker, "ROUTES", (tracker.Route("GET", "/{id}/broken", broken, tracker.READER, tracker.as_page),)
+    )
     answer = call(stage, method, f"/{stage.acme.id}/broken?recipient=reader@example.org", unforeseen=True)
     assert answer.status == 500
     assert_private(answer)
@@ -1919,7 +1921,7 @@ def test_a_header_with_a_line_break_never_leaves_the_server(stage: Stage, monkey
     def broken(app: tracker.App, request: tracker.Request) -> tracker.Response:
         return tracker.Response(200, [("Content-Type", "text/plain\r\nX-Evil: 1")], b"")
 
-    monkeypatch.setattr(tracker, "ROUTES", (tracker.Route("GET", "/broken", broken, tracker.ANYONE),))
+    monkeypatch.setattr(tracker, "ROUTES", (tracker.Route("GET", "/broken", broken, tracker.ANYONE, tracker.as_page),))
     with pytest.raises(ValueError, match="line break"):
         get(stage, "/broken")
 
