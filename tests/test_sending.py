@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from conftest import BASE, CHROME, NOW, ROOT, Stage, hit, segment, without_settings
@@ -46,6 +46,7 @@ MESSAGE = HEADERS + b"\r\n" + PAGE.encode()
 PLAIN = b"To: ann@example.org\nSubject: plain\n\nhttps://acme.com/\n"
 SIGNED = b"DKIM-Signature: v=1; a=rsa-sha256; d=acme.com; s=x; b=abc\r\n" + MESSAGE
 PIXEL = re.compile(rb'<img src="([^"]+)" width="1" height="1" alt="">')
+HIDDEN = re.compile(rb'<a href="([^"]+)" aria-hidden="true" tabindex="-1" style="display:none"></a>')
 CLICK = re.compile(
     rb"""https?://[^/"']+/[A-Za-z0-9_-]+/click/([^/"']+)/[A-Za-z0-9_-]{16}/([A-Za-z0-9_-]+)(\?campaign=[^"']+)?"""
 )
@@ -91,14 +92,6 @@ class Pipe:
         """Instrument something for Acme."""
         return self("instrument", tenant, *options, stdin=stdin, status=status)
 
-    def refused(self, *options: str, stdin: bytes = MESSAGE, status: int = 1, tenant: str = "Acme") -> str:
-        """What is said of a call that is refused and leaves no trace."""
-        before = emails(self.stage)
-        said = self.instrument(*options, stdin=stdin, status=status, tenant=tenant)
-        assert said.out == b""
-        assert (emails(self.stage), spooled(self.stage)) == (before, [])
-        return said.err
-
     def report(self, *options: str, stdin: bytes = MESSAGE) -> Any:
         """The report on what is instrumented."""
         path = self.stage.folder / "report.json"
@@ -129,6 +122,11 @@ def emails(stage: Stage) -> list[tuple[Any, ...]]:
 def spooled(stage: Stage) -> list[dict[str, Any]]:
     """The lines of the spool."""
     return [json.loads(line) for path in sorted(stage.spool.glob("*.jsonl")) for line in path.read_bytes().splitlines()]
+
+
+def opens_and_clicks(stage: Stage) -> list[tuple[Any, ...]]:
+    """How often persons opened and clicked each email that has hits."""
+    return stage.rows("select open_person, click_person from email_counts order by email")
 
 
 def undone(message: bytes) -> bytes:
@@ -170,25 +168,148 @@ def database_away(stage: Stage) -> contextlib.AbstractContextManager[None]:
     return away(Path(stage.settings.database))
 
 
-# -- instrument: what comes out
+# == A message is instrumented, by the command or over HTTP ==
+
+FLAGS = {"links": "--no-links", "force": "--force", "hidden_link": "--hidden-link"}
+WAYS = pytest.mark.parametrize("way", ["command", "http"])
 
 
-def test_a_message_comes_out_as_it_went_in_but_for_the_link_and_the_pixel(pipe: Pipe) -> None:
-    said = pipe.instrument()
-    assert undone(said.out) == MESSAGE
-    assert (len(CLICK.findall(said.out)), len(PIXEL.findall(said.out))) == (1, 1)
-    assert b'alt="">' + b"</body></html>\r\n" in said.out
-    assert said.err == ""
+def post(stage: Stage, query: str = "", message: bytes = MESSAGE, status: int = 200, **more: Any) -> Any:
+    """Instrument a message over HTTP."""
+    more.setdefault("content_type", "message/rfc822")
+    return stage.web.post(f"/{stage.acme.id}/messages{query}", message, status=status, **more)
 
 
-def test_the_links_and_the_pixel_that_come_out_work_and_count(pipe: Pipe) -> None:
-    out = pipe.instrument("--email", "e1").out
-    pixel, link = PIXEL.findall(out)[0].decode(), [match[0].decode() for match in CLICK.finditer(out)]
-    assert follow(pipe.stage, pixel).headers["X-Tracker"] == "recorded"
-    assert [follow(pipe.stage, url, status=302).location for url in link] == [LINK]
+def instrumented(pipe: Pipe, way: str, message: bytes = MESSAGE, **wanted: str) -> bytes:
+    """What comes out of a message when these fields of the query, or options of these names, are given."""
+    if way == "http":
+        body: bytes = post(pipe.stage, f"?{urlencode(wanted)}", message).body
+        return body
+    options = [
+        word
+        for name, value in wanted.items()
+        for word in ([FLAGS[name]] if name in FLAGS else [f"--{'email' if name == 'key' else name}", value])
+    ]
+    return pipe.instrument(*options, stdin=message).out
+
+
+@WAYS
+def test_a_message_comes_out_as_it_went_in_but_for_a_link_and_a_pixel_that_count(way: str, pipe: Pipe) -> None:
+    before = tracker.now_ms()
+    out = instrumented(pipe, way)
+    assert undone(out) == MESSAGE
+    assert b'alt="">' + b"</body></html>\r\n" in out
+    (row,) = emails(pipe.stage)
+    assert row[1:] == ("Grüße aus Bern", "ann@example.org", "", 1)
+    assert keys(out) == {row[0]} and re.fullmatch("[A-Za-z0-9_-]{22}", row[0])
+    assert pipe.stage.rows("select sent_at between ? and ? from emails", before, tracker.now_ms()) == [(1,)]
+    (pixel,), (link,) = PIXEL.findall(out), CLICK.finditer(out)
+    assert follow(pipe.stage, pixel.decode()).headers["X-Tracker"] == "recorded"
+    assert follow(pipe.stage, link[0].decode(), status=302).location == LINK
     sent = pipe.stats()["sent"]
     assert (sent["emails"], sent["opened"]["person"], sent["clicked"]["person"]) == (1, 1, 1)
     assert pipe.stage.check() == []
+
+
+@WAYS
+def test_what_is_said_goes_before_the_headers(way: str, pipe: Pipe) -> None:
+    out = instrumented(pipe, way, key="e+1@x", subject="Füße", recipient="bob@example.org", campaign="spring")
+    assert emails(pipe.stage) == [("e+1@x", "Füße", "bob@example.org", "spring", 1)]
+    assert keys(out) == {"e+1@x"} and b"campaign" not in out
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("wanted", "pixels", "links"),
+    [
+        ({"pixel": "top"}, 1, 1),
+        ({"pixel": "bottom"}, 1, 1),
+        ({"pixel": "none"}, 0, 1),
+        ({"links": "no"}, 1, 0),
+        ({"links": "no", "pixel": "none"}, 0, 0),
+        ({"hidden_link": "yes"}, 1, 2),
+    ],
+    ids=str,
+)
+def test_what_is_wanted_is_placed(wanted: dict[str, str], pixels: int, links: int, way: str, pipe: Pipe) -> None:
+    out = instrumented(pipe, way, MESSAGE, **wanted)
+    assert (len(PIXEL.findall(out)), len(CLICK.findall(out))) == (pixels, links)
+    assert undone(HIDDEN.sub(b"", out)) == MESSAGE
+    assert (b"<body class=x><img" in out) == (wanted.get("pixel") == "top")
+    assert len(emails(pipe.stage)) == int(pixels + links > 0)
+
+
+@WAYS
+@pytest.mark.parametrize(
+    "message",
+    [PLAIN, SIGNED, SIGNED.replace(b"DKIM-Signature", b"ARC-Seal"), b"\x00\xff\r\r\n", b"no header at all"],
+    ids=["plain", "signed", "sealed", "bytes", "no header"],
+)
+def test_a_message_that_is_not_changed_is_not_registered(message: bytes, way: str, pipe: Pipe) -> None:
+    assert instrumented(pipe, way, message) == message
+    assert (emails(pipe.stage), spooled(pipe.stage)) == ([], [])
+
+
+@WAYS
+def test_a_signed_message_is_changed_by_force_only(way: str, pipe: Pipe) -> None:
+    out = instrumented(pipe, way, SIGNED, force="yes")
+    assert out != SIGNED and undone(out) == SIGNED
+    assert len(emails(pipe.stage)) == 1
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("key", "a/b", "expected 1 to 200 of the characters"),
+        ("key", "..", "expected"),
+        ("key", "k" * 201, "expected"),
+        ("key", "", "expected 1 to 200"),
+        ("key", "é", "expected"),
+        ("recipient", "a\nb", "expected"),
+        ("recipient", "x" * 321, "expected at most 320 characters"),
+        ("subject", "x" * 999, "expected at most 998 characters"),
+        ("campaign", "x" * 201, "expected at most 200 characters"),
+        ("campaign", "a\x01b", "expected"),
+    ],
+)
+def test_a_bad_field_is_refused_by_its_name(field: str, value: str, told: str, way: str, pipe: Pipe) -> None:
+    if way == "http":
+        said = str(post(pipe.stage, f"?{urlencode({field: value})}", status=400).json["error"])
+        assert said.startswith(f"{field}: {told}")
+    else:
+        option = "--email" if field == "key" else f"--{field}"
+        ended = pipe.instrument(option, value, status=1)
+        assert f"{option}: {told}" in ended.err and ended.out == b""
+    assert (emails(pipe.stage), spooled(pipe.stage)) == ([], [])
+
+
+@pytest.mark.parametrize("sign", ["(", ":", " :", "<", '"', ",", "\\", "[", "=?utf-8?q?"])
+def test_a_header_of_nothing_but_signs_keeps_no_message_from_being_instrumented(sign: str, pipe: Pipe) -> None:
+    message = f"To: {sign * (50_000 // len(sign))}\r\n".encode() + MESSAGE.replace(b"To: ", b"X-To: ")
+    for way in ("command", "http"):
+        assert undone(instrumented(pipe, way, message, key=way)) == message
+    assert [row[:2] for row in emails(pipe.stage)] == [("command", "Grüße aus Bern"), ("http", "Grüße aus Bern")]
+
+
+@WAYS
+def test_without_a_public_address_a_message_is_refused_with_the_reason(
+    way: str, pipe: Pipe, staged: Callable[..., Stage]
+) -> None:
+    if way == "http":
+        nowhere = staged(BASE_URL="")
+        assert "BASE_URL" in post(nowhere, status=409).json["error"]
+        assert emails(nowhere) == []
+        return
+    pipe.monkeypatch.delenv("BASE_URL")
+    assert "BASE_URL" in pipe.instrument(status=1).err and emails(pipe.stage) == []
+    pipe.monkeypatch.setenv("PORT", "3210")
+    out = pipe.instrument("--local", "--email", "e1").out
+    assert f"http://localhost:3210/{pipe.stage.acme.mail_id}/pixel/e1.gif".encode() in out
+    assert undone(out) == MESSAGE
+
+
+# == The command ==
 
 
 def test_it_is_a_filter_between_real_pipes_that_needs_no_server(pipe: Pipe) -> None:
@@ -200,17 +321,6 @@ def test_it_is_a_filter_between_real_pipes_that_needs_no_server(pipe: Pipe) -> N
     assert undone(done.stdout) == MESSAGE
     assert keys(done.stdout) == {"e1"}
     assert emails(pipe.stage) == [("e1", "Grüße aus Bern", "ann@example.org", "", 1)]
-
-
-def test_a_message_is_registered_with_subject_and_recipient_of_its_headers(pipe: Pipe) -> None:
-    before = tracker.now_ms()
-    out = pipe.instrument().out
-    (row,) = emails(pipe.stage)
-    assert row[1:] == ("Grüße aus Bern", "ann@example.org", "", 1)
-    assert keys(out) == {row[0]}
-    assert re.fullmatch("[A-Za-z0-9_-]{22}", row[0])
-    assert pipe.stage.rows("select sent_at between ? and ? from emails", before, tracker.now_ms()) == [(1,)]
-    assert pipe.stage.check() == []
 
 
 @pytest.mark.parametrize(
@@ -231,23 +341,6 @@ def test_headers_of_every_form_are_read(headers: bytes, subject: str, recipient:
     assert [row[1:3] for row in emails(pipe.stage)] == [(subject, recipient)]
 
 
-@pytest.mark.parametrize("sign", ["(", ":", " :", "<", '"', ",", "\\", "[", "=?utf-8?q?"])
-def test_a_header_of_nothing_but_signs_keeps_no_message_from_being_instrumented(sign: str, pipe: Pipe) -> None:
-    message = f"To: {sign * (50_000 // len(sign))}\r\n".encode() + MESSAGE.replace(b"To: ", b"X-To: ")
-    assert undone(pipe.instrument("--email", "e1", stdin=message).out) == message
-    assert [row[:2] for row in emails(pipe.stage)] == [("e1", "Grüße aus Bern")]
-    assert post(pipe.stage, "?key=e2", message).headers["X-Tracker"] == "instrumented"
-
-
-def test_what_the_options_say_goes_before_the_headers(pipe: Pipe) -> None:
-    out = pipe.instrument(
-        *("--email", "e+1@x", "--subject", "Mine", "--recipient", "bob@example.org", "--campaign", "spring")
-    ).out
-    assert emails(pipe.stage) == [("e+1@x", "Mine", "bob@example.org", "spring", 1)]
-    assert keys(out) == {"e+1@x"}
-    assert b"campaign" not in out
-
-
 def test_several_recipients_are_remarked_on_unless_one_is_said(pipe: Pipe) -> None:
     message = MESSAGE.replace(b"Ann <ann@example.org>", b"ann@example.org, bob@example.org")
     said = pipe.instrument("--email", "e1", stdin=message)
@@ -258,17 +351,21 @@ def test_several_recipients_are_remarked_on_unless_one_is_said(pipe: Pipe) -> No
 
 
 @pytest.mark.parametrize("which", ["id", "mail_id", "name"])
-def test_a_tenant_is_found_by_each_of_its_words(which: str, pipe: Pipe) -> None:
-    out = pipe.instrument("--email", "e1", tenant=getattr(pipe.stage.acme, which)).out
-    assert f"{BASE}/{pipe.stage.acme.mail_id}/pixel/e1.gif".encode() in out
-
-
-def test_the_tracking_host_of_the_tenant_is_in_its_links(pipe: Pipe) -> None:
-    pipe.stage.change(pipe.stage.acme, tracking_host="t.acme.com")
-    out = pipe.instrument("--email", "e1").out
-    assert f"https://t.acme.com/{pipe.stage.acme.mail_id}/pixel/e1.gif".encode() in out
+@pytest.mark.parametrize("host", ["", "t.acme.com"])
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_tenant_is_found_by_each_of_its_words_and_its_host_is_in_its_links(
+    reachable: bool, host: str, which: str, pipe: Pipe
+) -> None:
+    if host:
+        pipe.stage.change(pipe.stage.acme, tracking_host=host)
+    with contextlib.nullcontext() if reachable else database_away(pipe.stage):
+        out = pipe.instrument("--email", "e1", tenant=getattr(pipe.stage.acme, which)).out
+    base = f"https://{host}" if host else BASE
+    assert f"{base}/{pipe.stage.acme.mail_id}/pixel/e1.gif".encode() in out
     link = next(CLICK.finditer(out))[0].decode()
-    assert follow(pipe.stage, link, base="https://t.acme.com", status=302).location == LINK
+    assert follow(pipe.stage, link, base=base, status=302).location == LINK
+    pipe.stage.drain()
+    assert [row[0] for row in emails(pipe.stage)] == ["e1"]
 
 
 @pytest.mark.parametrize("host", ["track.example.com", "TRACK.example.com.", "t.acme.com", "t.globex.com"])
@@ -281,60 +378,38 @@ def test_links_to_own_hosts_are_left(host: str, pipe: Pipe) -> None:
     assert [left["url"] for left in report["left"]] == [f"https://{host}/x"]
 
 
-def test_without_a_public_address_it_refuses_with_the_reason_and_local_helps(pipe: Pipe) -> None:
-    pipe.monkeypatch.delenv("BASE_URL")
-    assert "BASE_URL" in pipe.refused()
-    pipe.monkeypatch.setenv("PORT", "3210")
-    out = pipe.instrument("--local", "--email", "e1").out
-    assert f"http://localhost:3210/{pipe.stage.acme.mail_id}/pixel/e1.gif".encode() in out
-    assert undone(out) == MESSAGE
-
-
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "tenant", "status", "told"),
     [
-        (("--email", "a/b"), "--email: expected 1 to 200 of the characters"),
-        (("--email", ".."), "--email: expected"),
-        (("--email", "k" * 201), "--email: expected"),
-        (("--email", ""), "--email: expected"),
-        (("--email", "é"), "--email: expected"),
-        (("--recipient", "a\nb"), "--recipient: expected at most 320 characters in one line"),
-        (("--recipient", "x" * 321), "--recipient: expected at most 320"),
-        (("--subject", "x" * 999), "--subject: expected at most 998"),
-        (("--subject", "\udcff"), "--subject: expected"),
-        (("--campaign", "x" * 201), "--campaign: expected at most 200"),
-        (("--campaign", "a\x00b"), "--campaign: expected"),
+        (("--pixel", "left"), "Acme", 2, "usage: "),
+        (("--email", "e1", "--key-placeholder", "{{id}}"), "Acme", 2, "usage: "),
+        (("--what",), "Acme", 2, "usage: "),
+        ((), "Nobody", 1, "no tenant 'Nobody'"),
+        ((), "", 1, "no tenant ''"),
+        ((), "Twins", 1, "2 tenants have the name 'Twins'"),
+        (("--subject", "\udcff"), "Acme", 1, "--subject: expected"),
+        *(
+            (("--key-placeholder", placeholder), "Acme", 1, "--key-placeholder: expected")
+            for placeholder in ('{{ "id" }}', "{{ 'id' }}", "a/b", "a?b", "a#b", "", "x" * 201, "{{ü}}", "a\nb")
+        ),
     ],
 )
-def test_a_bad_option_is_refused_by_its_name(options: tuple[str, ...], told: str, pipe: Pipe) -> None:
-    assert told in pipe.refused(*options)
-
-
-@pytest.mark.parametrize(
-    "options", [("--pixel", "left"), ("--email", "e1", "--key-placeholder", "{{id}}"), ("--what",)]
-)
-def test_what_is_no_usage_is_refused_as_such(options: tuple[str, ...], pipe: Pipe) -> None:
-    assert "usage: " in pipe.refused(*options, status=2)
-
-
-def test_a_tenant_that_is_not_there_is_refused(pipe: Pipe) -> None:
-    assert "no tenant 'Nobody'" in pipe.refused(tenant="Nobody")
-    assert "no tenant ''" in pipe.refused(tenant="")
-
-
-def test_a_name_that_two_tenants_have_is_refused(pipe: Pipe) -> None:
-    pipe.stage.change(pipe.stage.globex, name="Acme")
-    assert "2 tenants have the name 'Acme'" in pipe.refused()
-
-
-# -- instrument: its options
+def test_what_cannot_be_done_is_refused_and_leaves_no_trace(
+    options: tuple[str, ...], tenant: str, status: int, told: str, pipe: Pipe
+) -> None:
+    if tenant == "Twins":
+        for twin in (pipe.stage.acme, pipe.stage.globex):
+            pipe.stage.change(twin, name="Twins")
+    said = pipe.instrument(*options, tenant=tenant, status=status)
+    assert told in said.err and said.out == b""
+    assert (emails(pipe.stage), spooled(pipe.stage)) == ([], [])
 
 
 @pytest.mark.parametrize(
     "page",
     [
         PAGE.encode(),
-        b'\xff\xfe?\x00<a href="https://elsewhere.example/">\xe4</a>'[2:],
+        b'?\x00<a href="https://elsewhere.example/">\xe4</a>',
         b'<p>\xe4\xf6\xfc\x80\x00</p><a href="https://elsewhere.example/">x</a>\r\r\n',
         b'\xef\xbb\xbf<a href="https://elsewhere.example/">x</a>',
     ],
@@ -349,80 +424,49 @@ def test_html_comes_out_as_it_went_in_whatever_its_bytes(page: bytes, pipe: Pipe
 @pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_html_in_utf_16_is_refused_where_its_mark_says_so(codec: str, pipe: Pipe) -> None:
     page = ("\ufeff" if codec[-1] == "e" else "") + PAGE
-    assert "--html: expected HTML in UTF-8" in pipe.refused("--html", stdin=page.encode(codec))
-
-
-def test_the_report_tells_sizes_in_bytes_also_where_they_are_no_utf_8(pipe: Pipe) -> None:
-    page = b"<p>\xe4\xf6\xfc</p>"
-    report = pipe.report("--html", "--email", "e1", stdin=page)
-    assert report["size_before"] == len(page)
-
-
-def test_a_link_whose_bytes_are_no_utf_8_is_reported(pipe: Pipe) -> None:
-    report = pipe.report("--html", stdin=b'<a href="https://elsewhere.example/\xe4">x</a>')
-    assert report["wrapped"] == []
-    assert len(report["left"]) == 1
-
-
-def test_the_pixel_may_be_first_in_the_body(pipe: Pipe) -> None:
-    out = pipe.instrument("--pixel", "top").out
-    assert re.search(rb"<body class=x><img ", out)
-    assert undone(out) == MESSAGE
-
-
-def test_without_a_pixel_the_email_is_registered_for_its_links(pipe: Pipe) -> None:
-    out = pipe.instrument("--pixel", "none").out
-    assert (PIXEL.findall(out), len(CLICK.findall(out))) == ([], 1)
-    assert undone(out) == MESSAGE
-    assert len(emails(pipe.stage)) == 1
-
-
-def test_without_links_the_email_is_registered_for_its_pixel(pipe: Pipe) -> None:
-    out = pipe.instrument("--no-links").out
-    assert (len(PIXEL.findall(out)), CLICK.findall(out)) == (1, [])
-    assert undone(out) == MESSAGE
-    assert len(emails(pipe.stage)) == 1
+    assert "--html: expected HTML in UTF-8" in pipe.instrument("--html", stdin=page.encode(codec), status=1).err
 
 
 @pytest.mark.parametrize(
-    ("message", "options", "told"),
+    ("options", "message", "told"),
     [
-        (MESSAGE, ("--no-links", "--pixel", "none"), "not asked for"),
-        (SIGNED, (), "DKIM-Signature"),
-        (SIGNED.replace(b"DKIM-Signature", b"ARC-Seal"), (), "ARC-Seal"),
-        (PLAIN, (), "text/plain"),
-        (b"", (), ""),
-        (b"\x00\xff\r\r\n", (), ""),
-        (b"no: mail\r\n\r\n", ("--strict",), ""),
+        (("--no-links", "--pixel", "none"), MESSAGE, "not asked for"),
+        ((), SIGNED, "DKIM-Signature"),
+        ((), SIGNED.replace(b"DKIM-Signature", b"ARC-Seal"), "ARC-Seal"),
+        ((), PLAIN, "text/plain"),
+        ((), b"", ""),
+        (("--strict",), b"no: mail\r\n\r\n", ""),
+        ((), b"<p>no message</p>", "HTML that is no message is given with --html"),
     ],
 )
-def test_a_message_that_is_not_changed_is_not_registered(
-    message: bytes, options: tuple[str, ...], told: str, pipe: Pipe
+def test_what_is_not_changed_is_told_with_its_reason(
+    options: tuple[str, ...], message: bytes, told: str, pipe: Pipe
 ) -> None:
     said = pipe.instrument(*options, stdin=message)
     assert said.out == message
     assert "nothing was changed, so no email was registered" in said.err and told in said.err
-    assert (emails(pipe.stage), spooled(pipe.stage)) == ([], [])
+    assert ("--html" in said.err) == ("--html" in told)
 
 
-def test_html_in_place_of_a_message_is_named_as_such(pipe: Pipe) -> None:
-    assert "HTML that is no message is given with --html" in pipe.instrument(stdin=b"<p>no message</p>").err
-    assert "--html" not in pipe.instrument(stdin=b"no message").err
-
-
-def test_a_signed_message_is_instrumented_by_force(pipe: Pipe) -> None:
-    out = pipe.instrument("--force", stdin=SIGNED).out
-    assert undone(out) == SIGNED
-    assert out != SIGNED
-    assert len(emails(pipe.stage)) == 1
-
-
-@pytest.mark.parametrize("options", [(), ("--html",), ("--html", "--pixel", "top"), ("--key-placeholder", "{{id}}")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--email", "e1"),
+        ("--email", "e1", "--html"),
+        ("--email", "e1", "--html", "--pixel", "top"),
+        *(
+            ("--key-placeholder", placeholder, *more)
+            for placeholder in ("{{ .Subscriber.UUID }}", "*|UNIQID|*", "<%= id %>")
+            for more in ((), ("--html",), ("--campaign", "spring"), ("--pixel", "top"))
+        ),
+    ],
+    ids=" ".join,
+)
 def test_what_was_instrumented_already_comes_out_unchanged(options: tuple[str, ...], pipe: Pipe) -> None:
-    once = pipe.instrument("--email", "e1", *options[:3]) if "{{id}}" not in options else pipe.instrument(*options)
+    once = pipe.instrument(*options).out
     before = emails(pipe.stage)
-    again = pipe.instrument(*options, stdin=once.out)
-    assert again.out == once.out
+    again = pipe.instrument(*options, stdin=once)
+    assert once != MESSAGE and again.out == once
     assert "nothing was changed" in again.err
     assert emails(pipe.stage) == before
 
@@ -436,6 +480,10 @@ def test_the_report_says_what_was_done_and_what_was_not(pipe: Pipe) -> None:
     assert [part.partition(" ")[2] for part in report["touched"]] == ["text/html"]
     assert report["size_before"] == len(PAGE.encode()) < report["size_after"]
     assert (report["skipped"], report["warnings"]) == ([], [])
+    page = b'<p>\xe4\xf6\xfc</p><a href="https://elsewhere.example/\xe4">x</a>'
+    report = pipe.report("--html", stdin=page)
+    assert report["size_before"] == len(page), "in bytes, also where they are no UTF-8"
+    assert (report["wrapped"], len(report["left"])) == ([], 1)
 
 
 def test_a_page_that_grows_past_what_gmail_shows_is_warned_of(pipe: Pipe) -> None:
@@ -446,16 +494,12 @@ def test_a_page_that_grows_past_what_gmail_shows_is_warned_of(pipe: Pipe) -> Non
 
 
 def test_a_report_that_cannot_be_written_is_told_and_leaves_no_trace(pipe: Pipe) -> None:
-    environ = {name: os.environ[name] for name in ("PATH", "DATABASE_URL", "BASE_URL")}
-    program = [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull]
-    words = ["instrument", "Acme", "--report", str(pipe.stage.folder / "nowhere" / "report.json")]
-    done = subprocess.run([*program, *words], env=environ, input=MESSAGE, capture_output=True, timeout=60)
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert b"report.json can't be written: No such file" in done.stderr and b"Traceback" not in done.stderr
+    said = pipe.instrument("--report", str(pipe.stage.folder / "nowhere" / "report.json"), status=1)
+    assert "report.json can't be written: No such file" in said.err and said.out == b""
     assert emails(pipe.stage) == []
 
 
-# -- instrument: where the database can't be reached
+# == Where the database can't be reached ==
 
 
 @pytest.fixture
@@ -516,16 +560,10 @@ def test_strict_leaves_nothing_and_lets_the_mail_system_try_again(unreachable: U
     with unreachable(pipe.stage):
         said = pipe.instrument("--strict", status=75)
     assert said.out == b""
-    assert "try again" in said.err
+    assert "try again" in said.err and "will be registered" not in said.err
     assert (spooled(pipe.stage), emails(pipe.stage)) == ([], [])
     assert pipe.instrument("--strict").out != b""
     assert len(emails(pipe.stage)) == 1
-
-
-def test_strict_does_not_promise_a_registration_that_will_not_be(pipe: Pipe) -> None:
-    with database_away(pipe.stage):
-        said = pipe.instrument("--strict", status=75)
-    assert "will be registered" not in said.err
 
 
 def test_root_acts_as_the_owner_only_where_it_touches_the_data(pipe: Pipe) -> None:
@@ -571,56 +609,28 @@ def test_a_writer_that_does_not_end_is_waited_for_once(pipe: Pipe) -> None:
     assert time.monotonic() - began < 2.5
 
 
-@pytest.mark.parametrize("which", ["id", "mail_id", "name"])
-def test_a_tenant_is_found_by_each_of_its_words_without_the_database(which: str, pipe: Pipe) -> None:
-    with database_away(pipe.stage):
-        out = pipe.instrument("--email", "e1", tenant=getattr(pipe.stage.acme, which)).out
-    assert f"{BASE}/{pipe.stage.acme.mail_id}/pixel/e1.gif".encode() in out
-    pipe.stage.drain()
-    assert [row[0] for row in emails(pipe.stage)] == ["e1"]
-
-
-def test_the_tracking_host_is_known_without_the_database(pipe: Pipe) -> None:
-    pipe.stage.change(pipe.stage.acme, tracking_host="t.acme.com")
-    with database_away(pipe.stage):
-        out = pipe.instrument("--email", "e1").out
-    assert f"https://t.acme.com/{pipe.stage.acme.mail_id}/pixel/e1.gif".encode() in out
-
-
 @pytest.mark.parametrize("options", [(), ("--strict",)])
 @pytest.mark.parametrize("tenant", ["Nobody", ""])
 def test_a_tenant_that_may_be_there_is_asked_for_again_later(tenant: str, options: tuple[str, ...], pipe: Pipe) -> None:
     with database_away(pipe.stage):
         said = pipe.instrument(*options, tenant=tenant, status=75)
-    assert said.out == b""
+    assert said.out == b"" and spooled(pipe.stage) == []
     assert "tenants.json does not know the tenant" in said.err and "try again" in said.err
-    assert spooled(pipe.stage) == []
 
 
-def test_hits_that_were_drained_before_the_registration_are_its_own(pipe: Pipe) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_hits_before_and_after_a_registration_in_the_spool_are_its_own(place: int, at_once: bool, pipe: Pipe) -> None:
     stage = pipe.stage
-    with database_away(stage):
-        out = pipe.instrument("--email", "e1", "--campaign", "spring").out
-    (line,) = stage.spool.glob("*.jsonl")
-    with away(line):
-        follow(stage, PIXEL.findall(out)[0].decode())
-        assert stage.drain().hits == 1
-        assert emails(stage) == [("e1", "", "", "", 0)]
-    stage.drain()
-    assert emails(stage) == [("e1", "Grüße aus Bern", "ann@example.org", "spring", 1)]
+    lines = [hit(stage, "e1", tracker.now_ms() - 60_000), hit(stage, "e1", tracker.now_ms() - 90_000)]
+    lines.insert(place, tracker.email_line(stage.acme.mail_id, tracker.Registration("e1", "S"), tracker.now_ms()))
+    for some in [lines] if at_once else [[line] for line in lines]:
+        segment(stage, *some)
+        stage.drain()
+    assert emails(stage) == [("e1", "S", "", "", 1)]
     numbers = pipe.stats()
     assert (numbers["sent"]["emails"], numbers["sent"]["opened"]["person"]) == (1, 1)
     assert numbers["unregistered"]["emails"] == 0
-    assert stage.check() == []
-
-
-def test_registration_and_hits_in_one_segment_belong_together_in_any_order(pipe: Pipe) -> None:
-    stage = pipe.stage
-    line = tracker.email_line(stage.acme.mail_id, tracker.Registration("e1", "S"), NOW)
-    segment(stage, hit(stage, "e1"), line, hit(stage, "e1"))
-    assert stage.drain().hits == 2
-    assert emails(stage) == [("e1", "S", "", "", 1)]
-    assert stage.rows("select emails, opened_person from cohorts where grain = 0 and emails") == [(1, 1)]
     assert stage.check() == []
 
 
@@ -628,6 +638,7 @@ def test_an_unwritable_spool_leaves_the_line_to_ingest_which_counts_it_once(pipe
     stage = pipe.stage
     with database_away(stage), away(stage.spool):
         said = pipe.instrument("--email", "e1", "--subject", "Grüße \u2028")
+    assert undone(said.out) == MESSAGE
     lines = [line for line in said.err.splitlines(keepends=True) if line.startswith("unspooled ")]
     assert len(lines) == 1 and lines[0].isascii()
     log = stage.folder / "log"
@@ -638,25 +649,14 @@ def test_an_unwritable_spool_leaves_the_line_to_ingest_which_counts_it_once(pipe
     assert stage.check() == []
 
 
-def test_an_unwritable_spool_puts_nothing_but_the_message_out(pipe: Pipe) -> None:
-    with database_away(pipe.stage), away(pipe.stage.spool):
-        said = pipe.instrument("--email", "e1")
-    assert undone(said.out) == MESSAGE
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        {"key": "a/b"},
-        {"key": ""},
-        {"key": None},
-        {"t": "yesterday"},
-        {"t": None},
-        {"mail_id": 3},
-        {"subject": ["S"]},
-        {"recipient": None},
-        {"campaign": 1},
+        *({"key": key} for key in ("a/b", "", None)),
+        *({"t": at} for at in ("yesterday", None)),
+        *({"mail_id": 3}, {"subject": ["S"]}, {"recipient": None}, {"campaign": 1}),
     ],
+    ids=str,
 )
 def test_a_broken_line_of_an_email_is_put_aside_and_holds_up_nobody(change: dict[str, Any], stage: Stage) -> None:
     good = tracker.email_line(stage.acme.mail_id, tracker.Registration("e1", "S", "r@b.example", "c"), NOW)
@@ -667,22 +667,16 @@ def test_a_broken_line_of_an_email_is_put_aside_and_holds_up_nobody(change: dict
     assert stage.check() == []
 
 
-def test_a_line_of_an_email_of_nobody_is_dropped_and_counted(stage: Stage) -> None:
-    segment(stage, tracker.email_line("nobody-at-all", tracker.Registration("e1"), NOW))
+def test_a_line_keeps_to_the_lengths_of_fields_and_one_of_nobody_is_dropped_and_counted(stage: Stage) -> None:
+    registration = tracker.Registration("e1", "s" * 2000, "r" * 2000, "c" * 2000)
+    segment(stage, *(tracker.email_line(whose, registration, NOW) for whose in ("nobody-at-all", stage.acme.mail_id)))
     assert stage.drain().rejected == 0
-    assert emails(stage) == []
+    assert emails(stage) == [("e1", "s" * 998, "r" * 320, "c" * 200, 1)]
     assert stage.rows("select tenant, reason, hits from dropped") == [(0, "unknown-tenant", 1)]
     assert stage.check() == []
 
 
-def test_a_line_keeps_to_the_lengths_that_fields_may_have(stage: Stage) -> None:
-    registration = tracker.Registration("e1", "s" * 2000, "r" * 2000, "c" * 2000)
-    segment(stage, tracker.email_line(stage.acme.mail_id, registration, NOW))
-    assert stage.drain().rejected == 0
-    assert emails(stage) == [("e1", "s" * 998, "r" * 320, "c" * 200, 1)]
-
-
-# -- Templates of mailing tools
+# == Templates of mailing tools ==
 
 PLACEHOLDERS = ["{{ .Subscriber.UUID }}", "{{id}}", "*|UNIQID|*", "%%id%%", "[[id]]", "${id}", "%recipient.id%", "XXX"]
 
@@ -726,23 +720,6 @@ def test_the_campaign_stands_in_each_url_of_a_template(campaign: str, shown: str
     assert pipe.stage.check() == []
 
 
-@pytest.mark.parametrize("options", [(), ("--html",), ("--campaign", "spring"), ("--pixel", "top")])
-@pytest.mark.parametrize("placeholder", ["{{ .Subscriber.UUID }}", "*|UNIQID|*", "<%= id %>"])
-def test_a_template_that_was_instrumented_comes_out_unchanged(
-    placeholder: str, options: tuple[str, ...], pipe: Pipe
-) -> None:
-    once = pipe.instrument("--key-placeholder", placeholder, *options).out
-    assert once != MESSAGE
-    assert pipe.instrument("--key-placeholder", placeholder, *options, stdin=once).out == once
-
-
-@pytest.mark.parametrize(
-    "placeholder", ['{{ "id" }}', "{{ 'id' }}", "a/b", "a?b", "a#b", "", "x" * 201, "{{ü}}", "a\nb"]
-)
-def test_a_placeholder_that_would_break_a_url_is_refused(placeholder: str, pipe: Pipe) -> None:
-    assert "--key-placeholder: expected" in pipe.refused("--key-placeholder", placeholder)
-
-
 def test_a_template_is_made_without_the_database_and_promises_no_registration(pipe: Pipe) -> None:
     with database_away(pipe.stage):
         said = pipe.instrument("--key-placeholder", "{{id}}")
@@ -751,7 +728,7 @@ def test_a_template_is_made_without_the_database_and_promises_no_registration(pi
     assert "will be registered" not in said.err
 
 
-# -- Campaigns: which one a hit belongs to
+# == Campaigns: which one a hit belongs to ==
 
 
 def opens(stage: Stage, key: str, query: str = "campaign=spring") -> None:
@@ -768,103 +745,80 @@ def clicks(stage: Stage, key: str, query: str, status: int = 302) -> Any:
     ("query", "campaign"),
     [
         ("campaign=spring", "spring"),
-        ("utm=x&campaign=spring", "spring"),
-        ("campaign=spring&campaign=autumn", "spring"),
-        ("campaign=a+b%20c%26d%3F", "a b c&d?"),
-        ("campaign=%C3%BC", "ü"),
-        ("campaign=%20spring%0d%0a%00", "spring"),
-        ("campaign=sp%07ring", "spring"),
+        ("utm=x&campaign=spring&campaign=autumn", "spring"),
+        ("campaign=a+b%20c%26d%3F%C3%BC", "a b c&d?ü"),
+        ("campaign=%20sp%07ring%0d%0a%00", "spring"),
         ("campaign=" + "x" * 300, "x" * 200),
         ("campaign=%FF", "\ufffd"),
-        ("campaign=", ""),
-        ("campaign=%20", ""),
-        ("xcampaign=spring", ""),
-        ("campaign", ""),
-        ("", ""),
+        *((nothing, "") for nothing in ("", "campaign", "campaign=", "campaign=%20", "xcampaign=spring")),
     ],
 )
 def test_a_pixel_says_which_campaign_its_open_belongs_to(query: str, campaign: str, stage: Stage) -> None:
     opens(stage, "e1", query)
     assert stage.drain().hits == 1
-    assert stage.rows("select campaign, registered from emails") == [(campaign, 0)]
-    key = stage.rows("select key from emails")[0][0]
-    assert key == (tracker.campaign_key("e1", campaign) if campaign else "e1")
-    assert len(key) <= 200
+    key = tracker.campaign_key("e1", campaign) if campaign else "e1"
+    assert emails(stage) == [(key, "", "", campaign, 0)] and len(key) <= 200
     assert stage.check() == []
+
+
+SHOP = "https://acme.com/"
 
 
 @pytest.mark.parametrize(
     ("query", "campaign", "url"),
     [
-        ("url=https%3A%2F%2Facme.com%2F%3Fa%3D1&campaign=spring", "spring", "https://acme.com/?a=1"),
-        ("campaign=spring&url=https%3A%2F%2Facme.com%2F", "spring", "https://acme.com/"),
-        (
-            "campaign=spring&url=https://acme.com/?a=1&campaign=autumn",
-            "spring",
-            "https://acme.com/?a=1&campaign=autumn",
-        ),
-        ("url=https://acme.com/?a=1&campaign=autumn", "", "https://acme.com/?a=1&campaign=autumn"),
-        ("url=https%3A%2F%2Facme.com%2F%3Fx%26campaign%3Dautumn", "", "https://acme.com/?x&campaign=autumn"),
+        ("url=https%3A%2F%2Facme.com%2F%3Fa%3D1&campaign=spring", "spring", f"{SHOP}?a=1"),
+        ("campaign=spring&url=https%3A%2F%2Facme.com%2F", "spring", SHOP),
+        (f"campaign=spring&url={SHOP}?a=1&campaign=autumn", "spring", f"{SHOP}?a=1&campaign=autumn"),
+        (f"url={SHOP}?a=1&campaign=autumn", "", f"{SHOP}?a=1&campaign=autumn"),
+        ("url=https%3A%2F%2Facme.com%2F%3Fx%26campaign%3Dautumn", "", f"{SHOP}?x&campaign=autumn"),
     ],
 )
-def test_a_plain_link_says_which_campaign_its_click_belongs_to(
-    query: str, campaign: str, url: str, stage: Stage
-) -> None:
+def test_a_link_says_which_campaign_its_click_belongs_to(query: str, campaign: str, url: str, stage: Stage) -> None:
     assert clicks(stage, "e1", query).location == url
+    path = tracker.click_path(stage.app.secrets[0], stage.acme.mail_id, "e2", url)
+    follow(stage, f"{BASE}{path}?campaign={campaign}", status=302)
     stage.drain()
-    assert stage.rows("select campaign from emails") == [(campaign,)]
+    assert [row[3] for row in emails(stage)] == [campaign] * 2
     assert stage.rows("select url from urls") == [(url,)]
     assert stage.check() == []
 
 
-def test_a_signed_link_says_which_campaign_its_click_belongs_to(stage: Stage) -> None:
-    path = tracker.click_path(stage.app.secrets[0], stage.acme.mail_id, "e1", LINK)
-    follow(stage, f"{BASE}{path}?campaign=spring", status=302)
-    opens(stage, "e1")
-    stage.drain()
-    assert emails(stage) == [("e1?campaign=spring", "", "", "spring", 0)]
-    assert stage.check() == []
-
-
-def test_one_subscriber_has_an_email_in_each_campaign(stage: Stage) -> None:
-    for query in ("campaign=spring", "campaign=autumn", "", "campaign=spring"):
-        opens(stage, "sub1", query)
+def test_one_subscriber_has_an_email_in_each_campaign_also_with_the_longest_keys(stage: Stage) -> None:
+    longest, campaigns = "k" * 199, ("x" * 200, "x" * 199 + "y")
+    for key in (longest + "a", longest + "b"):
+        for campaign in (*campaigns, campaigns[0]):
+            opens(stage, key, f"campaign={campaign}")
+    opens(stage, "sub1")
+    clicks(stage, "sub1", f"campaign=spring&url={SHOP}")
+    opens(stage, "sub1", "")
     stage.spread(20)
     stage.drain()
-    rows = stage.rows("select key, campaign, open_person from emails join email_counts on email = id order by key")
-    assert rows == [("sub1", "", 1), ("sub1?campaign=autumn", "autumn", 1), ("sub1?campaign=spring", "spring", 2)]
+    assert {(len(row[0]), row[3]) for row in emails(stage) if row[0][0] == "k"} == {(200, each) for each in campaigns}
+    rows = stage.rows("select key, open_person, click_person from emails join email_counts on email = id order by id")
+    assert [each[1:] for each in rows] == [(2, 0), (1, 0), (2, 0), (1, 0), (1, 1), (1, 0)]
+    assert [each[0] for each in rows[4:]] == ["sub1?campaign=spring", "sub1"]
     assert stage.check() == []
 
 
-def test_the_longest_keys_and_campaigns_stay_apart(stage: Stage) -> None:
-    longest = "k" * 199
-    for key in (longest + "a", longest + "b"):
-        for campaign in ("x" * 200, "x" * 199 + "y", "x" * 200):
-            opens(stage, key, f"campaign={campaign}")
-    stage.drain()
-    assert stage.rows("select count(*), count(distinct key), max(length(key)) from emails") == [(4, 4, 200)]
-    assert stage.check() == []
-
-
-def test_a_registered_key_keeps_to_what_was_registered(pipe: Pipe) -> None:
-    stage = pipe.stage
-    stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "e1", "campaign": "winter"})
+def test_a_registered_key_keeps_to_what_was_registered(stage: Stage) -> None:
+    stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "e1", "campaign": " winter "})
     opens(stage, "e1", "campaign=spring")
-    clicks(stage, "e1", "campaign=autumn&url=https%3A%2F%2Facme.com%2F")
+    clicks(stage, "e1", f"campaign=autumn&url={SHOP}")
     opens(stage, "e1", "")
     stage.spread(20)
     stage.drain()
     assert emails(stage) == [("e1", "", "", "winter", 1)]
-    assert stage.rows("select open_person, click_person from email_counts") == [(2, 1)]
+    assert opens_and_clicks(stage) == [(2, 1)]
     assert stage.check() == []
 
 
-# -- Campaigns: how many were sent
+# == Campaigns: how many were sent ==
 
 
-def sent(pipe: Pipe) -> tuple[int, int, int]:
+def sent(pipe: Pipe, range_: str = "7d") -> tuple[int, int, int]:
     """Emails sent, opened and clicked by persons."""
-    group = pipe.stats()["sent"]
+    group = json.loads(pipe("stats", "Acme", "--json", "--range", range_).out)["sent"]
     return group["emails"], group["opened"]["person"], group["clicked"]["person"]
 
 
@@ -880,22 +834,14 @@ def declare(pipe: Pipe, name: str, number: int, *options: str) -> str:
     return said
 
 
-def test_hits_without_a_declaration_stand_in_no_denominator(pipe: Pipe) -> None:
-    opens(pipe.stage, "sub1")
-    opens(pipe.stage, "sub2", "")
-    assert sent(pipe) == (0, 0, 0)
-    assert unregistered(pipe) == (2, 2)
-    assert pipe.stage.check() == []
-
-
-@pytest.mark.parametrize("when", ["before", "between", "after"])
+@pytest.mark.parametrize("when", ["before", "between", "after", "never"])
 def test_a_campaign_may_be_declared_before_and_after_its_hits(when: str, pipe: Pipe) -> None:
     stage = pipe.stage
     if when == "before":
         assert declare(pipe, "spring", 1000) == "spring: 1,000 sent\n"
     for key in ("sub1", "sub2", "sub1"):
         opens(stage, key)
-    clicks(stage, "sub1", "campaign=spring&url=https%3A%2F%2Facme.com%2F")
+    clicks(stage, "sub1", f"campaign=spring&url={SHOP}")
     opens(stage, "sub1", "campaign=autumn")
     if when == "between":
         stage.drain()
@@ -903,47 +849,38 @@ def test_a_campaign_may_be_declared_before_and_after_its_hits(when: str, pipe: P
         declare(pipe, "spring", 1000)
     opens(stage, "sub1")
     opens(stage, "sub3")
+    stage.drain()
+    pipe("campaign", "add", "Globex", "autumn", "--sent", "7")  # nothing of Acme's
     if when == "after":
-        stage.drain()
         declare(pipe, "spring", 1000)
-    assert sent(pipe) == (1000, 3, 1)
-    assert unregistered(pipe) == (1, 1)
-    assert stage.rows("select emails, opened_person, clicked_person from campaigns where campaign = 'spring'") == [
-        (1000, 3, 1)
-    ]
+    assert sent(pipe) == ((0, 0, 0) if when == "never" else (1000, 3, 1))
+    assert unregistered(pipe) == ((4, 4) if when == "never" else (1, 1))
     assert stage.check() == []
 
 
-def test_a_campaign_may_be_declared_again_with_another_number(pipe: Pipe) -> None:
+def test_a_campaign_may_be_declared_again_with_another_number_and_time_also_over_http(pipe: Pipe) -> None:
+    stage = pipe.stage
     declare(pipe, "spring", 1000)
-    opens(pipe.stage, "sub1")
+    opens(stage, "sub1")
     assert sent(pipe) == (1000, 1, 0)
     assert declare(pipe, "spring", 1200) == "spring: 1,200 sent, in place of what was said before\n"
     assert sent(pipe) == (1200, 1, 0)
     declare(pipe, "spring", 0)
-    assert sent(pipe) == (0, 1, 0)
-    opens(pipe.stage, "sub2")
-    assert sent(pipe) == (0, 2, 0)
-    assert pipe.stage.check() == []
-
-
-def test_a_campaign_is_counted_by_the_time_it_was_sent_at(pipe: Pipe) -> None:
-    stage = pipe.stage
-    opens(stage, "sub1")
-    stage.drain()
-    declare(pipe, "spring", 500, "--at", "2025-03-01T09:00:00+01:00")
     opens(stage, "sub2")
-    assert sent(pipe) == (0, 0, 0)
-    told = json.loads(pipe("stats", "Acme", "--json", "--range", "all").out)["sent"]
-    assert (told["emails"], told["opened"]["person"]) == (500, 2)
-    assert stage.rows("select sent_at from campaign_sends") == [(1_740_816_000_000,)]
-    declare(pipe, "spring", 600)  # stays where it was
-    assert stage.rows("select sent, sent_at from campaign_sends") == [(600, 1_740_816_000_000)]
+    assert sent(pipe) == (0, 2, 0)
+    declare(pipe, "spring", 500, "--at", "2025-03-01T09:00:00+01:00")
+    assert (sent(pipe), sent(pipe, "all"), unregistered(pipe)) == ((0, 0, 0), (500, 2, 0), (0, 0))
+    path = f"/{stage.acme.id}/campaigns"
+    answer = stage.web.post_json(path, {"campaign": " spring ", "sent": 600}, status=200)
+    assert answer.json == {"campaign": "spring", "sent": 600}
+    assert stage.rows("select sent, sent_at from campaign_sends") == [(600, 1_740_816_000_000)], "where it was"
     now = tracker.iso_time(tracker.now_ms())
-    assert now is not None
-    declare(pipe, "spring", 600, "--at", now)
-    assert sent(pipe) == (600, 2, 0)
-    assert unregistered(pipe) == (0, 0)
+    stage.web.post_json(path, {"campaign": "spring", "sent": 700, "sent_at": now}, status=200)
+    stage.web.post_json(path, {"campaign": "autumn", "sent": 9}, status=201)
+    assert sent(pipe) == (709, 2, 0)
+    pipe("tenant", "remove", "Acme", "--yes")
+    assert stage.rows("select * from campaign_sends") == []
+    assert stage.check() == []
 
 
 def test_registered_emails_of_a_campaign_count_beside_those_that_were_declared(pipe: Pipe) -> None:
@@ -958,91 +895,47 @@ def test_registered_emails_of_a_campaign_count_beside_those_that_were_declared(p
     assert pipe.stage.check() == []
 
 
-def test_campaigns_of_one_tenant_are_not_those_of_another(pipe: Pipe) -> None:
-    pipe("campaign", "add", "Globex", "spring", "--sent", "7")
-    opens(pipe.stage, "sub1")
-    assert sent(pipe) == (0, 0, 0)
-    assert unregistered(pipe) == (1, 1)
-    assert pipe.stage.check() == []
-
-
-def test_a_tenant_with_campaigns_can_be_removed(pipe: Pipe) -> None:
-    opens(pipe.stage, "sub1")
-    pipe.stage.drain()
-    declare(pipe, "spring", 7)
-    pipe("tenant", "remove", "Acme", "--yes")
-    assert pipe.stage.rows("select * from campaign_sends") == []
-    assert pipe.stage.check() == []
-    assert b"all is well" in pipe("check").out
-
-
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("name", "sent", "at", "told"),
     [
-        (("", "--sent", "1"), "campaign: expected a name of 1 to 200 characters"),
-        ((" ", "--sent", "1"), "campaign: expected"),
-        (("x" * 201, "--sent", "1"), "campaign: expected"),
-        (("a\nb", "--sent", "1"), "campaign: expected"),
-        (("c", "--sent", "-1"), "sent: expected a number from 0 to 1,000,000,000"),
-        (("c", "--sent", "1000000001"), "sent: expected"),
-        (("c", "--sent", "9" * 30), "sent: expected"),
-        (("c", "--sent", "1", "--at", "yesterday"), "--at: expected a time with its zone"),
-        (("c", "--sent", "1", "--at", "2026-11-30T09:00:00"), "--at: expected"),
-        (("c", "--sent", "1", "--at", "1970-01-01T00:00:00Z"), "--at: expected"),
-        (("c", "--sent", "1", "--at", "9999-12-31T23:59:59-12:00"), "--at: expected"),
-        (("c", "--sent", "1", "--at", "0001-01-01T00:00:00+14:00"), "--at: expected"),
-        (("c", "--sent", "1", "--at", ""), "--at: expected"),
+        ("", 1, "", "campaign: expected a name of 1 to 200 characters"),
+        (" ", 1, "", "campaign: expected a name"),
+        ("x" * 201, 1, "", "campaign: expected"),
+        ("a\nb", 1, "", "campaign: expected"),
+        ("c", -1, "", "sent: expected a number from 0 to 1,000,000,000"),
+        ("c", 10**9 + 1, "", "sent: expected"),
+        ("c", 10**30, "", "sent: expected"),
+        ("c", 1, "yesterday", "at: expected a time with its zone"),
+        *(
+            ("c", 1, at, "at: expected")
+            for at in (
+                *("2026-11-30T09:00:00", "1970-01-01T00:00:00Z", " "),
+                *("9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+14:00"),
+            )
+        ),
     ],
 )
 def test_a_declaration_that_cannot_be_is_refused_with_what_was_expected(
-    words: tuple[str, ...], told: str, pipe: Pipe
+    name: str, sent: int, at: str, told: str, pipe: Pipe
 ) -> None:
-    said = pipe("campaign", "add", "Acme", *words, status=1)
-    assert told in said.err
-    assert said.out == b""
+    said = pipe("campaign", "add", "Acme", name, "--sent", str(sent), *(("--at", at) if at else ()), status=1)
+    assert told in said.err and said.out == b""
+    value = {"campaign": name, "sent": sent, **({"sent_at": at} if at else {})}
+    assert told in pipe.stage.web.post_json(f"/{pipe.stage.acme.id}/campaigns", value, status=400).json["error"]
     assert pipe.stage.rows("select * from campaign_sends") == []
-
-
-@pytest.mark.parametrize("words", [("c",), ("c", "--sent", "many"), ("c", "--sent", "1.5"), ("--sent", "1")])
-def test_a_declaration_without_its_number_is_no_usage(words: tuple[str, ...], pipe: Pipe) -> None:
-    assert "usage: " in pipe("campaign", "add", "Acme", *words, status=2).err
-
-
-@pytest.mark.parametrize("words", [("add", "Nobody", "c", "--sent", "1"), ("list", "Nobody")])
-def test_a_campaign_of_nobody_is_refused(words: tuple[str, ...], pipe: Pipe) -> None:
-    assert "no tenant 'Nobody'" in pipe("campaign", *words, status=1).err
-
-
-def test_a_campaign_may_be_declared_over_http(pipe: Pipe) -> None:
-    path = f"/{pipe.stage.acme.id}/campaigns"
-    answer = pipe.stage.web.post_json(path, {"campaign": " spring ", "sent": 1000}, status=201)
-    assert answer.json == {"campaign": "spring", "sent": 1000}
-    opens(pipe.stage, "sub1")
-    assert sent(pipe) == (1000, 1, 0)
-    pipe.stage.web.post_json(path, {"campaign": "spring", "sent": 900, "sent_at": "2026-01-01T00:00:00Z"}, status=200)
-    assert pipe.stage.rows("select sent, sent_at from campaign_sends") == [(900, 1_767_225_600_000)]
-    assert pipe.stage.check() == []
 
 
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        ({"sent": 1}, "campaign: expected a name of 1 to 200 characters in one line"),
-        ({"campaign": "", "sent": 1}, "campaign: expected a name"),
+        ([], "expected an object"),
+        ({"sent": 1}, "campaign: expected a name"),
         ({"campaign": 5, "sent": 1}, "campaign: expected text"),
-        ({"campaign": "x" * 201, "sent": 1}, "campaign: expected at most 200 characters, got 201"),
-        ({"campaign": "a\nb", "sent": 1}, "campaign: expected text without control characters"),
         ({"campaign": "\ud800", "sent": 1}, "campaign: expected"),
         ({"campaign": "c"}, "sent: expected a number"),
-        ({"campaign": "c", "sent": "1"}, "sent: expected a number"),
-        ({"campaign": "c", "sent": True}, "sent: expected a number"),
-        ({"campaign": "c", "sent": 1.5}, "sent: expected a number"),
-        ({"campaign": "c", "sent": -1}, "sent: expected a number from 0 to 1,000,000,000"),
-        ({"campaign": "c", "sent": 10**30}, "sent: expected a number from 0"),
-        ({"campaign": "c", "sent": 1, "sent_at": "now"}, "sent_at: expected a time with its zone"),
+        *(({"campaign": "c", "sent": sent}, "sent: expected a number") for sent in ("1", True, 1.5)),
         ({"campaign": "c", "sent": 1, "sent_at": 5}, "sent_at: expected text"),
         ({"campaign": "c", "sent": 1, "at": "now"}, "at: unknown field; expected some of campaign, sent, sent_at"),
-        ([], "expected an object"),
     ],
 )
 def test_a_bad_field_of_a_campaign_is_refused_by_its_name(value: Any, told: str, stage: Stage) -> None:
@@ -1051,45 +944,59 @@ def test_a_bad_field_of_a_campaign_is_refused_by_its_name(value: Any, told: str,
     assert stage.rows("select * from campaign_sends") == []
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (("add", "Acme", "c"), 2, "usage: "),
+        (("add", "Acme", "c", "--sent", "many"), 2, "usage: "),
+        (("add", "Acme", "c", "--sent", "1.5"), 2, "usage: "),
+        (("add", "Acme", "--sent", "1"), 2, "usage: "),
+        (("add", "Nobody", "c", "--sent", "1"), 1, "no tenant 'Nobody'"),
+        (("list", "Nobody"), 1, "no tenant 'Nobody'"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
+)
+def test_a_campaign_of_nobody_or_without_its_number_is_refused(
+    words: tuple[str, ...], status: int, told: str, pipe: Pipe
+) -> None:
+    assert told in pipe("campaign", *words, status=status).err
+
+
 def test_emails_of_a_declared_campaign_have_room_up_to_the_declared_number(pipe: Pipe) -> None:
     stage = pipe.stage
     pipe.monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 2)
+    counts = "select campaign, count(*) from emails group by 1 order by 1"
     declare(pipe, "spring", 5)
     for n in range(4):
         opens(stage, f"sub{n}")
         opens(stage, f"other{n}", "campaign=autumn")
     stage.drain()
-    for n in range(8):
-        opens(stage, f"sub{n}")
-    stage.drain()
-    counts = "select campaign, count(*) from emails group by 1 order by 1"
-    assert stage.rows(counts) == [("autumn", 2), ("spring", 5)]
-    assert stage.rows("select reason, sum(hits) from dropped group by 1") == [("unregistered-limit", 5)]
-    declare(pipe, "spring", 6)
-    for n in range(8):
-        opens(stage, f"sub{n}")
-    stage.drain()
-    assert stage.rows(counts) == [("autumn", 2), ("spring", 6)]
+    for number in (5, 6):
+        if number > 5:
+            declare(pipe, "spring", number)
+        for n in range(8):
+            opens(stage, f"sub{n}")
+        stage.drain()
+        assert stage.rows(counts) == [("autumn", 2), ("spring", number)]
+    assert stage.rows("select reason, sum(hits) from dropped group by 1") == [("unregistered-limit", 7)]
     assert stage.check() == []
 
 
-@pytest.mark.parametrize("declared", [False, True])
-def test_an_email_of_a_campaign_can_be_removed_by_its_key(declared: bool, pipe: Pipe) -> None:
+@pytest.mark.parametrize("declared", [0, 10])
+def test_an_email_of_a_campaign_can_be_removed_by_its_key(declared: int, pipe: Pipe) -> None:
     stage = pipe.stage
     if declared:
-        declare(pipe, "spring", 10)
+        declare(pipe, "spring", declared)
     opens(stage, "abc")
     opens(stage, "abc", "campaign=autumn")
-    clicks(stage, "abc", "campaign=spring&url=https%3A%2F%2Facme.com%2F")
+    clicks(stage, "abc", f"campaign=spring&url={SHOP}")
     path = f"/{stage.acme.id}/emails/abc%3Fcampaign%3Dspring"
     assert stage.web.delete(path).json == {"deleted": "abc?campaign=spring"}
     assert [row[0] for row in emails(stage)] == ["abc?campaign=autumn"]
-    assert stage.check() == []
-    assert sent(pipe) == ((10 if declared else 0), 0, 0)
-    assert unregistered(pipe) == (1, 1)
+    assert (sent(pipe), unregistered(pipe)) == ((declared, 0, 0), (1, 1))
     stage.web.delete(path, status=404)
     opens(stage, "abc")
-    assert sent(pipe)[1] == int(declared)
+    assert sent(pipe)[1] == bool(declared)
     assert stage.check() == []
 
 
@@ -1153,30 +1060,23 @@ def test_the_numbers_are_the_same_in_whatever_order_things_arrive(staged: Callab
         assert arrive(order) == expected
 
 
-# -- POST /{id}/emails with html
-
-
-def test_html_is_returned_with_links_and_pixel(stage: Stage) -> None:
-    answer = stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "e1", "html": PAGE}, status=201).json
-    assert set(answer) == {"key", "pixel_url", "links", "html", "report"}
-    out = answer["html"].encode()
-    assert undone(out) == PAGE.encode()
-    assert keys(out) == {"e1"}
-    assert PIXEL.findall(out)[0].decode() == answer["pixel_url"]
-    (link,) = CLICK.finditer(out)
-    assert follow(stage, link[0].decode(), status=302).location == LINK
-    assert answer["report"]["wrapped"] == [LINK]
-    assert answer["report"]["pixel"] == "placed before </body>"
-    assert (answer["report"]["size_before"], answer["report"]["size_after"]) == (len(PAGE.encode()), len(out))
-    assert emails(stage) == [("e1", "", "", "", 1)]
+# == Over HTTP ==
 
 
 def test_each_email_of_an_array_gets_its_own_html(stage: Stage) -> None:
     values = [{"key": "e1", "html": PAGE}, {"key": "e2", "links": [LINK]}, {"key": "e3", "html": ""}]
-    answers = stage.web.post_json(f"/{stage.acme.id}/emails", values, status=201).json
-    assert [("html" in answer, "report" in answer) for answer in answers] == [(True,) * 2, (False,) * 2, (True,) * 2]
-    assert keys(answers[0]["html"].encode()) == {"e1"}
-    assert answers[2]["html"] == f'<img src="{answers[2]["pixel_url"]}" width="1" height="1" alt="">'
+    first, second, third = stage.web.post_json(f"/{stage.acme.id}/emails", values, status=201).json
+    assert set(first) == set(third) == {"key", "pixel_url", "links", "html", "report"}
+    assert set(second) == {"key", "pixel_url", "links"}
+    out = first["html"].encode()
+    assert undone(out) == PAGE.encode() and keys(out) == {"e1"}
+    assert PIXEL.findall(out)[0].decode() == first["pixel_url"]
+    (link,) = CLICK.finditer(out)
+    assert follow(stage, link[0].decode(), status=302).location == LINK
+    report = first["report"]
+    assert (report["wrapped"], report["pixel"]) == ([LINK], "placed before </body>")
+    assert (report["size_before"], report["size_after"]) == (len(PAGE.encode()), len(out))
+    assert third["html"] == f'<img src="{third["pixel_url"]}" width="1" height="1" alt="">'
     assert [row[0] for row in emails(stage)] == ["e1", "e2", "e3"]
 
 
@@ -1206,36 +1106,6 @@ def test_links_in_html_count_among_those_that_one_request_may_ask_for(
     assert [row[0] for row in emails(stage)] == ["e1", "e2"]
 
 
-# -- POST /{id}/messages
-
-
-def post(stage: Stage, query: str = "", message: bytes = MESSAGE, status: int = 200, **more: Any) -> Any:
-    """Instrument a message over HTTP."""
-    more.setdefault("content_type", "message/rfc822")
-    return stage.web.post(f"/{stage.acme.id}/messages{query}", message, status=status, **more)
-
-
-def refused(stage: Stage, query: str = "", message: bytes = MESSAGE, status: int = 400, **more: Any) -> str:
-    """What is said of a message that is refused and leaves no trace."""
-    answer = post(stage, query, message, status, **more)
-    assert list(answer.json) == ["error"]
-    assert emails(stage) == []
-    return str(answer.json["error"])
-
-
-def test_a_message_comes_back_instrumented_and_is_registered(stage: Stage) -> None:
-    answer = post(stage)
-    assert undone(answer.body) == MESSAGE
-    assert answer.headers["Content-Type"] == "message/rfc822"
-    assert answer.headers["X-Tracker"] == "instrumented"
-    key = answer.headers["X-Email-Key"]
-    assert keys(answer.body) == {key}
-    assert emails(stage) == [(key, "Grüße aus Bern", "ann@example.org", "", 1)]
-    (link,) = CLICK.finditer(answer.body)
-    assert follow(stage, link[0].decode(), status=302).location == LINK
-    assert stage.check() == []
-
-
 @pytest.mark.parametrize("accept", ["application/json", "text/html, application/json;q=0.9"])
 def test_whoever_accepts_json_gets_the_report_too(accept: str, stage: Stage) -> None:
     answer = post(stage, "?key=e1", headers={"Accept": accept}).json
@@ -1243,147 +1113,63 @@ def test_whoever_accepts_json_gets_the_report_too(accept: str, stage: Stage) -> 
     assert answer["key"] == "e1"
     assert undone(base64.b64decode(answer["message_base64"])) == MESSAGE
     assert answer["report"]["wrapped"] == [LINK]
+    left = post(stage, "", PLAIN, headers={"Accept": accept}).json["report"]
+    assert (left["wrapped"], left["touched"]) == ([], []) and left["pixel"].startswith("not placed")
 
 
-def test_the_query_goes_before_the_headers(stage: Stage) -> None:
-    answer = post(stage, f"?key=e%2B1&recipient=bob@example.org&subject={quote('Füße')}&campaign=spring")
-    assert emails(stage) == [("e+1", "Füße", "bob@example.org", "spring", 1)]
-    assert keys(answer.body) == {"e+1"}
-
-
-@pytest.mark.parametrize(
-    ("query", "pixels", "links"),
-    [
-        ("?pixel=top", 1, 1),
-        ("?pixel=bottom&links=yes&force=no", 1, 1),
-        ("?pixel=none", 0, 1),
-        ("?links=no", 1, 0),
-    ],
-)
-def test_the_query_says_what_is_wanted(query: str, pixels: int, links: int, stage: Stage) -> None:
-    body = post(stage, query).body
-    assert (len(PIXEL.findall(body)), len(CLICK.findall(body))) == (pixels, links)
-    assert undone(body) == MESSAGE
-    assert (b"<body class=x><img" in body) == ("top" in query)
-    assert len(emails(stage)) == 1
+def test_an_answer_says_its_type_its_key_and_whether_it_was_changed(stage: Stage) -> None:
+    once = post(stage, "?key=e1&links=yes&force=no", content_type='Message/RFC822; charset="utf-8"')
+    assert (once.headers["Content-Type"], once.headers["X-Tracker"]) == ("message/rfc822", "instrumented")
+    assert once.headers["X-Email-Key"] == "e1"
+    again = post(stage, message=once.body)
+    assert (again.body, again.headers["X-Tracker"]) == (once.body, "unchanged")
+    assert [row[0] for row in emails(stage)] == ["e1"]
 
 
 @pytest.mark.parametrize(
     ("query", "told"),
     [
-        ("?key=", "key: expected 1 to 200"),
-        ("?key=a%2Fb", "key: expected 1 to 200"),
-        ("?key=..", "key: expected"),
-        ("?key=" + "k" * 201, "key: expected at most 200"),
-        ("?recipient=" + "r" * 321, "recipient: expected at most 320 characters, got 321"),
-        ("?subject=a%0Ab", "subject: expected text without control characters"),
-        ("?campaign=" + "c" * 201, "campaign: expected at most 200"),
         ("?pixel=left", "pixel: expected one of bottom, top, none"),
         ("?pixel=", "pixel: expected one of"),
         ("?links=false", "links: expected one of yes, no"),
         ("?force=1", "force: expected one of yes, no"),
+        ("?hidden_link=1", "hidden_link: expected one of"),
+        ("?hidden_link=", "hidden_link: expected one of"),
+        ("?sent_at=soon", "sent_at: expected"),
+        ("?delivered_at=2026", "delivered_at: expected"),
         ("?Force=yes", "Force: unknown field; expected some of key"),
         ("?html=x", "html: unknown field"),
     ],
 )
 def test_a_bad_word_of_the_query_is_refused_by_its_name(query: str, told: str, stage: Stage) -> None:
-    assert told in refused(stage, query)
+    assert told in post(stage, query, status=400).json["error"]
+    assert emails(stage) == []
 
 
-@pytest.mark.parametrize("kind", ["text/html", "application/json", "text/plain", "message/rfc8222"])
-def test_another_type_of_content_is_refused(kind: str, stage: Stage) -> None:
-    assert "Content-Type: expected message/rfc822" in refused(stage, status=415, content_type=kind)
-
-
-@pytest.mark.parametrize("kind", ["Message/RFC822", 'message/rfc822; charset="utf-8"'])
-def test_the_type_may_be_spelt_in_these_ways(kind: str, stage: Stage) -> None:
-    assert undone(post(stage, content_type=kind).body) == MESSAGE
-
-
-def test_an_empty_message_is_refused(stage: Stage) -> None:
-    assert "expected a message" in refused(stage, message=b"")
-
-
-def test_a_message_of_over_10_megabytes_is_too_large(stage: Stage) -> None:
+def test_a_message_is_of_its_type_and_has_something_in_it_and_at_most_10_megabytes(stage: Stage) -> None:
+    for kind in ("text/html", "application/json", "text/plain", "message/rfc8222"):
+        assert "Content-Type: expected message/rfc822" in post(stage, status=415, content_type=kind).json["error"]
     whole = MESSAGE + b"x" * ((10 << 20) - len(MESSAGE))
-    assert refused(stage, message=whole + b"x", status=413) == "expected a body of at most 10 MB"
+    assert "expected a message" in post(stage, "", b"", 400).json["error"]
+    assert post(stage, "", whole + b"x", 413).json == {"error": "expected a body of at most 10 MB"}
+    assert emails(stage) == []
     assert undone(post(stage, message=whole).body) == whole
 
 
-@pytest.mark.parametrize("message", [PLAIN, SIGNED, b"\x00\xff", b"no header at all"])
-def test_a_message_that_stays_unchanged_is_not_registered(message: bytes, stage: Stage) -> None:
-    answer = post(stage, message=message)
-    assert answer.body == message
-    assert answer.headers["X-Tracker"] == "unchanged"
-    assert emails(stage) == []
-    report = post(stage, message=message, headers={"Accept": "application/json"}).json["report"]
-    assert (report["wrapped"], report["touched"]) == ([], [])
-    assert report["pixel"].startswith("not placed")
-
-
-def test_a_signed_message_is_changed_by_force_only(stage: Stage) -> None:
-    assert undone(post(stage, "?force=yes", SIGNED).body) == SIGNED
-    assert len(emails(stage)) == 1
-
-
-def test_what_came_back_may_be_sent_again_and_stays_as_it_is(stage: Stage) -> None:
-    once = post(stage, "?key=e1").body
-    again = post(stage, message=once)
-    assert (again.body, again.headers["X-Tracker"]) == (once, "unchanged")
-    assert [row[0] for row in emails(stage)] == ["e1"]
-
-
-@pytest.mark.parametrize("path", ["messages", "campaigns", "emails"])
-def test_a_tenant_with_an_api_key_wants_it(path: str, pipe: Pipe) -> None:
-    stage = pipe.stage
-    key = pipe("tenant", "key", "Acme").out.decode().strip()
-    body = {"messages": MESSAGE, "campaigns": b'{"campaign": "c", "sent": 1}', "emails": b"{}"}[path]
-    for headers, status in (({}, 401), ({"Authorization": "Bearer x"}, 401), ({"Authorization": f"Bearer {key}"}, 2)):
-        answer = stage.web.post(
-            f"/{stage.acme.id}/{path}", body, content_type="message/rfc822", headers=headers, status="*"
-        )
-        assert answer.status_int == status or answer.status_int // 100 == status
-        assert bool(stage.rows("select key from emails union select campaign from campaign_sends")) == (status == 2)
-
-
-@pytest.mark.parametrize("path", ["messages", "campaigns"])
-def test_only_the_dashboard_id_writes(path: str, stage: Stage) -> None:
-    stage.web.post(f"/{stage.acme.mail_id}/{path}", MESSAGE, content_type="message/rfc822", status=404)
-    stage.web.get(f"/{stage.acme.id}/{path}", status=405)
-    assert emails(stage) == []
-
-
-def test_without_a_public_address_a_message_is_refused_with_the_reason(staged: Callable[..., Stage]) -> None:
-    assert "BASE_URL" in refused(staged(BASE_URL=""), status=409)
-
-
-# -- Odds and ends
-
-
-def test_spaces_round_a_campaign_make_no_other_campaign(stage: Stage) -> None:
-    for campaign in ("spring", " spring", "spring "):
-        stage.web.post_json(f"/{stage.acme.id}/emails", {"campaign": campaign})
-    assert stage.rows("select campaign, emails from campaigns where emails") == [("spring", 3)]
-
-
-# -- The hidden link
-
-HIDDEN = re.compile(rb'<a href="([^"]+)" aria-hidden="true" tabindex="-1" style="display:none"></a>')
+# == The hidden link ==
 
 
 def encoded(name: str) -> bytes:
     """A message of two alternatives whose HTML is encoded so."""
-    bodies = {
+    body = {
         "8bit": PAGE.encode(),
         "quoted-printable": quopri.encodestring(PAGE.encode()).replace(b"\n", b"\r\n").replace(b"\r\r", b"\r"),
         "base64": base64.encodebytes(PAGE.encode()).replace(b"\n", b"\r\n"),
-    }
-    kind = f"Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: {name}\r\n\r\n".encode()
+    }[name]
+    page = f"Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: {name}\r\n\r\n".encode() + body
     plain = b"Content-Type: text/plain\r\n\r\nshop: https://elsewhere.example/\r\n"
-    inner = b"".join(b"--b\r\n" + part + b"\r\n" for part in (plain, kind + bodies[name])) + b"--b--\r\n"
-    return (
-        b'To: ann@example.org\r\nMIME-Version: 1.0\r\nContent-Type: multipart/alternative; boundary="b"\r\n\r\n' + inner
-    )
+    head = b'To: ann@example.org\r\nMIME-Version: 1.0\r\nContent-Type: multipart/alternative; boundary="b"\r\n\r\n'
+    return head + b"".join(b"--b\r\n" + part + b"\r\n" for part in (plain, page)) + b"--b--\r\n"
 
 
 def html_of(message: bytes) -> bytes:
@@ -1394,43 +1180,37 @@ def html_of(message: bytes) -> bytes:
     return body
 
 
-@pytest.mark.parametrize("place, where", [("bottom", b"</body>"), ("top", b"<body class=x>")])
+@pytest.mark.parametrize("place", ["bottom", "top", "none"])
 @pytest.mark.parametrize("encoding", ["8bit", "quoted-printable", "base64"])
-def test_one_hidden_link_stands_first_in_the_body_of_a_message(
-    encoding: str, place: str, where: bytes, pipe: Pipe
-) -> None:
-    out = pipe.instrument("--hidden-link", "--pixel", place, "--email", "e1", stdin=encoded(encoding)).out
+def test_one_hidden_link_stands_first_in_the_body_of_a_message(encoding: str, place: str, pipe: Pipe) -> None:
+    options = ("--hidden-link", "--pixel", place, "--email", "e1")
+    out = pipe.instrument(*options, stdin=encoded(encoding)).out
     page = html_of(out)
-    assert len(HIDDEN.findall(page)) == 1 and len(PIXEL.findall(page)) == 1
+    assert len(HIDDEN.findall(page)) == 1 and len(PIXEL.findall(page)) == int(place != "none")
     assert re.search(rb"<body class=x>" + HIDDEN.pattern, page), "some gateways follow the first link only"
-    assert (where + b"<a href" in page or b'alt="">' + where in page) and keys(page) == {"e1"}
+    assert keys(page) == {"e1"}
     assert undone(HIDDEN.sub(b"", page)).replace(b"\r", b"") == html_of(encoded(encoding)).replace(b"\r", b"")
     assert all(len(line) <= 998 for line in out.split(b"\r\n"))
+    assert pipe.instrument(*options, stdin=out).out == out, "a second time places no second one"
+    assert pipe.instrument(*options[1:], stdin=out).out == out, "nor is it wrapped as a link of its own"
 
 
 @pytest.mark.parametrize(
-    "before, behind",
+    ("before", "behind"),
     [
-        pytest.param("<html><head></head><body>", "<a href='https://acme.com/'>x</a></body></html>", id="body"),
-        pytest.param("<title>x</title></head>", "<a href='https://acme.com/'>x</a>", id="no-body-but-a-head"),
-        pytest.param("<table><tr><td>Hi ", "<a href='https://acme.com/'>x</a><a name=y>", id="a-piece-of-html"),
-        pytest.param("<!--[if mso]><a href='https://acme.com/'>x</a><![endif]-->", "<a name=y>", id="not-in-a-comment"),
-        pytest.param("<p>Hello</p>", "", id="no-link"),
+        ("<html><head></head><body>", "<a href='https://acme.com/'>x</a></body></html>"),
+        ("<title>x</title></head>", "<a href='https://acme.com/'>x</a>"),
+        ("<table><tr><td>Hi ", "<a href='https://acme.com/'>x</a><a name=y>"),
+        ("<!--[if mso]><a href='https://acme.com/'>x</a><![endif]-->", "<a name=y>"),
+        ("<p>Hello</p>", ""),
     ],
+    ids=["body", "no body but a head", "a piece of HTML", "not in a comment", "no link"],
 )
 def test_the_hidden_link_comes_before_every_other(before: str, behind: str, pipe: Pipe) -> None:
     page = (before + behind).encode()
     assert HIDDEN.findall(pipe.instrument("--html", stdin=page).out) == []
     out = pipe.instrument("--html", "--hidden-link", "--pixel", "none", "--no-links", stdin=page).out
     assert HIDDEN.sub(b"|", out).decode() == f"{before}|{behind}"
-
-
-@pytest.mark.parametrize("encoding", ["8bit", "quoted-printable", "base64"])
-@pytest.mark.parametrize("options", [(), ("--pixel", "top"), ("--pixel", "none")])
-def test_a_second_time_places_no_second_hidden_link(encoding: str, options: tuple[str, ...], pipe: Pipe) -> None:
-    out = pipe.instrument("--hidden-link", "--email", "e1", *options, stdin=encoded(encoding)).out
-    assert pipe.instrument("--hidden-link", "--email", "e1", *options, stdin=out).out == out
-    assert pipe.instrument("--email", "e1", *options, stdin=out).out == out, "nor is it wrapped as a link of its own"
 
 
 def test_the_report_says_where_the_hidden_link_is_and_why_it_is_not(pipe: Pipe) -> None:
@@ -1463,9 +1243,8 @@ def test_whoever_follows_the_hidden_link_gets_an_empty_page_and_is_a_scanner(
 def test_a_hidden_link_whose_signature_is_not_ours_is_no_link(pipe: Pipe) -> None:
     url = HIDDEN.findall(pipe.instrument("--hidden-link").out)[0].decode()
     forged = re.sub("/click/([^/]+)/[^/]{16}/", rf"/click/\1/{'A' * 16}/", url)
-    assert pipe.stage.web.get(forged[len(BASE) :], status=404)
-    globex = url.replace(pipe.stage.acme.mail_id, pipe.stage.globex.mail_id)
-    assert pipe.stage.web.get(globex[len(BASE) :], status=404)
+    for wrong in (forged, url.replace(pipe.stage.acme.mail_id, pipe.stage.globex.mail_id)):
+        assert pipe.stage.web.get(wrong[len(BASE) :], status=404)
     assert spooled(pipe.stage) == []
 
 
@@ -1484,26 +1263,15 @@ def test_clicks_beside_the_hidden_link_are_judged_anew_when_it_is_followed(pipe:
     assert pipe.stage.check() == []
 
 
-# -- What the sender says of an email: the hidden link, and when it was sent and delivered
+# == What the sender says of an email ==
 
 
-def known(stage: Stage) -> list[tuple[Any, ...]]:
-    return stage.rows("select key, sent_at, delivered_at, time_said, links from emails order by id")
-
-
-def test_a_message_over_http_may_have_a_hidden_link_and_times(stage: Stage) -> None:
-    query = "key=e1&hidden_link=yes&sent_at=2026-11-30T09:00:00Z&delivered_at=2026-11-30T10:00:02%2B01:00"
-    path = f"/{stage.acme.id}/messages"
-    answer = stage.web.post(f"{path}?{query}", MESSAGE, content_type="message/rfc822")
-    assert len(HIDDEN.findall(answer.body)) == 1
+def test_a_message_over_http_may_say_when_it_was_sent_and_delivered(stage: Stage) -> None:
+    query = "?key=e1&hidden_link=yes&sent_at=2026-11-30T09:00:00Z&delivered_at=2026-11-30T10:00:02%2B01:00"
+    post(stage, query)
     sent_at = tracker.read_iso_time("2026-11-30T09:00:00Z", "")
-    assert known(stage) == [("e1", sent_at, sent_at + 2_000, 1, 1)]
-    for fields in ("", "hidden_link=no"):
-        answer = stage.web.post(f"{path}?{fields}", MESSAGE, content_type="message/rfc822")
-        assert HIDDEN.findall(answer.body) == []
-    for fault in ("hidden_link=1", "hidden_link=", "sent_at=soon", "delivered_at=2026"):
-        answer = stage.web.post(f"{path}?{fault}", MESSAGE, content_type="message/rfc822", status=400)
-        assert fault.partition("=")[0] in answer.json["error"]
+    known = stage.rows("select key, sent_at, delivered_at, time_said, links from emails order by id")
+    assert known == [("e1", sent_at, sent_at + 2_000, 1, 1)]
     assert stage.check() == []
 
 
