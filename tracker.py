@@ -6872,6 +6872,11 @@ class Request(NamedTuple):
         """A header's value, "" without one. Bytes that are not UTF-8 come as backslash escapes."""
         return utf8(self.environ.get("HTTP_" + name.upper().replace("-", "_"), ""))
 
+    @property
+    def origin(self) -> str:
+        """Where the request went, as a URL without its scheme."""
+        return "//" + utf8(self.environ.get("HTTP_HOST", ""))
+
     def parameters(self) -> dict[str, str]:
         """The query's parameters; the first of a name counts."""
         found: dict[str, str] = {}
@@ -6896,7 +6901,7 @@ class Request(NamedTuple):
             body: bytes = stream.read(min(length, MAX_BODY + 1))
         except Exception:  # gunicorn's errors for broken chunks have no common ancestor but this
             raise HTTPError(400, "expected a whole body; it broke off") from None
-        if len(body) > MAX_BODY or MAX_BODY < int(said or 0):
+        if max(len(body), int(said or 0)) > MAX_BODY:
             raise HTTPError(413, f"expected a body of at most {MAX_BODY >> 20} MB")
         if said and len(body) < length:
             raise HTTPError(400, f"expected a whole body of {length} bytes; it broke off after {len(body)}")
@@ -7019,7 +7024,6 @@ class App:
         self._started_in = 0
         self._unknown_second = 0
         self._unknown_count = 0
-        self._own = {read_origin(settings.base_url)} if settings.base_url else set()
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -7091,11 +7095,8 @@ class App:
         return self.directory.refresh().host_owners.get(request.host, mail_id) != mail_id
 
     def leads_back(self, request: Request, target: Target) -> bool:
-        """Whether a target leads to this server, as far as it can know: BASE_URL, tracking hosts, and this request's."""
-        own = {*self._own, read_origin("//" + utf8(request.environ.get("HTTP_HOST", "")))}
-        if target.host in self.directory.host_owners:
-            own.add((target.host, DEFAULT_PORTS["https"]))
-        return is_ours(own, target)
+        """Whether a target leads to this server."""
+        return leads_back(self.settings, self.directory, target, request.origin)
 
     @contextlib.contextmanager
     def numbers(self) -> Iterator[tuple[sqlite3.Connection, int]]:
@@ -7125,6 +7126,31 @@ def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
             "or give it as SECRET_KEY; a new one would break every link in mail already sent"
         )
     return found
+
+
+def leads_back(settings: Settings, directory: Directory, target: Target, *urls: str | None) -> bool:
+    """Whether a target leads to this server, as far as it can know: BASE_URL, tracking hosts, and these URLs."""
+    own = {read_origin(url) for url in (settings.base_url, *urls) if url}
+    if target.host in directory.host_owners:
+        own.add((target.host, DEFAULT_PORTS["https"]))
+    return is_ours(own, target)
+
+
+def link_maker(
+    settings: Settings,
+    directory: Directory,
+    secret_keys: Sequence[str],
+    mail_id: str,
+    tracking_host: str | None,
+    *urls: str,
+) -> LinkMaker | None:
+    """What makes a tenant's links, but none to these URLs of ours; None where nobody said the public address."""
+    base = settings.public_url(tracking_host)
+
+    def is_own(target: Target) -> bool:
+        return leads_back(settings, directory, target, base, *urls)
+
+    return LinkMaker(base, mail_id, secret_keys[0], is_own) if base else None
 
 
 # -- Hits
@@ -7773,9 +7799,90 @@ def _no_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON")
 
 
+# -- The fields of what is sent
+
+KEY_FAULT = "expected 1 to 200 of the characters A-Z a-z 0-9 . _ ~ + @ = : -, and not . or .."
+EXPECTED = {str: "text", bool: "true or false", int: "a number, of emails", list: "a list of texts"}
+
+
+class Field(NamedTuple):
+    """What a field of an object may hold."""
+
+    form: type
+    most: int = 0  # characters in one line, or texts in a list; 0: as many as there are
+    words: tuple[str, ...] = ()  # one of these
+    read: Callable[[str, str], Any] | None = None  # what makes more of a text; takes the field's name too
+
+
+def _read_field(value: Any, field_: Field, name: str) -> Any:
+    """A value that holds what its field may hold. Raises BadInput, with the name and what was expected."""
+    if value.__class__ is not field_.form or (field_.form is list and not all(isinstance(text, str) for text in value)):
+        raise BadInput(f"{name}: expected {EXPECTED[field_.form]}")
+    if field_.words and value not in field_.words:
+        raise BadInput(f"{name}: expected one of {', '.join(field_.words)}")
+    if field_.most:
+        if len(value) > field_.most:
+            characters = " characters" if field_.form is str else ""
+            raise BadInput(f"{name}: expected at most {field_.most}{characters}, got {len(value)}")
+        if field_.form is str and UNFIT.search(value):
+            raise BadInput(f"{name}: expected text without control characters")
+    return field_.read(value, name) if field_.read else value
+
+
+def _read_fields(value: object, known: Mapping[str, Field], where: str = "") -> dict[str, Any]:
+    """The fields that an object has, of those we know: a misspelt one must not be lost silently. Raises BadInput."""
+    if not isinstance(value, dict):
+        raise BadInput(f"{where.rstrip('.')}: expected an object".lstrip(": "))
+    for name in sorted(value):
+        if name not in known:
+            raise BadInput(f"{where}{name}: unknown field; expected some of {', '.join(known)}")
+    return {name: _read_field(value[name], field_, where + name) for name, field_ in known.items() if name in value}
+
+
+def _read_key(text: str, name: str) -> str:
+    if not is_key(text):
+        raise BadInput(f"{name}: {KEY_FAULT}")
+    return text
+
+
+def _read_time(text: str, name: str) -> int | None:
+    return read_iso_time(text, name) if text else None
+
+
+_KEY_FIELD = Field(str, MAX_KEY, read=_read_key)
+_TIME_FIELD = Field(str, 40, read=_read_time)
+_TEXTS_FIELD = Field(list, 1000)
+_SAID_FIELDS = {
+    **{name: Field(str, FIELD_LIMITS[name]) for name in SAID_OF_EMAILS},
+    "sent_at": _TIME_FIELD,
+    "delivered_at": _TIME_FIELD,
+}
+_EMAIL_FIELDS = {
+    "key": _KEY_FIELD,
+    **_SAID_FIELDS,
+    "links": _TEXTS_FIELD,
+    "html": Field(str),
+    "hidden_link": Field(bool),
+}
+_MESSAGE_FIELDS = {
+    "key": _KEY_FIELD,
+    **_SAID_FIELDS,
+    "pixel": Field(str, words=PIXEL_PLACES),
+    **dict.fromkeys(("links", "force", "hidden_link"), Field(str, words=("yes", "no"))),
+}
+_CAMPAIGN_FIELDS = {"campaign": Field(str, MAX_CAMPAIGN), "sent": Field(int), "sent_at": Field(str, 40)}
+_TENANT_FIELDS = {
+    "name": Field(str, 200),
+    "id": Field(str, 64),
+    "domains": _TEXTS_FIELD,
+    "any_domain": Field(bool),
+    "tracking_host": Field(str, 253),
+}
+
+
 def _json_body(request: Request) -> Any:
     try:
-        return json.loads(request.body().decode("utf-8"), parse_constant=_no_constant)
+        return json.loads(request.body().decode("utf-8"), parse_constant=_read_no_constant)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise HTTPError(400, f"expected JSON in UTF-8, which this is not from {where} on") from None
@@ -7783,210 +7890,110 @@ def _json_body(request: Request) -> Any:
         raise HTTPError(400, "expected JSON in UTF-8") from None
 
 
-def _object(value: object, where: str, known: Iterable[str]) -> dict[str, Any]:
-    """A JSON object with only the fields we know: a misspelt one must not be lost silently."""
-    if not isinstance(value, dict):
-        raise HTTPError(400, f"{where.rstrip('.')}: expected an object".lstrip(": "))
-    unknown = sorted(set(value) - set(known))
-    if unknown:
-        raise HTTPError(400, f"{where}{unknown[0]}: unknown field; expected some of {', '.join(known)}")
-    return value
+def _read_no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON")
 
 
-def _text_field(value: dict[str, Any], name: str, where: str, most: int) -> str:
-    text = value.get(name, "")
-    if not isinstance(text, str):
-        raise HTTPError(400, f"{where}{name}: expected text")
-    if len(text) > most:
-        raise HTTPError(400, f"{where}{name}: expected at most {most} characters, got {len(text)}")
-    if UNFIT.search(text):
-        raise HTTPError(400, f"{where}{name}: expected text without control characters")
-    return text
+# -- Emails
 
 
-def _flag_field(value: dict[str, Any], name: str, where: str = "") -> bool:
-    flag = value.get(name, False)
-    if not isinstance(flag, bool):
-        raise HTTPError(400, f"{where}{name}: expected true or false")
-    return flag
-
-
-def _texts_field(value: dict[str, Any], name: str, where: str, most: int) -> list[str]:
-    texts = value.get(name, [])
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise HTTPError(400, f"{where}{name}: expected a list of texts")
-    if len(texts) > most:
-        raise HTTPError(400, f"{where}{name}: expected at most {most}, got {len(texts)}")
-    return texts
-
-
-def _public_url(app: App, tenant: Tenant) -> str:
-    url = app.settings.public_url(tenant.tracking_host)
-    if url is None:
-        raise HTTPError(409, NO_PUBLIC_URL)
-    return url
-
-
-def registration_of(
-    message: bytes,
-    key: str,
-    links: int | None,
-    subject: str | None = None,
-    recipient: str | None = None,
-    campaign: str | None = None,
-) -> Registration:
+def registration_of(message: bytes, key: str, links: int | None, **said: Any) -> Registration:
     """What to register of a message: what is said, else what its headers say."""
     headers = said_by_headers(message)
-    return Registration(
-        key,
-        subject if subject is not None else headers.subject[: FIELD_LIMITS["subject"]],
-        recipient if recipient is not None else next(iter(headers.recipients), "")[: FIELD_LIMITS["recipient"]],
-        campaign,
-        links=links,
-    )
+    found: dict[str, Any] = {
+        "subject": headers.subject[: FIELD_LIMITS["subject"]],
+        "recipient": next(iter(headers.recipients), "")[: FIELD_LIMITS["recipient"]],
+    }
+    found |= {name: value for name, value in said.items() if value is not None}
+    return Registration(key, links=links, **found)
+
+
+def _link_maker(app: App, request: Request, tenant: Tenant) -> LinkMaker:
+    maker = link_maker(app.settings, app.directory, app.secrets, tenant.mail_id, tenant.tracking_host, request.origin)
+    if maker is None:
+        raise HTTPError(409, NO_PUBLIC_URL)
+    return maker
 
 
 def post_emails(app: App, request: Request, tenant: Tenant) -> Response:
     """Register one email (an object) or up to 1,000 (an array), all or none."""
     maker = _link_maker(app, request, tenant)
     body = _json_body(request)
-    many = isinstance(body, list)
     values = body if isinstance(body, list) else [body]
     if len(values) > MAX_REGISTRATIONS:
         raise HTTPError(400, f"expected at most {MAX_REGISTRATIONS} emails, got {len(values)}")
-    registrations, answers, link_count = [], [], 0
+    registrations, answers, links = [], [], 0
     for n, value in enumerate(values):
-        where = f"[{n}]." if many else ""
-        registration, about = _read_registration(maker, value, where)
-        link_count += len(about["links"]) + len(about.get("report", {"wrapped": ()})["wrapped"])
-        if link_count > MAX_LINKS:
+        where = f"[{n}]." if body is values else ""
+        registration, about = _new_email(maker, value, where)
+        links += len(about["links"]) + len(about.get("report", {"wrapped": ()})["wrapped"])
+        if links > MAX_LINKS:
             raise HTTPError(400, f"{where}links: expected at most {MAX_LINKS} in one request")
         registrations.append(registration)
         answers.append(about)
     with app.database.transaction() as connection:
         made = register_emails(connection, tenant.number, registrations, now_ms())
-    return json_response(201 if made else 200, answers if many else answers[0])
+    return json_response(201 if made else 200, answers if body is values else answers[0])
 
 
-def _link_maker(app: App, request: Request, tenant: Tenant) -> LinkMaker:
-    return LinkMaker(_public_url(app, tenant), tenant.mail_id, app.secrets[0], partial(app.leads_back, request))
-
-
-def _read_registration(maker: LinkMaker, raw: object, where: str) -> tuple[Registration, dict[str, Any]]:
+def _new_email(maker: LinkMaker, value: object, where: str) -> tuple[Registration, dict[str, Any]]:
     """An email to register, and what its sender is told of it."""
-    value = _object(raw, where, (*FIELD_LIMITS, *TIME_FIELDS, "links", "html", "hidden_link"))
-    texts = {name: _text_field(value, name, where, most) for name, most in FIELD_LIMITS.items() if name in value}
-    key = texts.get("key", "") if "key" in value else new_key()
-    if not is_key(key):
-        raise HTTPError(400, f"{where}{KEY_FAULT}")
-    how = maker.instrumenting(key, hidden_link=_flag_field(value, "hidden_link", where))
-    links = []
-    for n, url in enumerate(_texts_field(value, "links", where, 1000)):
+    said = _read_fields(value, _EMAIL_FIELDS, where)
+    key, urls, html = said.pop("key", "") or new_key(), said.pop("links", []), said.pop("html", None)
+    how = maker.instrumenting(key, hidden_link=said.pop("hidden_link", False))
+    about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url, "links": []}
+    for n, url in enumerate(urls):
         try:
             if maker.is_ours(url):
                 raise BadTarget("it leads back to this server")
-            links.append({"url": url, "click_url": how.wrap(url)})
+            about["links"].append({"url": url, "click_url": how.wrap(url)})
         except BadTarget as error:
-            raise HTTPError(400, f"{where}links[{n}]: {error}") from None
-    about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url, "links": links}
-    targets = {link["url"] for link in links}
-    if "html" in value:
-        if not isinstance(value["html"], str):
-            raise HTTPError(400, f"{where}html: expected text")
-        about["html"], report = instrument_html(value["html"], how)
+            raise BadInput(f"{where}links[{n}]: {error}") from None
+    targets = set(urls)
+    if html is not None:
+        about["html"], report = instrument_html(html, how)
         about["report"] = report.as_json()
         targets |= set(report.wrapped)
-    subject, recipient, campaign = (texts.get(name) for name in SAID_OF_EMAILS)
-    sent_at, delivered_at = read_times(value, where)
-    return Registration(key, subject, recipient, campaign, sent_at, delivered_at, len(targets) or None), about
-
-
-TIME_FIELDS = ("sent_at", "delivered_at")
-
-
-def read_times(value: dict[str, Any], where: str) -> tuple[int | None, int | None]:
-    """When an email was sent and delivered, in milliseconds since 1970, as far as that is said."""
-    texts = {name: _text_field(value, name, where, 40) for name in TIME_FIELDS}
-    try:
-        sent_at, delivered_at = (read_iso_time(text, where + name) if text else None for name, text in texts.items())
-    except BadInput as error:
-        raise HTTPError(400, str(error)) from None
-    return sent_at, delivered_at
-
-
-KEY_FAULT = "key: expected 1 to 200 of the characters A-Z a-z 0-9 . _ ~ + @ = : -, and not . or .."
+    return Registration(key, **said, links=len(targets) or None), about
 
 
 def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     """Instrument a message, and register it as an email; what is said of it in the query goes before its headers."""
     maker = _link_maker(app, request, tenant)
-    kind = request.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-    if kind not in ("message/rfc822", ""):
-        raise HTTPError(415, f"Content-Type: expected message/rfc822, got {kind[:60]}")
-    said = _object(request.parameters(), "", (*FIELD_LIMITS, *TIME_FIELDS, "pixel", "links", "force", "hidden_link"))
-    texts = {name: _text_field(said, name, "", most) for name, most in FIELD_LIMITS.items() if name in said}
-    for name, words in (
-        ("pixel", PIXEL_PLACES),
-        *((name, ("yes", "no")) for name in ("links", "force", "hidden_link")),
-    ):
-        if said.get(name, words[0]) not in words:
-            raise HTTPError(400, f"{name}: expected one of {', '.join(words)}")
-    key = texts.pop("key", "") if "key" in said else new_key()
-    if not is_key(key):
-        raise HTTPError(400, KEY_FAULT)
-    hidden_link = said.get("hidden_link") == "yes"
+    content_type = request.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    if content_type not in ("message/rfc822", ""):
+        raise HTTPError(415, f"Content-Type: expected message/rfc822, got {content_type[:60]}")
+    said = _read_fields(request.parameters(), _MESSAGE_FIELDS)
+    key, force = said.pop("key", "") or new_key(), said.pop("force", "no") == "yes"
     how = maker.instrumenting(
-        key, place=said.get("pixel", "bottom"), links=said.get("links") != "no", hidden_link=hidden_link
+        key,
+        place=said.pop("pixel", "bottom"),
+        links=said.pop("links", "yes") == "yes",
+        hidden_link=said.pop("hidden_link", "no") == "yes",
     )
-    sent_at, delivered_at = read_times(said, "")
     raw = request.body()
     if not raw:
         raise HTTPError(400, "expected a message: its headers, an empty line and its body")
-    message, report = instrument_message(raw, how, force=said.get("force") == "yes")
+    message, report = instrument_message(raw, how, force=force)
     if report.edits:
-        registration = registration_of(raw, key, report.links, **texts)
-        registration = registration._replace(sent_at=sent_at, delivered_at=delivered_at)
         with app.database.transaction() as connection:
-            register_emails(connection, tenant.number, [registration], now_ms())
+            register_emails(connection, tenant.number, [registration_of(raw, key, report.links, **said)], now_ms())
     if "application/json" in request.header("Accept"):
         told = {"key": key, "message_base64": base64.b64encode(message).decode(), "report": report.as_json()}
         return json_response(200, told)
-    note = "instrumented" if report.edits else "unchanged"
-    return Response(
-        200, [("Content-Type", "message/rfc822"), *PAGE_HEADERS, ("X-Email-Key", key), ("X-Tracker", note)], message
-    )
+    notes = (("X-Email-Key", key), ("X-Tracker", "instrumented" if report.edits else "unchanged"))
+    return Response(200, [("Content-Type", "message/rfc822"), *PAGE_HEADERS, *notes], message)
 
 
 def patch_email(app: App, request: Request, tenant: Tenant, key: str) -> Response:
     """Say more of an email that is registered: its times, above all, when the sender's system knows them."""
-    value = _object(_json_body(request), "", (*SAID_OF_EMAILS, *TIME_FIELDS))
-    subject, recipient, campaign = (
-        _text_field(value, name, "", FIELD_LIMITS[name]) if name in value else None for name in SAID_OF_EMAILS
-    )
-    sent_at, delivered_at = read_times(value, "")
-    registration = Registration(key, subject, recipient, campaign, sent_at, delivered_at)
+    registration = Registration(key, **_read_fields(_json_body(request), _SAID_FIELDS))
     drain_for_reading(app.database)
     with app.database.transaction() as connection:
         if not is_registered(connection, tenant.number, key):
             raise HTTPError(404, "There is no such email.")
         register_emails(connection, tenant.number, [registration], now_ms())
     return json_response(200, {"changed": key})
-
-
-def post_campaigns(app: App, request: Request, tenant: Tenant) -> Response:
-    """Say how many emails of a campaign a mailing tool sent under its own ids, and when."""
-    value = _object(_json_body(request), "", ("campaign", "sent", "sent_at"))
-    campaign = _text_field(value, "campaign", "", MAX_CAMPAIGN)
-    sent = value.get("sent")
-    if isinstance(sent, bool) or not isinstance(sent, int):
-        raise HTTPError(400, "sent: expected a number, of emails")
-    try:
-        wanted = read_declaration(campaign, sent, _text_field(value, "sent_at", "", 40) or None)
-    except BadInput as error:
-        raise HTTPError(400, str(error)) from None
-    with app.database.transaction() as connection:
-        first = declare_campaign(connection, tenant.number, *wanted, now_ms())
-    return json_response(201 if first else 200, {"campaign": wanted[0], "sent": sent})
 
 
 def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
@@ -7998,20 +8005,31 @@ def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> R
     return json_response(200, {"deleted": key})
 
 
+# -- Campaigns and tenants
+
+
+def post_campaigns(app: App, request: Request, tenant: Tenant) -> Response:
+    """Say how many emails of a campaign a mailing tool sent under its own ids, and when."""
+    said = _read_fields(_json_body(request), _CAMPAIGN_FIELDS)
+    if "sent" not in said:
+        raise BadInput(f"sent: expected {EXPECTED[int]}")
+    campaign, sent, sent_at = read_declaration(said.get("campaign", ""), said["sent"], said.get("sent_at") or None)
+    with app.database.transaction() as connection:
+        first = declare_campaign(connection, tenant.number, campaign, sent, sent_at, now_ms())
+    return json_response(201 if first else 200, {"campaign": campaign, "sent": sent})
+
+
 def post_tenants(app: App, request: Request) -> Response:
     """Create a tenant."""
-    value = _object(_json_body(request), "", ("name", "id", "domains", "any_domain", "tracking_host"))
-    try:
-        name = read_tenant_name(_text_field(value, "name", "", 200))
-        wanted = new_tenant_options(
-            app.settings,
-            id_=_text_field(value, "id", "", 64) or None,
-            domains=_texts_field(value, "domains", "", 1000),
-            any_domain=_flag_field(value, "any_domain"),
-            tracking_host=_text_field(value, "tracking_host", "", 253) or None,
-        )
-    except BadInput as error:
-        raise HTTPError(400, str(error)) from None
+    said = _read_fields(_json_body(request), _TENANT_FIELDS)
+    name = read_tenant_name(said.get("name", ""))
+    wanted = new_tenant_options(
+        app.settings,
+        id_=said.get("id") or None,
+        domains=said.get("domains", ()),
+        any_domain=said.get("any_domain", False),
+        tracking_host=said.get("tracking_host") or None,
+    )
     if app.settings.public_url(wanted["tracking_host"]) is None:
         raise HTTPError(409, NO_PUBLIC_URL)
     with changing_tenants(app.database) as connection:
@@ -8791,7 +8809,7 @@ def _read_instrument_options(args: argparse.Namespace) -> tuple[str, dict[str, s
     if args.email is not None:
         key = args.email
         if not is_key(key):
-            raise BadInput(f"--email: {KEY_FAULT.partition(': ')[2]}")
+            raise BadInput(f"--email: {KEY_FAULT}")
     elif args.key_placeholder is not None:
         key = args.key_placeholder
         if fault := placeholder_fault(key):
@@ -8871,7 +8889,9 @@ def _sender(word: str, settings: Settings) -> Iterator[Sender]:
             except StoreError as error:
                 trouble = error
                 mail_id, host = _known_without_database(word, directory, error)
-            maker = _link_maker_of(settings, database, directory, mail_id, host)
+            maker = link_maker(settings, directory, link_secrets(settings, database), mail_id, host)
+            if maker is None:
+                raise BadInput(NO_PUBLIC_URL)
         yield Sender(maker, database, spool, number, trouble, settings)
     finally:
         with acting_as_owner(settings):
@@ -8885,17 +8905,6 @@ def _known_without_database(word: str, directory: Directory, error: StoreError) 
     if mail_id is None:
         raise Busy(f"{error}; and tenants.json does not know the tenant {word!r}") from error
     return mail_id, directory.tenants[mail_id]["tracking_host"]
-
-
-def _link_maker_of(
-    settings: Settings, database: Database, directory: Directory, mail_id: str, host: str | None
-) -> LinkMaker:
-    base = settings.public_url(host)
-    if base is None:
-        raise BadInput(NO_PUBLIC_URL)
-    own = {read_origin(url) for url in (base, settings.base_url) if url}
-    own |= {(name, DEFAULT_PORTS["https"]) for name in directory.host_owners}
-    return LinkMaker(base, mail_id, link_secrets(settings, database)[0], partial(is_ours, own))
 
 
 @command(
