@@ -7816,7 +7816,8 @@ class Field(NamedTuple):
 
 def _read_field(value: Any, field_: Field, name: str) -> Any:
     """A value that holds what its field may hold. Raises BadInput, with the name and what was expected."""
-    if value.__class__ is not field_.form or (field_.form is list and not all(isinstance(text, str) for text in value)):
+    fits = value.__class__ is field_.form and (field_.form is not list or all(isinstance(text, str) for text in value))
+    if not fits:
         raise BadInput(f"{name}: expected {EXPECTED[field_.form]}")
     if field_.words and value not in field_.words:
         raise BadInput(f"{name}: expected one of {', '.join(field_.words)}")
