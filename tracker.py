@@ -47,7 +47,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
@@ -758,9 +758,8 @@ def read_own_network(text: str) -> str:
 
 
 # == Verdicts ==========================================================================================
-# Who made a hit, and why we think so.
-# Pure: what is known of one email's hits decides, without a clock and without a look-up. Rules name products, words and
-# shapes, never whole strings: the next version of a program must fit as well.
+# Who made a hit, and why we think so. Pure: what is known of one email's hits decides, without a clock or a look-up.
+# The names of programs, networks and reasons are data, in templates/agents.txt, networks.txt and reasons.txt.
 
 OPEN, CLICK = 1, 2
 PERSON, UNCONFIRMED, MACHINE, ASIDE = 1, 2, 3, 4
@@ -776,71 +775,7 @@ VERDICT_STATES = {
     "bot": MACHINE,
     "self": ASIDE,
 }
-CERTAIN = "certain"  # the hit itself or something published says so
-PROBABLE = "probable"  # concluded from shape, time or neighbours
-
-
-class Reason(NamedTuple):
-    """Why a verdict was given: how certain it is, and what a person is told."""
-
-    certainty: str
-    sentence: str
-
-
-REASONS = {
-    "browser": Reason(PROBABLE, "A web browser."),
-    "mail-client": Reason(CERTAIN, "A mail program that people read mail with."),
-    "image-proxy": Reason(
-        CERTAIN, "A mail provider's image proxy, which fetches images when the person opens the mail."
-    ),
-    "apple-mpp": Reason(
-        CERTAIN,
-        "Apple Mail Privacy Protection loads images in advance; nobody can tell whether the person looked.",
-    ),
-    "gmail-prefetch": Reason(
-        CERTAIN,
-        "Gmail loaded the images ahead while it was open; nobody can tell whether the person looked at this mail.",
-    ),
-    "prefetch-header": Reason(
-        CERTAIN, "The browser said that it was fetching ahead; nobody can tell whether the person looked."
-    ),
-    "some-signs": Reason(
-        PROBABLE, "A browser, but with some signs of a scanner (how soon it came, how old it is, from where)."
-    ),
-    "many-signs": Reason(
-        PROBABLE,
-        "It calls itself a browser, but has many signs of a scanner (how soon it came, how old it is, from where).",
-    ),
-    "hidden-link": Reason(CERTAIN, "It followed the hidden link, which no person can see."),
-    "with-hidden-link": Reason(PROBABLE, "The hidden link was followed within 10 seconds of it."),
-    "head": Reason(CERTAIN, "A HEAD request: programs check links and images this way, people never do."),
-    "with-head": Reason(CERTAIN, "The same program asked for the same thing with HEAD within 10 seconds."),
-    "burst": Reason(PROBABLE, "One of several links that were followed faster than a person can."),
-    "too-soon": Reason(PROBABLE, "It came within 2 seconds of the mail, before a person could read it."),
-    "after-scanner": Reason(
-        PROBABLE, "A scanner from the same address, or the same rare program, came just before it."
-    ),
-    "crowded": Reason(PROBABLE, "One of very many hits at once, so nobody can tell whether a person clicked."),
-    "echo": Reason(PROBABLE, "It repeated a person's click within 15 seconds from elsewhere, as scanners do."),
-    "filter-network": Reason(CERTAIN, "It came from a network that a mail filter publishes as its own."),
-    "gmail-sampling": Reason(CERTAIN, "Gmail followed the link to sample what is there."),
-    "scanner-word": Reason(CERTAIN, "It names itself as a scanner or a filter."),
-    "bot-word": Reason(CERTAIN, "It names itself as a bot, a preview, a monitor or a programming library."),
-    "proxy-click": Reason(CERTAIN, "An image proxy followed a link; a person's click comes from a browser."),
-    "no-user-agent": Reason(PROBABLE, "It did not say what it is; mail programs and browsers always do."),
-    "not-a-browser": Reason(PROBABLE, "It looks like neither a browser nor a known mail program."),
-    "forged-link": Reason(CERTAIN, "It asked for a link that this server never made; it was refused and is no event."),
-    "own-address": Reason(CERTAIN, "It came from an address that the sender calls its own."),
-    "repeat": Reason(CERTAIN, "The same program opened the mail within 10 seconds before; both are one open."),
-    "destination-not-allowed": Reason(
-        CERTAIN, "The link leads to a host that the tenant has not allowed, so the reader met the naming page."
-    ),
-    "destination-blocked": Reason(
-        CERTAIN, "The tenant has blocked the host that the link leads to, so the reader met the naming page."
-    ),
-    "suspended": Reason(CERTAIN, "The tenant was suspended, so the reader met the naming page."),
-}
-
+CERTAIN, PROBABLE = "certain", "probable"
 NAMING_REASONS = {  # why a click met the naming page, as its dashboard says it
     "destination-not-allowed": "this tenant had not allowed that host",
     "destination-blocked": "this tenant had blocked that host",
@@ -878,11 +813,6 @@ class Judgement(NamedTuple):
 _ASIDE_REASONS = {"repeat", "forged-link", *NAMING_REASONS}
 
 
-@lru_cache(maxsize=256)  # more than there are pairs that occur
-def _judgement(verdict: str, reason: str) -> Judgement:
-    return Judgement(verdict, reason, REASONS[reason].certainty)
-
-
 class Hit(NamedTuple):
     """One request for a pixel or a link, as the spool has it."""
 
@@ -915,223 +845,99 @@ class Context(NamedTuple):
 NO_CONTEXT = Context()
 
 
-# -- By user agent. Order is precedence: people's programs come before the words of machines, since generic lists of bots
-# take a tenth of mail programs for bots. All is compared in lower case.
+# -- What templates/ says of programs, networks and reasons
 
 
-def _words(names: str, pattern: str) -> tuple[tuple[str, ...], re.Pattern[str]]:
-    """Names that may stand anywhere in a user agent, and a pattern for those that need their surroundings.
+class Programs(NamedTuple):
+    """A line of agents.txt.
 
     Looking for a hundred names one by one takes a tenth of the time that one pattern of them all does.
     """
-    return tuple(names.split("|")), re.compile(pattern)
+
+    section: str
+    family: str
+    names: list[str]  # that may stand anywhere in a user agent
+    pattern: re.Pattern[str] | None  # of what needs its surroundings
+
+    def fit(self, agent: str) -> bool:
+        """Whether an agent, in lower case, is one of them."""
+        return any(map(agent.__contains__, self.names)) or bool(self.pattern and self.pattern.search(agent))
 
 
-IMAGE_PROXY = _words(
-    "googleimageproxy|via ggpht.com|yahoomailproxy|yahoocachesystem|emailproxy|mailproxy|mail.ukr.net proxy|shortwave image",
-    r"(?<!-)imageproxy|^fastmailua",
-)
-MAIL_CLIENT = _words(
-    "outlook|ms-office|msoffice|thunderbird|icedove|betterbird|postbox|lotus-notes|lotusnotes|the bat!|em client|emclient|"
-    "mailmaster|kmail|kontact/|evolution/|zimbra|zdesktop|sparrow/|spicebird|eudora|foxmail|windows live mail|windows-live-mail|"
-    "windowslivemail|bluemail|fossamail|pocomail|yahoomobile|ymail/|seamonkey|claws mail|claws-mail|windowsmail|sylpheed|mailspring|"
-    "mailbird|mailbar|mimestream|superhuman|polymail|aquamail|fairemail|entourage|groupwise|pegasus mail|incredimail|becky!|"
-    "protonmail|tutanota|canary mail|canarymail|readdlespark|samsungemail|samsung email|mail free|mailapp/",
-    r"^airmail|^barca|^mobmail|^(?:mobile)?mail/[0-9]|^android-(?:gmail|mail|email)|^dalvik/|\bk-9\b|yahoo(?:%20|.)?mail|"
-    r"cfnetwork/.*darwin",
-)
-SCANNER_WORD = _words(
-    "scanner|scanning|scaninfo|scanbot|securit|secbot|antivirus|antispam|spamexperts|phish|malware|threat|vulnerab|exploit|pentest|"
-    "risk crawler|riskcrawler|safeweb|safesearch|safebrowsing|safedns|safe-links|safelinks|safe-agent|urlcheck|url-check|urlscan|"
-    "urlbee|linkwalker|link resolver|exchange check|webcat|web categor|categoriz|content filter|web filter|webfilter|web_probe|"
-    "barracuda|proofpoint|mimecast|messagelabs|cerberian|bluecoat|websense|forcepoint|fortiguard|zscaler|ironport|trendmicro|"
-    "trend micro|mcafee|sophos|symantec|bitdefender|kaspersky lab|virustotal|webroot|brightcloud|cloudmark|vadesecure|hornetsecurity|"
-    "ironscales|perception-point|k7mlwc|twinwave|rocketcrawler|lightspeedsystems|recordedfuture|palo alto|paloalto|expanseinc|"
-    "netcraft|sucuri|virusdie|leakix|nikto|openvas|nessus|qualys|nuclei|acunetix|netsparker|invicti|burpsuite|wpscan|wpsec|sqlmap|"
-    "arachni|whatweb|masscan|zgrab|nmap|censys|shodan|assetnote|bitsight|watchtowr|cybaa|cypex|getodin|xmco|siteobserver|"
-    "netsystemsresearch|projectshield|trustwave|google-safety",
-    r"scans?\b|\bvirus|\bspam\b|\bexpanse\b|\bobot/|\bdr\.?web\b|\bl9[a-z]+/|\blkx|\bcf$",
-)
-BOT_WORD = _words(
-    "crawl|spider|slurp|heritrix|preview|externalhit|facebookexternal|embedly|monitor|uptime|statuscake|pingdom|headless|phantomjs|"
-    "puppeteer|playwright|selenium|webdriver|synthetic|httrack|winhttp|gtmetrix|lighthouse|pagespeed|siteaudit|python|aiohttp|"
-    "okhttp|go-http|axios|node-fetch|httpclient|http_|guzzle|faraday|postman|img-proxy|imgproxy|fetcher|feedburner|validator|checker|"
-    "checklink|linkchk|googleother|googleagent|google web|google favicon|apis-google|mediapartners|http://|https://|www.",
-    r"(?<!cu)bots?(?:\b|[/_-])|archiver?\b|\bcurl/|\bwget|\bjava/|\bruby\b|\bperl\b|\bfetch\b|\bcamo\b|\blibwww(?!-fm)|^whatsapp|\bgoogle-(?!read)|"
-    r"-user/[0-9]|\bcompatible; (?!msie|konqueror|trident|u;)|\S@\S+\.\S",
-)
-MAIL_PRODUCT = re.compile(r"mail[\w.-]*/|\bmail\b")  # a mail program that no list has
-ENGINE = re.compile(
-    r"(?:mozilla|opera)/[0-9.]+ ?\(.*(?:applewebkit|khtml|gecko|goanna|trident|msie|presto|version/)|opera/|mozilla/.*msie|"
-    r"lynx/|w3m/|e?links[/ ]\(?[0-9]"  # of those who read mail in a terminal
-)
-BARE_NAME = re.compile(
-    r"(?<!mobile )safari/[0-9.]+;? [a-z]+$"
-)  # browsers append a name with its version, tools often do not
+class VerdictData(NamedTuple):
+    """What verdicts know of the world."""
+
+    programs: list[Programs]  # of which the first that fits decides
+    chrome_years: list[tuple[int, int]]  # a year, and the first version in it
+    filters: dict[str, list[Network]]  # networks of mail filters, by the first part of their addresses
+    reasons: dict[str, tuple[str, str]]  # certainty and sentence
 
 
-@lru_cache(maxsize=1024)
-def judge_agent(agent: str, kind: int) -> Judgement:
-    """Judge by user agent alone; the first rule that fits wins."""
-    return _judgement(*_judge_agent(agent.strip().lower(), kind))
+@lru_cache(maxsize=1)
+def verdict_data() -> VerdictData:
+    """Read and compile it: on first use, or before processes are forked that share it."""
+    data = VerdictData(
+        [], [(int(year), int(version)) for _, year, version in _lines("chrome.txt")], defaultdict(list), {}
+    )
+    for section, family, text in _lines("agents.txt"):
+        words = text.split(", ")
+        patterns = "|".join(word[1:-1] for word in words if word.startswith("/"))
+        names = [word for word in words if not word.startswith("/")]
+        data.programs.append(Programs(section, family, names, re.compile(patterns) if patterns else None))
+    for _, _, text in _lines("networks.txt"):
+        for network in text.split(", "):
+            data.filters[re.split("[.:]", network)[0]].append(ipaddress.ip_network(network))
+    data.reasons.update((reason, (certainty, text)) for certainty, reason, text in _lines("reasons.txt"))
+    return data
 
 
-def _judge_agent(agent: str, kind: int) -> tuple[str, str]:
-    if not agent or agent == "-":
-        return "bot", "no-user-agent"
-    if agent == "mozilla/5.0":
-        return ("prefetch", "apple-mpp") if kind == OPEN else ("bot", "not-a-browser")
-    if agent.endswith("edge/12.246 mozilla/5.0"):
-        return ("prefetch", "gmail-prefetch") if kind == OPEN else ("scanner", "gmail-sampling")
-    if agent.endswith("gmail-content-sampling"):
-        return "scanner", "gmail-sampling"
-    if _has(agent, IMAGE_PROXY):
-        return ("proxy", "image-proxy") if kind == OPEN else ("bot", "proxy-click")
-    if _has(agent, MAIL_CLIENT):
-        return "human", "mail-client"
-    if _has(agent, SCANNER_WORD):
-        return "scanner", "scanner-word"
-    if _has(agent, BOT_WORD):
-        return "bot", "bot-word"
-    if ENGINE.match(agent) and not BARE_NAME.search(agent):
-        return "human", "browser"
-    if MAIL_PRODUCT.search(agent):
-        return "human", "mail-client"
-    return "bot", "not-a-browser"
+def _lines(name: str) -> Iterator[tuple[str, str, str]]:
+    """The lines `name = text` of a file, each after the [section] that it stands in."""
+    section = ""
+    for line in resource(f"templates/{name}").decode().splitlines():
+        if line.startswith("["):
+            section = line[1:-1]
+        elif line and not line.startswith("#"):
+            key, _, text = line.partition(" = ")
+            yield section, key, text
 
 
-def _has(agent: str, words: tuple[tuple[str, ...], re.Pattern[str]]) -> bool:
-    names, pattern = words
-    return any(map(agent.__contains__, names)) or pattern.search(agent) is not None
+@lru_cache(maxsize=256)  # more than there are pairs that occur
+def judgement_of(verdict: str, reason: str) -> Judgement:
+    """That verdict for that reason, which may be another version's."""
+    return Judgement(verdict, reason, verdict_data().reasons.get(reason, (PROBABLE, ""))[0])
 
 
-# The first major version of Chrome in each year (chromiumdash.appspot.com/schedule). It ages; a version beyond it is new.
-CHROME_YEARS = {
-    2015: 40,
-    2016: 48,
-    2017: 56,
-    2018: 64,
-    2019: 72,
-    2020: 80,
-    2021: 88,
-    2022: 97,
-    2023: 109,
-    2024: 121,
-    2025: 132,
-    2026: 144,
-}
+def sentence_of(reason: str) -> str:
+    """What a person is told of a reason; nothing, if it is another version's."""
+    return verdict_data().reasons.get(reason, (PROBABLE, ""))[1]
+
+
+# -- What a hit says of itself
+
 # Chrome or Edge, and nothing beside that: what is built on them (360, QQBrowser, Electron …) is often as old with people.
 DESKTOP_CHROME = re.compile(
-    r"\((?:Windows NT|Macintosh|X11; Linux)[^)]*\) .*\(KHTML, like Gecko\) Chrome/([0-9]{1,4})\.[0-9.]+ Safari/[0-9.]+(?: Edge?/[0-9.]+)?$"
+    r"\((?:Windows NT|Macintosh|X11; Linux)[^)]*\) .*\(KHTML, like Gecko\) "
+    r"Chrome/([0-9]{1,4})\.[0-9.]+ Safari/[0-9.]+(?: Edge?/[0-9.]+)?$"
 )
-LAST_CHROMES = {"Windows NT 6.": {109}, "Macintosh": {103, 116, 128, 138}}  # an old system can have no newer one
-SYSTEM = re.compile(r"iPhone|iPad|iPod|Android|Windows|Macintosh|Mac OS X|CrOS|Linux(?!.*Android)")
-
-
-@lru_cache(maxsize=1024)
-def chrome_released_at(agent: str) -> int | None:
-    """About when a desktop Chrome came out, in milliseconds since 1970; None for whatever else, and for a new one.
-
-    Scanners run one that is years old; phones are often as old with people.
-    """
-    match = DESKTOP_CHROME.search(agent)
-    if not match:
-        return None
-    version = int(match[1])
-    if any(system in agent and version in last for system, last in LAST_CHROMES.items()):
-        return None
-    years = sorted(CHROME_YEARS)
-    year = next((year for year in reversed(years) if CHROME_YEARS[year] <= version), years[0] - 1)
-    first, following = CHROME_YEARS.get(year, 0), CHROME_YEARS.get(year + 1)
-    if following is None:
-        return None
-    days = 365 * (version - first) // (following - first)
-    return int(datetime(year, 1, 1, tzinfo=timezone.utc).timestamp() + days * 86_400) * 1000
-
-
-@lru_cache(maxsize=1024)
-def _system(agent: str) -> str:
-    match = SYSTEM.search(agent)
-    return {"iPad": "iPhone", "iPod": "iPhone", "Mac OS X": "Macintosh"}.get(match[0], match[0]) if match else ""
-
-
-# -- By network: where mail filters test links, and nobody reads mail. Exchange Online Protection's from Microsoft's
-# endpoint sets 9 and 10 (learn.microsoft.com/microsoft-365/enterprise/urls-and-ip-address-ranges), Barracuda Email
-# Gateway Defense's from its documentation, as gathered in warmbly's scanner-networks.txt. Whole clouds are not here:
-# Windows 365, virtual desktops and gateways of offices put people there.
-
-FILTER_NETWORKS = (
-    *("40.92.0.0/15", "40.107.0.0/16", "52.100.0.0/14", "52.238.78.88/32", "104.47.0.0/17"),
-    *("2a01:111:f400::/48", "2a01:111:f403::/48"),
-    *("209.222.82.0/24", "35.176.92.96/27", "18.185.115.192/26", "35.157.190.224/27", "18.184.203.224/27"),
-    *("18.133.136.128/26", "18.133.136.96/27", "3.24.133.128/25", "15.222.16.128/25", "13.200.136.128/25"),
-)
-_FILTERS = [ipaddress.ip_network(text) for text in FILTER_NETWORKS]
-_FILTER_STARTS = {re.split("[.:]", text)[0] for text in FILTER_NETWORKS}
-
-
-@lru_cache(maxsize=1024)
-def filter_network(address: str) -> str | None:
-    """Whether an address is a mail filter's: CERTAIN; PROBABLE where it was stored truncated and only part of that is."""
-    if re.split("[.:]", address, maxsplit=1)[0] not in _FILTER_STARTS:
-        return None
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return None  # of a line that another program wrote
-    stored = ipaddress.ip_network(f"{address}/{24 if parsed.version == 4 else 48}", strict=False)
-    for network in _FILTERS:
-        if network.version != parsed.version:
-            continue
-        if is_truncated(address) and network.prefixlen > stored.prefixlen:
-            if network.overlaps(stored):
-                return PROBABLE
-        elif parsed in network:
-            return CERTAIN
-    return None
-
-
-def is_truncated(address: str) -> bool:
-    """Whether an address stands for its whole network (IPv4 /24, IPv6 /48), as far as one can see."""
-    return address.endswith((".0", "::"))
-
-
+LAST_CHROME = re.compile(r"Windows NT 6\..*Chrome/109\.|Macintosh.*Chrome/(?:103|116|128|138)\.")  # for an old system
+SYSTEM = re.compile("iP(?=hone|ad|od)|Android|Windows|Mac(?=intosh| OS X)|CrOS|Linux(?!.*Android)")
+MOBILE = re.compile(r"iphone|ipad|ipod|android|mobile|-ios/")
+DESKTOP = re.compile(r"windows|macintosh|mac ?os|macoutlook|linux|x11|cros|darwin")
 PREFETCH = re.compile("prefetch|preview|prerender", re.I)
+TRUNCATED = (
+    ".0",
+    "::",
+)  # ends of addresses that stand for their whole network (IPv4 /24, IPv6 /48), as far as one sees
 
-# -- What people read with: families of programs, for the table of openers
 
-CLIENTS = (  # the first that fits; a browser comes after the programs that are built on one
-    (r"^mozilla/5\.0$", "Apple Mail, hidden"),
-    (r"googleimageproxy|via ggpht\.com|android-gmail|edge/12\.246", "Gmail"),
-    (r"yahoomailproxy|yahoocachesystem|yahoomobile|yahoo(?:%20|.)?mail|ymail/", "Yahoo Mail"),
-    (r"seznam", "Seznam Email"),
-    (r"mail\.ukr\.net", "ukr.net"),
-    (r"fastmail", "Fastmail"),
-    (r"shortwave", "Shortwave"),
-    (r"rambler|mobmail", "Mail.ru and Rambler"),
-    (r"imageproxy|emailproxy|mailproxy", "Other image proxies"),
-    (r"outlook|ms-office|msoffice", "Outlook"),
-    (r"thunderbird|icedove|betterbird", "Thunderbird"),
-    (r"airmail|readdlespark|^spark/", "Airmail and Spark"),
-    (r"windowsmail|windows.?live.?mail", "Windows Mail"),
-    (r"lotus.?notes", "Notes"),
-    (r"samsung.?email", "Samsung Email"),
-    (r"\bmail/[0-9]|cfnetwork/", "Apple Mail"),
-    (r"(?:iphone|ipad|ipod|macintosh)(?!.*(?:safari|firefox|chrome|fxios|fban|fbav|instagram|snapchat|twitter|linkedin))", "Apple Mail"),
-    (r"evolution|kmail|kontact|claws|sylpheed|seamonkey|zimbra|zdesktop|postbox|bluemail|fossamail|foxmail|the bat|em ?client|mailmaster|"
-     r"mailspring|mailbird|mailbar|barca|spicebird|eudora|k-9|aquamail|fairemail|superhuman|mimestream|dalvik", "Other mail programs"),
-    (r"fban|fbav|fb_iab|instagram|snapchat|twitter|linkedinapp|pinterest|micromessenger|zalo|naver", "Social apps"),
-    (r"edga?/|edgios/", "Edge"),
-    (r"opr/|opera", "Opera"),
-    (r"samsungbrowser", "Samsung Internet"),
-    (r"firefox|fxios", "Firefox"),
-    (r"chrome|crios|chromium", "Chrome"),
-    (r"safari", "Safari"),
-    (r"msie|trident", "Internet Explorer"),
-)  # fmt: skip
-_CLIENTS = tuple((re.compile(pattern), name) for pattern, name in CLIENTS)
-_MOBILE = re.compile(r"iphone|ipad|ipod|android|mobile|-ios/")
-_DESKTOP = re.compile(r"windows|macintosh|mac ?os|macoutlook|linux|x11|cros|darwin")
+@lru_cache(maxsize=1024)
+def judge_agent(agent: str, type_: int) -> Judgement:
+    """Judge by user agent alone; the first rule that fits wins."""
+    agent = agent.strip().lower()
+    section = next(each.section for each in verdict_data().programs if each.section != "family" and each.fit(agent))
+    rules = section.split(", ")
+    return judgement_of(*rules[0 if type_ == OPEN else -1].split())
 
 
 class Client(NamedTuple):
@@ -1144,14 +950,107 @@ class Client(NamedTuple):
 @lru_cache(maxsize=1024)
 def client_of(agent: str) -> Client:
     """The family of programs that a user agent belongs to, and the kind of device."""
-    agent = agent.lower().strip()
-    name = next((name for pattern, name in _CLIENTS if pattern.search(agent)), "Others")
-    if _has(agent, IMAGE_PROXY) or agent == "mozilla/5.0":
-        return Client(name, "")
-    return Client(name, "mobile" if _MOBILE.search(agent) else "desktop" if _DESKTOP.search(agent) else "")
+    hidden = judge_agent(agent, OPEN).reason in ("image-proxy", "apple-mpp")
+    agent = agent.strip().lower()
+    people = (each for each in verdict_data().programs if not each.section.startswith(("scanner", "bot")))
+    name = next((each.family for each in people if each.fit(agent)), "Others")
+    device = "mobile" if MOBILE.search(agent) else "desktop" if DESKTOP.search(agent) else ""
+    return Client(name, "" if hidden else device)
 
 
-# -- Hit by hit, then in the light of its neighbours
+@lru_cache(maxsize=1024)
+def chrome_released_at(agent: str) -> int | None:
+    """About when a desktop Chrome came out, in milliseconds since 1970; None for whatever else, and for a new one.
+
+    Scanners run one that is years old; phones are often as old with people.
+    """
+    match = DESKTOP_CHROME.search(agent)
+    version = int(match[1]) if match and not LAST_CHROME.search(agent) else -1
+    for (year, first), (_, following) in pairwise(verdict_data().chrome_years):
+        if first <= version < following:
+            days = 365 * (version - first) // (following - first)
+            return int(datetime(year, 1, 1, tzinfo=timezone.utc).timestamp() + days * 86_400) * 1000
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _system(agent: str) -> str:
+    match = SYSTEM.search(agent)
+    return match[0] if match else ""
+
+
+@lru_cache(maxsize=1024)
+def filter_network(address: str) -> str | None:
+    """Whether an address is a mail filter's: CERTAIN; PROBABLE where it was stored truncated and only part of that is."""
+    networks = verdict_data().filters.get(address.replace(":", ".").partition(".")[0])
+    if networks is None:
+        return None
+    whole, cut = (128, 48) if ":" in address else (32, 24)
+    try:
+        seen = ipaddress.ip_network(f"{address}/{cut if address.endswith(TRUNCATED) else whole}", strict=False)
+    except ValueError:
+        return None  # of a line that another program wrote
+    for network in networks:
+        if network.version == seen.version and network.overlaps(seen):
+            return CERTAIN if network.prefixlen <= seen.prefixlen else PROBABLE
+    return None
+
+
+def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
+    """Judge a hit by what it says of itself; the first rule that fits wins."""
+    if hit.fixed:
+        return hit.fixed
+    by_agent = judge_agent(hit.agent, hit.type)
+    if hit.answer == "404":
+        return judgement_of("scanner", "forged-link")
+    if hit.own and by_agent.reason not in ("image-proxy", "proxy-click"):
+        return judgement_of("self", "own-address")
+    if hit.url == HIDDEN_TARGET:
+        return judgement_of("scanner", "hidden-link")
+    if hit.method == "HEAD":
+        return judgement_of("scanner", "head")
+    if hit.purpose and PREFETCH.search(hit.purpose):
+        return judgement_of("prefetch", "prefetch-header")
+    if by_agent.verdict != "human":
+        return by_agent
+    if filter_network(hit.address) == CERTAIN:
+        return judgement_of("scanner", "filter-network")
+    if hit.type == CLICK and context.said and context.begin is not None and 0 <= hit.at - context.begin < SOON_MS:
+        return judgement_of("scanner", "too-soon")
+    return by_agent
+
+
+def _weigh(hit: Hit, judgement: Judgement, context: Context, signs: int = 0) -> Judgement:
+    """The last word on a hit: a click that seems a person's is held against the signs of a scanner.
+
+    Each is a vote that counts as 2, since half ones exist: two make a click doubtful, three a scanner's.
+    """
+    if hit.type != CLICK or hit.fixed:
+        return judgement
+    if judgement.verdict == "human":
+        since = -1 if context.begin is None else hit.at - context.begin
+        if 0 <= since < EARLY_MS:
+            signs += (2 if since >= SOON_MS else 6) // (1 if context.said else 2)
+        signs += _signs_of_age(hit) + 2 * (filter_network(hit.address) == PROBABLE)
+        if signs >= 4:
+            judgement = (
+                judgement_of("scanner", "many-signs") if signs >= 6 else judgement_of("unconfirmed", "some-signs")
+            )
+    return _named(hit, judgement)
+
+
+def _signs_of_age(hit: Hit) -> int:
+    released_at = chrome_released_at(hit.agent)
+    years = 0.0 if released_at is None else (hit.at - released_at) / (365.25 * 86_400_000)
+    return 4 if years > 4 else 2 if years > 2 else 0
+
+
+def _named(click: Hit, judgement: Judgement) -> Judgement:
+    """Who it was stays known of a click that met the naming page, but it counts in no rate."""
+    return judgement_of(judgement.verdict, click.why) if click.why in NAMING_REASONS else judgement
+
+
+# -- Hits in the light of their neighbours
 
 _UNNAMED = {"hidden-link", "head", "with-head", "filter-network", "too-soon"}  # scanners that do not name themselves
 _FOLLOWED = {  # reasons after which the same address or the same rare program is taken for the scanner it was
@@ -1172,15 +1071,12 @@ def judge(hits: Sequence[Hit], context: Context = NO_CONTEXT, *, crowded: bool =
     piece has all that is near it: CROWD_NEAR + 1 hits before and after its millisecond, or all within 3 seconds.
     """
     if len(hits) == 1 and not crowded:
-        return [_judge_one(hits[0], context)]
+        return [_weigh(hits[0], _judge_by_itself(hits[0], context), context)]
     order = sorted(range(len(hits)), key=lambda n: in_order(hits[n]))
-    if crowded:
-        sessions = [order]
-    else:
-        cuts = [n for n in range(1, len(order)) if hits[order[n]].at - hits[order[n - 1]].at > SESSION_GAP_MS]
-        sessions = [order[start:end] for start, end in zip([0, *cuts], [*cuts, len(order)], strict=True)]
+    pauses = (n for n in range(1, len(order)) if hits[order[n]].at - hits[order[n - 1]].at > SESSION_GAP_MS)
+    cuts = [0, *(() if crowded else pauses), len(order)]
     judgements: dict[int, Judgement] = {}
-    for session in sessions:
+    for session in (order[start:end] for start, end in pairwise(cuts)):
         judge_them = _judge_crowd if crowded or len(session) > MAX_SESSION else _judge_session
         judgements.update(zip(session, judge_them([hits[n] for n in session], context), strict=True))
     return [judgements[n] for n in range(len(hits))]
@@ -1194,15 +1090,12 @@ def in_order(hit: Hit) -> tuple[Any, ...]:
 
 def _judge_session(hits: Sequence[Hit], context: Context) -> list[Judgement]:
     """Judge the hits of one session, which are in order."""
-    judged = [hit.fixed or _judge_by_itself(hit, context) for hit in hits]
-    doubts = [0] * len(hits)
+    judged = [_judge_by_itself(hit, context) for hit in hits]
     if any(hit.type == CLICK or judged[n].verdict in ("scanner", "bot") for n, hit in enumerate(hits)):
         _find_pairs_with_head(hits, judged)
         _find_bursts(hits, judged, context.links)
-        _find_followers(hits, judged, doubts)
-        judged = [
-            _weigh(hit, judgement, context, doubt) for hit, judgement, doubt in zip(hits, judged, doubts, strict=True)
-        ]
+        _find_followers(hits, judged, context)
+        judged = [_weigh(*pair, context) for pair in zip(hits, judged, strict=True)]
         _find_echoes(hits, judged)
     _find_repeats(hits, judged)
     return judged
@@ -1211,111 +1104,54 @@ def _judge_session(hits: Sequence[Hit], context: Context) -> list[Judgement]:
 def _judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
     """Judge hits in order, of a session of too many: each by itself, but no click is certainly a person's.
 
-    It is a scanner's where its program or its address asked for several other links near it. What is near follows from
-    the times alone, and is a bounded number of hits but for those of the same millisecond, which share one look.
+    It is a scanner's where its program or its address asked for several other links near it.
     """
-    judged = [_judge_one(hit, context) for hit in hits]
+    judged = [_weigh(hit, _judge_by_itself(hit, context), context) for hit in hits]
     times = [hit.at for hit in hits]
-    doubtful: dict[int, list[int]] = {}
+    at, links = -1, _links_near(hits, times, -1)
     for n, hit in enumerate(hits):
-        if hit.type == CLICK and _may_change(hit, judged[n]):
-            doubtful.setdefault(hit.at, []).append(n)
-    for at, clicks in doubtful.items():
-        links: dict[tuple[str, str], set[str | None]] = {}
-        for near in hits[slice(*_near(times, at))]:
-            if near.type == CLICK:
-                for who in (("agent", near.agent), ("address", near.address)):
-                    links.setdefault(who, set()).add(near.url)
-        for n in clicks:
-            same = links["agent", hits[n].agent], links["address", hits[n].address] if hits[n].address else ()
-            verdict = "scanner" if max(map(len, same)) > CROWD_LINKS else "unconfirmed"
-            judged[n] = _named(hits[n], _judgement(verdict, "crowded"))
+        if hit.type == CLICK and judged[n].verdict == "human" and not hit.fixed:
+            if at != hit.at:  # else they share one look
+                at, links = hit.at, _links_near(hits, times, hit.at)
+            same = max(len(links["agent", hit.agent]), len(links["address", hit.address]) if hit.address else 0)
+            verdict = "scanner" if same > CROWD_LINKS else "unconfirmed"
+            judged[n] = _named(hit, judgement_of(verdict, "crowded"))
     return judged
 
 
-def _near(times: Sequence[int], at: int) -> tuple[int, int]:
-    """From which of some times on, and up to which, they are near one of them."""
+def _links_near(hits: Sequence[Hit], times: Sequence[int], at: int) -> dict[tuple[str, str], set[str | None]]:
+    """The links that each program and each address asked for near a time.
+
+    What is near follows from the times alone: a bounded number of hits, but for those of the same millisecond.
+    """
     first, end = bisect.bisect_left(times, at - BURST_MS), bisect.bisect_right(times, at + BURST_MS)
     too_early, too_late = bisect.bisect_left(times, at) - CROWD_NEAR - 1, bisect.bisect_right(times, at) + CROWD_NEAR
     if too_early >= first:
         first = bisect.bisect_right(times, times[too_early])
     if too_late < end:
         end = bisect.bisect_left(times, times[too_late])
-    return first, end
-
-
-def _may_change(hit: Hit, judgement: Judgement) -> bool:
-    """Whether a hit that seems a person's may yet turn out to be a scanner's."""
-    return judgement.verdict == "human" and hit.fixed is None
-
-
-def _judge_one(hit: Hit, context: Context) -> Judgement:
-    """Judge a hit without its neighbours."""
-    return hit.fixed or _weigh(hit, _judge_by_itself(hit, context), context, 0)
-
-
-def _weigh(hit: Hit, judgement: Judgement, context: Context, doubts: int) -> Judgement:
-    """The last word on a hit: clicks that seem a person's are held against the signs of a scanner."""
-    if hit.type != CLICK or hit.fixed:
-        return judgement
-    if judgement.verdict == "human" and (doubts := doubts + _signs(hit, context)) >= 4:
-        judgement = _judgement("scanner", "many-signs") if doubts >= 6 else _judgement("unconfirmed", "some-signs")
-    return _named(hit, judgement)
-
-
-def _named(click: Hit, judgement: Judgement) -> Judgement:
-    """Who it was stays known of a click that met the naming page, but it counts in no rate."""
-    return _judgement(judgement.verdict, click.why) if click.why in NAMING_REASONS else judgement
-
-
-def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
-    """Judge a hit by what it says of itself; the first rule that fits wins."""
-    by_agent = judge_agent(hit.agent, hit.type)
-    if hit.answer == "404":
-        return _judgement("scanner", "forged-link")
-    if hit.own and by_agent.reason not in ("image-proxy", "proxy-click"):
-        return _judgement("self", "own-address")
-    if hit.url == HIDDEN_TARGET:
-        return _judgement("scanner", "hidden-link")
-    if hit.method == "HEAD":
-        return _judgement("scanner", "head")
-    if hit.purpose and PREFETCH.search(hit.purpose):
-        return _judgement("prefetch", "prefetch-header")
-    if by_agent.verdict != "human":
-        return by_agent
-    if filter_network(hit.address) == CERTAIN:
-        return _judgement("scanner", "filter-network")
-    if hit.type == CLICK and context.said and context.begin is not None and 0 <= hit.at - context.begin < SOON_MS:
-        return _judgement("scanner", "too-soon")
-    return by_agent
-
-
-def _signs(click: Hit, context: Context) -> int:
-    """The votes for a scanner, each counted as 2, since half ones exist: two make a click doubtful, three a scanner's."""
-    signs = 0
-    since = -1 if context.begin is None else click.at - context.begin
-    if 0 <= since < EARLY_MS:
-        signs += (2 if since >= SOON_MS else 6) // (1 if context.said else 2)
-    return signs + _signs_of_age(click) + 2 * (filter_network(click.address) == PROBABLE)
-
-
-def _signs_of_age(hit: Hit) -> int:
-    released_at = chrome_released_at(hit.agent)
-    years = 0.0 if released_at is None else (hit.at - released_at) / (365.25 * 86_400_000)
-    return 4 if years > 4 else 2 if years > 2 else 0
+    links: dict[tuple[str, str], set[str | None]] = defaultdict(set)
+    for hit in hits[first:end]:
+        if hit.type == CLICK:
+            links["agent", hit.agent].add(hit.url)
+            links["address", hit.address].add(hit.url)
+    return links
 
 
 def _find_pairs_with_head(hits: Sequence[Hit], judged: list[Judgement]) -> None:
     """A GET is its HEAD's, where the same program asks for the same thing within some seconds."""
-    heads: dict[tuple[Any, ...], list[int]] = {}
-    for hit, judgement in zip(hits, judged, strict=True):
-        if judgement.reason == "head":
-            heads.setdefault((hit.type, hit.url, hit.address, hit.agent), []).append(hit.at)
+    heads: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    same = operator.attrgetter("type", "url", "address", "agent")
     for n, hit in enumerate(hits):
-        if heads and _may_change(hit, judged[n]):
-            times = heads.get((hit.type, hit.url, hit.address, hit.agent), [])
-            if any(abs(hit.at - at) <= HEAD_MS for at in times):
-                judged[n] = _judgement("scanner", "with-head")
+        if judged[n].reason == "head":
+            heads[same(hit)].append(hit.at)
+    for n, hit in enumerate(hits if heads else ()):
+        if (
+            judged[n].verdict == "human"
+            and not hit.fixed
+            and any(abs(hit.at - at) <= HEAD_MS for at in heads.get(same(hit), ()))
+        ):
+            judged[n] = judgement_of("scanner", "with-head")
 
 
 def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], links: int | None) -> None:
@@ -1325,40 +1161,31 @@ def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], links: int | None
         for n, hit in enumerate(hits)
         if hit.type == CLICK and (judged[n].verdict == "human" or judged[n].reason in _UNNAMED)
     ]
-    in_bursts = {
-        *_close(hits, clicks, BURST_MS, BURST_LINKS, BURST_LINKS),
-        *_close(hits, clicks, RUSH_MS, RUSH_HITS, 2),
-        *(_close(hits, clicks, SWEEP_MS, links, links) if links is not None and links >= SWEEP_LINKS else ()),
-    }
+    together = _close(hits, clicks, BURST_MS, BURST_LINKS, BURST_LINKS) | _close(hits, clicks, RUSH_MS, RUSH_HITS, 2)
+    if links is not None and links >= SWEEP_LINKS:
+        together |= _close(hits, clicks, SWEEP_MS, links, links)
     hidden = [hits[n].at for n in clicks if judged[n].reason == "hidden-link"]
     for n in clicks:
-        if _may_change(hits[n], judged[n]):
-            if n in in_bursts:
-                judged[n] = _judgement("scanner", "burst")
+        if judged[n].verdict == "human" and not hits[n].fixed:
+            if n in together:
+                judged[n] = judgement_of("scanner", "burst")
             elif any(abs(hits[n].at - at) <= HIDDEN_MS for at in hidden):
-                judged[n] = _judgement("scanner", "with-hidden-link")
+                judged[n] = judgement_of("scanner", "with-hidden-link")
 
 
 def _close(hits: Sequence[Hit], clicks: Sequence[int], window: int, least_hits: int, least_links: int) -> set[int]:
-    """Those clicks that are in a window of that many milliseconds with enough hits on enough links. In linear time."""
+    """Those clicks that are in a window of that many milliseconds with enough hits on enough links."""
     found: set[int] = set()
-    links: dict[str | None, int] = {}  # how many of the window's hits are on each
-    left = marked = 0
-    for right, n in enumerate(clicks):
-        links[hits[n].url] = links.get(hits[n].url, 0) + 1
-        while hits[n].at - hits[clicks[left]].at > window:
-            url = hits[clicks[left]].url
-            links[url] -= 1
-            if not links[url]:
-                del links[url]
-            left += 1
-        if right - left + 1 >= least_hits and len(links) >= least_links:
-            found.update(clicks[max(left, marked) : right + 1])
-            marked = right + 1
+    times, end = [hits[n].at for n in clicks], 0
+    for first, at in enumerate(times):
+        last_end, end = end, bisect.bisect_right(times, at + window)
+        is_enough = end > last_end and end - first >= least_hits  # else it is a part of the window before
+        if is_enough and len({hits[n].url for n in clicks[first:end]}) >= least_links:
+            found.update(clicks[first:end])
     return found
 
 
-def _find_followers(hits: Sequence[Hit], judged: list[Judgement], doubts: list[int]) -> None:
+def _find_followers(hits: Sequence[Hit], judged: list[Judgement], context: Context) -> None:
     """What comes from a scanner's address, or from its program if that is a rare one, within 15 minutes is its too.
 
     A session has no longer pause. An address that was stored truncated is a whole network's: there another program is
@@ -1366,19 +1193,18 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], doubts: list[i
     """
     until: dict[tuple[str, str], int] = {}
     for n, hit in enumerate(hits):
-        if _may_change(hit, judged[n]):
+        places = (hit.address, ""), (hit.address, hit.agent), ("", hit.agent)
+        if judged[n].verdict == "human" and not hit.fixed:
+            here, same_here, same = (until.get(place, -1) >= hit.at for place in places)
             is_browser = judged[n].reason == "browser"
-            rare = is_browser and _signs_of_age(hit) > 0
-            by_program = until.get((hit.address, hit.agent), -1) if hit.address else -1
-            by_program = max(by_program, until.get(("", hit.agent), -1) if rare else -1)
-            by_address = until.get((hit.address, ""), -1) if hit.address and is_browser else -1
-            if by_program >= hit.at or (by_address >= hit.at and not is_truncated(hit.address)):
-                judged[n] = _judgement("scanner", "after-scanner")
-            elif by_address >= hit.at and hit.type == CLICK:
-                doubts[n] += 4
+            here, same_here = here and is_browser and hit.address != "", same_here and hit.address != ""
+            same = same and is_browser and _signs_of_age(hit) > 0
+            if same or same_here or (here and not hit.address.endswith(TRUNCATED)):
+                judged[n] = judgement_of("scanner", "after-scanner")
+            elif here and hit.type == CLICK:
+                judged[n] = _weigh(hit, judged[n], context, 4)
         if judged[n].reason in _FOLLOWED and not DEVICE_PREVIEW.search(hit.agent):
-            for key in ((hit.address, hit.agent), (hit.address, ""), ("", hit.agent)):
-                until[key] = hit.at + SESSION_GAP_MS
+            until.update(dict.fromkeys(places, hit.at + SESSION_GAP_MS))
 
 
 def _find_echoes(hits: Sequence[Hit], judged: list[Judgement]) -> None:
@@ -1386,22 +1212,18 @@ def _find_echoes(hits: Sequence[Hit], judged: list[Judgement]) -> None:
 
     Not one that repeats a doubtful click: of the two, a scanner that tests a link before the person gets there is first.
     """
-    clicks: dict[str | None, dict[tuple[str, str], int]] = {}  # of each link: when it was last clicked from where
+    clicks: dict[str | None, dict[tuple[str, str], int]] = defaultdict(dict)  # of a link: when the last came from where
     for n, hit in enumerate(hits):
         if hit.type != CLICK or judged[n].verdict not in ("human", "unconfirmed"):
             continue
-        earlier = clicks.setdefault(hit.url, {})
-        place = hit.address, _system(hit.agent)
-        if not hit.fixed and any(
-            hit.at - at <= ECHO_MS and _is_elsewhere(place, other) for other, at in earlier.items()
-        ):
-            judged[n] = _named(hit, _judgement("scanner", "echo"))
+        system, earlier = _system(hit.agent), clicks[hit.url]
+        elsewhere = [
+            at for (address, other), at in earlier.items() if "" != address != hit.address != "" and other != system
+        ]
+        if not hit.fixed and any(hit.at - at <= ECHO_MS for at in elsewhere):
+            judged[n] = _named(hit, judgement_of("scanner", "echo"))
         elif judged[n].verdict == "human":
-            earlier[place] = hit.at
-
-
-def _is_elsewhere(place: tuple[str, str], other: tuple[str, str]) -> bool:
-    return "" not in (place[0], other[0]) and place[0] != other[0] and place[1] != other[1]
+            earlier[hit.address, system] = hit.at
 
 
 def _find_repeats(hits: Sequence[Hit], judged: list[Judgement]) -> None:
@@ -1411,7 +1233,7 @@ def _find_repeats(hits: Sequence[Hit], judged: list[Judgement]) -> None:
         if hit.type == OPEN and judged[n].state != ASIDE:
             who = judged[n].verdict, hit.agent
             if hit.at - anchors.get(who, -math.inf) <= REPEAT_MS and not hit.fixed:
-                judged[n] = _judgement(judged[n].verdict, "repeat")
+                judged[n] = judgement_of(judged[n].verdict, "repeat")
             else:
                 anchors[who] = hit.at
 
@@ -3724,8 +3546,7 @@ class Batch:
         self._numbers: dict[Judgement, int] = {}
         self._judgements: dict[int, Judgement] = {}
         for number, verdict, reason in connection.execute("select id, verdict, reason from judgements"):
-            certainty = REASONS[reason].certainty if reason in REASONS else PROBABLE
-            self._know(number, Judgement(verdict, reason, certainty))
+            self._know(number, judgement_of(verdict, reason))
 
     def __enter__(self) -> Batch:
         return self
@@ -6313,7 +6134,7 @@ def reason_rows(stats: Stats) -> Iterator[dict[str, object]]:
             "verdict": verdict,
             "counts_as": STATE_NAMES[state].replace("_", " "),
             "reason": reason,
-            "sentence": REASONS[reason].sentence if reason in REASONS else "",
+            "sentence": sentence_of(reason),
         }
 
 
@@ -6507,7 +6328,7 @@ def hit_table(pages: Pages, view: View, table: Table, zone: tzinfo, now: int, ba
             "what": short_url(row["url"]) if row["url"] else client_of(row["user_agent"]).name,
             "title": row["url"] or row["user_agent"],
             "verdict": row["verdict"],
-            "sentence": REASONS[row["reason"]].sentence if row["reason"] in REASONS else row["reason"],
+            "sentence": sentence_of(row["reason"]) or row["reason"],
         }
         for row in table.rows
     ]
@@ -6717,7 +6538,7 @@ def email_page(pages: Pages, model: EmailModel) -> str:
                 "type": f"{hit['event_type']}{', HEAD' if hit['method'] == 'HEAD' else ''}",
                 "verdict": hit["verdict"],
                 "reason": hit["reason"],
-                "sentence": REASONS[hit["reason"]].sentence if hit["reason"] in REASONS else "",
+                "sentence": sentence_of(hit["reason"]),
                 "client": f"{client.name}{', ' + client.device if client.device else ''}",
                 "agent": hit["user_agent"] or "(no user agent)",
                 "link": short_url(hit["url"]) if hit["url"] else "–",
@@ -7015,6 +6836,7 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.pages = Pages()
+        verdict_data()  # as with pages: its files may be others later
         self.proxies = Proxies(settings.forwarded_allow_ips)
         self.database = Database(settings.database, patience=WORKER_PATIENCE)
         self.spool = Spool(os.path.join(settings.folder, "spool"))
@@ -9198,7 +9020,7 @@ def cmd_judge(args: argparse.Namespace, settings: Settings) -> int:
             "certainty": certainty,
             "reason": reason,
             "counts_as": STATE_NAMES[judgement.state],
-            "sentence": REASONS[reason].sentence,
+            "sentence": sentence_of(reason),
         }
         if args.json:
             print(json.dumps(told, ensure_ascii=False))

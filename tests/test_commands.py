@@ -975,9 +975,9 @@ def test_judge_says_who_made_each_hit_and_why(stage: Stage, run: Terminal) -> No
     said = run("judge", path)
     at = tracker.iso_time(NOW)
     assert [re.split(r"\s{2,}", line, maxsplit=5) for line in said.out.splitlines()] == [
-        [at, "open", "prefetch", "certain", "unconfirmed", f"apple-mpp: {tracker.REASONS['apple-mpp'].sentence}"],
+        [at, "open", "prefetch", "certain", "unconfirmed", f"apple-mpp: {tracker.sentence_of('apple-mpp')}"],
         [tracker.iso_time(NOW + 60_000), "click", "human", "probable", "person", "browser: A web browser."],
-        [at, "click", "bot", "certain", "machine", f"bot-word: {tracker.REASONS['bot-word'].sentence}"],
+        [at, "click", "bot", "certain", "machine", f"bot-word: {tracker.sentence_of('bot-word')}"],
     ]
     assert said.err == ""
     assert not (run.folder / "nowhere").exists()
@@ -987,8 +987,8 @@ def test_judge_says_the_same_to_programs(stage: Stage, run: Terminal) -> None:
     path = hits_file(run, hit(stage, "e1", ua=GMAIL_PROXY), b"\n", hit(stage, "e1", NOW + 400, ua=GMAIL_PROXY))
     told = [json.loads(line) for line in run("judge", path, "--json").out.splitlines()]
     common = {"event_type": "open", "verdict": "proxy", "certainty": "certain"}
-    first = {"reason": "image-proxy", "counts_as": "person", "sentence": tracker.REASONS["image-proxy"].sentence}
-    second = {"reason": "repeat", "counts_as": "set_aside", "sentence": tracker.REASONS["repeat"].sentence}
+    first = {"reason": "image-proxy", "counts_as": "person", "sentence": tracker.sentence_of("image-proxy")}
+    second = {"reason": "repeat", "counts_as": "set_aside", "sentence": tracker.sentence_of("repeat")}
     assert told == [
         {"at": tracker.iso_time(NOW), **common, **first},
         {"at": tracker.iso_time(NOW + 400), **common, **second},

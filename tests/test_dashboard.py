@@ -159,7 +159,7 @@ def test_the_reasons_are_those_of_the_hits_in_the_range(mailing: Stage) -> None:
         (1, "set aside", "human, clicks", "destination-not-allowed"),
         (1, "machine", "scanner, clicks", "scanner-word"),
     }
-    assert tracker.REASONS["repeat"].sentence in plain(body)
+    assert tracker.sentence_of("repeat") in plain(body)
 
 
 def test_the_table_of_campaigns_has_their_rates(mailing: Stage) -> None:
@@ -234,14 +234,14 @@ def test_an_emails_page_tells_all_that_happened_and_why(mailing: Stage) -> None:
     text = page(mailing, "emails/e2")
     found = rows(text, "timeline")
     assert [row[1:4] for row in found] == [
-        ["open", f"proxy image-proxy{tracker.REASONS['image-proxy'].sentence}", "Gmail"],
-        ["open", f"proxy repeat{tracker.REASONS['repeat'].sentence}", "Gmail"],
+        ["open", f"proxy image-proxy{tracker.sentence_of('image-proxy')}", "Gmail"],
+        ["open", f"proxy repeat{tracker.sentence_of('repeat')}", "Gmail"],
     ]
     assert found[0][0].endswith("60 minutes after it was sent")
     named = rows(page(mailing, "emails/e1"), "timeline")[-1]
     assert named[1:3] == [
         "click",
-        f"human destination-not-allowed{tracker.REASONS['destination-not-allowed'].sentence}",
+        f"human destination-not-allowed{tracker.sentence_of('destination-not-allowed')}",
     ]
     assert named[4] == "other.example"
     page(mailing, "emails/nobody", status=404)

@@ -138,7 +138,7 @@ def test_every_verdict_and_every_reason_is_explained() -> None:
     reasons = columns("numbers", "Reasons")
     del reasons["reason"]
     assert {reason: cells[1] for reason, cells in reasons.items()} == {
-        reason: about.sentence for reason, about in tracker.REASONS.items()
+        reason: tracker.sentence_of(reason) for reason in tracker.verdict_data().reasons
     }
     named = {verdict for cells in reasons.values() for verdict in cells[0].split(", ")}
     assert named <= {*tracker.VERDICT_STATES, "any"}

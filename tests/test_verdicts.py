@@ -8,6 +8,8 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -404,7 +406,7 @@ def test_a_browser_grows_old_with_the_hits_own_time_and_one_beyond_the_table_doe
     """So an old program of ours, whose table has no later year, takes nobody's new browser for an old one."""
     year = 365.25 * 86_400
     assert [verdict(click(n * year, 1, CHROME))[0] for n in range(6)] == ["human"] * 3 + ["unconfirmed"] * 3
-    newest = chrome(max(tracker.CHROME_YEARS.values()))
+    newest = chrome(max(version for _, version in tracker.verdict_data().chrome_years))
     assert verdict(click(20 * year, 1, newest)) == HUMAN_BROWSER
 
 
@@ -938,6 +940,31 @@ def test_each_hit_of_an_email_gets_its_verdict_in_the_order_given() -> None:
     assert tracker.judge([]) == []
 
 
+# -- The data
+
+
+def test_the_data_says_each_thing_once_and_for_agents_in_lower_case() -> None:
+    programs = tracker.verdict_data().programs
+    names = [name for each in programs for name in each.names]
+    patterns = [each.pattern.pattern for each in programs if each.pattern]
+    assert sorted(names) == sorted({name.strip().lower() for name in names})
+    assert len({*patterns}) == len(patterns)
+    assert not any(re.search(r"(?<!\\)[A-Z]", pattern) for pattern in patterns)
+    rules = {rule for each in programs for rule in each.section.split(", ")} - {"family"}
+    for rule in rules:
+        verdict, reason = rule.split()
+        assert verdict in tracker.VERDICT_STATES and tracker.sentence_of(reason)
+    years = tracker.verdict_data().chrome_years
+    assert years == sorted(years) and [year for year, _ in years] == list(range(2014, years[-1][0] + 1))
+
+
+def test_the_data_is_read_on_first_use_and_once() -> None:
+    code = "import tracker; print(tracker.verdict_data.cache_info().currsize)"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert printed.stdout == "0\n"
+    assert tracker.verdict_data() is tracker.verdict_data()
+
+
 # -- Reasons
 
 EXAMPLES: dict[str, tuple[list[Hit], Context]] = {
@@ -976,12 +1003,12 @@ EXAMPLES: dict[str, tuple[list[Hit], Context]] = {
 def test_every_reason_can_be_given_and_says_how_certain_it_is(reason: str) -> None:
     found = {judged.reason: judged for judged in tracker.judge(*EXAMPLES[reason])}
     assert reason in found
-    assert found[reason].certainty == tracker.REASONS[reason].certainty
+    assert found[reason].certainty == tracker.verdict_data().reasons[reason][0]
 
 
 def test_every_reason_has_an_example_and_a_sentence_that_a_user_understands() -> None:
-    assert set(tracker.REASONS) == set(EXAMPLES)
-    for code, (certainty, sentence) in tracker.REASONS.items():
+    assert set(tracker.verdict_data().reasons) == set(EXAMPLES)
+    for code, (certainty, sentence) in tracker.verdict_data().reasons.items():
         assert certainty in (CERTAIN, PROBABLE), code
         assert re.fullmatch("[a-z]+(-[a-z]+)*", code), code
         assert sentence[0].isupper() and sentence.endswith("."), code
@@ -1123,7 +1150,8 @@ def test_the_command_judge_says_the_same_of_these_sequences(
 
 def test_no_string_of_theirs_stands_in_the_program(shared: Path) -> None:
     """Rules name products, words and shapes; a copied string of more than 40 characters would be the answer to a sample."""
-    source = (ROOT / "tracker.py").read_text(encoding="utf-8")
+    files = [ROOT / "tracker.py", *(ROOT / "templates").glob("*.txt")]
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
     agents = {row["user_agent"] for row in rows_of(shared)}
     agents |= {each["user_agent"] for scenario in scenarios_of(shared) for each in scenario["hits"]}
     windows = {agent[start : start + 41] for agent in agents for start in range(len(agent) - 40)}
