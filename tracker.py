@@ -6638,14 +6638,13 @@ PAGE_HEADERS = [
 Headers = Sequence[tuple[str, str]]
 
 
+@dataclass(eq=False)
 class HTTPError(Exception):
     """An answer that is not the one asked for; may be raised anywhere below the application."""
 
-    def __init__(self, status: int, message: str, headers: Headers = ()) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.headers = headers
+    status: int
+    message: str
+    headers: Headers = ()
 
 
 class Proxies:
@@ -6689,10 +6688,6 @@ class Request(NamedTuple):
     host: str  # of the Host header, without port
     address: str  # the client's, after believed proxies; "" if unknown
 
-    def header(self, name: str) -> str:
-        """A header's value, "" without one. Bytes that are not UTF-8 come as backslash escapes."""
-        return utf8(self.environ.get("HTTP_" + name.upper().replace("-", "_"), ""))
-
     @property
     def origin(self) -> str:
         """Where the request went, as a URL without its scheme."""
@@ -6707,7 +6702,7 @@ class Request(NamedTuple):
 
     def bearer(self) -> str | None:
         """The key of `Authorization: Bearer KEY`."""
-        scheme, _, key = self.header("Authorization").partition(" ")
+        scheme, _, key = utf8(self.environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
         return key.strip() if scheme.lower() == "bearer" else None
 
     def body(self) -> bytes:
@@ -6755,16 +6750,8 @@ def read_request(environ: WSGIEnvironment, proxies: Proxies) -> Request:
     if has_break(host + forwarded + environ.get("HTTP_USER_AGENT", "") + environ.get("HTTP_AUTHORIZATION", "")):
         raise HTTPError(400, "a header holds a line break or NUL; expected none")
     uri = utf8(uri)
-    segments, query = split_target(uri)
-    return Request(
-        environ=environ,
-        method=environ["REQUEST_METHOD"],
-        uri=uri,
-        segments=segments,
-        query=query,
-        host=host_name(utf8(host)),
-        address=proxies.client(environ.get("REMOTE_ADDR", ""), forwarded),
-    )
+    client = proxies.client(environ.get("REMOTE_ADDR", ""), forwarded)
+    return Request(environ, environ["REQUEST_METHOD"], uri, *split_target(uri), host_name(utf8(host)), client)
 
 
 def has_break(text: str) -> bool:
@@ -6824,6 +6811,7 @@ PIXEL_HEADERS = (
     ("Content-Type", "image/gif"),
     ("Cache-Control", "no-store, no-cache, max-age=0, must-revalidate, private"),
 )
+REDIRECT_HEADERS = (("Cache-Control", "no-store"), ("X-Robots-Tag", "noindex"), ("Content-Type", TEXT_TYPE))
 WORKER_PATIENCE = 5.0  # seconds that a request waits for its turn to write; then it is a 503
 MANY_WAITING = 100_000  # hits: more than a drain leaves behind when all is well
 PURPOSE_HEADERS = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
@@ -6844,8 +6832,7 @@ class App:
         self._secrets = link_secrets(settings, self.database)
         self.drainer: Drainer | None = None
         self._started_in = 0
-        self._unknown_second = 0
-        self._unknown_count = 0
+        self._unknown = (0, 0)  # a second, and the hits for unknown mail ids in it
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -6877,11 +6864,9 @@ class App:
         """Whether this is one hit too many in this second for mail ids that no tenant has."""
         if not self.directory.known or mail_id in self.directory.tenants:
             return False
-        second = int(time.monotonic())
-        if second != self._unknown_second:
-            self._unknown_second, self._unknown_count = second, 0
-        self._unknown_count += 1
-        return self._unknown_count > UNKNOWN_A_SECOND
+        now, (second, count) = int(time.monotonic()), self._unknown
+        self._unknown = (now, count + 1 if now == second else 1)
+        return self._unknown[1] > UNKNOWN_A_SECOND
 
     def record(self, request: Request, mail_id: str, answered: str, why: str = "") -> str:
         """Append a hit to the spool; says `recorded`, or what became of it."""
@@ -6916,10 +6901,6 @@ class App:
         """Whether a request came to another tenant's tracking host."""
         return self.directory.refresh().host_owners.get(request.host, mail_id) != mail_id
 
-    def leads_back(self, request: Request, target: Target) -> bool:
-        """Whether a target leads to this server."""
-        return leads_back(self.settings, self.directory, target, request.origin)
-
     @contextlib.contextmanager
     def numbers(self) -> Iterator[tuple[sqlite3.Connection, int]]:
         """A reading after a drain, with about how many hits could not be counted in time."""
@@ -6950,7 +6931,7 @@ def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
     return found
 
 
-def leads_back(settings: Settings, directory: Directory, target: Target, *urls: str | None) -> bool:
+def leads_back(settings: Settings, directory: Directory, urls: Iterable[str], target: Target) -> bool:
     """Whether a target leads to this server, as far as it can know: BASE_URL, tracking hosts, and these URLs."""
     own = {read_origin(url) for url in (settings.base_url, *urls) if url}
     if target.host in directory.host_owners:
@@ -6959,20 +6940,13 @@ def leads_back(settings: Settings, directory: Directory, target: Target, *urls: 
 
 
 def link_maker(
-    settings: Settings,
-    directory: Directory,
-    secret_keys: Sequence[str],
-    mail_id: str,
-    tracking_host: str | None,
-    *urls: str,
+    settings: Settings, directory: Directory, keys: Sequence[str], mail_id: str, tracking_host: str | None, *urls: str
 ) -> LinkMaker | None:
     """What makes a tenant's links, but none to these URLs of ours; None where nobody said the public address."""
     base = settings.public_url(tracking_host)
-
-    def is_own(target: Target) -> bool:
-        return leads_back(settings, directory, target, base, *urls)
-
-    return LinkMaker(base, mail_id, secret_keys[0], is_own) if base else None
+    if base is None:
+        return None
+    return LinkMaker(base, mail_id, keys[0], partial(leads_back, settings, directory, (base, *urls)))
 
 
 # -- Hits
@@ -7040,7 +7014,7 @@ def _readable_target(url: str) -> Target:
 
 def _lead_on(app: App, request: Request, mail_id: str, target: Target, *, signed: bool) -> Response:
     """Redirect to where a link leads, or show the page that names it."""
-    if app.leads_back(request, target):
+    if leads_back(app.settings, app.directory, (request.origin,), target):
         raise HTTPError(400, "This link's destination can't be used: it leads back to this server.")
     reason = _why_named(app, mail_id, target, signed=signed)
     if reason:
@@ -7048,28 +7022,18 @@ def _lead_on(app: App, request: Request, mail_id: str, target: Target, *, signed
         body = app.pages["naming.html"].render(host=target.host, location=target.location)
         return html_response(200, app.pages.page(f"This link leads to {target.host}", body))
     app.record(request, mail_id, "302")
-    headers = (
-        ("Location", target.location),
-        ("Cache-Control", "no-store"),
-        ("X-Robots-Tag", "noindex"),
-        ("Content-Type", TEXT_TYPE),
-    )
-    return Response(302, headers, b"")
+    return Response(302, (("Location", target.location), *REDIRECT_HEADERS), b"")
 
 
 def _why_named(app: App, mail_id: str, target: Target, *, signed: bool) -> str | None:
     """The reason for which a click meets the naming page, or None if it may be redirected."""
     tenant = app.directory.tenants.get(mail_id)
-    if mail_id in app.directory.retired:
-        return "suspended"  # its tenant was removed, and nobody vouches for it now
-    if tenant is None:
-        # Not known yet, perhaps: a signature proves that this server made the link, perhaps a moment ago.
-        return None if signed else "destination-not-allowed"
-    if tenant["suspended"]:
+    if mail_id in app.directory.retired or (tenant and tenant["suspended"]):
         return "suspended"
-    if covers(tenant["block"], target, any_port=True):
+    if tenant and covers(tenant["block"], target, any_port=True):
         return "destination-blocked"
-    if signed or tenant["any_domain"] or covers(tenant["allow"], target):
+    # A tenant may be younger than tenants.json; a signature proves that this server made the link.
+    if signed or (tenant and (tenant["any_domain"] or covers(tenant["allow"], target))):
         return None
     return "destination-not-allowed"
 
@@ -7617,10 +7581,6 @@ MAX_LINKS = 20_000  # in one request: signing a million would take longer than a
 MAX_REGISTRATIONS = 1_000
 
 
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
-
-
 # -- The fields of what is sent
 
 KEY_FAULT = "expected 1 to 200 of the characters A-Z a-z 0-9 . _ ~ + @ = : -, and not . or .."
@@ -7630,7 +7590,7 @@ EXPECTED = {str: "text", bool: "true or false", int: "a number, of emails", list
 class Field(NamedTuple):
     """What a field of an object may hold."""
 
-    form: type
+    form: type[Any]  # str, bool, int, or list: of texts
     most: int = 0  # characters in one line, or texts in a list; 0: as many as there are
     words: tuple[str, ...] = ()  # one of these
     read: Callable[[str, str], Any] | None = None  # what makes more of a text; takes the field's name too
@@ -7672,32 +7632,18 @@ def _read_time(text: str, name: str) -> int | None:
     return read_iso_time(text, name) if text else None
 
 
-_KEY_FIELD = Field(str, MAX_KEY, read=_read_key)
-_TIME_FIELD = Field(str, 40, read=_read_time)
-_TEXTS_FIELD = Field(list, 1000)
-_SAID_FIELDS = {
-    **{name: Field(str, FIELD_LIMITS[name]) for name in SAID_OF_EMAILS},
-    "sent_at": _TIME_FIELD,
-    "delivered_at": _TIME_FIELD,
-}
-_EMAIL_FIELDS = {
-    "key": _KEY_FIELD,
-    **_SAID_FIELDS,
-    "links": _TEXTS_FIELD,
-    "html": Field(str),
-    "hidden_link": Field(bool),
-}
-_MESSAGE_FIELDS = {
-    "key": _KEY_FIELD,
-    **_SAID_FIELDS,
-    "pixel": Field(str, words=PIXEL_PLACES),
-    **dict.fromkeys(("links", "force", "hidden_link"), Field(str, words=("yes", "no"))),
-}
+_TEXTS = Field(list, 1000)
+_A_KEY = Field(str, MAX_KEY, read=_read_key)
+_SAID_FIELDS = {name: Field(str, FIELD_LIMITS[name]) for name in SAID_OF_EMAILS}
+_SAID_FIELDS |= dict.fromkeys(("sent_at", "delivered_at"), Field(str, 40, read=_read_time))
+_EMAIL_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, "links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)}
+_MESSAGE_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, "pixel": Field(str, words=PIXEL_PLACES)}
+_MESSAGE_FIELDS |= dict.fromkeys(("links", "force", "hidden_link"), Field(str, words=("yes", "no")))
 _CAMPAIGN_FIELDS = {"campaign": Field(str, MAX_CAMPAIGN), "sent": Field(int), "sent_at": Field(str, 40)}
 _TENANT_FIELDS = {
     "name": Field(str, 200),
     "id": Field(str, 64),
-    "domains": _TEXTS_FIELD,
+    "domains": _TEXTS,
     "any_domain": Field(bool),
     "tracking_host": Field(str, 253),
 }
@@ -7705,16 +7651,12 @@ _TENANT_FIELDS = {
 
 def _json_body(request: Request) -> Any:
     try:
-        return json.loads(request.body().decode("utf-8"), parse_constant=_read_no_constant)
+        return json.loads(request.body().decode("utf-8"), parse_constant=int)  # which NaN is not
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise HTTPError(400, f"expected JSON in UTF-8, which this is not from {where} on") from None
     except (ValueError, RecursionError):
         raise HTTPError(400, "expected JSON in UTF-8") from None
-
-
-def _read_no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
 
 
 # -- Emails
@@ -7801,7 +7743,7 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     if report.edits:
         with app.database.transaction() as connection:
             register_emails(connection, tenant.number, [registration_of(raw, key, report.links, **said)], now_ms())
-    if "application/json" in request.header("Accept"):
+    if "application/json" in request.environ.get("HTTP_ACCEPT", ""):
         told = {"key": key, "message_base64": base64.b64encode(message).decode(), "report": report.as_json()}
         return json_response(200, told)
     notes = (("X-Email-Key", key), ("X-Tracker", "instrumented" if report.edits else "unchanged"))
@@ -7998,29 +7940,27 @@ def wsgi(app: App) -> WSGIApplication:
         except Exception:
             # The traceback, since whoever reads the log needs to know where; not the URI, which may hold a private id.
             environ["wsgi.errors"].write(f"unforeseen error while answering a {method}\n{traceback.format_exc()}")
-            response = html_response(
-                500, app.pages.message("Something broke", "The server made a mistake, which is in its log.")
-            )
+            page = app.pages.message("Something broke", "The server made a mistake, which is in its log.")
+            response = html_response(500, page)
         return send(response, method, start_response)
 
     return respond
 
 
-_application: App | None = None
-_respond: WSGIApplication | None = None
-_application_lock = threading.Lock()
+_served: tuple[App, WSGIApplication] | None = None
+_serving = threading.Lock()
 
 
 def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """The WSGI application for `gunicorn tracker`: builds itself, from the environment, on its first call."""
-    global _application, _respond
-    if _application is None or _respond is None:
-        with _application_lock:
-            if _application is None or _respond is None:
-                _application = App(load_settings(os.environ))
-                _respond = wsgi(_application)
-    _application.start()
-    return _respond(environ, start_response)
+    global _served
+    with _serving:
+        if _served is None:
+            app = App(load_settings(os.environ))
+            _served = app, wsgi(app)
+    app, respond = _served
+    app.start()
+    return respond(environ, start_response)
 
 
 # == Commands ==========================================================================================
