@@ -47,7 +47,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, starmap
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
@@ -2531,6 +2531,11 @@ def wanted(*columns: str) -> str:
 as_set = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
+def for_each(connection: sqlite3.Connection, rows: Iterable[Any], sql: str, **values: Any) -> list[Any]:
+    """The rows that a statement finds for a set of values or rows."""
+    return connection.execute(sql, {"wanted": as_set([*rows]), **values}).fetchall()
+
+
 class Database:
     """One SQLite file and, in each process, one connection to it, shared by the process's threads under a mutex.
 
@@ -2654,6 +2659,20 @@ class Database:
                     self._lock.close()
 
 
+def integrity_faults(connection: sqlite3.Connection) -> list[str]:
+    """What SQLite itself finds wrong with the file, and rows that refer to nothing."""
+    faults = [f"integrity_check: {row[0]}" for row in connection.execute("pragma integrity_check") if row[0] != "ok"]
+    faults += [f"foreign_key_check: {tuple(row)}" for row in connection.execute("pragma foreign_key_check")]
+    for table, column, referred in (
+        *(("events", "agent", "agents"), ("events", "url", "urls"), ("events", "judgement", "judgements")),
+        *(("link_counts", "url", "urls"), ("links", "url", "urls"), ("reasons", "judgement", "judgements")),
+    ):
+        sql = f"select count(*) from {table} where {column} is not null and {column} not in (select id from {referred})"
+        if missing := connection.execute(sql).fetchone()[0]:
+            faults.append(f"{table}: {missing} rows refer to {referred} that are not there")
+    return faults
+
+
 def copy_database(connection: sqlite3.Connection, copy: sqlite3.Connection, name: str) -> int:
     """Copy the whole database into an empty one, as it is at this moment; returns its size in bytes. Raises StoreError.
 
@@ -2774,6 +2793,36 @@ def stored_secret(connection: sqlite3.Connection) -> str | None:
     """The key for links that the database holds."""
     row = connection.execute("select value from secrets where name = 'link'").fetchone()
     return row and str(row[0])
+
+
+# -- Positions of segments
+
+
+def position_of(connection: sqlite3.Connection, segment: str) -> int:
+    """How many bytes of a segment are in the database."""
+    row = connection.execute("select position from positions where segment = ?", (segment,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def set_position(connection: sqlite3.Connection, segment: str, position: int, now: int) -> None:
+    """Remember how far a segment is drained."""
+    connection.execute(
+        "insert into positions values (?, ?, ?) on conflict (segment) do update"
+        " set position = excluded.position, updated_at = excluded.updated_at",
+        (segment, position, now),
+    )
+
+
+def all_positions(connection: sqlite3.Connection) -> dict[str, int]:
+    """All segments that were read, and how far."""
+    return dict(connection.execute("select segment, position from positions").fetchall())
+
+
+def forget_positions(connection: sqlite3.Connection, present: Iterable[str], now: int) -> None:
+    """Forget segments that are gone, a day after: sooner, a crash between commit and unlink would count them twice."""
+    there = set(present)
+    old = connection.execute("select segment from positions where updated_at < ?", (now - DAY_MS,)).fetchall()
+    connection.executemany("delete from positions where segment = ?", [row for row in old if row[0] not in there])
 
 
 # == Tenants ===========================================================================================
@@ -3124,7 +3173,6 @@ QUARTER, DAY = 0, 1  # grains of roll-ups
 UNREGISTERED_A_DAY = 10_000  # emails that hits alone may make for a tenant: forged keys must not fill the disk
 MAX_AGENT = 512
 FAR = 1 << 60  # milliseconds: before and after all times
-MOSTLY_MS = 3 * SESSION_GAP_MS  # back in time, which is as far as nearly all sessions reach
 
 Tally = dict[int, tuple[int, int]]  # by state: how many hits, and when the first came; of the states that have some
 Cell = tuple[str, tuple[Any, ...], str]  # one number of one roll-up: its table, key and column
@@ -3278,20 +3326,6 @@ def rebuild_rollups(connection: sqlite3.Connection) -> None:
         connection.execute(f"insert into {table} ({columns}) select {columns} from recount_{table}")
 
 
-def integrity_faults(connection: sqlite3.Connection) -> list[str]:
-    """What SQLite itself finds wrong with the file, and rows that refer to nothing."""
-    faults = [f"integrity_check: {row[0]}" for row in connection.execute("pragma integrity_check") if row[0] != "ok"]
-    faults += [f"foreign_key_check: {tuple(row)}" for row in connection.execute("pragma foreign_key_check")]
-    for table, column, referred in (
-        *(("events", "agent", "agents"), ("events", "url", "urls"), ("events", "judgement", "judgements")),
-        *(("link_counts", "url", "urls"), ("links", "url", "urls"), ("reasons", "judgement", "judgements")),
-    ):
-        sql = f"select count(*) from {table} where {column} is not null and {column} not in (select id from {referred})"
-        if missing := connection.execute(sql).fetchone()[0]:
-            faults.append(f"{table}: {missing} rows refer to {referred} that are not there")
-    return faults
-
-
 # -- What is read
 
 
@@ -3325,6 +3359,9 @@ class Stored(NamedTuple):
     hit: Hit
 
 
+_new = tuple.__new__  # of a named tuple, in a third of the time: there are several for each hit
+
+
 class Email:
     """An email, what is counted of it, and what will be."""
 
@@ -3333,13 +3370,26 @@ class Email:
         *("opens", "clicks", "last_at", "links", "before", "stored"),
     )
 
-    def __init__(self, row: Sequence[Any]) -> None:
-        """Of a row as _EMAIL_FACTS reads it."""
-        (self.id, self.tenant, self.key, self.registered, self.campaign, self.created_at, self.sent_at, *row) = row
-        begin, said, links, self.last_at, *counts = row
-        self.context = Context(begin, bool(said), links) if self.registered else NO_CONTEXT
-        self.opens = tally_of(*counts[: 2 * len(STATES)])
-        self.clicks = tally_of(*counts[2 * len(STATES) :])
+    def __init__(
+        self,
+        id_: int,
+        tenant: int,
+        key: str,
+        registered: int,
+        campaign: str,
+        created_at: int,
+        sent_at: int | None,
+        begin: int | None,
+        said: int,
+        links: int | None,
+        last_at: int | None,
+        *counts: Any,
+    ) -> None:
+        self.id, self.tenant, self.key, self.registered, self.campaign = id_, tenant, key, registered, campaign
+        self.created_at, self.sent_at, self.last_at = created_at, sent_at, last_at
+        self.context = _new(Context, (begin, said == 1, links)) if registered else NO_CONTEXT
+        self.opens = tally_of(*counts[:6]) if last_at else {}
+        self.clicks = tally_of(*counts[6:]) if last_at else {}
         self.links: dict[int, tuple[Tally, Tally]] = {}  # the tallies that were read: as they were, and as they will be
         self.before: Standing | None = None  # where that may have changed
         self.stored: list[Stored] = []  # of the sessions that new hits come into
@@ -3366,15 +3416,10 @@ class Email:
 
 
 def tally_of(
-    person: int | None,
-    person_first: int,
-    unconfirmed: int | None,
-    unconfirmed_first: int,
-    machine: int | None,
-    machine_first: int,
+    person: int, person_first: int, unconfirmed: int, unconfirmed_first: int, machine: int, machine_first: int
 ) -> Tally:
-    """A tally as its columns have it; they hold no number where nothing was counted yet."""
-    tally: Tally = {}
+    """A tally as its columns have it."""
+    tally = {}
     if person:
         tally[PERSON] = person, person_first
     if unconfirmed:
@@ -3386,10 +3431,13 @@ def tally_of(
 
 def columns_of(tally: Tally) -> tuple[int | None, ...]:
     """The columns of a tally, as tally_of takes them."""
+    if not tally:
+        return _NO_TALLY
     return (*tally.get(PERSON, _NO_HITS), *tally.get(UNCONFIRMED, _NO_HITS), *tally.get(MACHINE, _NO_HITS))
 
 
 _NO_HITS = (0, None)
+_NO_TALLY = _NO_HITS * len(STATES)
 _EMAIL_FACTS = f"""
     select emails.id, emails.tenant, emails.key, emails.registered, emails.campaign, emails.created_at,
            coalesce(emails.sent_at, campaign_sends.sent_at),
@@ -3411,13 +3459,12 @@ _EVENT_FACTS = """
 def find_emails(connection: sqlite3.Connection, tenant: int, keys: Iterable[str]) -> dict[str, Email]:
     """Those of the emails that are known, by key."""
     sql = _EMAIL_FACTS.format(wanted("key")) + "where emails.tenant = :tenant and emails.key = wanted.key"
-    rows = connection.execute(sql, {"wanted": as_set(sorted(keys)), "tenant": tenant})
-    return {email.key: email for email in map(Email, rows)}
+    return {email.key: email for email in starmap(Email, for_each(connection, sorted(keys), sql, tenant=tenant))}
 
 
 def _emails_by_id(connection: sqlite3.Connection, ids: Iterable[int]) -> list[Email]:
     sql = _EMAIL_FACTS.format(wanted("id")) + "where emails.id = wanted.id"
-    return [*map(Email, connection.execute(sql, {"wanted": as_set([*ids])}))]
+    return [*starmap(Email, for_each(connection, ids, sql))]
 
 
 def is_registered(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
@@ -3428,7 +3475,10 @@ def is_registered(connection: sqlite3.Connection, tenant: int, key: str) -> bool
 
 def fold_text(*texts: str) -> str:
     """Texts to search in, or for: without case and accents, in any language. Words of one are none of another."""
-    decomposed = unicodedata.normalize("NFKD", "\n".join(filter(None, texts)).casefold())
+    text = "\n".join(filter(None, texts)).casefold()
+    if text.isascii():
+        return text
+    decomposed = unicodedata.normalize("NFKD", text)
     return "".join(c for c in decomposed if not unicodedata.combining(c)).translate(_BARE_LETTERS)
 
 
@@ -3455,16 +3505,6 @@ def url_host(url: str) -> str:
 
 
 # -- The session of a hit
-
-
-def _reaches(stored: Iterable[Stored], at: int) -> bool:
-    """Whether a session up to a time may have begun before what was read of it."""
-    begin = at
-    for earlier in sorted((each.hit.at for each in stored if each.hit.at <= at), reverse=True):
-        if begin - earlier > SESSION_GAP_MS:
-            return False
-        begin = earlier
-    return begin - SESSION_GAP_MS < at - MOSTLY_MS
 
 
 # An email, its new hits, what they are judged, and which stored ones are judged otherwise now than they were.
@@ -3568,33 +3608,27 @@ class Batch:
     def _texts(self, table: str, column: str, ids: Iterable[int | None]) -> dict[int, str]:
         """What is stored once, by number."""
         sql = f"select {table}.id, {table}.{column} from {wanted('id')} cross join {table} where {table}.id = wanted.id"
-        return dict(self.connection.execute(sql, {"wanted": as_set([*ids])}).fetchall())
+        return dict(for_each(self.connection, ids, sql))
 
     def _agents(self, agents: Collection[str]) -> dict[str, int]:
         """The numbers of agents; new ones get theirs."""
-        sql = (
-            f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent"
-        )
-        asked = {"wanted": as_set([*agents])}
-        known = dict(self.connection.execute(sql, asked).fetchall())
-        if len(known) < len(agents):
-            new = [(agent,) for agent in agents if agent not in known]
+        find = f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent"
+        known = dict(for_each(self.connection, agents, find))
+        if new := [(agent,) for agent in agents if agent not in known]:
             self.connection.executemany("insert into agents (agent) values (?)", new)
-            known = dict(self.connection.execute(sql, asked).fetchall())
+            known = dict(for_each(self.connection, agents, find))
         return known
 
     def _urls(self, tenant: int, urls: Collection[str]) -> dict[str, int]:
         """The numbers of a tenant's URLs; new ones get theirs."""
-        sql = f"""
+        find = f"""
             select urls.url, urls.id from {wanted("url")} cross join urls
             where urls.tenant = :tenant and urls.url = wanted.url
         """
-        asked = {"wanted": as_set([*urls]), "tenant": tenant}
-        known = dict(self.connection.execute(sql, asked).fetchall()) if urls else {}
-        if len(known) < len(urls):
-            new = [(tenant, url, url_host(url)) for url in urls if url not in known]
+        known = dict(for_each(self.connection, urls, find, tenant=tenant))
+        if new := [(tenant, url, url_host(url)) for url in urls if url not in known]:
             self.connection.executemany("insert into urls (tenant, url, host) values (?, ?, ?)", new)
-            known = dict(self.connection.execute(sql, asked).fetchall())
+            known = dict(for_each(self.connection, urls, find, tenant=tenant))
         return known
 
     # -- Recording hits
@@ -3637,15 +3671,14 @@ class Batch:
             from {wanted("word")} cross join tenants
             where tenants.mail_id = wanted.word or tenants.id = wanted.word
         """
-        words = as_set([*{hit.mail_id for hit in hits}])
-        tenants = self.connection.execute(sql, {"wanted": words}).fetchall()
+        tenants = for_each(self.connection, {hit.mail_id for hit in hits}, sql)
         by_mail_id = {mail_id: number for number, mail_id, _, _ in tenants}
         by_id = {id_: (number, last or 0) for number, _, id_, last in tenants}
         sql = f"""
             select tenants.tracking_host, tenants.mail_id from {wanted("host")} cross join tenants
             where tenants.tracking_host = wanted.host
         """
-        owners = dict(self.connection.execute(sql, {"wanted": as_set([*{hit.host for hit in hits}])}).fetchall())
+        owners = dict(for_each(self.connection, {hit.host for hit in hits}, sql))
         found: dict[int, dict[tuple[str, str], list[Hit]]] = defaultdict(lambda: defaultdict(list))
         in_mail: dict[int, int] = {}
         for hit in hits:
@@ -3737,8 +3770,7 @@ class Batch:
             from {wanted("campaign")} cross join campaign_sends
             where campaign_sends.tenant = :tenant and campaign_sends.campaign = wanted.campaign
         """
-        asked = {"wanted": as_set([*campaigns]), "tenant": tenant}
-        return Counter(dict(self.connection.execute(sql, asked).fetchall()))
+        return Counter(dict(for_each(self.connection, campaigns, sql, tenant=tenant)))
 
     # -- The session of a hit
 
@@ -3761,15 +3793,7 @@ class Batch:
         if not joined:
             return
         found: dict[int, dict[int, Stored]] = defaultdict(dict)
-        nearly = [(email, max(floor, at - MOSTLY_MS), at) for email, floor, at in before]
-        self._read_near(nearly, "desc", found)
-        # Nearly all sessions are short; of the others all is read.
-        further = [
-            (email, floor, at)
-            for email, floor, at in before
-            if floor < at - MOSTLY_MS and _reaches(found.get(email, {}).values(), at)
-        ]
-        self._read_near(further, "desc", found)
+        self._read_near(before, "desc", found)
         self._read_near(after, "asc", found)
         for id_, stored in found.items():
             joined[id_].stored = [*stored.values()]
@@ -3786,11 +3810,10 @@ class Batch:
                     where near.email = wanted.email and near.at > wanted.since and near.at <= wanted.until
                     order by near.at {order} limit :most)
             """
-            self._read_events(sql, {"wanted": as_set(spans), "most": MAX_SESSION + 1}, found)
+            self._take_events(for_each(self.connection, spans, sql, most=MAX_SESSION + 1), found)
 
-    def _read_events(self, sql: str, values: Mapping[str, Any], found: dict[int, dict[int, Stored]]) -> None:
-        """Events as _EVENT_FACTS has them, by email and number."""
-        rows = self.connection.execute(sql, values).fetchall()
+    def _take_events(self, rows: Collection[Sequence[Any]], found: dict[int, dict[int, Stored]]) -> None:
+        """Take rows as _EVENT_FACTS has them, by email and number."""
         if not rows:
             return
         agents = self._texts("agents", "agent", {row[4] for row in rows})
@@ -3829,14 +3852,14 @@ class Batch:
                 select link_counts.* from {wanted("email", "url")} cross join link_counts
                 where link_counts.email = wanted.email and link_counts.url = wanted.url
             """
-            for id_, url, *counts in self.connection.execute(sql, {"wanted": as_set(asked)}):
+            for id_, url, *counts in for_each(self.connection, asked, sql):
                 emails[id_].links[url] = tally_of(*counts), tally_of(*counts)
 
     def _read_all_links(self, emails: Sequence[Email]) -> None:
         """The tallies of all links of emails."""
         by_id = {email.id: email for email in emails}
         sql = f"select link_counts.* from {wanted('id')} cross join link_counts where link_counts.email = wanted.id"
-        for id_, url, *counts in self.connection.execute(sql, {"wanted": as_set([*by_id])}):
+        for id_, url, *counts in for_each(self.connection, by_id, sql):
             by_id[id_].links[url] = tally_of(*counts), tally_of(*counts)
 
     # -- Counting
@@ -3935,7 +3958,7 @@ class Batch:
             select emails.id, emails.key, emails.subject, emails.recipient, emails.campaign
             from {wanted("id")} cross join emails where emails.id = wanted.id
         """
-        texts = self.connection.execute(sql, {"wanted": as_set([email.id for email in known.values()])}).fetchall()
+        texts = for_each(self.connection, [email.id for email in known.values()], sql)
         self.connection.executemany(
             "update emails set search = ? where id = ?",
             [(fold_text(key, *others) if any(others) else "", id_) for id_, key, *others in texts],
@@ -3968,7 +3991,7 @@ class Batch:
     def _events_of(self, emails: Iterable[Email]) -> dict[int, list[Stored]]:
         found: dict[int, dict[int, Stored]] = defaultdict(dict)
         sql = f"{_EVENT_FACTS} from {wanted('id')} cross join events where events.email = wanted.id"
-        self._read_events(sql, {"wanted": as_set([email.id for email in emails])}, found)
+        self._take_events(for_each(self.connection, [email.id for email in emails], sql), found)
         return {id_: [*stored.values()] for id_, stored in found.items()}
 
     def _judge_anew(self, emails: Iterable[Email]) -> int:
@@ -4001,7 +4024,7 @@ class Batch:
             select wanted.id from {wanted("id")}
             where not exists (select 1 from events where events.url = wanted.id)
         """
-        unused = {row[0] for row in self.connection.execute(sql, {"wanted": as_set(urls)})}  # they may be one person's
+        unused = {row[0] for row in for_each(self.connection, urls, sql)}  # they may be one person's
         for table, column in (("links", "url"), ("urls", "id")):
             self.connection.executemany(f"delete from {table} where {column} = ?", [(url,) for url in unused])
         for email in emails:
@@ -4093,7 +4116,7 @@ class Batch:
             (n, email.id, tally[state][1], type_, state, url)
             for n, (tally, email, type_, state, url) in enumerate(stale)
         ]
-        for n, at in self.connection.execute(sql, {"wanted": as_set(asked)}):
+        for n, at in for_each(self.connection, asked, sql):
             tally, _, _, state, _ = stale[n]
             tally[state] = tally[state][0], at
 
@@ -4131,7 +4154,7 @@ class Batch:
     def _write_cells(self) -> None:
         tenants = {shape[0] for shape in self._shapes} | {standing.tenant for standing in self._standings}
         sql = f"select tenants.number, tenants.tz from {wanted('number')} cross join tenants where tenants.number = wanted.number"
-        zones = dict(self.connection.execute(sql, {"wanted": as_set([*tenants])}).fetchall())
+        zones = dict(for_each(self.connection, tenants, sql))
         for columns, times in self._shapes.items():
             if times:
                 shape = Shape._make(columns)
@@ -4224,36 +4247,6 @@ def ingest_lines(connection: sqlite3.Connection, lines: Iterable[Hit | SpooledEm
     new = [line for line in lines if connection.execute(known, (line.id,)).rowcount]
     record_lines(connection, new, now)
     return len(new)
-
-
-# -- Positions of segments
-
-
-def position_of(connection: sqlite3.Connection, segment: str) -> int:
-    """How many bytes of a segment are in the database."""
-    row = connection.execute("select position from positions where segment = ?", (segment,)).fetchone()
-    return int(row[0]) if row else 0
-
-
-def set_position(connection: sqlite3.Connection, segment: str, position: int, now: int) -> None:
-    """Remember how far a segment is drained."""
-    connection.execute(
-        "insert into positions values (?, ?, ?) on conflict (segment) do update"
-        " set position = excluded.position, updated_at = excluded.updated_at",
-        (segment, position, now),
-    )
-
-
-def all_positions(connection: sqlite3.Connection) -> dict[str, int]:
-    """All segments that were read, and how far."""
-    return dict(connection.execute("select segment, position from positions").fetchall())
-
-
-def forget_positions(connection: sqlite3.Connection, present: Iterable[str], now: int) -> None:
-    """Forget segments that are gone, a day after: sooner, a crash between commit and unlink would count them twice."""
-    there = set(present)
-    old = connection.execute("select segment from positions where updated_at < ?", (now - DAY_MS,)).fetchall()
-    connection.executemany("delete from positions where segment = ?", [row for row in old if row[0] not in there])
 
 
 # == Tables ============================================================================================
@@ -6717,7 +6710,11 @@ class Request(NamedTuple):
             body: bytes = stream.read(min(length, MAX_BODY + 1))
         except Exception:  # gunicorn's errors for broken chunks have no common ancestor but this
             raise HTTPError(400, "expected a whole body; it broke off") from None
+<<<<<<< HEAD
         if max(len(body), int(said or 0)) > MAX_BODY:
+=======
+        if len(body) > MAX_BODY or int(said or 0) > MAX_BODY:
+>>>>>>> eefa955 (Read emails of a batch in less time, and hold crowded sessions to any order)
             raise HTTPError(413, f"expected a body of at most {MAX_BODY >> 20} MB")
         if said and len(body) < length:
             raise HTTPError(400, f"expected a whole body of {length} bytes; it broke off after {len(body)}")

@@ -249,12 +249,18 @@ class Season:
                 tracker.register_emails(connection, each.tenant.number, [each.email], each.at)
 
 
-@pytest.mark.parametrize("together", [256, 5])
+def judge_together(monkeypatch: pytest.MonkeyPatch, hits: int) -> None:
+    """Let sessions have no more hits than that, and crowded ones no larger a neighbourhood than is read then."""
+    monkeypatch.setattr(tracker, "MAX_SESSION", hits)
+    monkeypatch.setattr(tracker, "CROWD_NEAR", min(hits // 2 - 2, tracker.CROWD_NEAR))
+
+
+@pytest.mark.parametrize("together", [256, 50, 8, 6])
 def test_the_same_hits_and_registrations_in_any_order_give_the_same_database(
     stage: Stage, memory: Path, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
     """Also where sessions have more hits than are judged together."""
-    monkeypatch.setattr(tracker, "MAX_SESSION", together)
+    judge_together(monkeypatch, together)
     season = Season(stage, memory)
     seen = Counter(json.loads(line)["id"] for line in season.lines)
     assert len(seen) == len(season.lines)
@@ -273,7 +279,7 @@ def test_the_same_hits_and_registrations_in_any_order_give_the_same_database(
             assert len(found["events"]) + sum(row[-1] for row in found["dropped"]) == len(season.lines)
             assert {row[-2] for row in found["events"]} == set(tracker.VERDICT_STATES)
             reasons = {"repeat", "after-scanner", "echo", "with-head", "with-hidden-link", "too-soon", "own-address"}
-            assert {row[-1] for row in found["events"]} >= reasons | ({"burst"} if together > 5 else set())
+            assert {row[-1] for row in found["events"]} >= reasons | ({"burst"} if together > 8 else set())
             assert {row[1] for row in found["dropped"]} == {
                 "unknown-tenant",
                 "dashboard-id",
@@ -287,12 +293,12 @@ def test_the_same_hits_and_registrations_in_any_order_give_the_same_database(
         assert stats == first[1], seed
 
 
-@pytest.mark.parametrize("together", [256, 4, 2])
+@pytest.mark.parametrize("together", [256, 8, 6])
 def test_a_few_hits_about_a_pause_between_sessions_are_judged_alike_in_whatever_order_they_are_drained(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
     """A late one may make one session of two. Each order is an email of its own; what is drained is one hit of each."""
-    monkeypatch.setattr(tracker, "MAX_SESSION", together)
+    judge_together(monkeypatch, together)
     dice = random.Random(20261125)
     orders = 8
     steps: list[list[bytes]] = [[] for _ in range(6)]
@@ -326,6 +332,24 @@ def test_a_few_hits_about_a_pause_between_sessions_are_judged_alike_in_whatever_
     assert len(found) == 250 * orders
     for key, events in found.items():
         assert events == found[f"{key.partition('-')[0]}-0"], key
+
+
+@pytest.mark.parametrize("batch", [1, 7, 4_000])
+@pytest.mark.parametrize("methods", [("GET",), ("HEAD", "GET")], ids=["get", "head-and-get"])
+@pytest.mark.parametrize("links", [40, 70, 300])
+def test_a_sweep_of_links_is_no_persons_however_long_it_is(
+    stage: Stage, links: int, methods: tuple[str, ...], batch: int
+) -> None:
+    step = 1_000 / (links * len(methods))
+    lines = [
+        click(stage, "e1", f"https://acme.com/{n}", NOW + int((n * len(methods) + m) * step), method=method)
+        for n in range(links)
+        for m, method in enumerate(methods)
+    ]
+    segment(stage, *lines)
+    assert tracker.drain(stage.database, batch=batch).hits == len(lines)
+    assert stage.rows("select distinct verdict from event_details") == [("scanner",)]
+    assert stage.check() == []
 
 
 # -- Uniques
