@@ -47,7 +47,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
-from itertools import chain, islice, starmap
+from itertools import chain, islice, pairwise, starmap
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
@@ -3173,6 +3173,7 @@ QUARTER, DAY = 0, 1  # grains of roll-ups
 UNREGISTERED_A_DAY = 10_000  # emails that hits alone may make for a tenant: forged keys must not fill the disk
 MAX_AGENT = 512
 FAR = 1 << 60  # milliseconds: before and after all times
+MOSTLY_MS = 3 * SESSION_GAP_MS  # back in time, which is as far as nearly all sessions reach
 
 Tally = dict[int, tuple[int, int]]  # by state: how many hits, and when the first came; of the states that have some
 Cell = tuple[str, tuple[Any, ...], str]  # one number of one roll-up: its table, key and column
@@ -3507,6 +3508,16 @@ def url_host(url: str) -> str:
 # -- The session of a hit
 
 
+def _reaches(stored: Mapping[int, Stored], since: int, at: int) -> bool:
+    """Whether a session up to a time may have begun before what was read of it."""
+    begin = at
+    for earlier in sorted((each.hit.at for each in stored.values() if each.hit.at <= at), reverse=True):
+        if begin - earlier > SESSION_GAP_MS:
+            return False
+        begin = earlier
+    return since < at - MOSTLY_MS and begin - SESSION_GAP_MS < at - MOSTLY_MS
+
+
 # An email, its new hits, what they are judged, and which stored ones are judged otherwise now than they were.
 Judged = tuple[Email, list[Hit], list[Judgement], list[tuple[Stored, Judgement]]]
 Session = list[tuple[Hit, Stored | None]]  # hits in order, each with its event if it is stored already
@@ -3612,7 +3623,9 @@ class Batch:
 
     def _agents(self, agents: Collection[str]) -> dict[str, int]:
         """The numbers of agents; new ones get theirs."""
-        find = f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent"
+        find = (
+            f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent"
+        )
         known = dict(for_each(self.connection, agents, find))
         if new := [(agent,) for agent in agents if agent not in known]:
             self.connection.executemany("insert into agents (agent) values (?)", new)
@@ -3793,7 +3806,9 @@ class Batch:
         if not joined:
             return
         found: dict[int, dict[int, Stored]] = defaultdict(dict)
-        self._read_near(before, "desc", found)
+        # Nearly all sessions are short; of the others all is read.
+        self._read_near([(email, max(since, at - MOSTLY_MS), at) for email, since, at in before], "desc", found)
+        self._read_near([each for each in before if _reaches(found.get(each[0], {}), *each[1:])], "desc", found)
         self._read_near(after, "asc", found)
         for id_, stored in found.items():
             joined[id_].stored = [*stored.values()]
@@ -3820,23 +3835,9 @@ class Batch:
         urls = self._texts("urls", "url", {row[3] for row in rows})
         for email, id_, number, url, agent, at, type_, method, address, purpose, own, fixed in rows:
             judgement = self._judgements[number]
-            hit = Hit(
-                id="",
-                at=at,
-                type=type_,
-                method=method or "GET",
-                mail_id="",
-                key="",
-                url=None if url is None else urls[url],
-                host="",
-                address=address or "",
-                agent=agents[agent],
-                purpose=purpose or "",
-                answer="",
-                why=judgement.reason if judgement.reason in NAMING_REASONS else "",
-                own=own == 1,
-                fixed=judgement if fixed else None,
-            )
+            why = judgement.reason if judgement.reason in NAMING_REASONS else ""
+            said = method or "GET", "", "", url and urls[url], "", address or "", agents[agent], purpose or "", "", why
+            hit = _new(Hit, ("", at, type_, *said, "", own == 1, judgement if fixed else None))
             found[email][id_] = Stored(id_, number, url, hit)
 
     def _read_links(self, judged: Iterable[Judged], urls: Mapping[str, int]) -> None:
@@ -6710,11 +6711,7 @@ class Request(NamedTuple):
             body: bytes = stream.read(min(length, MAX_BODY + 1))
         except Exception:  # gunicorn's errors for broken chunks have no common ancestor but this
             raise HTTPError(400, "expected a whole body; it broke off") from None
-<<<<<<< HEAD
         if max(len(body), int(said or 0)) > MAX_BODY:
-=======
-        if len(body) > MAX_BODY or int(said or 0) > MAX_BODY:
->>>>>>> eefa955 (Read emails of a batch in less time, and hold crowded sessions to any order)
             raise HTTPError(413, f"expected a body of at most {MAX_BODY >> 20} MB")
         if said and len(body) < length:
             raise HTTPError(400, f"expected a whole body of {length} bytes; it broke off after {len(body)}")
