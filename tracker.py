@@ -1077,8 +1077,8 @@ def judge(hits: Sequence[Hit], context: Context = NO_CONTEXT, *, crowded: bool =
     cuts = [0, *(() if crowded else pauses), len(order)]
     judgements: dict[int, Judgement] = {}
     for session in (order[start:end] for start, end in pairwise(cuts)):
-        judge_them = _judge_crowd if crowded or len(session) > MAX_SESSION else _judge_session
-        judgements.update(zip(session, judge_them([hits[n] for n in session], context), strict=True))
+        judged = judge_session([hits[n] for n in session], context, crowded=crowded)
+        judgements.update(zip(session, judged, strict=True))
     return [judgements[n] for n in range(len(hits))]
 
 
@@ -1088,8 +1088,10 @@ def in_order(hit: Hit) -> tuple[Any, ...]:
     return hit.at, hit.type, hit.url or "", *said
 
 
-def _judge_session(hits: Sequence[Hit], context: Context) -> list[Judgement]:
-    """Judge the hits of one session, which are in order."""
+def judge_session(hits: Sequence[Hit], context: Context, *, crowded: bool = False) -> list[Judgement]:
+    """Judge the hits of one session, which are in order, as judge does."""
+    if crowded or len(hits) > MAX_SESSION:
+        return _judge_crowd(hits, context)
     judged = [_judge_by_itself(hit, context) for hit in hits]
     if any(hit.type == CLICK or judged[n].verdict in ("scanner", "bot") for n, hit in enumerate(hits)):
         _find_pairs_with_head(hits, judged)
@@ -3549,7 +3551,7 @@ def judge_together(email: Email, new: Sequence[Hit]) -> tuple[list[Judgement], l
         crowded = len(session) > MAX_SESSION
         concerned = _concerned(session) if crowded else range(len(session))
         hits = [hit for hit, _ in session]
-        for n, (judgement, (_, stored)) in enumerate(zip(judge(hits, email.context, crowded=crowded), session)):  # noqa: B905
+        for n, (judgement, (_, stored)) in enumerate(zip(judge_session(hits, email.context, crowded=crowded), session)):  # noqa: B905
             if stored is None:
                 judgements.append(judgement)
             elif n in concerned:
