@@ -44,7 +44,7 @@ import traceback
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
 from itertools import chain, islice, pairwise, starmap
@@ -3653,8 +3653,9 @@ class Batch:
         for tenant, groups in self._by_tenant(hits).items():
             emails = self._emails_of(tenant, groups)
             self._read_stored(emails)
-            agents = self._agents({hit.agent for _, new in emails for hit in new})
-            urls = self._urls(tenant, {hit.url for _, new in emails for hit in new if hit.url is not None})
+            agents = self._agents(dict.fromkeys(hit.agent for _, new in emails for hit in new))
+            links = (hit.url for _, new in emails for hit in new if hit.url is not None)
+            urls = self._urls(tenant, dict.fromkeys(links))  # numbered in the order in which they were first seen
             judged: list[Judged] = []
             for email, new in emails:
                 if email.stored:
@@ -4253,13 +4254,329 @@ def ingest_lines(connection: sqlite3.Connection, lines: Iterable[Hit | SpooledEm
 
 
 # == Tables ============================================================================================
-# What pages and exports read: SQL over roll-ups, emails and events.
+# What pages and exports read: each table described once and read by one function; and the roll-ups.
 
-# -- What the numbers are read from
+# -- Roll-ups
+
+
+class Span(NamedTuple):
+    """A time of which numbers are read: from one quarter, or one day of the tenant's own zone, up to another."""
+
+    by_day: bool
+    start: int
+    end: int
+
+
+UNREGISTERED = Span(False, NO_QUARTER, 0)  # the cohort of the emails that nobody registered
+
+
+def _in_span(tenant: int, span: Span) -> dict[str, int]:
+    return {"tenant": tenant, "grain": int(span.by_day), "start": span.start, "end": span.end}
+
+
+def hits_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int]]:
+    """Rows (type, number of a judgement, hits) of the hits that came in a span."""
+    sql = """
+        select type, judgement, sum(hits) from reasons
+        where tenant = :tenant and grain = :grain and time >= :start and time < :end group by type, judgement
+    """
+    return connection.execute(sql, _in_span(tenant, span)).fetchall()
+
+
+def uniques_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int]]:
+    """Rows (type, state, emails) of the emails that came under a state in a span."""
+    sql = """
+        select type, state, sum(emails) from uniques
+        where tenant = :tenant and grain = :grain and time >= :start and time < :end group by type, state
+    """
+    return connection.execute(sql, _in_span(tenant, span)).fetchall()
+
+
+def cohort_in(connection: sqlite3.Connection, tenant: int, span: Span) -> dict[str, int]:
+    """Emails sent in a span, and how many of them are under which state."""
+    columns = ("emails", *GROUP_COLUMNS)
+    sql = f"""
+        select {", ".join(f"coalesce(sum({column}), 0)" for column in columns)} from cohorts
+        where tenant = :tenant and grain = :grain and time >= :start and time < :end
+    """
+    return dict(zip(columns, connection.execute(sql, _in_span(tenant, span)).fetchone(), strict=True))
+
+
+def judgements_by_number(connection: sqlite3.Connection) -> dict[int, tuple[str, str, int]]:
+    """Verdict, reason and state of each judgement that occurs."""
+    return {row[0]: row[1:] for row in connection.execute("select id, verdict, reason, state from judgements")}
+
+
+def first_quarter(connection: sqlite3.Connection, tenant: int) -> int | None:
+    """The quarter with which a tenant's numbers begin: the first sending or the first hit."""
+    sql = """
+        select min(time) from (
+            select min(time) as time from reasons where tenant = :tenant and grain = 0
+            union all select min(time) from cohorts where tenant = :tenant and grain = 0 and time >= 0
+        ) as firsts
+    """
+    found: int | None = connection.execute(sql, {"tenant": tenant}).fetchone()[0]
+    return found
+
+
+def named_clicks(connection: sqlite3.Connection, tenant: int) -> list[tuple[str, str, int]]:
+    """Hosts that met the naming page, most clicks first: (host, reason, clicks)."""
+    sql = "select host, reason, clicks from named_hosts where tenant = ? and clicks > 0 order by clicks desc, host limit 20"
+    return connection.execute(sql, (tenant,)).fetchall()
+
+
+def dropped_hits(connection: sqlite3.Connection, tenant: int) -> dict[str, int]:
+    """How many of a tenant's hits became no event, by reason."""
+    sql = "select reason, sum(hits) from dropped where tenant = ? group by reason order by reason"
+    return dict(connection.execute(sql, (tenant,)).fetchall())
+
+
+def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
+    """When the tenant's latest hit came."""
+    found: int | None = connection.execute("select max(at) from events where tenant = ?", (tenant,)).fetchone()[0]
+    return found
+
+
+_LAST = "\U0010ffff"  # behind whatever a text goes on with
+_A_TEST = f"key >= '{TEST_KEY}' and key < '{TEST_KEY}{_LAST}'"
+
+
+def has_emails(connection: sqlite3.Connection, tenant: int) -> bool:
+    """Whether a tenant has any email, registered or known from its hits, but for those of tests."""
+    sql = f"select 1 from emails where tenant = ? and not ({_A_TEST}) limit 1"
+    return connection.execute(sql, (tenant,)).fetchone() is not None
+
+
+# -- The tables. The fields of exports are a contract, listed in README.
+
+_TIME_FIELDS = frozenset(
+    {"created_at", "sent_at", "opened_at", "clicked_at", "timestamp", "first_email_at", "last_hit_at"}
+)
+_FOREIGN_FIELDS = frozenset(  # which hold what strangers wrote, and a spreadsheet might run
+    {"key", "subject", "recipient", "campaign", "url", "user_agent", "ip_address"}
+)
+PERSONAL_FIELDS = frozenset({"recipient", "subject", "ip_address"})  # not for who has an id that stands in mail
+MOST_SORTED = 10_000  # the newest rows, which are sorted or filtered at once: no counter has an index
+MOST_SEARCHED = 20_000  # the newest emails, in which a piece of text is looked for
+MOST_FOUND = 1_000  # of these that a search shows, the newest
+MOST_CLICKED = 10  # links that are told of one email in a table
+SHOWN = {  # which emails a table shows, by what their readers did; where nothing counts yet, there are no counts
+    "all": "1",
+    "opened": "case when open_person > 0 or click_person > 0 then 1 else 0 end",
+    "unconfirmed": "case when open_unconfirmed > 0 and open_person = 0 and click_person = 0 then 1 else 0 end",
+    "not-opened": "case when open_person + open_unconfirmed + click_person > 0 then 0 else 1 end",
+    "clicked": "case when click_person > 0 then 1 else 0 end",
+    "not-clicked": "case when click_person > 0 then 0 else 1 end",
+}
+
+
+class Column(NamedTuple):
+    """A column of a table on a page."""
+
+    head: str
+    kind: str  # of its cells
+    field: str  # that they show, perhaps with others
+    order: str = ""  # the name by which it is sorted; "": it is not
+    sql: str = ""  # what is compared then
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of a tenant: what it holds, how it is read, and how a page shows it."""
+
+    name: str
+    title: str
+    empty: str  # what a page says where there are no rows
+    fields: tuple[str, ...]  # of exports
+    more: tuple[str, ...]  # which only pages show
+    columns: tuple[Column, ...]  # of pages
+    scopes: Mapping[str, str]  # SQL, by what it is narrowed to: the first that is asked for holds
+    ids: str  # SQL: which rows, with their age, whether they fit what is shown, and what they are sorted by
+    rows: str  # SQL: the ids that are wanted, each with its fields
+    usual: str = ""  # the order on a page that nobody sorted; "": newest first
+    has_age: bool = True  # whether exports go through it newest first
+
+    @property
+    def orders(self) -> dict[str, str]:
+        """By what it can be sorted."""
+        return {column.order: column.sql for column in self.columns if column.order}
+
+
+EMAILS = Table(
+    "emails",
+    "Emails",
+    "No emails yet. Register one by POST, or send mail with a pixel: it appears here with its first hit.",
+    fields=(
+        *("key", "subject", "recipient", "campaign", "registered", "created_at", "sent_at"),
+        *("opens_person", "opens_unconfirmed", "opens_machine", "opened_as", "opened_at"),
+        *("clicks_person", "clicks_unconfirmed", "clicks_machine", "clicked_as", "clicked_at"),
+    ),
+    more=("delivered_at", "began_at", "links"),
+    columns=(
+        Column("Recipient", "email", "recipient", "recipient", "lower(recipient)"),
+        Column("Subject", "subject", "subject", "subject", "lower(subject)"),
+        Column("Opens", "states", "opens", "opens", "coalesce(open_person * 1000000 + open_unconfirmed, 0)"),
+        Column("Clicks", "clicks", "clicks", "clicks", "coalesce(click_person * 1000000 + click_unconfirmed, 0)"),
+        Column("Sent", "time", "began_at", "sent", "created_at"),
+        Column("Campaign", "text", "campaign", "campaign", "lower(campaign)"),
+    ),
+    scopes={
+        "key": "tenant = :tenant and key = :key",
+        "search": f"emails.id in (select id from {wanted('id')})",
+        "campaign": "tenant = :tenant and campaign = :campaign and campaign <> ''",
+        "": f"tenant = :tenant and emails.id not in (select id from emails where tenant = :tenant and {_A_TEST})",
+    },
+    ids="""
+        select emails.id, created_at as at, {shown} as fits, {sort} as sort_key
+        from emails left join email_counts on email_counts.email = emails.id
+        where {scope} and (created_at, emails.id) < (:at, :id)
+        order by created_at desc, emails.id desc limit :looked
+    """,
+    rows=f"""
+        select emails.id, key, subject, recipient, campaign, registered, created_at, sent_at,
+               coalesce(open_person, 0), coalesce(open_unconfirmed, 0), coalesce(open_machine, 0),
+               case when open_person > 0 then 'person' when open_unconfirmed > 0 then 'unconfirmed'
+                    when open_machine > 0 then 'machine' end,
+               coalesce(open_person_first, open_unconfirmed_first, open_machine_first),
+               coalesce(click_person, 0), coalesce(click_unconfirmed, 0), coalesce(click_machine, 0),
+               case when click_person > 0 then 'person' when click_unconfirmed > 0 then 'unconfirmed'
+                    when click_machine > 0 then 'machine' end,
+               coalesce(click_person_first, click_unconfirmed_first, click_machine_first),
+               delivered_at, coalesce(sent_at, created_at)
+        from {wanted("id")} cross join emails left join email_counts on email_counts.email = emails.id
+        where emails.id = wanted.id
+    """,
+)
+EVENTS = Table(
+    "events",
+    "Just now",
+    "Nothing so far.",
+    fields=("key", "event_type", "timestamp", "method", "verdict", "reason", "url", "user_agent", "ip_address"),
+    more=("recipient",),
+    columns=(
+        Column("When", "time", "timestamp"),
+        Column("What", "word", "event_type"),
+        Column("Email", "email", "recipient"),
+        Column("With, or where to", "way", "url"),
+        Column("By", "verdict", "verdict"),
+    ),
+    scopes={
+        "key": "email = (select id from emails where tenant = :tenant and key = :key)",
+        "": "tenant = :tenant",
+    },
+    ids="""
+        select id, at, 1 as fits, {sort} as sort_key from events
+        where {scope} and (at, id) < (:at, :id) order by at desc, id desc limit :looked
+    """,
+    rows=f"""
+        select details.id, key, case type when 1 then 'open' else 'click' end, at, method, verdict, reason,
+               url, agent, address, (select recipient from emails where emails.id = details.email)
+        from {wanted("id")} cross join event_details as details where details.id = wanted.id
+    """,
+)
+LINKS = Table(
+    "links",
+    "Links",
+    "No link was clicked yet.",
+    fields=("url", *LINK_COLUMNS),
+    more=("campaigns", "campaign"),
+    columns=(
+        Column("Destination", "url", "url", "url", "(select url from urls where urls.id = links.url)"),
+        Column("People", "number", "emails_person", "people", "sum(emails_person) * 1000000 + sum(clicks_person)"),
+        Column("Clicks", "number", "clicks_person", "clicks", "sum(clicks_person)"),
+        Column(
+            "Unconfirmed",
+            "number",
+            "clicks_unconfirmed",
+            "unconfirmed",
+            "sum(clicks_unconfirmed) * 1000000 + sum(clicks_person)",
+        ),
+        Column(
+            "Machines", "number", "clicks_machine", "machines", "sum(clicks_machine) * 1000000 + sum(clicks_person)"
+        ),
+        Column("Campaign", "campaigns", "campaign", "campaign", "max(campaign)"),
+    ),
+    scopes={"campaign": "links.tenant = :tenant and campaign = :campaign", "": "links.tenant = :tenant"},
+    ids="""
+        select url as id, 0 as at, 1 as fits, {sort} as sort_key from links
+        where {scope} and url < :id
+        and url <> coalesce((select id from urls where tenant = :tenant and url = :left_out), 0)
+        group by url order by url desc limit :looked
+    """,
+    rows=f"""
+        select links.url, urls.url, {", ".join(f"sum({column})" for column in LINK_COLUMNS)},
+               count(nullif(campaign, '')), max(campaign)
+        from {wanted("id")} cross join links join urls on urls.id = links.url
+        where links.url = wanted.id and {{scope}} group by links.url, urls.url
+    """,
+    usual="people",
+)
+_BEGAN = """coalesce(
+    (select min(created_at) from emails where emails.tenant = campaigns.tenant
+     and emails.campaign = campaigns.campaign and emails.campaign <> ''),
+    (select sent_at from campaign_sends where campaign_sends.tenant = campaigns.tenant
+     and campaign_sends.campaign = campaigns.campaign), 0)"""
+_OF_ALL = "* 1.0 / coalesce(nullif(emails, 0), 1)"
+CAMPAIGNS = Table(
+    "campaigns",
+    "Campaigns",
+    "No campaigns yet: name one when you register or instrument mail.",
+    fields=("campaign", "emails", *GROUP_COLUMNS, "first_email_at", "last_hit_at"),
+    more=(),
+    columns=(
+        Column("Campaign", "campaign", "campaign", "campaign", "lower(campaign)"),
+        Column("Sent", "number", "emails", "sent", "emails"),
+        Column("Opened", "share", "opened", "opened", f"(opened_person + click_only) {_OF_ALL}"),
+        Column("Clicked", "share", "clicked", "clicked", f"clicked_person {_OF_ALL}"),
+        Column("Began", "time", "first_email_at", "first", _BEGAN),
+        Column("Last activity", "time", "last_hit_at", "last", "coalesce(last_at, 0)"),
+    ),
+    scopes={"campaign": "tenant = :tenant and campaign = :campaign", "": "tenant = :tenant"},
+    ids=f"""
+        select campaign as id, 0 as at, 1 as fits, {{sort}} as sort_key from campaigns
+        where {{scope}} and emails + {" + ".join(GROUP_COLUMNS)} > 0
+    """,
+    rows=f"""
+        select campaign, campaign, emails, {", ".join(GROUP_COLUMNS)}, nullif({_BEGAN}, 0), last_at
+        from {wanted("id")} cross join campaigns where tenant = :tenant and campaign = wanted.id
+    """,
+    usual="first",
+    has_age=False,
+)
+PROGRAMS = Table(
+    "clients",
+    "Mail programs",
+    "No mail was opened in this range.",
+    fields=("client", "device", "opens_person", "opens_unconfirmed"),
+    more=("emails",),
+    columns=(
+        Column("Opened with", "head", "client", "client", "client"),
+        Column("Device", "device", "device", "device", "device"),
+        Column("Opens by people", "number", "opens_person", "people", "sum(opens_person)"),
+        Column("Unconfirmed", "number", "opens_unconfirmed", "unconfirmed", "sum(opens_unconfirmed)"),
+        Column("Share", "share", "opens", "share", "sum(opens_person + opens_unconfirmed)"),
+    ),
+    scopes={"": "tenant = :tenant and day >= :first_day and day < :end_day"},
+    ids="""
+        select client || '|' || device as id, 0 as at, 1 as fits, {sort} as sort_key from clients
+        where {scope} group by client, device having sum(opens_person + opens_unconfirmed) > 0
+    """,
+    rows="""
+        select client || '|' || device, client, device, sum(opens_person), sum(opens_unconfirmed),
+               sum(sum(opens_person + opens_unconfirmed)) over ()
+        from clients where {scope} group by client, device
+    """,
+    usual="share",
+    has_age=False,
+)
+TABLES = {table.name: table for table in (EMAILS, EVENTS, LINKS, CAMPAIGNS, PROGRAMS)}
+
+
+# -- Their reader
 
 
 class Cursor(NamedTuple):
-    """Where a page of rows begins: behind the row with this time and id, newest first."""
+    """Where rows go on: behind the one with this time and id, newest first; where they are sorted, after `id` rows."""
 
     at: int
     id: int
@@ -4277,432 +4594,217 @@ def read_cursor(text: str) -> Cursor | None:
     return Cursor(int(match[1]), int(match[2])) if match else None
 
 
-class Span(NamedTuple):
-    """From which quarter up to which numbers are read; or from which day, as days begin in the tenant's zone."""
-
-    start: int
-    end: int
-    by_day: bool = False
-
-
-UNREGISTERED = Span(NO_QUARTER, 0)  # the cohort of the emails that nobody registered
-
-
-def _in_span(tenant: int, span: Span) -> dict[str, int]:
-    return {"tenant": tenant, "grain": int(span.by_day), "start": span.start, "end": span.end}
-
-
-_SPAN = "tenant = :tenant and grain = :grain and time >= :start and time < :end"
-
-
-def activity_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int, int, int]]:
-    """Rows (quarter or day, type, state, hits, emails) of the activity in a span."""
-    return connection.execute(
-        """
-        select time, type, judgements.state, sum(hits) as hits, 0 from reasons
-        join judgements on judgements.id = reasons.judgement
-        where tenant = :tenant and grain = :grain and time >= :start and time < :end group by time, type, judgements.state
-        union all
-        select time, type, state, 0, emails from uniques
-        where tenant = :tenant and grain = :grain and time >= :start and time < :end
-        """,
-        _in_span(tenant, span),
-    ).fetchall()
-
-
-def activity_sums(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int, int]]:
-    """Rows (type, state, hits, emails) of the activity in a span, all of it in one."""
-    sums: Counter[tuple[int, int]] = Counter()
-    emails: Counter[tuple[int, int]] = Counter()
-    for _, type_, state, hits, some in activity_in(connection, tenant, span):
-        sums[type_, state] += hits
-        emails[type_, state] += some
-    return [(*key, sums[key], emails[key]) for key in {*sums, *emails}]
-
-
-def reason_sums(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int]]:
-    """Rows (type, number of a judgement, hits) of the hits in a span."""
-    sql = f"select type, judgement, sum(hits) from reasons where {_SPAN} group by type, judgement"
-    return connection.execute(sql, _in_span(tenant, span)).fetchall()
-
-
-def judgements_by_number(connection: sqlite3.Connection) -> dict[int, tuple[str, str, int]]:
-    """Verdict, reason and state of each judgement that occurs."""
-    return {row[0]: row[1:] for row in connection.execute("select id, verdict, reason, state from judgements")}
-
-
-def cohort_in(connection: sqlite3.Connection, tenant: int, span: Span) -> dict[str, int]:
-    """Emails sent in a span, and how many of them are under which state."""
-    columns = ("emails", *GROUP_COLUMNS)
-    sums = ", ".join(f"coalesce(sum({column}), 0)" for column in columns)
-    row = connection.execute(f"select {sums} from cohorts where {_SPAN}", _in_span(tenant, span)).fetchone()
-    return dict(zip(columns, row, strict=True))
-
-
-CLIENT_COLUMNS = ("opens_person", "opens_unconfirmed")
-CLIENT_FIELDS = ("client", "device", *CLIENT_COLUMNS)
-
-
-def clients_between(
-    connection: sqlite3.Connection, tenant: int, start: int, end: int, order: str = "share", *, ascending: bool = False
-) -> list[tuple[str, str, int, int]]:
-    """Rows as CLIENT_FIELDS of the opens from one day up to another, by one of CLIENT_ORDERS. Days are the tenant's own."""
-    sql = (
-        "select client, device, sum(opens_person), sum(opens_unconfirmed) from clients"
-        " where tenant = ? and day >= ? and day < ? group by 1, 2 having sum(opens_person) > 0 or sum(opens_unconfirmed) > 0"
-        f" order by {CLIENT_ORDERS[order]} {'asc' if ascending else 'desc'}, 1, 2"
-    )
-    return connection.execute(sql, (tenant, start, end)).fetchall()
-
-
-def first_quarter(connection: sqlite3.Connection, tenant: int) -> int | None:
-    """The quarter with which a tenant's numbers begin: the first sending or the first hit."""
-    sql = (
-        "select min(time) from (select min(time) as time from reasons where tenant = :tenant and grain = 0"
-        " union all select min(time) from cohorts where tenant = :tenant and grain = 0 and time >= 0) as firsts"
-    )
-    found = connection.execute(sql, {"tenant": tenant}).fetchone()[0]
-    return None if found is None else int(found)
-
-
-def named_clicks(connection: sqlite3.Connection, tenant: int) -> list[tuple[str, str, int]]:
-    """Hosts that met the naming page, most clicks first: (host, reason, clicks)."""
-    sql = "select host, reason, clicks from named_hosts where tenant = ? and clicks > 0 order by clicks desc, host limit 20"
-    return connection.execute(sql, (tenant,)).fetchall()
-
-
-def dropped_hits(connection: sqlite3.Connection, tenant: int) -> dict[str, int]:
-    """How many of a tenant's hits became no event, by reason."""
-    sql = "select reason, sum(hits) from dropped where tenant = ? group by reason order by reason"
-    return dict(connection.execute(sql, (tenant,)).fetchall())
-
-
-def has_emails(connection: sqlite3.Connection, tenant: int) -> bool:
-    """Whether a tenant has any email, registered or known from its hits, but for those of tests."""
-    sql = f"select 1 from emails where tenant = ? and key not glob '{TEST_KEY}*' limit 1"
-    return connection.execute(sql, (tenant,)).fetchone() is not None
-
-
-def list_campaigns(connection: sqlite3.Connection, tenant: int) -> list[dict[str, Any]]:
-    """A tenant's campaigns by name: emails sent, and how many of them are under which state."""
-    columns = ("campaign", "emails", *GROUP_COLUMNS)
-    sql = f"select {', '.join(columns)} from campaigns where tenant = ? and (emails or {' or '.join(GROUP_COLUMNS)}) order by campaign"
-    return [dict(zip(columns, row, strict=True)) for row in connection.execute(sql, (tenant,))]
-
-
-def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
-    """When the tenant's latest hit came."""
-    found = connection.execute("select max(at) from events where tenant = ?", (tenant,)).fetchone()[0]
-    return None if found is None else int(found)
-
-
-# -- Tables: what pages show and exports hold. The columns of exports are a contract, listed in README.
-
-EMAIL_FIELDS = (
-    "key", "subject", "recipient", "campaign", "registered", "created_at", "sent_at",
-    "opens_person", "opens_unconfirmed", "opens_machine", "opened_as", "opened_at",
-    "clicks_person", "clicks_unconfirmed", "clicks_machine", "clicked_as", "clicked_at",
-)  # fmt: skip
-EVENT_FIELDS = ("key", "event_type", "timestamp", "method", "verdict", "reason", "url", "user_agent", "ip_address")
-LINK_FIELDS = ("url", *LINK_COLUMNS)
-CAMPAIGN_FIELDS = ("campaign", "emails", *GROUP_COLUMNS, "first_email_at", "last_hit_at")
-OWN_FIELDS = frozenset(  # hold numbers, times and words of ours: no spreadsheet runs them
-    {
-        *("registered", "created_at", "sent_at", "opened_as", "opened_at", "clicked_as", "clicked_at"),
-        *(f"{noun}_{state}" for noun in ("opens", "clicks") for state in STATES.values()),
-        *("event_type", "timestamp", "verdict", "reason", "emails", "first_email_at", "last_hit_at"),
-        *(*LINK_COLUMNS, *GROUP_COLUMNS, *CLIENT_COLUMNS),
-    }
-)
-PERSONAL_FIELDS = frozenset(
-    {"recipient", "subject", "ip_address"}
-)  # left out where an id that stands in mail opens the page
-MOST_SORTED = (
-    10_000  # the newest of a table, by which it is sorted, searched and filtered at once: no counter has an index
-)
-MOST_FOUND = 1_000  # emails that a search gives, the newest
-MOST_CLICKED = 10  # links that are told of one email in a table
-SHOWN = {  # which emails a table shows, by what their readers did; where nothing counts yet, there are no counts
-    "all": "1",
-    "opened": "coalesce(open_person > 0 or click_person > 0, 0)",
-    "unconfirmed": "coalesce(open_unconfirmed > 0 and open_person = 0 and click_person = 0, 0)",
-    "not-opened": "coalesce(open_person + open_unconfirmed + click_person = 0, 1)",
-    "clicked": "coalesce(click_person > 0, 0)",
-    "not-clicked": "coalesce(click_person = 0, 1)",
-}
-EMAIL_ORDERS = {
-    "subject": "subject collate nocase",
-    "recipient": "recipient collate nocase",
-    "campaign": "campaign collate nocase",
-    "opens": "coalesce(open_person, 0) * 1000000 + coalesce(open_unconfirmed, 0)",
-    "clicks": "coalesce(click_person, 0) * 1000000 + coalesce(click_unconfirmed, 0)",
-    "sent": "created_at",
-}
-CAMPAIGN_ORDERS = {
-    "campaign": "campaign collate nocase",
-    "sent": "emails",
-    "opened": "(opened_person + click_only) * 1.0 / max(emails, 1)",
-    "clicked": "clicked_person * 1.0 / max(emails, 1)",
-    "first": "first_email_at",
-    "last": "last_at",
-}
-LINK_ORDERS = {name: name for name in ("url", "people", "clicks", "unconfirmed", "machines", "campaign")}
-CLIENT_ORDERS = {
-    "client": "client",
-    "device": "device",
-    "people": "sum(opens_person)",
-    "unconfirmed": "sum(opens_unconfirmed)",
-    "share": "sum(opens_person + opens_unconfirmed)",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """Which rows of a table somebody asks for, and in which order."""
 
     campaign: str | None = None
+    key: str | None = None  # of an email
     search: str = ""
     shown: str = "all"  # one of SHOWN
-    key: str | None = None  # of the email whose events are asked for
-    order: str = ""  # one of the orders of the table; "" for the newest first
+    days: tuple[int, int] = (0, 0)  # from which up to which
+    order: str = ""  # one of the table's
     ascending: bool = False
-    people: bool = True  # whether recipients and subjects may be searched, and sorted by
-
-
-ANYTHING = Wanted()
+    people: bool = True  # whether recipients and subjects may be searched
+    whole: bool = False  # for an export: newest first, and with the hidden link
+    after: Cursor = NEWEST
+    most: int = 1 << 40
 
 
 class Rows(NamedTuple):
-    """Some rows of a table, as its fields, and where the next ones begin."""
+    """Some rows of a table, each an id, its fields, and what only pages show."""
 
+    table: Table
     rows: list[tuple[Any, ...]]
-    next: Cursor | None
+    next: Cursor | None = None  # where the next ones begin
+    found: int | None = None  # how many of the newest emails have the text that was searched for
+
+    def named(self, people: bool = True) -> list[dict[str, Any]]:
+        """The rows, by the names of their fields; without those that tell of people, if they must not be told."""
+        names = ("id", *self.table.fields, *self.table.more)
+        left_out = () if people else PERSONAL_FIELDS
+        return [
+            {name: each for name, each in zip(names, row, strict=True) if name not in left_out} for row in self.rows
+        ]
 
 
-_TIME = "strftime('%Y-%m-%dT%H:%M:%fZ', {0} / 1000.0, 'unixepoch')"
+def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked: Wanted) -> Rows:
+    """Rows of a table: which ones first, so that no more are read than these."""
+    values: dict[str, Any] = {**asked._asdict(), **asked.after._asdict(), "tenant": tenant, "most": asked.most + 1}
+    values |= {"first_day": asked.days[0], "end_day": asked.days[1], "left_out": "" if asked.whole else HIDDEN_TARGET}
+    values["looked"] = asked.most + 1 if asked.shown == "all" else MOST_SORTED
+    scope = table.scopes[next(name for name in table.scopes if not name or getattr(asked, name))]
+    found = None
+    if asked.search and "search" in table.scopes:
+        ids, found = search_emails(connection, tenant, asked)
+        values["wanted"] = as_set(ids)
+    order = asked.order or ("" if asked.whole and table.has_age else table.usual)
+    sql = table.ids.format(scope=scope, shown=SHOWN[asked.shown], sort=table.orders.get(order, "0"))
+    if order:
+        values |= {**NEWEST._asdict(), "looked": MOST_SORTED, "begin": 0 if asked.after == NEWEST else asked.after.id}
+        sql = f"""
+            select id, at, fits, sort_key from ({sql}) as newest where fits = 1
+            order by sort_key {"asc" if asked.ascending else "desc"}, {"at desc, id desc" if table is EMAILS else "id"}
+            limit :most offset :begin
+        """
+    looked, picked = 0, []
+    for id_, at, fits, _ in connection.execute(sql, values):
+        looked += 1
+        if fits:
+            picked.append(Cursor(at, id_))
+        if len(picked) > asked.most:
+            break
+    following = None
+    if len(picked) > asked.most:
+        following = Cursor(0, values["begin"] + asked.most) if order else picked[asked.most - 1]
+    elif asked.shown != "all" and not order and looked == MOST_SORTED:
+        following = Cursor(at, id_)
+    page = [each.id for each in picked[: asked.most]]
+    found_rows = connection.execute(table.rows.format(scope=scope), {**values, "wanted": as_set(page)})
+    rows = {row[0]: row for row in found_rows}
+    if table is EMAILS and not asked.whole:
+        links = clicked_links(connection, page)
+        rows = {id_: (*row, links.get(id_, [])) for id_, row in rows.items()}
+    return Rows(table, [rows[id_] for id_ in page], following, found)
 
 
-def _best(verb: str) -> str:
-    """The columns of the state under which an email is unique, and since when: as the view email_bests, for one email.
+def search_emails(connection: sqlite3.Connection, tenant: int, asked: Wanted) -> tuple[list[int], int]:
+    """Emails with a text in them, the newest first, and how many of the newest MOST_SEARCHED these are.
 
-    Joined, SQLite (3.40) makes that view anew for all emails whenever a page of them is read.
+    Of older ones those whose key or recipient begins with the text, which have indexes.
     """
-    names = ("person", "unconfirmed", "machine")
-    state = " ".join(f"when {verb}_{name} then '{name}'" for name in names)
-    since = " ".join(f"when {verb}_{name} then {verb}_{name}_first" for name in names)
-    return f"case {state} end, {_TIME.format(f'case {since} end')}"
+    text = fold_text(asked.search)
+    piece = re.sub(r"([%_\\])", r"\\\1", text)
+    values = {"tenant": tenant, "campaign": asked.campaign, "text": asked.search, "end": asked.search + _LAST}
+    values |= {"piece": f"%{piece}%", "looked": MOST_SEARCHED, "most": MOST_FOUND}
+    some = f"tenant = :tenant and not ({_A_TEST})" + (" and campaign = :campaign" if asked.campaign else "")
+    texts = "case when search = '' then lower(key) else search end" if asked.people else "lower(key)"
+    newest = f"""
+        select id from (
+            select id, created_at, {texts} as text from emails where {some} order by created_at desc, id desc limit :looked
+        ) as newest where text like :piece escape '\\' order by created_at desc, id desc
+    """
+    found = [row[0] for row in connection.execute(newest, values)]
+    beginnings = f"select id from emails where {some} and key >= :text and key < :end limit :most"
+    if asked.people:
+        beginnings = f"""
+            select id from ({beginnings}) as keys union select id from (
+                select id from emails where {some} and recipient <> ''
+                and lower(recipient) >= lower(:text) and lower(recipient) < lower(:end) limit :most
+            ) as recipients
+        """
+    older = sorted((row[0] for row in connection.execute(beginnings, values)), reverse=True)
+    return list(dict.fromkeys((*found, *older)))[:MOST_FOUND], len(found)
 
 
-_EMAILS = "emails left join email_counts on email_counts.email = emails.id"
-_EMAIL_ROWS = (
-    f"select created_at, id, key, subject, recipient, campaign, registered, {_TIME.format('created_at')}, {_TIME.format('sent_at')},"
-    f" coalesce(open_person, 0), coalesce(open_unconfirmed, 0), coalesce(open_machine, 0), {_best('open')},"
-    f" coalesce(click_person, 0), coalesce(click_unconfirmed, 0), coalesce(click_machine, 0), {_best('click')} from {_EMAILS}"
-)
-_EVENT_ROWS = (
-    f"select at, id, key, case type when 1 then 'open' else 'click' end, {_TIME.format('at')},"
-    " method, verdict, reason, url, agent, address from event_details"
-    " where {which} and (at, id) < (:at, :id) order by at desc, id desc limit :most"
-)
-_LINK_ROWS = (
-    f"select 0, urls.id, urls.url, {', '.join(f'sum({column})' for column in LINK_COLUMNS)} from links"
-    " join urls on urls.id = links.url where {which} and links.url < :id"
-    " group by links.url order by links.url desc limit :most"
-)
-TABLES: dict[str, tuple[str, ...]] = {"emails": EMAIL_FIELDS, "events": EVENT_FIELDS, "links": LINK_FIELDS}
+def clicked_links(connection: sqlite3.Connection, emails: Iterable[int]) -> dict[int, list[str]]:
+    """Which links people clicked in emails: the first ones, since whoever has a mail may follow any number."""
+    sql = f"""
+        select firsts.email, urls.url from (
+            select email, url, row_number() over (partition by email order by click_person_first, url) as place
+            from {wanted("id")} cross join link_counts where link_counts.email = wanted.id and click_person > 0
+        ) as firsts join urls on urls.id = firsts.url where place <= :most order by firsts.email, place
+    """
+    found: dict[int, list[str]] = defaultdict(list)
+    for email, url in connection.execute(sql, {"wanted": as_set(list(emails)), "most": MOST_CLICKED}):
+        found[email].append(url)
+    return found
 
 
-def table_page(
-    connection: sqlite3.Connection, tenant: int, table: str, after: Cursor, most: int, wanted: Wanted = ANYTHING
-) -> Rows:
-    """Up to `most` rows of "emails", "events" or "links" behind a cursor, newest first, as TABLES has their fields."""
-    values: dict[str, Any] = {"tenant": tenant, "at": after.at, "id": after.id, "most": most + 1}
-    if table == "emails":
-        return _email_page(connection, values, wanted)
-    if table == "links":
-        sql, which = _LINK_ROWS, _some_links(values, wanted.campaign)
-    else:
-        sql, which = _EVENT_ROWS, "tenant = :tenant"
-        if wanted.key is not None:
-            email = "select id from emails where tenant = :tenant and key = :key"
-            which, values["key"] = f"+tenant = :tenant and email = ({email})", wanted.key
-    return _as_rows(connection.execute(sql.replace("{which}", which), values).fetchall(), most)
+# -- Exports
+
+MAX_ROWS = 100_000  # of an export over HTTP: a sync worker that streams for minutes is killed, and blocks pixels
+CHUNK_ROWS = 500  # read at once: the database is free in between; more takes memory, and saves no time
+EXPORT_TYPES = ("csv", "json")
 
 
-def _some_links(values: dict[str, Any], campaign: str | None) -> str:
-    """Which links: a tenant's, or those of one campaign. A condition that holds for both would look at all of them."""
-    if campaign is None:
-        return "links.tenant = :tenant"
-    values["campaign"] = campaign
-    return "links.tenant = :tenant and campaign = :campaign"
+def export_rows(
+    database: Database, tenant: int, table: Table, form: str, asked: Wanted, limit: int = 1 << 40
+) -> Iterator[bytes]:
+    """A table as JSON or CSV, in pieces, in constant memory; the database is free in between."""
+    names = [name for name in table.fields if asked.people or name not in PERSONAL_FIELDS]
+    pages = _pages_of(database, tenant, table, asked._replace(whole=True), limit)
+    return (_json_lines if form == "json" else _csv_lines)(names, pages)
 
 
-def _as_rows(found: list[tuple[Any, ...]], most: int) -> Rows:
-    following = Cursor(*found[most - 1][:2]) if len(found) > most else None
-    return Rows([row[2:] for row in found[:most]], following)
+def _pages_of(database: Database, tenant: int, table: Table, asked: Wanted, limit: int) -> Iterator[Rows]:
+    following: Cursor | None = asked.after
+    while following and limit > 0:
+        asked = asked._replace(after=following, most=min(CHUNK_ROWS, limit) if table.has_age else limit)
+        with database.reading() as connection:
+            page = read_table(connection, tenant, table, asked)
+        yield page
+        following, limit = page.next, limit - len(page.rows)
 
 
-def _email_page(connection: sqlite3.Connection, values: dict[str, Any], wanted: Wanted) -> Rows:
-    """A page of emails, newest first. Where only some are shown, it ends after MOST_SORTED that were looked at."""
-    most = values["most"] - 1
-    condition = _some_emails(connection, values, wanted)
-    newest = "order by created_at desc, id desc limit"
-    if wanted.search:  # which ones first: all that the search finds are sorted, and only a page of them is read whole
-        sql = f"select id from {_EMAILS} where {condition} and {SHOWN[wanted.shown]} {newest} :most"
-        condition = _one_of_ids(row[0] for row in connection.execute(sql, values))
-    last = None
-    if wanted.shown != "all" and not wanted.search:
-        sql = f"select created_at, id from emails where {condition} {newest} 1 offset {MOST_SORTED - 1}"
-        last = connection.execute(sql, values).fetchone()
-        if last:
-            condition += " and (created_at, id) >= (:last_at, :last_id)"
-            values |= {"last_at": last[0], "last_id": last[1]}
-    sql = f"{_EMAIL_ROWS} where {condition} and {SHOWN[wanted.shown]} {newest} :most"
-    page = _as_rows(connection.execute(sql, values).fetchall(), most)
-    return Rows(page.rows, Cursor(*last)) if last and page.next is None else page
+def _formatted(
+    page: Rows, names: Sequence[str], formats: Mapping[str, Callable[[Any], Any]], other: Callable[[Any], Any]
+) -> Iterator[tuple[Any, ...]]:
+    """The rows with each cell as its field is written; by columns, which is faster."""
+    columns = dict(zip(("id", *page.table.fields), zip(*page.rows, strict=True), strict=False))
+    return zip(*(map(formats.get(name, other), columns.get(name, ())) for name in names), strict=True)
 
 
-def _some_emails(connection: sqlite3.Connection, values: dict[str, Any], wanted: Wanted) -> str:
-    """Which emails of a campaign, or that a search finds, are behind a cursor: needs no more than an index has."""
-    tests = f"select id from emails where tenant = :tenant and key >= '{TEST_KEY}' and key < '{TEST_KEY}\U0010ffff'"
-    conditions = ["(created_at, id) < (:at, :id)", f"id not in ({tests})"]
-    if wanted.campaign is not None:
-        values["campaign"] = wanted.campaign
-        conditions.append("campaign = :campaign and campaign <> ''")
-    if wanted.search:
-        ids = search_emails(connection, values["tenant"], wanted.search, people=wanted.people)
-        return f"+tenant = :tenant and {_one_of_ids(ids)} and {' and '.join(conditions)}"
-    return f"tenant = :tenant and {' and '.join(conditions)}"
-
-
-def _one_of_ids(ids: Iterable[int], column: str = "id") -> str:
-    return f"{column} in ({', '.join(map(str, ids))})"
-
-
-def sorted_emails(connection: sqlite3.Connection, tenant: int, wanted: Wanted, start: int, most: int) -> Rows:
-    """Rows of emails in the order wanted, of the newest MOST_SORTED; the next ones begin at a number of rows, as a cursor."""
-    values = {"tenant": tenant, "at": NEWEST.at, "id": NEWEST.id}
-    text = f", {wanted.order}" if wanted.order in ("subject", "recipient", "campaign") else ""
-    emails = (
-        f"select id, created_at{text} from emails where {_some_emails(connection, values, wanted)}"
-        f" order by created_at desc, id desc limit {MOST_SORTED}"
-    )
-    order = f"{EMAIL_ORDERS[wanted.order]} {'asc' if wanted.ascending else 'desc'}, created_at desc, id desc"
-    found = connection.execute(
-        f"select id from ({emails}) left join email_counts on email = id where {SHOWN[wanted.shown]}"
-        f" order by {order} limit {most + 1} offset {start}",
-        values,
-    ).fetchall()
-    ids = [row[0] for row in found]
-    rows = {row[1]: row[2:] for row in connection.execute(f"{_EMAIL_ROWS} where {_one_of_ids(ids[:most])}")}
-    return Rows([rows[id_] for id_ in ids[:most]], Cursor(0, start + most) if len(ids) > most else None)
-
-
-NEWEST_SEARCHED = 20_000
-
-
-def search_emails(connection: sqlite3.Connection, tenant: int, text: str, *, people: bool) -> list[int]:
-    """The newest emails that hold a text in recipient, subject, campaign or key; and whose key or recipient begins so."""
-    values = {"tenant": tenant, "text": text, "end": text + "\U0010ffff", "most": MOST_FOUND, "newest": NEWEST_SEARCHED}
-    sql = "select id from emails where tenant = :tenant and key >= :text and key < :end limit :most"
-    found = {row[0] for row in connection.execute(sql, values)}
-    values |= {"folded": "%" + re.sub(r"([%_!])", r"!\1", fold_text(text)) + "%"}
-    newest = "select id, key, search from emails where tenant = :tenant order by created_at desc, id desc limit :newest"
-    column = "search like :folded escape '!' or" if people else ""
-    sql = f"select id from ({newest}) as newest where {column} lower(key) like :folded escape '!' limit :most"
-    found |= {row[0] for row in connection.execute(sql, values)}
-    if people:
-        sql = (
-            "select id from emails where tenant = :tenant and lower(recipient) >= lower(:text) and lower(recipient) < lower(:end)"
-            " and recipient <> '' limit :most"
-        )
-        found |= {row[0] for row in connection.execute(sql, values)}
-    return sorted(found, reverse=True)[:MOST_FOUND]
-
-
-def clicked_links(connection: sqlite3.Connection, tenant: int, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Which links people clicked in these emails, by key: the first ones, since whoever has a mail may follow any number."""
-    sql = (
-        "select urls.url from (select url, click_person_first as at from link_counts where click_person > 0"
-        " and email = (select id from emails where tenant = ? and key = ?) order by at limit ?) first"
-        " join urls on urls.id = first.url order by at"
-    )
-    found = {key: [row[0] for row in connection.execute(sql, (tenant, key, MOST_CLICKED))] for key in keys}
-    return {key: urls for key, urls in found.items() if urls}
-
-
-def email_details(connection: sqlite3.Connection, tenant: int, key: str) -> dict[str, Any] | None:
-    """One email as EMAIL_FIELDS has it, with `delivered_at` and `links`; None if there is none with this key."""
-    row = connection.execute(
-        f"select id, {_TIME.format('delivered_at')}, links from emails where tenant = ? and key = ?", (tenant, key)
-    ).fetchone()
-    if row is None:
+def iso_time(at: int | None) -> str | None:
+    """A time as ISO 8601, UTC, or None."""
+    if at is None:
         return None
-    found = connection.execute(f"{_EMAIL_ROWS} where id = ?", (row[0],)).fetchone()
-    return {**dict(zip(EMAIL_FIELDS, found[2:], strict=True)), "delivered_at": row[1], "links": row[2]}
+    return datetime.fromtimestamp(at / 1000, timezone.utc).isoformat(timespec="milliseconds")[:23] + "Z"
 
 
-def campaign_rows(
-    connection: sqlite3.Connection, tenant: int, wanted: Wanted = ANYTHING, start: int = 0, most: int = -1
-) -> Rows:
-    """Campaigns as CAMPAIGN_FIELDS, the newest first unless wanted otherwise; `wanted.campaign` asks for one alone."""
-    first = (
-        "coalesce((select min(created_at) from emails where emails.tenant = campaigns.tenant"
-        " and emails.campaign = campaigns.campaign and emails.campaign <> ''), (select sent_at from campaign_sends"
-        " where campaign_sends.tenant = campaigns.tenant and campaign_sends.campaign = campaigns.campaign))"
-    )
-    condition = f"tenant = :tenant and (emails or {' or '.join(GROUP_COLUMNS)})"
-    if wanted.campaign is not None:
-        condition += " and campaign = :campaign"
-    order = f"{CAMPAIGN_ORDERS[wanted.order or 'first']} {'asc' if wanted.ascending else 'desc'}, campaign"
-    # Which ones first: when one began is looked up for all only where they are sorted by it.
-    some = (
-        f"select campaign, {first if wanted.order in ('', 'first') else 'null'} as first_email_at from campaigns"
-        f" where {condition} order by {order} limit :most offset :start"
-    )
-    sql = (
-        f"select 0, 0, campaign, emails, {', '.join(GROUP_COLUMNS)}, {_TIME.format(f'coalesce(first_email_at, {first})')},"
-        f" {_TIME.format('last_at')} from ({some}) join campaigns using (campaign) where tenant = :tenant order by {order}"
-    )
-    values = {"tenant": tenant, "campaign": wanted.campaign, "most": most + 1 if most >= 0 else -1, "start": start}
-    found = [row[2:] for row in connection.execute(sql, values)]
-    return Rows(found[:most], Cursor(0, start + most)) if 0 <= most < len(found) else Rows(found, None)
+def _json_cell(value: object) -> str:
+    return "null" if value is None else json.encoder.encode_basestring(value) if isinstance(value, str) else str(value)
 
 
-LINK_ROW_FIELDS = (*LINK_FIELDS, "campaigns", "campaign")
+def _json_time(at: int | None) -> str:
+    return "null" if at is None else f'"{iso_time(at)}"'
 
 
-def link_rows(connection: sqlite3.Connection, tenant: int, wanted: Wanted, start: int, most: int) -> Rows:
-    """Links as LINK_ROW_FIELDS, of the newest MOST_SORTED, those that most people clicked first unless wanted otherwise."""
-    values = {"tenant": tenant, "hidden": HIDDEN_TARGET, "most": most + 1, "start": start}
-    condition = _some_links(values, wanted.campaign)
-    hidden = "select id from urls where tenant = :tenant and url = :hidden"
-    newest = (
-        "select links.url as id, sum(emails_person) as people, sum(clicks_person) as clicks,"
-        " sum(clicks_unconfirmed) as unconfirmed, sum(clicks_machine) as machines, max(campaign) as campaign from links"
-        f" where {condition} and +links.url <> coalesce(({hidden}), 0) group by links.url order by links.url desc limit {MOST_SORTED}"
-    )
-    if wanted.order == "url":
-        newest = f"select newest.*, url from ({newest}) newest join urls on urls.id = newest.id"
-    order = f"{LINK_ORDERS[wanted.order or 'people']} {'asc' if wanted.ascending else 'desc'}, clicks desc, id"
-    # Which ones first: only those of the page are read and summed up whole.
-    found = connection.execute(
-        f"select id from ({newest}) order by {order} limit :most offset :start", values
-    ).fetchall()
-    ids = [row[0] for row in found]
-    sql = (
-        f"select links.url, urls.url, {', '.join(f'sum({column})' for column in LINK_COLUMNS)},"
-        " count(nullif(campaign, '')), max(campaign) from links join urls on urls.id = links.url"
-        f" where {condition} and links.{_one_of_ids(ids[:most], 'url')} group by links.url"
-    )
-    rows = {row[0]: row[1:] for row in connection.execute(sql, values)}
-    return Rows([rows[id_] for id_ in ids[:most]], Cursor(0, start + most) if len(ids) > most else None)
+def _json_flag(value: int) -> str:
+    return "true" if value else "false"
 
 
-def recipients_of(connection: sqlite3.Connection, tenant: int, keys: Sequence[str]) -> dict[str, str]:
-    """The recipients of emails, by key."""
-    sql = f"select key, recipient from emails where tenant = ? and key in ({', '.join('?' * len(keys))})"
-    return dict(connection.execute(sql, (tenant, *keys)).fetchall())
+_JSON_FORMATS = {**dict.fromkeys(_TIME_FIELDS, _json_time), "registered": _json_flag}
+
+
+def _json_lines(names: Sequence[str], pages: Iterator[Rows]) -> Iterator[bytes]:
+    """{"rows": [...], "next": cursor or null}, a row a line. Made from a pattern: a dict for each row takes twice as long."""
+    pattern = "{" + ", ".join(f'"{name}": %s' for name in names) + "}"
+    following, between = None, "\n"
+    yield b'{"rows": ['
+    for page in pages:
+        if lines := [pattern % row for row in _formatted(page, names, _JSON_FORMATS, _json_cell)]:
+            yield (between + ",\n".join(lines)).encode("utf-8", "backslashreplace")
+            between = ",\n"
+        following = page.next
+    yield f'\n], "next": {json.dumps(following and str(following))}}}\n'.encode()
+
+
+def csv_cell(value: object) -> object:
+    """Keep a spreadsheet from running what a stranger wrote: such text gets an apostrophe (owasp.org, CSV injection)."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+_CSV_FORMATS = {**dict.fromkeys(_TIME_FIELDS, iso_time), **dict.fromkeys(_FOREIGN_FIELDS, csv_cell)}
+
+
+def _csv_lines(names: Sequence[str], pages: Iterator[Rows]) -> Iterator[bytes]:
+    """RFC 4180 with a header; where more follows, the last column of the last line, `next`, says where."""
+    import csv
+    import io
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\r\n")
+    last: tuple[Any, ...] = (*names, "next")  # the newest line waits to learn whether it is the last
+    following = None
+    for page in pages:
+        lines = [last, *((*row, "") for row in _formatted(page, names, _CSV_FORMATS, lambda value: value))]
+        writer.writerows(lines[:-1])
+        last, following = lines[-1], page.next
+        yield buffer.getvalue().encode("utf-8", "backslashreplace")
+        buffer.seek(0)
+        buffer.truncate()
+    writer.writerow((*last[:-1], str(following)) if following else last)
+    yield buffer.getvalue().encode("utf-8", "backslashreplace")
 
 
 # == Spool =============================================================================================
@@ -5311,7 +5413,7 @@ def drain_for_reading(database: Database, seconds: float = 2.0) -> bool:
 
 
 # == Stats =============================================================================================
-# Read models: what pages, stats.json and commands show. Uses Store; no SQL, no HTML.
+# Read models: what pages, stats.json and commands show. No SQL, no HTML.
 
 RANGES = {"24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days", "12m": "12 months", "all": "all"}
 DEFAULT_RANGE = "30d"
@@ -5320,7 +5422,7 @@ MOST_SENT = 1_000_000_000  # emails of a campaign
 MOST_HOURS = 2  # days of a range of one's own that is shown by hours
 MOST_DAYS = 92  # … and by days
 MOST_WEEKS = 104  # beyond two years, months
-LEAST_QUARTERS = 3 * 96  # that are read by days of another zone: there are fewer rows of them
+HOUR_MS = 3_600_000
 
 
 class BadPeriod(BadInput):
@@ -5337,73 +5439,33 @@ class Period:
     starts: list[int]  # of each step
     end: int
     step: str  # hour, day, week or month
-    first_day: date  # which the range begins with, in the zone
-    last_day: date
 
-    @property
-    def quarters(self) -> tuple[int, int]:
-        """From which quarter up to which."""
-        return self.starts[0] // QUARTER_MS, -(-self.end // QUARTER_MS)
+    def day(self, at: int) -> date:
+        """The day of a moment in the zone."""
+        return datetime.fromtimestamp(at / 1000, self.zone).date()
 
     @property
     def days(self) -> tuple[int, int]:
         """From which day up to which, counted from 1970."""
-        return self.first_day.toordinal() - FIRST_DAY, self.last_day.toordinal() - FIRST_DAY + 1
+        return self.day(self.starts[0]).toordinal() - FIRST_DAY, self.day(self.end - 1).toordinal() - FIRST_DAY + 1
+
+    def spans(self, tenant_zone: str) -> list[Span]:
+        """Its steps: in days where they are whole days of the tenant's own zone, else in quarters."""
+        if self.step != "hour" and self.zone_name == tenant_zone:
+            bounds = [*(self.day(start).toordinal() - FIRST_DAY for start in self.starts), self.days[1]]
+            return [Span(True, *each) for each in pairwise(bounds)]
+        bounds = [*(start // QUARTER_MS for start in self.starts), -(-self.end // QUARTER_MS)]
+        return [Span(False, *each) for each in pairwise(bounds)]
 
     def span(self, tenant_zone: str) -> Span:
-        """What it covers: in days where it has whole days of the tenant's own zone, else in quarters."""
-        if self.step != "hour" and self.zone_name == tenant_zone:
-            return Span(*self.days, by_day=True)
-        return Span(*self.quarters)
+        """All of it."""
+        spans = self.spans(tenant_zone)
+        return spans[0]._replace(end=spans[-1].end)
 
     def before(self, tenant_zone: str) -> Span | None:
         """The same length of time before it, as far as now has come in it; None before all there is."""
-        if self.name == "all":
-            return None
         span = self.span(tenant_zone)
-        return Span(span.start - (span.end - span.start), span.start, span.by_day)
-
-    @property
-    def bounds(self) -> list[int]:
-        """The quarters in which its steps begin, and that in which the last one ends."""
-        return [*(start // QUARTER_MS for start in self.starts), self.quarters[1]]
-
-    def step_of(self, place: int, span: Span) -> int:
-        """The number of the step that a quarter or a day of the span is in."""
-        at = _midnight(date.fromordinal(place + FIRST_DAY), self.zone) if span.by_day else place * QUARTER_MS
-        return max(bisect.bisect_right(self.starts, at) - 1, 0)
-
-
-class Piece(NamedTuple):
-    """What is read to sum up a period: added, or taken off."""
-
-    span: Span
-    sign: int
-
-
-class Cut(NamedTuple):
-    """Where days of the tenant's zone are cut for a bound between them, and which quarters are then on the wrong side."""
-
-    day: int  # the first one behind it
-    moved: Piece  # from before the cut to behind the bound; or, taken off, the other way
-
-
-def cut_at(quarter: int, zone_name: str) -> Cut:
-    """Cut at the midnight of a zone that is nearest to a quarter."""
-    zone = read_zone(zone_name)
-    day = local_day(zone_name, quarter)
-    begin, end = (_midnight(date.fromordinal(day + n + FIRST_DAY), zone) // QUARTER_MS for n in (0, 1))
-    if quarter - begin <= end - quarter:
-        return Cut(day, Piece(Span(begin, quarter), -1))
-    return Cut(day + 1, Piece(Span(quarter, end), 1))
-
-
-def pieces_of(span: Span, zone_name: str) -> list[Piece]:
-    """How to read a span: one of many quarters by the days of the tenant's zone, and the quarters at both ends."""
-    if span.by_day or span.end - span.start < LEAST_QUARTERS or zone_named(zone_name) is None:
-        return [Piece(span, 1)]
-    first, last = cut_at(span.start, zone_name), cut_at(span.end, zone_name)
-    return [Piece(Span(first.day, last.day, by_day=True), 1), first.moved, Piece(last.moved.span, -last.moved.sign)]
+        return None if self.name == "all" else span._replace(start=2 * span.start - span.end, end=span.start)
 
 
 def read_zone(name: str) -> tzinfo:
@@ -5424,69 +5486,55 @@ def read_period(
     zone = read_zone(zone_name)
     local = datetime.fromtimestamp(now / 1000, zone)
     today = local.date()
-    if days:
-        return _period("", zone, zone_name, days[0], days[1], _midnight(days[1] + timedelta(days=1), zone))
-    if name not in RANGES:
+    if days is None and name not in RANGES:
         raise BadPeriod(f"range is {name[:60]!r}; expected one of {', '.join(RANGES)}")
-    if name == "24h":
+    if days is None and name == "24h":
         hour = math.floor(local.replace(minute=0, second=0, microsecond=0).timestamp()) * 1000
-        hours = [hour - 3_600_000 * back for back in range(23, -1, -1)]
-        yesterday = datetime.fromtimestamp(hours[0] / 1000, zone).date()
-        return Period(name, zone, zone_name, hours, now + 1, "hour", yesterday, today)
-    if name in DAYS_BACK:
-        return _period(name, zone, zone_name, today - timedelta(days=DAYS_BACK[name]), today, now + 1)
-    begin = today - timedelta(weeks=52)
+        return Period(name, zone, zone_name, [hour - HOUR_MS * back for back in range(23, -1, -1)], now + 1, "hour")
+    whole_weeks = days is None and name not in DAYS_BACK
+    if days:
+        name, begin, last, end = "", *days, _midnight(days[1] + timedelta(days=1), zone)
+    else:
+        begin, last, end = today - timedelta(days=DAYS_BACK.get(name, 364)), today, now + 1
     if name == "all":
         begin = min(datetime.fromtimestamp((now if first is None else first) / 1000, zone).date(), today)
-    return _period(name, zone, zone_name, begin, today, now + 1, least="week")
+    step, starts = _steps(begin, last, whole_weeks)
+    moments = [_midnight(day, zone) for day in starts]
+    if step == "hour":
+        moments = list(range(moments[0], end, HOUR_MS))
+    return Period(name, zone, zone_name, moments, end, step)
 
 
-def _period(
-    name: str, zone: tzinfo, zone_name: str, begin: date, last: date, end: int, *, least: str = "hour"
-) -> Period:
-    """A range of whole days, in steps that are as fine as the eye can take."""
+def _steps(begin: date, last: date, whole_weeks: bool) -> tuple[str, list[date]]:
+    """The days with which the steps of a range begin, as fine as the eye can take; at least weeks if these must be whole."""
     length = (last - begin).days + 1
-    if length <= MOST_HOURS and least == "hour":
-        first = _midnight(begin, zone)
-        return Period(name, zone, zone_name, list(range(first, end, 3_600_000)), end, "hour", begin, last)
-    if length <= MOST_DAYS and least == "hour":
-        days = [begin + timedelta(days=n) for n in range(length)]
-        return Period(name, zone, zone_name, [_midnight(day, zone) for day in days], end, "day", begin, last)
+    if length <= MOST_DAYS and not whole_weeks:
+        return "hour" if length <= MOST_HOURS else "day", [begin + timedelta(days=n) for n in range(length)]
     monday = begin - timedelta(days=begin.weekday())
-    weeks = [monday + timedelta(weeks=n) for n in range((last - monday).days // 7 + 1)]
-    if len(weeks) <= MOST_WEEKS:
-        begin = monday if least == "week" else begin
-        return Period(
-            name, zone, zone_name, [_midnight(max(day, begin), zone) for day in weeks], end, "week", begin, last
-        )
-    months = [date(year, month, 1) for year in range(begin.year, last.year + 1) for month in range(1, 13)]
-    months = [day for day in months if begin.replace(day=1) <= day <= last]
-    begin = months[0] if least == "week" else begin
-    return Period(
-        name, zone, zone_name, [_midnight(max(day, begin), zone) for day in months], end, "month", begin, last
-    )
+    starts = [monday + timedelta(weeks=n) for n in range((last - monday).days // 7 + 1)]
+    step = "week"
+    if len(starts) > MOST_WEEKS:
+        months = range(12 * begin.year + begin.month - 1, 12 * last.year + last.month)
+        step, starts = "month", [date(month // 12, month % 12 + 1, 1) for month in months]
+    return step, starts if whole_weeks else [begin, *starts[1:]]
 
 
 def _midnight(day: date, zone: tzinfo) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 1000
 
 
-def read_days(begin: str, end: str | None = None) -> tuple[date, date]:
-    """Read a range from a day to a day, both included, or the one day `on`. Raises BadPeriod."""
+def read_days(**asked: str) -> tuple[date, date]:
+    """Read the two ends of a range, both included, each by its name: `from` and `to`, or `on` alone. Raises BadPeriod."""
     found = []
-    for name, text in (("on", begin), ("on", begin)) if end is None else (("from", begin), ("to", end)):
+    for name, text in asked.items():
         try:
             found.append(date.fromisoformat(text))
         except ValueError:
             raise BadPeriod(f"{name} is {text[:40]!r}; expected a day such as 2026-11-30") from None
-    if not date(2000, 1, 1) <= found[0] <= found[1] < date(2100, 1, 1):
-        expected = (
-            "on: expected a day of this century"
-            if end is None
-            else "from and to: expected two days of this century, in order"
-        )
-        raise BadPeriod(expected)
-    return found[0], found[1]
+    if not date(2000, 1, 1) <= found[0] <= found[-1] < date(2100, 1, 1):
+        expected = "a day of this century" if len(found) == 1 else "two days of this century, in order"
+        raise BadPeriod(f"{' and '.join(asked)}: expected {expected}")
+    return found[0], found[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -5510,25 +5558,12 @@ class Totals:
         return counts["person"] / self.emails, (counts["person"] + counts["unconfirmed"]) / self.emails
 
     @property
-    def click_to_open(self) -> float | None:
-        """The share of those who read the mail that clicked in it."""
-        return self.clicked["person"] / self.read if self.read else None
+    def click_to_open(self) -> tuple[float, float] | None:
+        """The share of those who read the mail that clicked in it, as a rate."""
+        return (self.clicked["person"] / self.read,) * 2 if self.read else None
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of the curve: when it begins, and hits by type and state."""
-
-    start: int
-    hits: dict[int, dict[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Before:
-    """What the numbers were in the same length of time before."""
-
-    sent: Totals
-    hits: dict[int, dict[int, int]]
+Counts = dict[int, dict[int, int]]  # by type and state
 
 
 @dataclass(frozen=True, slots=True)
@@ -5538,98 +5573,56 @@ class Stats:
     period: Period
     sent: Totals  # of the mail sent in the period, whenever it was opened
     unregistered: Totals  # of the emails that nobody registered; in no rate
-    hits: dict[int, dict[int, int]]  # in the period, by type and state
-    emails: dict[int, dict[int, int]]  # unique: emails that came under a state in the period
-    steps: list[Step]
+    hits: Counts  # in the period
+    emails: Counts  # unique: emails that came under a state in the period
+    steps: list[Counts]  # hits in each step
     reasons: list[tuple[int, str, str, int, int]]  # in the period: type, verdict, reason, state and hits
     named: list[tuple[str, str, int]]
     dropped: dict[str, int]  # so far, by reason
     last_hit_at: int | None
-    before: Before | None
+    before: tuple[Totals, Counts] | None  # what was sent, and hits, in the same length of time before
 
 
 def totals_of(sums: Mapping[str, int]) -> Totals:
+    """The totals that a row of a cohort or a campaign has."""
     opened, clicked = ({state: sums[f"{verb}_{state}"] for state in STATES.values()} for verb in ("opened", "clicked"))
     return Totals(sums["emails"], opened, clicked, sums["click_only"])
 
 
-def _no_hits() -> dict[int, dict[int, int]]:
-    return {kind: dict.fromkeys((*STATES, ASIDE), 0) for kind in TYPES}
-
-
-def _activity(
-    connection: sqlite3.Connection, tenant: int, period: Period, tenant_zone: str
-) -> Iterator[tuple[int, int, int, int, int]]:
-    """Rows (number of a step, type, state, hits, emails), which are to be summed up."""
-    span = period.span(tenant_zone)
-    if len(pieces_of(span, tenant_zone)) == 1 or period.step == "hour":
-        places: dict[int, int] = {}
-        for place, kind, state, hits, emails in activity_in(connection, tenant, span):
-            if place not in places:
-                places[place] = period.step_of(place, span)
-            yield places[place], kind, state, hits, emails
-        return
-    # Days of the tenant's zone, and at each bound the few quarters by which that zone is another.
-    cuts = [cut_at(bound, tenant_zone) for bound in period.bounds]
-    days = [cut.day for cut in cuts]
-    for day, kind, state, hits, emails in activity_in(connection, tenant, Span(days[0], days[-1], by_day=True)):
-        yield bisect.bisect_right(days, day) - 1, kind, state, hits, emails
-    for step, cut in enumerate(cuts):
-        for kind, state, hits, emails in activity_sums(connection, tenant, cut.moved.span):
-            for place, sign in ((step, cut.moved.sign), (step - 1, -cut.moved.sign)):
-                if 0 <= place < len(period.starts):
-                    yield place, kind, state, sign * hits, sign * emails
-
-
-def _cohort(connection: sqlite3.Connection, tenant: int, pieces: Iterable[Piece]) -> Totals:
-    sums: Counter[str] = Counter()
-    for piece in pieces:
-        for name, count in cohort_in(connection, tenant, piece.span).items():
-            sums[name] += piece.sign * count
-    return totals_of(sums)
-
-
-def _reasons(
-    connection: sqlite3.Connection, tenant: int, pieces: Iterable[Piece]
-) -> list[tuple[int, str, str, int, int]]:
-    """Rows (type, verdict, reason, state, hits); most hits first."""
-    sums: Counter[tuple[int, int]] = Counter()
-    for piece in pieces:
-        for kind, judgement, hits in reason_sums(connection, tenant, piece.span):
-            sums[kind, judgement] += piece.sign * hits
-    names = judgements_by_number(connection)
-    found = [(kind, *names[judgement], hits) for (kind, judgement), hits in sums.items() if hits > 0]
-    return sorted(found, key=lambda row: (row[0], -row[4], row[1], row[2]))
+def counts_of(rows: Iterable[tuple[int, int, int]]) -> Counts:
+    """The sums of rows (type, state, count)."""
+    counts = {type_: dict.fromkeys((*STATES, ASIDE), 0) for type_ in TYPES}
+    for type_, state, count in rows:
+        counts[type_][state] += count
+    return counts
 
 
 def read_stats(connection: sqlite3.Connection, tenant: int, period: Period, tenant_zone: str = "UTC") -> Stats:
     """Read a period's numbers from the roll-ups; events are never counted here."""
-    pieces, span_before = pieces_of(period.span(tenant_zone), tenant_zone), period.before(tenant_zone)
-    hits, emails = _no_hits(), _no_hits()
-    steps = [Step(at, _no_hits()) for at in period.starts]
-    for step, kind, state, hit_count, email_count in _activity(connection, tenant, period, tenant_zone):
-        hits[kind][state] += hit_count
-        emails[kind][state] += email_count
-        steps[step].hits[kind][state] += hit_count
-    before = None
-    if span_before:
-        pieces_before = pieces_of(span_before, tenant_zone)
-        before = Before(_cohort(connection, tenant, pieces_before), _no_hits())
-        for piece in pieces_before:
-            for kind, state, hit_count, _ in activity_sums(connection, tenant, piece.span):
-                before.hits[kind][state] += piece.sign * hit_count
+    judgements = judgements_by_number(connection)
+    span, before = period.span(tenant_zone), period.before(tenant_zone)
+
+    def cohort(some: Span) -> Totals:
+        return totals_of(cohort_in(connection, tenant, some))
+
+    def hits(some: Span) -> list[tuple[int, int, int]]:
+        return [(type_, judgements[number][2], count) for type_, number, count in hits_in(connection, tenant, some)]
+
+    reasons = [
+        (type_, *judgements[number], count) for type_, number, count in hits_in(connection, tenant, span) if count
+    ]
     return Stats(
         period=period,
-        sent=_cohort(connection, tenant, pieces),
-        unregistered=totals_of(cohort_in(connection, tenant, UNREGISTERED)),
-        hits=hits,
-        emails=emails,
-        steps=steps,
-        reasons=_reasons(connection, tenant, pieces),
+        sent=cohort(span),
+        unregistered=cohort(UNREGISTERED),
+        hits=counts_of((type_, state, count) for type_, _, _, state, count in reasons),
+        emails=counts_of(uniques_in(connection, tenant, span)),
+        steps=[counts_of(hits(some)) for some in period.spans(tenant_zone)],
+        reasons=sorted(reasons, key=lambda row: (row[0], -row[4], row[1], row[2])),
         named=named_clicks(connection, tenant),
         dropped=dropped_hits(connection, tenant),
         last_hit_at=last_hit_at(connection, tenant),
-        before=before,
+        before=(cohort(before), counts_of(hits(before))) if before else None,
     )
 
 
@@ -5668,77 +5661,58 @@ def read_iso_time(text: str, name: str) -> int:
     return round(at.timestamp() * 1000)
 
 
-def iso_time(at: int | None) -> str | None:
-    """A time as ISO 8601, UTC, or None."""
-    if at is None:
-        return None
-    return datetime.fromtimestamp(at / 1000, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
     """The numbers as stats.json has them; README lists the fields."""
 
-    def by_state(counts: Mapping[int, int]) -> dict[str, int]:
-        return {word: counts[state] for state, word in STATE_NAMES.items()}
-
-    def group(totals: Totals) -> dict[str, Any]:
+    def hits(counts: Counts) -> dict[str, dict[str, int]]:
+        """By the names of types and states."""
         return {
-            "emails": totals.emails,
-            "opened": totals.opened,
-            "clicked": totals.clicked,
-            "clicked_without_open": totals.click_only,
+            f"{word}s": {said: counts[type_][state] for state, said in STATE_NAMES.items()}
+            for type_, word in TYPES.items()
         }
 
+    def group(totals: Totals) -> dict[str, Any]:
+        emails, opened, clicked = totals.emails, totals.opened, totals.clicked
+        return {"emails": emails, "opened": opened, "clicked": clicked, "clicked_without_open": totals.click_only}
+
     period = stats.period
+    begin, end = iso_time(period.starts[0]), iso_time(period.end - 1)
+    rates = {"open_rate": stats.sent.rate(stats.sent.opened), "click_rate": stats.sent.rate(stats.sent.clicked)}
     return {
         "tenant": name,
-        "range": {
-            "name": period.name,
-            "from": iso_time(period.starts[0]),
-            "to": iso_time(period.end - 1),
-            "tz": period.zone_name,
-        },
-        "sent": {
-            **group(stats.sent),
-            "open_rate": stats.sent.rate(stats.sent.opened),
-            "click_rate": stats.sent.rate(stats.sent.clicked),
-        },
+        "range": {"name": period.name, "from": begin, "to": end, "tz": period.zone_name},
+        "sent": {**group(stats.sent), **rates},
         "unregistered": group(stats.unregistered),
         "activity": {
             f"{word}s": {
-                "hits": by_state(stats.hits[kind]),
-                "emails": {w: stats.emails[kind][s] for s, w in STATES.items()},
+                "hits": hits(stats.hits)[f"{word}s"],
+                "emails": {said: stats.emails[type_][state] for state, said in STATES.items()},
             }
-            for kind, word in TYPES.items()
+            for type_, word in TYPES.items()
         },
         "reasons": [
             {
-                "event_type": TYPES[kind],
+                "event_type": TYPES[type_],
                 "verdict": verdict,
                 "reason": reason,
                 "counts_as": STATE_NAMES[state],
-                "hits": hits,
+                "hits": n,
             }
-            for kind, verdict, reason, state, hits in stats.reasons
+            for type_, verdict, reason, state, n in stats.reasons
         ],
-        "before": stats.before
-        and {
-            "sent": group(stats.before.sent),
-            **{f"{word}s": by_state(stats.before.hits[kind]) for kind, word in TYPES.items()},
-        },
+        "before": stats.before and {"sent": group(stats.before[0]), **hits(stats.before[1])},
         "naming_page": [{"host": host, "reason": reason, "clicks": clicks} for host, reason, clicks in stats.named],
         "dropped": stats.dropped,
         "last_hit_at": iso_time(stats.last_hit_at),
         "waiting_hits": waiting,
         "steps": [
-            {"from": iso_time(step.start), "opens": by_state(step.hits[OPEN]), "clicks": by_state(step.hits[CLICK])}
-            for step in stats.steps
+            {"from": iso_time(start), **hits(step)} for start, step in zip(period.starts, stats.steps, strict=True)
         ],
     }
 
 
 # == Pages =============================================================================================
-# HTML from templates/. Everything is escaped unless it is Markup, which only the two render methods make.
+# HTML. Everything is escaped unless it is Markup, which only Template.render and joined make.
 
 
 class Markup(str):
@@ -5748,32 +5722,33 @@ class Markup(str):
 
 
 class Template(string.Template):
-    """A template whose values are escaped as they go in."""
+    """HTML whose values are escaped as they go in."""
 
     def render(self, **values: object) -> Markup:
         """Fill in every $name; a missing one is a KeyError."""
+        given = values.items()
         return Markup(
             self.substitute(
-                {
-                    name: value if isinstance(value, Markup) else html.escape(str(value))
-                    for name, value in values.items()
-                }
+                {name: each if isinstance(each, Markup) else html.escape(str(each)) for name, each in given}
             )
         )
 
-    def render_each(self, rows: Iterable[Mapping[str, object]]) -> Markup:
-        """Render once a row and join."""
-        return Markup("".join(self.render(**row) for row in rows))
+
+def fill(piece: str, **values: object) -> Markup:
+    """A piece of HTML that is used in one place, with its values."""
+    return Template(piece).render(**values)
 
 
+def joined(parts: Iterable[Markup]) -> Markup:
+    """Pieces of HTML one after the other."""
+    return Markup("".join(parts))
+
+
+NOTHING = joined(())
 TEMPLATE_NAMES = (
-    "page.html", "dashboard.html", "campaign.html", "email.html", "message.html", "naming.html", "_about.html",
-    "_campaign_row.html", "_cell.html", "_client_row.html", "_crumb.html", "_curve.html", "_curve_row.html", "_email_row.html",
-    "_empty.html", "_exports.html", "_figure.html", "_head.html", "_hit_row.html", "_kept.html", "_link_row.html", "_mark.html",
-    "_more.html", "_notice.html", "_number.html", "_numbers.html", "_option.html", "_range.html", "_reason_row.html", "_search.html",
-    "_share.html", "_sort.html", "_step.html", "_table.html", "_time.html", "_timeline_row.html", "_trial.html", "_trial_hits.html",
-    "_share_rest.html", "_whole.html", "_why.html", "_machines_key.html", "_named_cell.html", "_nothing.html",
-)  # fmt: skip
+    *("page.html", "dashboard.html", "campaign.html", "email.html", "message.html", "naming.html"),
+    *("_curve.html", "_empty.html", "_search.html", "_table.html", "_trial.html", "_trial_hits.html"),
+)
 
 
 class Pages:
@@ -5799,6 +5774,51 @@ class Pages:
         return self.page(title, self["message.html"].render(title=title, text=text))
 
 
+# -- Who reads, and what was asked for
+
+RANGE_PARAMETERS = ("range", "on", "from", "to")  # a name, a day, or from a day to a day
+TABLE_ROWS = (8, 80, 800)  # of campaigns and links: at first, and what "More" gives
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Who reads a page, how they see times, and what they asked for; makes the links to the page asked otherwise."""
+
+    tenant: Tenant
+    zone: tzinfo
+    zone_name: str
+    now: int
+    people: bool  # whether recipients, subjects and addresses may be shown
+    segments: tuple[str, ...]  # of the path
+    asked: Mapping[str, str]  # parameters that are not the default
+    campaign: str | None = None  # whose page it is
+
+    @property
+    def base(self) -> str:
+        """From this page to where the pages of its tenant begin; relative, since a page has many links."""
+        return "." if len(self.segments) == 2 else ".."
+
+    def url(self, **changes: str) -> str:
+        """This page with other parameters; "" takes one away."""
+        query = {name: value for name, value in {**self.asked, **changes}.items() if value}
+        return "?" + "&".join(f"{name}={quote(value, safe=':,')}" for name, value in query.items())
+
+    def range_url(self, **asked: str) -> str:
+        """This page of another range of time."""
+        return self.url(**{**dict.fromkeys(RANGE_PARAMETERS, ""), "after": "", **asked})
+
+    def most(self, table: str) -> int:
+        """How many rows of a table that goes on in place are shown."""
+        return next((rows for rows in TABLE_ROWS if self.asked.get(table) == str(rows)), TABLE_ROWS[0])
+
+    def shown_time(self, at: int | None) -> str:
+        """A time as people read it."""
+        return f"{datetime.fromtimestamp(at / 1000, self.zone):%d %b %Y %H:%M}" if at else ""
+
+
+# -- Numbers, times and names, as people read them
+
+
 def grouped(number: int) -> str:
     """1234567 as 1,234,567."""
     return f"{number:,}"
@@ -5809,155 +5829,38 @@ def counted(number: int, noun: str) -> str:
     return f"{grouped(number)} {noun}" if number == 1 else f"{grouped(number)} {noun}s"
 
 
+NBSP = "\N{NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
+
+
 def percent(rate: tuple[float, float] | None) -> str:
     """A rate, as one figure where it is certain and as a range where it is not."""
     if rate is None:
         return "–"
     low, high = (f"{100 * share:.1f}" for share in rate)
-    return f"{low}\N{NO-BREAK SPACE}%" if low == high else f"{low}–{high}\N{NO-BREAK SPACE}%"
+    return f"{low}{NBSP}%" if low == high else f"{low}–{high}{NBSP}%"
 
 
-def round_top(value: int) -> int:
-    """The least even one of 2, 3, 4, 6, 8, 10, 20, 30, … that is not below the value: a round axis with a middle."""
-    scale = 1
-    while True:
-        for step in (2, 3, 4, 6, 8, 10):
-            if step * scale >= value and (step * scale) % 2 == 0:
-                return step * scale
-        scale *= 10
+def change_of(now: float, then: float) -> str:
+    """How a number differs from the one before: `+12 %`."""
+    if not then:
+        return "none before" if now else ""
+    difference = 100 * (now - then) / then
+    return "the same" if abs(difference) < 0.5 else f"{difference:+,.0f}{NBSP}%".replace("-", MINUS)
 
 
 STATE_WORDS = {PERSON: "by people", UNCONFIRMED: "unconfirmed", MACHINE: "by machines"}
-NBSP = "\N{NO-BREAK SPACE}"
-MINUS = "\N{MINUS SIGN}"
 
 
-RANGE_PARAMETERS = ("range", "on", "from", "to")  # a name, a day, or from a day to a day
+def made_of(counts: Mapping[str, int]) -> str:
+    """`2 by people, 1 unconfirmed, 0 by machines`."""
+    return ", ".join(f"{grouped(counts[STATES[state]])} {STATE_WORDS[state]}" for state in STATES)
 
 
-class View(NamedTuple):
-    """Where a page is, and what it was asked for; makes the links to the same page asked otherwise."""
-
-    path: str
-    asked: Mapping[str, str]  # parameters that are not the default
-
-    def url(self, **changes: str) -> str:
-        """This page with other parameters; "" takes one away. Relative, since a page has many."""
-        query = {name: value for name, value in {**self.asked, **changes}.items() if value}
-        return "?" + "&".join(f"{name}={quote(value, safe=':,')}" for name, value in query.items())
-
-    def range_url(self, **asked: str) -> str:
-        """This page of another range of time."""
-        return self.url(**{**dict.fromkeys(RANGE_PARAMETERS, ""), "after": "", **asked})
-
-    def sorted_url(self, table: str, column: str) -> str:
-        """This page with a table sorted by a column; the other way round where it is."""
-        order = f"{table}.{column}"
-        now = self.asked.get("sort", "")
-        return self.url(sort=f"{order}.up" if now == order else order, after="") + f"#{table}"
-
-
-# -- The curve
-
-
-PANELS = ((OPEN, 16, 120), (CLICK, 164, 60))  # where a panel begins and how high it is, in pixels
-CURVE_STATES = (PERSON, UNCONFIRMED, MACHINE)
-
-
-def curve(pages: Pages, view: View, stats: Stats, *, machines: bool) -> Markup:
-    """Opens and clicks over time as bars, people at the bottom.
-
-    Across, a step is a unit, which is stretched to the width of the window; up, a unit is a pixel. So it is sharp, and its
-    letters keep their size, however wide the window is.
-    """
-    states = CURVE_STATES if machines else CURVE_STATES[:2]
-    tops = {
-        kind: round_top(max((sum(step.hits[kind][state] for state in states) for step in stats.steps), default=0))
-        for kind, _, _ in PANELS
-    }
-    width = 100 / len(stats.steps)
-    bars: dict[int, list[str]] = {state: [] for state in states}
-    steps, marks, rows = [], [], []
-    every = -(-len(stats.steps) // 8)  # at most eight labels fit
-    for n, step in enumerate(stats.steps):
-        label = step_label(stats.period, step.start)
-        for kind, top, height in PANELS:
-            count, above = 0, top + height
-            for state in states:
-                count += step.hits[kind][state]
-                upper = top + height - round(height * count / tops[kind])
-                if step.hits[kind][state]:
-                    upper = min(upper, above - 1)  # the least is seen as well
-                    bars[state].append(f"M{n}.1 {upper}h.8v{above - upper}h-.8")
-                above = upper
-        numbers = {kind: [grouped(step.hits[kind][state]) for state in states] for kind, _, _ in PANELS}
-        told = " · ".join(f"{'+'.join(some)} {TYPES[kind]}s" for kind, some in numbers.items())
-        if any(step.hits[kind][state] for kind in numbers for state in states):
-            cells = pages["_cell.html"].render_each({"text": number} for some in numbers.values() for number in some)
-            rows.append({"label": label, "cells": cells})
-        steps.append(
-            {
-                "url": _step_url(view, stats.period, n),
-                "x": round(n * width, 2),
-                "width": round(width, 2),
-                "told": f"{label}: {told}",
-            }
-        )
-        if n % every == 0:
-            kind_of_mark = "m" if n // every % 2 == 0 else "m n"
-            marks.append({"x": f"{n * width + width / 2:.1f}", "label": label, "kind": kind_of_mark})
-    return pages["_curve.html"].render(
-        opens_top=grouped(tops[OPEN]),
-        opens_middle=grouped(tops[OPEN] // 2),
-        clicks_top=grouped(tops[CLICK]),
-        count=len(stats.steps),
-        people="".join(bars[PERSON]),
-        unconfirmed="".join(bars[UNCONFIRMED]),
-        machines="".join(bars.get(MACHINE, [])),
-        steps=pages["_step.html"].render_each(steps),
-        marks=pages["_mark.html"].render_each(marks),
-        nothing=Markup() if rows else pages["_nothing.html"].render(),
-        heads=pages["_head.html"].render_each(
-            {"label": f"{TYPES[kind].capitalize()}s {STATE_WORDS[state]}", "kind": Markup()}
-            for kind, _, _ in PANELS
-            for state in states
-        ),
-        rows=pages["_curve_row.html"].render_each(rows),
-        step=stats.period.step,
-    )
-
-
-def _step_url(view: View, period: Period, n: int) -> str:
-    """Where a step of the curve leads: to the range that it is."""
-    begin = datetime.fromtimestamp(period.starts[n] / 1000, period.zone).date().isoformat()
-    if period.step in ("hour", "day"):
-        return view.range_url(on=begin)
-    next_start = period.starts[n + 1] if n + 1 < len(period.starts) else period.end
-    end = datetime.fromtimestamp((next_start - 1) / 1000, period.zone).date().isoformat()
-    return view.range_url(**{"from": begin, "to": end})
-
-
-def step_label(period: Period, at: int) -> str:
-    """How a step is named under the curve."""
-    local = datetime.fromtimestamp(at / 1000, period.zone)
-    if period.step == "hour":
-        return local.strftime("%H:%M")
-    return local.strftime("%b %Y") if period.step == "month" else f"{local.day} {local:%b}"
-
-
-# -- Times, numbers and names, as people read them
-
-
-def moment(text: str) -> datetime:
-    """A time of an export, read back."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
-
-
-def shown_time(text: str | None, zone: tzinfo) -> str:
-    """A time of an export, as people read it."""
-    if not text:
-        return ""
-    return moment(text).astimezone(zone).strftime("%d %b %Y %H:%M")
+def state_summary(row: Mapping[str, Any], noun: str) -> str:
+    """The opens or clicks of one email in words: `2 by people, 1 by machines`."""
+    counts = {word: row[f"{noun}_{STATES[state]}"] for state, word in STATE_WORDS.items()}
+    return ", ".join(f"{grouped(count)} {word}" for word, count in counts.items() if count) or "–"
 
 
 AGO = (  # up to how many seconds a time is told in which unit
@@ -5965,27 +5868,14 @@ AGO = (  # up to how many seconds a time is told in which unit
     (86_400, 3_600, "hour"),
     (14 * 86_400, 86_400, "day"),
     (365 * 86_400, 7 * 86_400, "week"),
+    (math.inf, 365 * 86_400, "year"),
 )
 
 
 def ago(seconds: float) -> str:
     """How long ago something was, in one unit: `3 minutes ago`."""
-    if seconds < 60:
-        return "just now"
-    for limit, length, noun in AGO:
-        if seconds < limit:
-            return f"{counted(int(seconds // length), noun)} ago"
-    return f"{counted(int(seconds // (365 * 86_400)), 'year')} ago"
-
-
-def time_cell(pages: Pages, text: str | None, zone: tzinfo, now: int) -> Markup:
-    """A time as `3 minutes ago`, with the time itself beside it for who points at it."""
-    if not text:
-        return Markup("–")
-    at = moment(text)
-    return pages["_time.html"].render(
-        iso=text[:16] + "Z", whole=shown_time(text, zone), text=ago(now / 1000 - at.timestamp())
-    )
+    length, noun = next((length, noun) for limit, length, noun in AGO if seconds < limit)
+    return "just now" if seconds < 60 else f"{counted(int(seconds // length), noun)} ago"
 
 
 def lasting(milliseconds: int) -> str:
@@ -6002,428 +5892,346 @@ def short_url(url: str) -> str:
     return "(hidden link)" if url == HIDDEN_TARGET else re.sub(r"^https?://(?:www\.)?", "", url).rstrip("/")
 
 
-def share_cell(pages: Pages, low: int, high: int, of: int) -> Markup:
-    """A rate as a small bar and its number; without emails, the number alone."""
-    if not of:
-        return Markup(html.escape(grouped(low) if low else "–"))
-    shown, unsure = (f"{100 * min(count / of, 1):.0f}" for count in (low, high - low))
-    rest = pages["_share_rest.html"].render(low=shown, rest=unsure) if unsure != "0" else Markup()
-    title = f"{grouped(low)} of {grouped(of)}"
-    return pages["_share.html"].render(low=shown, rest=rest, text=percent((low / of, high / of)), title=title)
-
+# -- Tables: a cell for each kind of column
 
 SHORT = 24  # characters, which every table has room for: what is longer is told whole to who points at it
+ROW_HEAD, NUMBER = 'th scope="row"', 'td class="number"'
 
 
-def told_whole(pages: Pages, text: str) -> Markup:
-    """An attribute that tells a text whole, where a table may have to cut it off."""
-    return pages["_whole.html"].render(text=text) if len(text) > SHORT else Markup()
+def cell(content: object, whole: str = "", opening: str = "td") -> Markup:
+    """A cell; `whole` is told to who points at it."""
+    title = fill(' title="$text"', text=whole) if whole else NOTHING
+    return fill(f"<{opening}$title>$content</{opening[:2]}>", title=title, content=content)
 
 
-def change_of(now: float, then: float, *, points: bool = False) -> str:
-    """How a number differs from the one before: `+12 %`, or in percentage points for a rate."""
-    if points:
-        difference = 100 * (now - then)
-        return "the same" if abs(difference) < 0.05 else f"{difference:+.1f} points".replace("-", MINUS)
-    if not then:
-        return "none before" if now else ""
-    difference = 100 * (now - then) / then
-    return "the same" if abs(difference) < 0.5 else f"{difference:+,.0f}{NBSP}%".replace("-", MINUS)
+def text_cell(text: str, whole: str = "", opening: str = "td") -> Markup:
+    """A text that somebody else wrote, which the table may have to cut off."""
+    return cell(fill("<bdi>$text</bdi>", text=text), whole or text * (len(text) > SHORT), opening)
 
 
-def made_of(counts: Mapping[str, int]) -> str:
-    """`2 by people, 1 unconfirmed, 0 by machines`."""
-    return ", ".join(f"{grouped(counts[STATES[state]])} {STATE_WORDS[state]}" for state in STATES)
+def link_cell(url: str, text: str) -> Markup:
+    """The cell that a row is known by, with a link to its page."""
+    link = fill('<a href="$url"><bdi>$text</bdi></a>', url=url, text=text)
+    return cell(link, text * (len(text) > SHORT), ROW_HEAD)
+
+
+def time_text(view: View, at: int | None) -> Markup:
+    """A time as `3 minutes ago`, with the time itself beside it for who points at it."""
+    if not at:
+        return fill("–")
+    said = {"iso": f"{iso_time(at):.16}Z", "whole": view.shown_time(at), "text": ago((view.now - at) / 1000)}
+    return fill('<time datetime="$iso" title="$whole">$text</time>', **said)
+
+
+def share_text(low: int, high: int, of: int) -> Markup:
+    """A rate as a small bar and its number; without emails, the number alone."""
+    if not of:
+        return fill("$low", low=grouped(low) if low else "–")
+    shown, unsure = (f"{100 * min(count / of, 1):.0f}" for count in (low, high - low))
+    rest = fill('<rect class="u" x="$low%" width="$rest%"/>', low=shown, rest=unsure) if unsure != "0" else NOTHING
+    return fill(
+        '<span class="share" title="$title"><svg aria-hidden="true"><rect class="p" width="$low%"/>$rest</svg> $text</span>',
+        title=f"{grouped(low)} of {grouped(of)}", low=shown, rest=rest, text=percent((low / of, high / of)),
+    )
+
+
+def share_cell(view: View, row: Mapping[str, Any], name: str) -> Markup:
+    """How many of the emails that a row speaks of people certainly, and perhaps, opened or clicked."""
+    low, unsure = row[f"{name}_person"], row[f"{name}_unconfirmed"]
+    return cell(share_text(low, low + unsure, row["emails"]))
+
+
+def clicks_cell(view: View, row: Mapping[str, Any], name: str) -> Markup:
+    """The clicks of an email, and where they led."""
+    links, said = ", ".join(map(short_url, row["links"])), state_summary(row, name)
+    text = fill("$said <small>$links</small>", said=said, links=links)
+    return cell(text, f"{said} {links}" if len(said + links) >= SHORT else "")
+
+
+def email_cell(view: View, row: Mapping[str, Any], name: str) -> Markup:
+    """The email of a row: by its recipient, or else its key."""
+    return link_cell(f"{view.base}/emails/{quote(row['key'], safe='')}", row.get(name) or row["key"])
+
+
+def way_cell(view: View, row: Mapping[str, Any], name: str) -> Markup:
+    """Where a hit led, or with which program it came."""
+    url, agent = row["url"], row["user_agent"]
+    return text_cell(short_url(url) if url else client_of(agent).name, url or agent)
+
+
+def campaigns_cell(view: View, row: Mapping[str, Any], name: str) -> Markup:
+    """In which campaign a link stands, or in how many."""
+    count = row["campaigns"]
+    return text_cell(row[name] if count == 1 else counted(count, "campaign") if count else "–")
+
+
+CELLS: dict[str, Callable[[View, Mapping[str, Any], str], Markup]] = {
+    "text": lambda view, row, name: text_cell(row[name]),
+    "word": lambda view, row, name: cell(row[name]),
+    "head": lambda view, row, name: cell(row[name], opening=ROW_HEAD),
+    "number": lambda view, row, name: cell(grouped(row[name]), opening=NUMBER),
+    "time": lambda view, row, name: cell(time_text(view, row[name])),
+    "url": lambda view, row, name: text_cell(short_url(row[name]), row[name], ROW_HEAD),
+    "states": lambda view, row, name: cell(state_summary(row, name)),
+    "device": lambda view, row, name: cell(row[name] or "hidden"),
+    "subject": lambda view, row, name: text_cell(
+        row.get(name) or ("(no subject)" if row["registered"] else "(not registered)")
+    ),
+    "verdict": lambda view, row, name: cell(row[name], sentence_of(row["reason"]) or row["reason"]),
+    "campaign": lambda view, row, name: link_cell(f"{view.base}/campaigns/{quote(row[name], safe='')}", row[name]),
+    "share": share_cell, "clicks": clicks_cell, "email": email_cell, "way": way_cell, "campaigns": campaigns_cell,
+}
+EXPORT_QUERIES = {  # the parameters that a table's exports have from its page; just now happened what is in no export
+    "emails": ("campaign", "q", "show"),
+    "links": ("campaign",),
+    "campaigns": (),
+    "clients": (*RANGE_PARAMETERS, "tz"),
+}
+
+
+def query_of(view: View, names: Iterable[str]) -> str:
+    """Some of what was asked for, to ask it of an export."""
+    asked = {**view.asked, "campaign": view.campaign or ""}
+    return "&".join(f"{name}={quote(asked[name], safe='')}" for name in names if asked.get(name))
+
+
+def head_cell(view: View, table: str, column: Column) -> Markup:
+    """The head of a column, by which the table is sorted; the other way round where it is."""
+    number = fill(' class="number"') if column.kind == "number" else NOTHING
+    if not column.order:
+        return fill('<th scope="col"$number>$label</th>', number=number, label=column.head)
+    order, now = f"{table}.{column.order}", view.asked.get("sort", "")
+    direction = {order: "descending", f"{order}.up": "ascending"}.get(now, "none")
+    url = view.url(sort=f"{order}.up" if now == order else order, after="") + f"#{table}"
+    return fill(
+        '<th scope="col"$number aria-sort="$direction"><a href="$url">$label</a></th>',
+        number=number, direction=direction, url=url, label=column.head,
+    )
+
+
+def table_section(pages: Pages, view: View, rows: Rows) -> Markup:
+    """A table with its heads, how many it found, where it goes on, and where it can be taken away."""
+    table = rows.table
+    name = "hits" if table is EVENTS else table.name
+    if not rows.rows:
+        text = table.empty
+        if table is EMAILS and ("q" in view.asked or view.asked.get("show", "all") != "all"):
+            text = "No email is like that."
+        if rows.next:
+            text = f"None of the newest {grouped(MOST_SORTED)} emails is like that."
+        return pages["_empty.html"].render(name=name, title=table.title, text=text)
+    columns = [column for column in table.columns if not (view.campaign and column.head == "Campaign")]
+    lines = [
+        fill("<tr>$cells</tr>", cells=joined(CELLS[column.kind](view, row, column.field) for column in columns))
+        for row in rows.named(view.people)
+    ]
+    take = []
+    if rows.found is not None:
+        take.append(fill("$found of the newest $most ·", found=grouped(rows.found), most=grouped(MOST_SEARCHED)))
+    larger = next((most for most in TABLE_ROWS if most > view.most(name)), None)
+    changes = {"after": str(rows.next)} if table is EMAILS else {name: str(larger)}
+    if rows.next and (table is EMAILS or larger) and name in EXPORT_QUERIES:
+        take.append(fill('<a href="$url" rel="next">More</a> ·', url=f"{view.url(**changes)}#{name}"))
+    if name in EXPORT_QUERIES:
+        query = query_of(view, EXPORT_QUERIES[name])
+        csv, json_ = (f"{view.base}/{name}.{form}{'?' * bool(query)}{query}" for form in EXPORT_TYPES)
+        take.append(fill('Take away as <a href="$csv">CSV</a> or <a href="$json">JSON</a>', csv=csv, json=json_))
+    return pages["_table.html"].render(
+        name=name,
+        title=table.title,
+        heads=joined(head_cell(view, name, column) for column in columns),
+        rows=joined(lines),
+        take=joined(fill("$each ", each=each) for each in take),
+    )
+
+
+# -- The curve
+
+PANELS = ((OPEN, 16, 120), (CLICK, 164, 60))  # where a panel begins and how high it is, in pixels
+
+
+def round_top(value: int) -> int:
+    """The least even one of 2, 3, 4, 6, 8, 10, 20, 30, … that is not below the value: a round axis with a middle."""
+    scale = 1
+    while True:
+        for step in (2, 3, 4, 6, 8, 10):
+            if step * scale >= value and (step * scale) % 2 == 0:
+                return step * scale
+        scale *= 10
+
+
+def curve(pages: Pages, view: View, stats: Stats) -> Markup:
+    """Opens and clicks over time as bars, people at the bottom.
+
+    Across, a step is a unit, which is stretched to the width of the window; up, a unit is a pixel. So it is sharp, and its
+    letters keep their size, however wide the window is.
+    """
+    period, states = stats.period, tuple(STATES) if "machines" in view.asked else (PERSON, UNCONFIRMED)
+    tops = {
+        type_: round_top(max(sum(step[type_][state] for state in states) for step in stats.steps))
+        for type_, _, _ in PANELS
+    }
+    width = 100 / len(stats.steps)
+    bars: dict[int, list[str]] = {state: [] for state in STATES}
+    steps, marks, rows = [], [], []
+    every = -(-len(stats.steps) // 8)  # at most eight labels fit
+    for n, step in enumerate(stats.steps):
+        label = step_label(period, period.starts[n])
+        for type_, top, height in PANELS:
+            count, above = 0, top + height
+            for state in states:
+                count += step[type_][state]
+                upper = top + height - round(height * count / tops[type_])
+                if step[type_][state]:
+                    upper = min(upper, above - 1)  # the least is seen as well
+                    bars[state].append(f"M{n}.1 {upper}h.8v{above - upper}h-.8")
+                above = upper
+        numbers = [[grouped(step[type_][state]) for state in states] for type_, _, _ in PANELS]
+        told = " · ".join(
+            f"{'+'.join(some)} {TYPES[type_]}s" for some, (type_, _, _) in zip(numbers, PANELS, strict=True)
+        )
+        if any(step[type_][state] for type_ in step for state in states):
+            cells = joined(fill("<td>$text", text=text) for some in numbers for text in some)
+            rows.append(fill("<tr><th>$label$cells", label=label, cells=cells))
+        place = {"x": round(n * width, 2), "width": round(width, 2)}
+        steps.append(
+            fill(
+                '<a href="$url"><rect x="$x%" width="$width%"/><text>$told</text></a>',
+                **{"url": step_url(view, period, n), "told": f"{label}: {told}", **place},
+            )
+        )
+        if n % every == 0:
+            css = "m" if n // every % 2 == 0 else "m n"
+            x = f"{n * width + width / 2:.1f}"
+            marks.append(fill('<text x="$x%" y="242" class="$css">$label</text>', x=x, css=css, label=label))
+    heads = [f"{TYPES[type_].capitalize()}s {STATE_WORDS[state]}" for type_, _, _ in PANELS for state in states]
+    return pages["_curve.html"].render(
+        opens_top=grouped(tops[OPEN]),
+        opens_middle=grouped(tops[OPEN] // 2),
+        clicks_top=grouped(tops[CLICK]),
+        count=len(stats.steps),
+        people="".join(bars[PERSON]),
+        unconfirmed="".join(bars[UNCONFIRMED]),
+        machines="".join(bars[MACHINE]),
+        steps=joined(steps),
+        marks=joined(marks),
+        nothing=NOTHING if rows else fill('<text class="nothing" x="50%" y="110">Nothing in this range</text>'),
+        heads=joined(fill('<th scope="col">$head</th>', head=head) for head in heads),
+        rows=joined(rows),
+        step=period.step,
+    )
+
+
+def step_url(view: View, period: Period, n: int) -> str:
+    """Where a step of the curve leads: to the range that it is."""
+    begin = period.day(period.starts[n]).isoformat()
+    if period.step in ("hour", "day"):
+        return view.range_url(on=begin)
+    end = period.day([*period.starts, period.end][n + 1] - 1).isoformat()
+    return view.range_url(**{"from": begin, "to": end})
+
+
+def step_label(period: Period, at: int) -> str:
+    """How a step is named under the curve."""
+    local = datetime.fromtimestamp(at / 1000, period.zone)
+    if period.step == "hour":
+        return local.strftime("%H:%M")
+    return local.strftime("%b %Y") if period.step == "month" else f"{local.day} {local:%b}"
 
 
 # -- Figures
-
 
 DEFINITIONS = {
     "Sent": "Emails registered or declared as sent in this range.",
     "Opened": "Of the mail sent in this range: at least what people certainly opened, at most that and the unconfirmed.",
     "Clicked": "Of the mail sent in this range: emails in which a person followed a link; with the unconfirmed at most.",
     "Click-to-open": "Of the emails that people certainly read (by an open or a click): those in which they clicked.",
-    "Machines": "Opens and clicks in this range by scanners, bots and previews; they are in no rate.",
     "Opens": "Hits on pixels in this range, whenever the mail was sent; repeats are one open.",
     "Clicks": "Hits on links in this range, whenever the mail was sent.",
+    "Machines": "Opens and clicks in this range by scanners, bots and previews; they are in no rate.",
 }
-
-
-COHORT_FIGURES = 4  # the first ones are of the mail sent in the range, the others of the hits in it
-
-
-def dashboard_figures(stats: Stats) -> list[dict[str, object]]:
-    """The big numbers, each with what it is made of, its definition, and how it differs from the time before."""
-
-    def hits_of(hits: Mapping[int, Mapping[int, int]], kind: int, *states: int) -> int:
-        return sum(hits[kind][state] for state in states)
-
-    def seen(kind: int) -> str:
-        hits, emails = stats.hits[kind], stats.emails[kind]
-        return ", ".join(
-            f"{grouped(hits[state])} {STATE_WORDS[state]} ({counted(emails[state], 'email')})" for state in STATES
-        )
-
-    sent, before = stats.sent, stats.before
-    machines = sum(stats.hits[kind][MACHINE] for kind in TYPES)
-    opened, clicked = sent.rate(sent.opened), sent.rate(sent.clicked)
-    to_open = sent.click_to_open
-    by_click = f"; and {grouped(sent.click_only)} more by a click" if sent.click_only else ""
-    on_pixels, on_links = (grouped(stats.hits[kind][MACHINE]) for kind in TYPES)
-    rows = [
-        ("Sent", grouped(sent.emails), "emails sent in this range"),
-        ("Opened", percent(opened), f"of these: {made_of(sent.opened)}{by_click}"),
-        ("Clicked", percent(clicked), f"of these: {made_of(sent.clicked)}"),
-        (
-            "Click-to-open",
-            percent(None if to_open is None else (to_open, to_open)),
-            f"of {counted(sent.read, 'email')} that people read",
-        ),
-        ("Opens", grouped(hits_of(stats.hits, OPEN, *STATES)), seen(OPEN)),
-        ("Clicks", grouped(hits_of(stats.hits, CLICK, *STATES)), seen(CLICK)),
-        ("Machines", grouped(machines), f"{on_pixels} on pixels and {on_links} on links"),
-    ]
-    changes: dict[str, str] = {}
-    if before:
-        old_opened, old_clicked = before.sent.rate(before.sent.opened), before.sent.rate(before.sent.clicked)
-        old_to_open = before.sent.click_to_open
-        changes["Sent"] = change_of(sent.emails, before.sent.emails)
-        if opened and old_opened:
-            changes["Opened"] = change_of(opened[0], old_opened[0], points=True)
-        if clicked and old_clicked:
-            changes["Clicked"] = change_of(clicked[0], old_clicked[0], points=True)
-        if to_open is not None and old_to_open is not None:
-            changes["Click-to-open"] = change_of(to_open, old_to_open, points=True)
-        for kind, label in ((OPEN, "Opens"), (CLICK, "Clicks")):
-            changes[label] = change_of(hits_of(stats.hits, kind, *STATES), hits_of(before.hits, kind, *STATES))
-        changes["Machines"] = change_of(machines, sum(before.hits[kind][MACHINE] for kind in TYPES))
-    return [
-        {
-            "label": label,
-            "value": value,
-            "detail": detail,
-            "change": changes.get(label, ""),
-            "definition": DEFINITIONS[label],
-        }
-        for label, value, detail in rows
-    ]
-
-
 EXPLAINED = {"Opened", "Clicked", "Opens", "Clicks", "Machines"}  # figures that the list of reasons explains
 
 
-def figure_list(pages: Pages, figures: Sequence[Mapping[str, object]], *, explained: bool) -> Markup:
+class Figure(NamedTuple):
+    """A big number, what it is made of, and how it differs from the time before."""
+
+    label: str
+    value: str
+    detail: str
+    change: str = ""
+
+
+def _rates(totals: Totals) -> dict[str, tuple[float, float] | None]:
+    opened, clicked = totals.rate(totals.opened), totals.rate(totals.clicked)
+    return {"Opened": opened, "Clicked": clicked, "Click-to-open": totals.click_to_open}
+
+
+def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> list[Figure]:
+    """What became of some mail that was sent."""
+    by_click = f"; and {grouped(totals.click_only)} more by a click" if totals.click_only else ""
+    details = {
+        "Opened": f"{of}{made_of(totals.opened)}{by_click}",
+        "Clicked": f"{of}{made_of(totals.clicked)}",
+        "Click-to-open": f"of {counted(totals.read, 'email')} that people read",
+    }
+    change = change_of(totals.emails, before.emails) if before else ""
+    figures = [Figure("Sent", grouped(totals.emails), sent, change)]
+    earlier = _rates(before) if before else {}
+    for label, rate in _rates(totals).items():
+        change, then = "", earlier.get(label)
+        if rate and then:
+            points = 100 * (rate[0] - then[0])
+            change = "the same" if abs(points) < 0.05 else f"{points:+.1f} points".replace("-", MINUS)
+        figures.append(Figure(label, percent(rate), details[label], change))
+    return figures
+
+
+def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
+    """Figures of the mail sent in a range, and of the hits in it."""
+    before = stats.before
+    figures = []
+    for type_, label in ((OPEN, "Opens"), (CLICK, "Clicks")):
+        hits, emails = stats.hits[type_], stats.emails[type_]
+        count = sum(hits[state] for state in STATES)
+        made = (f"{grouped(hits[state])} {STATE_WORDS[state]} ({counted(emails[state], 'email')})" for state in STATES)
+        change = change_of(count, sum(before[1][type_][state] for state in STATES)) if before else ""
+        figures.append(Figure(label, grouped(count), ", ".join(made), change))
+    machines = [stats.hits[type_][MACHINE] for type_ in TYPES]
+    change = change_of(sum(machines), sum(before[1][type_][MACHINE] for type_ in TYPES)) if before else ""
+    detail = f"{grouped(machines[0])} on pixels and {grouped(machines[1])} on links"
+    figures.append(Figure("Machines", grouped(sum(machines)), detail, change))
+    sent = sent_figures(stats.sent, before and before[0], "emails sent in this range", "of these: ")
+    return sent, figures
+
+
+def figure_list(figures: Iterable[Figure], campaign: bool = False) -> Markup:
     """Figures as a list; where the page has the list of reasons, with a way to it."""
-    why = pages["_why.html"].render()
-    return pages["_figure.html"].render_each(
-        {**each, "why": why if explained and each["label"] in EXPLAINED else ""} for each in figures
+    why = fill(' <a href="#why">Why?</a>')
+    return joined(
+        fill(
+            '<div><dt title="$definition">$label</dt>'
+            '<dd><b>$value</b> <span class="change">$change</span><small>$detail$why</small></dd></div>\n',
+            **figure._asdict(),
+            definition=DEFINITIONS[figure.label].replace(
+                "sent in this range", "of this campaign" if campaign else "sent in this range"
+            ),
+            why=why if figure.label in EXPLAINED and not campaign else NOTHING,
+        )
+        for figure in figures
     )
 
 
-def reason_rows(stats: Stats) -> Iterator[dict[str, object]]:
+def reason_rows(stats: Stats) -> Iterator[dict[str, str]]:
     """Why the hits of a period count as they do: a row a reason, by what it counts as."""
-    for kind, verdict, reason, state, hits in stats.reasons:
+    for type_, verdict, reason, state, hits in stats.reasons:
         yield {
-            "hits": grouped(hits),
-            "type": f"{TYPES[kind]}s",
-            "verdict": verdict,
-            "counts_as": STATE_NAMES[state].replace("_", " "),
-            "reason": reason,
-            "sentence": sentence_of(reason),
+            "hits": grouped(hits), "type": f"{TYPES[type_]}s", "verdict": verdict, "reason": reason,
+            "counts_as": STATE_NAMES[state].replace("_", " "), "sentence": sentence_of(reason),
         }
-
-
-# -- Tables
-
-
-class Table(NamedTuple):
-    """A table of a page: its rows, how it is sorted, where it goes on and where it can be taken away."""
-
-    name: str
-    rows: list[dict[str, Any]]
-    order: str
-    ascending: bool
-    next_url: str  # "" if this is all
-    exports: tuple[str, str] | None  # as CSV and as JSON
-    empty: str  # what is said instead of no rows
-
-
-NUMBERS = {"Sent", "People", "Clicks", "Unconfirmed", "Machines", "Opens by people", "Hits"}  # columns of numbers
-
-
-def render_table(
-    pages: Pages, view: View, table: Table, title: str, heads: Sequence[tuple[str, str]], rows: Markup
-) -> Markup:
-    """A table with its heads, by which it is sorted, and what goes with it. Heads are words and orders; "": not sorted."""
-    if not table.rows:
-        return pages["_empty.html"].render(name=table.name, title=title, text=table.empty)
-    numbers = NUMBERS if table.name != "emails" else ()
-    kinds = (Markup(), pages["_number.html"].render())
-    cells = []
-    for label, order in heads:
-        if not order:
-            cells.append(pages["_head.html"].render(label=label, kind=kinds[label in numbers]))
-            continue
-        sorted_so = order == table.order
-        direction = ("ascending" if table.ascending else "descending") if sorted_so else "none"
-        kind = kinds[label in numbers]
-        url = view.sorted_url(table.name, order)
-        cells.append(pages["_sort.html"].render(label=label, direction=direction, url=url, kind=kind))
-    more = pages["_more.html"].render(url=table.next_url) if table.next_url else Markup()
-    exports = pages["_exports.html"].render(csv=table.exports[0], json=table.exports[1]) if table.exports else Markup()
-    return pages["_table.html"].render(
-        name=table.name, title=title, heads=Markup("".join(cells)), rows=rows, more=more, exports=exports
-    )
-
-
-def campaign_cell(pages: Pages, campaign: str, of_campaign: bool) -> Markup:
-    """Which campaign a row belongs to; nothing on the page of a campaign, where it would be the same in each."""
-    return (
-        Markup() if of_campaign else pages["_named_cell.html"].render(text=campaign, whole=told_whole(pages, campaign))
-    )
-
-
-def email_table(
-    pages: Pages, view: View, table: Table, zone: tzinfo, now: int, base: str, *, of_campaign: bool = False
-) -> Markup:
-    """Emails, with what their readers did."""
-    rows = [
-        {
-            "url": f"{base}/emails/{quote(row['key'], safe='')}",
-            "subject": row.get("subject") or ("(no subject)" if row["registered"] else "(not registered)"),
-            "recipient": row.get("recipient") or row["key"],
-            "campaign": campaign_cell(pages, row["campaign"], of_campaign),
-            "opens": state_summary(row, "opens"),
-            "clicks": state_summary(row, "clicks"),
-            "links": ", ".join(short_url(url) for url in row.get("links") or ()),
-            "sent": time_cell(pages, row["sent_at"] or row["created_at"], zone, now),
-        }
-        for row in table.rows
-    ]
-    rows = [
-        {
-            **row,
-            **{f"whole_{name}": told_whole(pages, str(row[name])) for name in ("recipient", "subject")},
-            "whole_clicks": told_whole(pages, f"{row['clicks']} {row['links']}"),
-        }
-        for row in rows
-    ]
-    heads = (
-        ("Recipient", "recipient"),
-        ("Subject", "subject"),
-        ("Opens", "opens"),
-        ("Clicks", "clicks"),
-        ("Sent", "sent"),
-        *(() if of_campaign else (("Campaign", "campaign"),)),
-    )
-    return render_table(pages, view, table, "Emails", heads, pages["_email_row.html"].render_each(rows))
-
-
-def state_summary(row: Mapping[str, Any], noun: str) -> str:
-    """The opens or clicks of one email in words: `2 by people, 1 by machines`."""
-    words = (("person", "by people"), ("unconfirmed", "unconfirmed"), ("machine", "by machines"))
-    return (
-        ", ".join(f"{grouped(row[f'{noun}_{state}'])} {word}" for state, word in words if row[f"{noun}_{state}"]) or "–"
-    )
-
-
-def campaign_table(pages: Pages, view: View, table: Table, zone: tzinfo, now: int, base: str) -> Markup:
-    """Campaigns, with rates of all they sent."""
-    rows = [
-        {
-            "url": f"{base}/campaigns/{quote(row['campaign'], safe='')}",
-            "campaign": row["campaign"],
-            "sent": grouped(row["emails"]),
-            "opened": share_cell(
-                pages, row["opened_person"], row["opened_person"] + row["opened_unconfirmed"], row["emails"]
-            ),
-            "clicked": share_cell(
-                pages, row["clicked_person"], row["clicked_person"] + row["clicked_unconfirmed"], row["emails"]
-            ),
-            "first": time_cell(pages, row["first_email_at"], zone, now),
-            "last": time_cell(pages, row["last_hit_at"], zone, now),
-        }
-        for row in table.rows
-    ]
-    heads = (
-        ("Campaign", "campaign"),
-        ("Sent", "sent"),
-        ("Opened", "opened"),
-        ("Clicked", "clicked"),
-        ("Began", "first"),
-        ("Last activity", "last"),
-    )
-    return render_table(pages, view, table, "Campaigns", heads, pages["_campaign_row.html"].render_each(rows))
-
-
-def link_table(pages: Pages, view: View, table: Table, *, of_campaign: bool = False) -> Markup:
-    """Links that were clicked, and by how many."""
-    rows = [
-        {
-            "url": row["url"],
-            "shown": short_url(row["url"]),
-            "people": grouped(row["emails_person"]),
-            "clicks": grouped(row["clicks_person"]),
-            "unconfirmed": grouped(row["clicks_unconfirmed"]),
-            "machines": grouped(row["clicks_machine"]),
-            "campaign": campaign_cell(
-                pages,
-                row["campaign"]
-                if row["campaigns"] == 1
-                else counted(row["campaigns"], "campaign")
-                if row["campaigns"]
-                else "–",
-                of_campaign,
-            ),
-        }
-        for row in table.rows
-    ]
-    heads = (
-        ("Destination", "url"),
-        ("People", "people"),
-        ("Clicks", "clicks"),
-        ("Unconfirmed", "unconfirmed"),
-        ("Machines", "machines"),
-        *(() if of_campaign else (("Campaign", "campaign"),)),
-    )
-    return render_table(pages, view, table, "Links", heads, pages["_link_row.html"].render_each(rows))
-
-
-def client_table(pages: Pages, view: View, table: Table) -> Markup:
-    """What the mail was opened with."""
-    total = sum(row["opens_person"] + row["opens_unconfirmed"] for row in table.rows)
-    rows = [
-        {
-            "client": row["client"],
-            "device": row["device"] or "hidden",
-            "people": grouped(row["opens_person"]),
-            "unconfirmed": grouped(row["opens_unconfirmed"]),
-            "share": share_cell(pages, row["opens_person"], row["opens_person"] + row["opens_unconfirmed"], total),
-        }
-        for row in table.rows
-    ]
-    heads = (
-        ("Opened with", "client"),
-        ("Device", "device"),
-        ("Opens by people", "people"),
-        ("Unconfirmed", "unconfirmed"),
-        ("Share", "share"),
-    )
-    return render_table(pages, view, table, "Mail programs", heads, pages["_client_row.html"].render_each(rows))
-
-
-def hit_table(pages: Pages, view: View, table: Table, zone: tzinfo, now: int, base: str) -> Markup:
-    """What just happened, newest first."""
-    rows = [
-        {
-            "url": f"{base}/emails/{quote(row['key'], safe='')}",
-            "at": time_cell(pages, row["timestamp"], zone, now),
-            "type": row["event_type"],
-            "who": row.get("recipient") or row["key"],
-            "what": short_url(row["url"]) if row["url"] else client_of(row["user_agent"]).name,
-            "title": row["url"] or row["user_agent"],
-            "verdict": row["verdict"],
-            "sentence": sentence_of(row["reason"]) or row["reason"],
-        }
-        for row in table.rows
-    ]
-    heads = (("When", ""), ("What", ""), ("Email", ""), ("With, or where to", ""), ("By", ""))
-    return render_table(pages, view, table, "Just now", heads, pages["_hit_row.html"].render_each(rows))
 
 
 # -- Pages
-
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """Who reads a page, and how they see times."""
-
-    tenant: Tenant
-    zone: tzinfo
-    zone_name: str
-    now: int
-    shows_people: bool  # whether recipients, subjects and addresses may be shown
-
-    base: str  # from this page to where the pages of its tenant begin; relative, since a page has many links
-
-
-@dataclass(frozen=True, slots=True)
-class DashboardModel:
-    """All that the dashboard shows."""
-
-    reader: Reader
-    view: View
-    stats: Stats
-    campaigns: Table
-    links: Table
-    clients: Table
-    hits: Table
-    emails: Table
-    wanted: Wanted
-    machines: bool  # whether the curve shows them
-    waiting: int  # about how many hits could not be drained in time
-    trial: Mapping[str, str] | None  # of a tenant without any hit: what to put into a first mail
-
-
-def dashboard_page(pages: Pages, model: DashboardModel) -> str:
-    """The dashboard of one tenant."""
-    reader, view, stats = model.reader, model.view, model.stats
-    period, zone, now, base = stats.period, reader.zone, reader.now, reader.base
-    ranges = [
-        {
-            "url": view.range_url(range="" if name == DEFAULT_RANGE else name),
-            "label": label,
-            "current": "page" if name == period.name else "false",
-        }
-        for name, label in RANGES.items()
-    ]
-    curve_url = view.url(machines="" if model.machines else "1") + "#curve"
-    trial = pages["_trial.html"].render(**model.trial) if model.trial else Markup()
-    figures = dashboard_figures(stats)
-    numbers = pages["_numbers.html"].render(
-        sent=figure_list(pages, figures[:COHORT_FIGURES], explained=True),
-        activity=figure_list(pages, figures[COHORT_FIGURES:], explained=True),
-        compared=f"; compared with the {RANGES.get(period.name, 'same length of time')} before" if stats.before else "",
-        curve=curve(pages, view, stats, machines=model.machines),
-        machines_url=curve_url,
-        machines_key=pages["_machines_key.html"].render() if model.machines else Markup(),
-        machines_text="Without machines" if model.machines else "With machines",
-        reasons=pages["_reason_row.html"].render_each(reason_rows(stats)),
-        campaigns=campaign_table(pages, view, model.campaigns, zone, now, base),
-        links=link_table(pages, view, model.links),
-        clients=client_table(pages, view, model.clients),
-        hits=hit_table(pages, view, model.hits, zone, now, base),
-        search=search_form(pages, view, model.wanted),
-        emails=email_table(pages, view, model.emails, zone, now, base),
-    )
-    body = pages["dashboard.html"].render(
-        name=reader.tenant.name,
-        last_hit=time_cell(pages, iso_time(stats.last_hit_at), zone, now)
-        if stats.last_hit_at
-        else Markup("none so far"),
-        ranges=pages["_range.html"].render_each(ranges),
-        begin=period.first_day.isoformat(),
-        end=period.last_day.isoformat(),
-        zone=period.zone_name,
-        kept=_kept_fields(pages, view, (*RANGE_PARAMETERS, "tz", "after")),
-        notices=pages["_notice.html"].render_each({"text": text} for text in dashboard_notices(model)),
-        trial=trial,
-        numbers=numbers,
-        exports=base,
-        parameters="&".join(
-            f"{name}={quote(value, safe='')}" for name, value in view.asked.items() if name in (*RANGE_PARAMETERS, "tz")
-        ),
-    )
-    return pages.page(f"{reader.tenant.name}: opens and clicks", body)
-
-
-def _kept_fields(pages: Pages, view: View, without: Collection[str]) -> Markup:
-    """What a form must send along, so that the page stays what it is otherwise."""
-    return pages["_kept.html"].render_each(
-        {"name": name, "value": value} for name, value in view.asked.items() if name not in without
-    )
-
 
 SHOWN_WORDS = {
     "all": "all",
@@ -6435,139 +6243,157 @@ SHOWN_WORDS = {
 }
 
 
-def search_form(pages: Pages, view: View, wanted: Wanted) -> Markup:
+def kept_fields(view: View, without: Collection[str]) -> Markup:
+    """What a form must send along, so that the page stays what it is otherwise."""
+    kept = {name: value for name, value in view.asked.items() if name not in without}
+    return joined(
+        fill('<input type="hidden" name="$name" value="$value">', name=name, value=value)
+        for name, value in kept.items()
+    )
+
+
+def search_form(pages: Pages, view: View) -> Markup:
     """The form that searches and filters emails."""
     options = [
-        {"value": name, "label": label, "state": Markup(" selected") if name == wanted.shown else Markup()}
+        fill(
+            f'<option value="$value"{" selected" * (name == view.asked.get("show", "all"))}>$label</option>\n',
+            value=name,
+            label=label,
+        )
         for name, label in SHOWN_WORDS.items()
     ]
     return pages["_search.html"].render(
-        action=view.path + "#emails",
-        kept=_kept_fields(pages, view, ("q", "show", "after", "sort")),
-        text=wanted.search,
-        options=pages["_option.html"].render_each(options),
-        about="Beginning of a recipient or key, or words of the subject or campaign"
-        if wanted.people
-        else "Beginning of a key",
+        action="/" + "/".join(quote(segment, safe="") for segment in view.segments) + "#emails",
+        kept=kept_fields(view, ("q", "show", "after", "sort")),
+        text=view.asked.get("q", ""),
+        options=joined(options),
+        about="A piece of a recipient, key, subject or campaign" if view.people else "A piece of a key",
     )
 
 
-@dataclass(frozen=True, slots=True)
-class CampaignModel:
-    """All that the page of a campaign shows."""
+def dashboard_page(
+    pages: Pages, view: View, stats: Stats, tables: Mapping[str, Rows], waiting: int, trial: Markup
+) -> str:
+    """The dashboard of one tenant."""
+    period, machines = stats.period, "machines" in view.asked
+    ranges = [
+        fill(
+            '<li><a href="$url" aria-current="$current">$label</a></li>\n',
+            url=view.range_url(range="" if name == DEFAULT_RANGE else name),
+            current="page" if name == period.name else "false",
+            label=label,
+        )
+        for name, label in RANGES.items()
+    ]
+    reasons = [
+        fill(
+            '<tr><td class="number">$hits</td><td>$counts_as</td><td>$verdict, $type</td>'
+            '<td class="wide"><code>$reason</code> $sentence</td></tr>\n',
+            **row,
+        )
+        for row in reason_rows(stats)
+    ]
+    sent, activity = dashboard_figures(stats)
+    notices = dashboard_notices(view, stats, waiting)
+    body = pages["dashboard.html"].render(
+        **{name: table_section(pages, view, rows) for name, rows in tables.items()},
+        name=view.tenant.name,
+        last_hit=time_text(view, stats.last_hit_at) if stats.last_hit_at else "none so far",
+        ranges=joined(ranges),
+        begin=period.day(period.starts[0]).isoformat(),
+        end=period.day(period.end - 1).isoformat(),
+        zone=period.zone_name,
+        kept=kept_fields(view, (*RANGE_PARAMETERS, "tz", "after")),
+        notices=joined(fill('<p class="notice">$text</p>\n', text=text) for text in notices),
+        trial=trial,
+        sent=figure_list(sent),
+        activity=figure_list(activity),
+        compared=f"; compared with the {RANGES.get(period.name, 'same length of time')} before" if stats.before else "",
+        curve=curve(pages, view, stats),
+        machines_url=view.url(machines="" if machines else "1") + "#curve",
+        machines_key=fill(' + <span class="machine">by machines</span>') if machines else NOTHING,
+        machines_text="Without machines" if machines else "With machines",
+        reasons=joined(reasons),
+        search=search_form(pages, view),
+        exports=view.base,
+        parameters=query_of(view, (*RANGE_PARAMETERS, "tz")),
+    )
+    return pages.page(f"{view.tenant.name}: opens and clicks", body)
 
-    reader: Reader
-    view: View
-    campaign: dict[str, Any]  # as CAMPAIGN_FIELDS
-    links: Table
-    emails: Table
-    wanted: Wanted
 
-
-def campaign_page(pages: Pages, model: CampaignModel) -> str:
+def campaign_page(pages: Pages, view: View, campaign: Rows, links: Rows, emails: Rows) -> str:
     """One campaign: its numbers, its links, its recipients."""
-    reader, row = model.reader, model.campaign
-    totals = totals_of(row)
-    to_open = totals.click_to_open
-    by_click = f"; and {grouped(totals.click_only)} more by a click" if totals.click_only else ""
-    figures = [
-        {
-            "label": label,
-            "value": value,
-            "detail": detail,
-            "change": "",
-            "definition": DEFINITIONS[label].replace("sent in this range", "of this campaign"),
-        }
-        for label, value, detail in (
-            ("Sent", grouped(totals.emails), "emails"),
-            ("Opened", percent(totals.rate(totals.opened)), f"{made_of(totals.opened)}{by_click}"),
-            ("Clicked", percent(totals.rate(totals.clicked)), made_of(totals.clicked)),
-            (
-                "Click-to-open",
-                percent(None if to_open is None else (to_open, to_open)),
-                f"of {counted(totals.read, 'email')} that people read",
-            ),
-        )
-    ]
+    [row] = campaign.named()
     body = pages["campaign.html"].render(
-        name=reader.tenant.name,
-        home=f"{reader.base}/dashboard",
+        name=view.tenant.name,
+        home=f"{view.base}/dashboard",
         campaign=row["campaign"],
-        first=time_cell(pages, row["first_email_at"], reader.zone, reader.now),
-        last=time_cell(pages, row["last_hit_at"], reader.zone, reader.now),
-        figures=figure_list(pages, figures, explained=False),
-        links=link_table(pages, model.view, model.links, of_campaign=True),
-        search=search_form(pages, model.view, model.wanted),
-        emails=email_table(pages, model.view, model.emails, reader.zone, reader.now, reader.base, of_campaign=True),
+        first=time_text(view, row["first_email_at"]),
+        last=time_text(view, row["last_hit_at"]),
+        figures=figure_list(sent_figures(totals_of(row), None, "emails", ""), campaign=True),
+        links=table_section(pages, view, links),
+        search=search_form(pages, view),
+        emails=table_section(pages, view, emails),
     )
-    return pages.page(f"{row['campaign']}: {reader.tenant.name}", body)
+    return pages.page(f"{row['campaign']}: {view.tenant.name}", body)
 
 
-@dataclass(frozen=True, slots=True)
-class EmailModel:
-    """All that the page of an email shows."""
-
-    reader: Reader
-    email: dict[str, Any]  # as EMAIL_FIELDS, and more; without what this reader may not see
-    hits: list[dict[str, Any]]  # as EVENT_FIELDS, the first one first
-    more: bool  # whether there are more hits than these
-
-
-def email_page(pages: Pages, model: EmailModel) -> str:
+def email_page(pages: Pages, view: View, emails: Rows, hits: Rows) -> str:
     """One email, and everything that happened to it."""
-    reader, email = model.reader, model.email
-    sent = email["delivered_at"] or email["sent_at"]
-    begin = moment(sent).timestamp() * 1000 if sent else None
+    [email] = emails.named(view.people)
+    arrived = email["delivered_at"] or email["sent_at"]
     arrival = "it was delivered" if email["delivered_at"] else "it was sent"
-    rows = []
-    for hit in model.hits:
-        at = moment(hit["timestamp"]).timestamp() * 1000
-        client = client_of(hit["user_agent"])
-        after = ""
-        if begin is not None:
-            after = f"{lasting(int(at - begin))} {'after' if at >= begin else 'before'} {arrival}"
-        rows.append(
-            {
-                "at": shown_time(hit["timestamp"], reader.zone),
-                "iso": hit["timestamp"],
-                "after": after,
-                "type": f"{hit['event_type']}{', HEAD' if hit['method'] == 'HEAD' else ''}",
-                "verdict": hit["verdict"],
-                "reason": hit["reason"],
-                "sentence": sentence_of(hit["reason"]),
-                "client": f"{client.name}{', ' + client.device if client.device else ''}",
-                "agent": hit["user_agent"] or "(no user agent)",
-                "link": short_url(hit["url"]) if hit["url"] else "–",
-                "url": hit["url"] or "",
-                "address": hit.get("ip_address") or "–",
-            }
+    lines = []
+    for hit in reversed(hits.named(view.people)):
+        at, client, url = hit["timestamp"], client_of(hit["user_agent"]), hit["url"]
+        after = f"{lasting(at - arrived)} {'after' if at >= arrived else 'before'} {arrival}" if arrived else ""
+        when = fill(
+            '<time datetime="$iso">$at</time><small>$after</small>',
+            iso=iso_time(at),
+            at=view.shown_time(at),
+            after=after,
         )
-    exports = f"{reader.base}/events"
-    key = quote(email["key"], safe="")
-    campaign = email["campaign"]
-    about = [
-        ("Key", email["key"]),
-        *((("Recipient", email["recipient"] or "–"),) if "recipient" in email else ()),
-        ("Sent", shown_time(email["sent_at"], reader.zone) or "not registered"),
-        *((("Delivered", shown_time(email["delivered_at"], reader.zone)),) if email["delivered_at"] else ()),
-        ("Opened", state_summary(email, "opens")),
-        ("Clicked", state_summary(email, "clicks")),
-    ]
+        why = fill(
+            "<b>$verdict</b> <code>$reason</code><small>$sentence</small>",
+            verdict=hit["verdict"], reason=hit["reason"], sentence=sentence_of(hit["reason"]),
+        )
+        cells = (
+            cell(when, opening=ROW_HEAD),
+            cell(f"{hit['event_type']}{', HEAD' if hit['method'] == 'HEAD' else ''}"),
+            cell(why, opening='td class="wide"'),
+            text_cell(", ".join(filter(None, client)), hit["user_agent"] or "(no user agent)"),
+            text_cell(short_url(url) if url else "–", url or ""),
+            cell(hit.get("ip_address") or "–"),
+        )
+        lines.append(fill("<tr>$cells</tr>\n", cells=joined(cells)))
+    about = {
+        "Key": email["key"],
+        **({"Recipient": email["recipient"] or "–"} if "recipient" in email else {}),
+        "Sent": view.shown_time(email["sent_at"]) or "not registered",
+        **({"Delivered": view.shown_time(email["delivered_at"])} if email["delivered_at"] else {}),
+        "Opened": state_summary(email, "opens"),
+        "Clicked": state_summary(email, "clicks"),
+    }
+    crumb = NOTHING
+    if campaign := email["campaign"]:
+        url = f"{view.base}/campaigns/{quote(campaign, safe='')}"
+        crumb = fill('<a href="$url"><bdi>$text</bdi></a> &rsaquo;', url=url, text=campaign)
     body = pages["email.html"].render(
-        name=reader.tenant.name,
-        home=f"{reader.base}/dashboard",
+        name=view.tenant.name,
+        home=f"{view.base}/dashboard",
         title=email.get("subject") or f"Email {email['key']}",
-        campaign=pages["_crumb.html"].render(url=f"{reader.base}/campaigns/{quote(campaign, safe='')}", text=campaign)
-        if campaign
-        else Markup(),
-        about=pages["_about.html"].render_each({"name": name, "value": value} for name, value in about),
-        hits=pages["_timeline_row.html"].render_each(rows),
-        count=counted(len(rows), "hit") + (" of more; all are in the export" if model.more else ""),
-        csv=f"{exports}.csv?key={key}",
-        json=f"{exports}.json?key={key}",
-        zone=reader.zone_name,
+        campaign=crumb,
+        about=joined(
+            fill("<div><dt>$name</dt><dd><bdi>$value</bdi></dd></div>\n", name=name, value=value)
+            for name, value in about.items()
+        ),
+        hits=joined(lines),
+        count=counted(len(lines), "hit") + (" of more; all are in the export" if hits.next else ""),
+        events=f"{view.base}/events",
+        key=quote(email["key"], safe=""),
+        zone=view.zone_name,
     )
-    return pages.page(f"{email.get('subject') or email['key']}: {reader.tenant.name}", body)
+    return pages.page(f"{email.get('subject') or email['key']}: {view.tenant.name}", body)
 
 
 def can_allow(host: str, reason: str) -> bool:
@@ -6578,33 +6404,34 @@ def can_allow(host: str, reason: str) -> bool:
         return False
 
 
-def dashboard_notices(model: DashboardModel) -> Iterator[str]:
+def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
-    tenant, stats = model.reader.tenant, model.stats
+    tenant = view.tenant
     if zone_named(tenant.tz) is None:
         yield f"This machine has no data of the time zone {tenant.tz} (install tzdata): days begin in UTC."
-    if model.waiting:
-        are = "hit is" if model.waiting == 1 else "hits are"
-        yield f"About {grouped(model.waiting)} {are} still waiting to be counted, and safe; load this page again."
+    if waiting:
+        are = "hit is" if waiting == 1 else "hits are"
+        yield f"About {grouped(waiting)} {are} still waiting to be counted, and safe; load this page again."
     if tenant.id_in_mail_at and not tenant.one_id:
-        when = shown_time(iso_time(tenant.id_in_mail_at), stats.period.zone)
         yield (
-            f"This dashboard's id stands in mail (last seen {when}): whoever reads that mail's source can read these numbers, and its hits "
-            f"are not counted. Make a new one with `tenant rotate {tenant.mail_id}`, and put {tenant.mail_id} into mail."
+            f"This dashboard's id stands in mail (last seen {view.shown_time(tenant.id_in_mail_at)}): whoever reads that mail's "
+            "source can read these numbers, and its hits are not counted. "
+            f"Make a new one with `tenant rotate {tenant.mail_id}`, and put {tenant.mail_id} into mail."
         )
     if tenant.suspended:
         yield "This tenant is suspended: its links show the naming page."
-    if stats.unregistered.emails:
+    others = stats.unregistered
+    if others.emails:
         yield (
-            f"Apart from the mail sent, so far {counted(stats.unregistered.emails, 'email')} that nobody registered got hits. "
-            f"Opened: {made_of(stats.unregistered.opened)}. Clicked: {made_of(stats.unregistered.clicked)}. They are in no rate."
+            f"Apart from the mail sent, so far {counted(others.emails, 'email')} that nobody registered got hits. "
+            f"Opened: {made_of(others.opened)}. Clicked: {made_of(others.clicked)}. They are in no rate."
         )
     for host, reason, clicks in stats.named:
         how = (
-            f"`tenant set {tenant.mail_id} --domain {host}` allows it from then on." if can_allow(host, reason) else ""
+            f" `tenant set {tenant.mail_id} --domain {host}` allows it from then on." if can_allow(host, reason) else ""
         )
-        yield f"{counted(clicks, 'click')} to {host} met the naming page: {NAMING_REASONS[reason]}. {how}".rstrip()
-    if not model.reader.shows_people:
+        yield f"{counted(clicks, 'click')} to {host} met the naming page: {NAMING_REASONS[reason]}.{how}"
+    if not view.people:
         yield "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."
 
 
@@ -7118,323 +6945,167 @@ def is_operator(app: App, request: Request) -> bool:
 # == Views =============================================================================================
 # Handlers for who reads: pages, numbers and exports.
 
-EXPORT_TYPES = ("csv", "json")
-MAX_ROWS = 100_000  # of an export over HTTP: a sync worker that streams for minutes is killed, and blocks pixels
-CHUNK_ROWS = 500  # read at once: the database is free in between; more takes memory, and saves no time
 EMAIL_ROWS = 12  # on a page, and so on: enough to see at once, and a page stays under 60 kB
 CAMPAIGN_EMAIL_ROWS = 50
-TABLE_ROWS = (8, 80, 800)  # of campaigns and links: at first, and what "More" gives
 HIT_ROWS = 5
 TIMELINE_ROWS = 200
-
-
-def _reader(app: App, request: Request, tenant: Tenant) -> Reader:
-    """Who reads, and in which zone: the one in the URL, else the tenant's own, else UTC."""
-    name = request.parameters().get("tz") or (tenant.tz if zone_named(tenant.tz) else "UTC")
-    try:
-        zone = read_zone(name)
-    except BadPeriod as error:
-        raise HTTPError(400, f"{error}.") from None
-    base = "." if len(request.segments) == 2 else ".."
-    return Reader(tenant, zone, name, now_ms(), _shows_people(app, request, tenant), base)
-
-
-def _asked_period(request: Request, connection: sqlite3.Connection, reader: Reader) -> Period:
-    parameters = request.parameters()
-    try:
-        days = None
-        if parameters.get("on"):
-            days = read_days(parameters["on"])
-        elif parameters.get("from") or parameters.get("to"):
-            today = datetime.fromtimestamp(reader.now / 1000, reader.zone).date().isoformat()
-            days = read_days(parameters.get("from") or today, parameters.get("to") or today)
-        name = parameters.get("range") or DEFAULT_RANGE
-        return period_of(connection, reader.tenant.number, name, reader.zone_name, reader.now, days)
-    except BadPeriod as error:
-        raise HTTPError(400, f"{error}.") from None
-
-
 ASKED = (*RANGE_PARAMETERS, "tz", "q", "show", "sort", "after", "campaigns", "links", "machines")
-MOST_SEARCHED = 200  # characters of a search
+MOST_TYPED = 200  # characters of a search
 MOST_ASKED = 60  # of any other parameter: no zone's name is longer
 
 
-def _view(request: Request, reader: Reader) -> View:
-    """The page that was asked for, with the parameters that are not the default."""
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """What can't be read of a range is the client's mistake."""
+    try:
+        yield
+    except BadPeriod as error:
+        raise HTTPError(400, f"{error}.") from None
+
+
+@_refusing()
+def _view(app: App, request: Request, tenant: Tenant, campaign: str | None = None) -> View:
+    """Who reads, and what was asked for; in the zone of the URL, else the tenant's own, else UTC."""
     parameters = request.parameters()
+    name = parameters.get("tz") or (tenant.tz if zone_named(tenant.tz) else "UTC")
+    zone = read_zone(name)
     # Cut to what is heeded: each of the many links of the page repeats it.
-    cut = {name: parameters.get(name, "")[: MOST_SEARCHED if name == "q" else MOST_ASKED] for name in ASKED}
-    asked = {name: value for name, value in cut.items() if value}
-    if asked.get("tz") == reader.tenant.tz:
-        del asked["tz"]
-    return View("/" + "/".join(quote(segment, safe="") for segment in request.segments), asked)
+    cut = {name: parameters.get(name, "")[: MOST_TYPED if name == "q" else MOST_ASKED] for name in ASKED}
+    asked = {name: value for name, value in cut.items() if value and (name, value) != ("tz", tenant.tz)}
+    people = not tenant.one_id or has_key(app, request, tenant)
+    return View(tenant, zone, name, now_ms(), people, request.segments, asked, campaign)
 
 
-SORTED_TABLES = ("campaigns", "links", "clients", "emails")
+@_refusing()
+def _period(connection: sqlite3.Connection, view: View) -> Period:
+    days, asked = None, view.asked
+    if "on" in asked:
+        days = read_days(on=asked["on"])
+    elif "from" in asked or "to" in asked:
+        today = f"{datetime.fromtimestamp(view.now / 1000, view.zone):%Y-%m-%d}"
+        days = read_days(**{"from": asked.get("from", today), "to": asked.get("to", today)})
+    name = asked.get("range", DEFAULT_RANGE)
+    return period_of(connection, view.tenant.number, name, view.zone_name, view.now, days)
 
 
-def _wanted(
-    request: Request, table: str, orders: Mapping[str, str], *, people: bool, campaign: str | None = None
-) -> Wanted:
+def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
     """Which rows of a table the request asks for. Raises HTTPError 400 for what can't be."""
     parameters = request.parameters()
-    shown, search = parameters.get("show") or "all", (parameters.get("q") or "").strip()[:MOST_SEARCHED]
+    search, shown = parameters.get("q", "").strip()[:MOST_TYPED], parameters.get("show") or "all"
     if shown not in SHOWN:
         raise HTTPError(400, f"show: expected one of {', '.join(SHOWN)}")
     name, _, order = parameters.get("sort", "").partition(".")
     order, _, up = order.partition(".")
-    if name not in ("", *SORTED_TABLES):
-        raise HTTPError(400, f"sort: expected one of the tables {', '.join(SORTED_TABLES)}, and a column of it")
-    if name != table or not orders:
-        order = up = ""
-    elif order not in orders or up not in ("", "up") or (not people and order in PERSONAL_FIELDS):
-        raise HTTPError(
-            400, f"sort: expected {table} and one of {', '.join(orders)}, such as {table}.{next(iter(orders))}.up"
-        )
-    return Wanted(campaign, UNFIT.sub("", search), shown, None, order, up == "up", people)
-
-
-def _row_limit(request: Request, table: str) -> int:
-    text = request.parameters().get(table, "")
-    return next((rows for rows in TABLE_ROWS if text == str(rows)), TABLE_ROWS[0])
-
-
-def _more_url(view: View, table: str, limit: int, rows: Rows) -> str:
-    following = next((rows for rows in TABLE_ROWS if rows > limit), None)
-    return view.url(**{table: str(following)}) + f"#{table}" if rows.next and following else ""
-
-
-def _table(
-    view: View,
-    name: str,
-    fields_: Sequence[str],
-    rows: Rows,
-    wanted: Wanted,
-    next_url: str,
-    query: Mapping[str, str | None],
-    base: str,
-    empty: str,
-) -> Table:
-    """A table of a page, with where it can be taken away."""
-    parameters = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items() if value)
-    exports = tuple(f"{base}/{name}.{form}{'?' if parameters else ''}{parameters}" for form in ("csv", "json"))
-    return Table(
-        name,
-        [dict(zip(fields_, row, strict=True)) for row in rows.rows],
-        wanted.order,
-        wanted.ascending,
-        next_url,
-        (exports[0], exports[1]),
-        empty,
-    )
-
-
-def _email_rows(
-    connection: sqlite3.Connection, request: Request, reader: Reader, view: View, wanted: Wanted, most: int
-) -> Table:
-    """The table of emails, as it is asked for, with the links that people clicked in them."""
-    after, tenant = _cursor(request), reader.tenant.number
-    if wanted.order:
-        rows = sorted_emails(connection, tenant, wanted, 0 if after == NEWEST else min(after.id, MOST_SORTED), most)
-    else:
-        rows = table_page(connection, tenant, "emails", after, most, wanted)
-    next_url = view.url(after=str(rows.next)) + "#emails" if rows.next else ""
-    query = {"campaign": wanted.campaign, "q": wanted.search, "show": wanted.shown if wanted.shown != "all" else None}
-    empty = (
-        "No email is like that."
-        if wanted.search or wanted.shown != "all"
-        else "No emails yet. Register one by POST, or send mail with a pixel: it appears here with its first hit."
-    )
-    if rows.next and not rows.rows:
-        empty = f"None of the newest {grouped(MOST_SORTED)} emails is like that."
-    table = _table(view, "emails", EMAIL_FIELDS, rows, wanted, next_url, query, reader.base, empty)
-    links = clicked_links(connection, tenant, [row["key"] for row in table.rows])
-    shown = [{**_visible(row, reader.shows_people), "links": links.get(row["key"], [])} for row in table.rows]
-    return table._replace(rows=shown)
+    sorted_tables = {each.name: each.orders for each in (CAMPAIGNS, LINKS, PROGRAMS, EMAILS)}
+    if name and name not in sorted_tables:
+        raise HTTPError(400, f"sort: expected one of the tables {', '.join(sorted_tables)}, and a column of it")
+    orders = [each for each in sorted_tables.get(name, ()) if view.people or each not in PERSONAL_FIELDS]
+    if name and (order not in orders or up not in ("", "up")):
+        raise HTTPError(400, f"sort: expected {name} and one of {', '.join(orders)}, such as {name}.{orders[0]}.up")
+    text = parameters.get("after", "")
+    after = read_cursor(text) if text else NEWEST
+    if after is None:
+        raise HTTPError(400, "after: expected what `next` said on the page before")
+    asked = Wanted(campaign=view.campaign, people=view.people, **more)
+    if table is EMAILS:
+        asked = asked._replace(search=UNFIT.sub("", search), shown=shown)
+    if table is EMAILS or asked.whole:
+        asked = asked._replace(after=after)
+    return asked._replace(order=order, ascending=up == "up") if name == table.name and not asked.whole else asked
 
 
 def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
     """The tenant's page."""
-    reader = _reader(app, request, tenant)
-    view = _view(request, reader)
-    people, number = reader.shows_people, tenant.number
-    wanted = _wanted(request, "emails", EMAIL_ORDERS, people=people)
-    campaigns = _wanted(request, "campaigns", CAMPAIGN_ORDERS, people=people)
-    links = _wanted(request, "links", LINK_ORDERS, people=people)
-    clients = _wanted(request, "clients", CLIENT_ORDERS, people=people)
-    _cursor(request)
+    view = _view(app, request, tenant)
     with app.numbers() as (connection, waiting):
-        period = _asked_period(request, connection, reader)
-        stats = read_stats(connection, number, period, tenant.tz)
-        limits = {name: _row_limit(request, name) for name in ("campaigns", "links")}
-        some_campaigns = campaign_rows(
-            connection, number, replace(campaigns, shown="all", search=""), most=limits["campaigns"]
-        )
-        some_links = link_rows(connection, number, links, 0, limits["links"])
-        some_clients = Rows(
-            clients_between(connection, number, *period.days, clients.order or "share", ascending=clients.ascending),
-            None,
-        )
-        some_hits = table_page(connection, number, "events", NEWEST, HIT_ROWS)
-        emails = _email_rows(connection, request, reader, view, wanted, EMAIL_ROWS)
-        has_mail = has_emails(connection, number)
-        recipients = recipients_of(connection, number, [row[0] for row in some_hits.rows]) if people else {}
-    when = {name: view.asked.get(name) for name in (*RANGE_PARAMETERS, "tz")}
-    hits = _table(view, "hits", EVENT_FIELDS, some_hits, ANYTHING, "", {}, reader.base, "Nothing so far.")
-    hits = hits._replace(rows=[{**row, "recipient": recipients.get(row["key"])} for row in hits.rows], exports=None)
-    model = DashboardModel(
-        reader=reader,
-        view=view,
-        stats=stats,
-        campaigns=_table(
-            view, "campaigns", CAMPAIGN_FIELDS, some_campaigns, campaigns,
-            _more_url(view, "campaigns", limits["campaigns"], some_campaigns), {}, reader.base,
-            "No campaigns yet: name one when you register or instrument mail.",
-        ),
-        links=_table(
-            view, "links", LINK_ROW_FIELDS, some_links, links, _more_url(view, "links", limits["links"], some_links), {}, reader.base,
-            "No link was clicked yet.",
-        ),
-        clients=_table(view, "clients", CLIENT_FIELDS, some_clients, clients, "", when, reader.base, "No mail was opened in this range."),
-        hits=hits,
-        emails=emails,
-        wanted=wanted,
-        machines="machines" in view.asked,
-        waiting=waiting,
-        trial=None if has_mail else _trial(app, request, tenant),
-    )  # fmt: skip
-    return html_response(200, dashboard_page(app.pages, model))
-
-
-def _trial(app: App, request: Request, tenant: Tenant) -> dict[str, str]:
-    """What a tenant without any hit is shown: what to put into a first mail, and a pixel and a link to try."""
-    public = app.settings.public_url(tenant.tracking_host)
-    base = public or "https://track.example.com"
-    key = f"{TEST_KEY}page"
-    hits = Markup("To try it from here, open this page under the address that links begin with.")
-    if public and read_origin(public)[0] == request.host and app.secrets:
-        hits = app.pages["_trial_hits.html"].render(
-            test_pixel=pixel_path(tenant.mail_id, key),
-            test_click=click_path(app.secrets[0], tenant.mail_id, key, TEST_DESTINATION),
-        )
-    return {
-        "instrument": f"{PROGRAM} instrument {tenant.mail_id} < message.eml > tracked.eml",
-        "pixel": f'<img src="{base}/{tenant.mail_id}/pixel/KEY.gif" width="1" height="1" alt="">',
-        "click": f"{base}/{tenant.mail_id}/click/KEY?url=https://…",
-        "trial_hits": hits,
-    }
+        period = _period(connection, view)
+        asked = {
+            "campaigns": _wanted(request, view, CAMPAIGNS, most=view.most("campaigns")),
+            "links": _wanted(request, view, LINKS, most=view.most("links")),
+            "clients": _wanted(request, view, PROGRAMS, days=period.days),
+            "events": _wanted(request, view, EVENTS, most=HIT_ROWS),
+            "emails": _wanted(request, view, EMAILS, most=EMAIL_ROWS),
+        }
+        stats = read_stats(connection, tenant.number, period, tenant.tz)
+        tables = {name: read_table(connection, tenant.number, TABLES[name], each) for name, each in asked.items()}
+        trial = NOTHING if has_emails(connection, tenant.number) else _trial(app, request, tenant)
+    return html_response(200, dashboard_page(app.pages, view, stats, tables, waiting, trial))
 
 
 TEST_DESTINATION = "https://example.com/"  # reserved for such uses (RFC 2606); nobody of ours ever asks for it
 
 
+def _trial(app: App, request: Request, tenant: Tenant) -> Markup:
+    """What a tenant without any hit is shown: what to put into a first mail, and a pixel and a link to try."""
+    public = app.settings.public_url(tenant.tracking_host)
+    base = public or "https://track.example.com"
+    key = f"{TEST_KEY}page"
+    hits = fill("To try it from here, open this page under the address that links begin with.")
+    if public and read_origin(public)[0] == request.host and app.secrets:
+        hits = app.pages["_trial_hits.html"].render(
+            test_pixel=pixel_path(tenant.mail_id, key),
+            test_click=click_path(app.secrets[0], tenant.mail_id, key, TEST_DESTINATION),
+        )
+    return app.pages["_trial.html"].render(
+        instrument=f"{PROGRAM} instrument {tenant.mail_id} < message.eml > tracked.eml",
+        pixel=f'<img src="{base}/{tenant.mail_id}/pixel/KEY.gif" width="1" height="1" alt="">',
+        click=f"{base}/{tenant.mail_id}/click/KEY?url=https://…",
+        trial_hits=hits,
+    )
+
+
 def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
     """The page of a campaign."""
-    reader = _reader(app, request, tenant)
-    view = _view(request, reader)
-    wanted = _wanted(request, "emails", EMAIL_ORDERS, people=reader.shows_people, campaign=campaign)
-    links = _wanted(request, "links", LINK_ORDERS, people=reader.shows_people, campaign=campaign)
+    view = _view(app, request, tenant, campaign)
+    links = _wanted(request, view, LINKS, most=view.most("links"))
+    emails = _wanted(request, view, EMAILS, most=CAMPAIGN_EMAIL_ROWS)
     with app.numbers() as (connection, _):
-        found = campaign_rows(connection, tenant.number, Wanted(campaign)).rows
-        if not found:
+        found = read_table(connection, tenant.number, CAMPAIGNS, Wanted(campaign=campaign))
+        if not found.rows:
             raise HTTPError(404, "There is no such campaign.")
-        limit = _row_limit(request, "links")
-        some_links = link_rows(connection, tenant.number, links, 0, limit)
-        emails = _email_rows(connection, request, reader, view, wanted, CAMPAIGN_EMAIL_ROWS)
-    model = CampaignModel(
-        reader=reader,
-        view=view,
-        campaign=dict(zip(CAMPAIGN_FIELDS, found[0], strict=True)),
-        links=_table(
-            view, "links", LINK_ROW_FIELDS, some_links, links, _more_url(view, "links", limit, some_links), {"campaign": campaign},
-            reader.base, "No link of this campaign was clicked yet.",
-        ),
-        emails=emails,
-        wanted=wanted,
-    )  # fmt: skip
-    return html_response(200, campaign_page(app.pages, model))
+        tables = (read_table(connection, tenant.number, *each) for each in ((LINKS, links), (EMAILS, emails)))
+        return html_response(200, campaign_page(app.pages, view, found, *tables))
 
 
 def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
     """The page of an email."""
-    reader = _reader(app, request, tenant)
+    view = _view(app, request, tenant)
     with app.numbers() as (connection, _):
-        details = email_details(connection, tenant.number, key)
-        if details is None:
+        email = read_table(connection, tenant.number, EMAILS, Wanted(key=key))
+        if not email.rows:
             raise HTTPError(404, "There is no such email.")
-        hits = table_page(connection, tenant.number, "events", NEWEST, TIMELINE_ROWS, Wanted(key=key))
-    rows = [_visible(dict(zip(EVENT_FIELDS, row, strict=True)), reader.shows_people) for row in reversed(hits.rows)]
-    email = _visible(details, reader.shows_people)
-    return html_response(200, email_page(app.pages, EmailModel(reader, email, rows, hits.next is not None)))
+        hits = read_table(connection, tenant.number, EVENTS, Wanted(key=key, most=TIMELINE_ROWS))
+    return html_response(200, email_page(app.pages, view, email, hits))
 
 
 def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
     """The numbers of the dashboard as JSON."""
-    reader = _reader(app, request, tenant)
+    view = _view(app, request, tenant)
     with app.numbers() as (connection, waiting):
-        stats = read_stats(connection, tenant.number, _asked_period(request, connection, reader), tenant.tz)
+        stats = read_stats(connection, tenant.number, _period(connection, view), tenant.tz)
     return json_response(200, stats_json(stats, tenant.name, waiting))
-
-
-def _shows_people(app: App, request: Request, tenant: Tenant) -> bool:
-    return not tenant.one_id or has_key(app, request, tenant)
-
-
-def _visible(row: dict[str, Any], shows_people: bool) -> dict[str, Any]:
-    return row if shows_people else {name: value for name, value in row.items() if name not in PERSONAL_FIELDS}
-
-
-def _cursor(request: Request) -> Cursor:
-    text = request.parameters().get("after", "")
-    cursor = read_cursor(text) if text else NEWEST
-    if cursor is None:
-        raise HTTPError(400, "after: expected what `next` said on the page before")
-    return cursor
 
 
 def export(app: App, request: Request, tenant: Tenant) -> Response:
     """A table as JSON or CSV, newest first, up to MAX_ROWS rows."""
-    table, _, form = request.segments[-1].partition(".")
-    people = _shows_people(app, request, tenant)
-    parameters = request.parameters()
-    wanted = _wanted(request, "", {}, people=people, campaign=parameters.get("campaign"))
-    wanted = replace(wanted, key=parameters.get("key"))
-    after, limit = _cursor(request), _limit(request)
-    with app.numbers():
-        pass  # drained, so that the export is complete
-    lock = _export_lock(app.settings.folder)
-    body = export_rows(app.database, tenant.number, table, form, wanted, after, limit, people=people)
-    return Response(200, _export_headers(table, form), ExportBody(body, lock, request.environ["wsgi.errors"]))
-
-
-def _export_headers(table: str, form: str) -> Headers:
-    content_type = JSON_TYPE if form == "json" else "text/csv; charset=utf-8"
-    return [
-        ("Content-Type", content_type),
-        *PAGE_HEADERS,
-        ("Content-Disposition", f'attachment; filename="{table}.{form}"'),
-    ]
-
-
-def small_export(app: App, request: Request, tenant: Tenant) -> Response:
-    """Campaigns, or mail programs in a range, as JSON or CSV: all there are."""
-    table, _, form = request.segments[-1].partition(".")
-    reader = _reader(app, request, tenant)
-    with app.numbers() as (connection, _):
-        if table == "campaigns":
-            fields_, rows = CAMPAIGN_FIELDS, campaign_rows(connection, tenant.number).rows
-        else:
-            period = _asked_period(request, connection, reader)
-            fields_, rows = CLIENT_FIELDS, list(clients_between(connection, tenant.number, *period.days))
-    lines = (json_lines if form == "json" else csv_lines)(iter([Rows(rows, None)]), fields_, fields_)
-    return Response(200, _export_headers(table, form), b"".join(lines))
-
-
-def _limit(request: Request) -> int:
-    text = request.parameters().get("limit", str(MAX_ROWS))
-    if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= MAX_ROWS:
+    name, _, form = request.segments[-1].partition(".")
+    table, parameters = TABLES[name], request.parameters()
+    view = _view(app, request, tenant, parameters.get("campaign") if table in (EMAILS, LINKS) else None)
+    asked = _wanted(request, view, table, whole=True, key=parameters.get("key") if table is EVENTS else None)
+    limit = parameters.get("limit", str(MAX_ROWS))
+    if not re.fullmatch("[0-9]{1,6}", limit) or not 1 <= int(limit) <= MAX_ROWS:
         raise HTTPError(400, f"limit: expected a whole number from 1 to {MAX_ROWS}")
-    return int(text)
+    with app.numbers() as (connection, _):  # drained, so that the export is complete
+        if table is PROGRAMS:
+            asked = asked._replace(days=_period(connection, view).days)
+    lock = _export_lock(app.settings.folder)
+    body = export_rows(app.database, tenant.number, table, form, asked, int(limit))
+    headers = [
+        ("Content-Type", JSON_TYPE if form == "json" else "text/csv; charset=utf-8"),
+        *PAGE_HEADERS,
+        ("Content-Disposition", f'attachment; filename="{name}.{form}"'),
+    ]
+    return Response(200, headers, ExportBody(body, lock, request.environ["wsgi.errors"]))
 
 
 def _export_lock(folder: str) -> int:
@@ -7474,100 +7145,6 @@ class ExportBody:
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
-
-
-def export_rows(
-    database: Database,
-    tenant: int,
-    table: str,
-    form: str,
-    wanted: Wanted,
-    after: Cursor = NEWEST,
-    limit: float = math.inf,
-    *,
-    people: bool = True,
-) -> Iterator[bytes]:
-    """A table as JSON or CSV, in pieces, in constant memory; the database is free in between."""
-    fields_ = TABLES[table]
-    shown = [name for name in fields_ if people or name not in PERSONAL_FIELDS]
-    pages = _pages_of(database, tenant, table, wanted, after, limit)
-    return (json_lines if form == "json" else csv_lines)(pages, fields_, shown)
-
-
-def _pages_of(
-    database: Database, tenant: int, table: str, wanted: Wanted, after: Cursor, limit: float
-) -> Iterator[Rows]:
-    while True:
-        with database.reading() as connection:
-            page = table_page(connection, tenant, table, after, int(min(CHUNK_ROWS, limit)), wanted)
-        limit -= len(page.rows)
-        yield page
-        if page.next is None or limit <= 0:
-            return
-        after = page.next
-
-
-def json_lines(pages: Iterator[Rows], fields_: Sequence[str], shown: Sequence[str]) -> Iterator[bytes]:
-    """{"rows": [...], "next": cursor or null}, a row a line. Made from a pattern: a dict for each row takes twice as long."""
-    yield b'{"rows": ['
-    pick = _picker([fields_.index(name) for name in shown])
-    flag = shown.index("registered") if "registered" in shown else None
-    pattern = "{" + ", ".join(f'"{name}": %s' for name in shown) + "}"
-    quoted = json.encoder.encode_basestring
-    following, between = None, "\n"
-    for page in pages:
-        lines = []
-        for row in map(pick, page.rows):
-            cells = ["null" if cell is None else quoted(cell) if cell.__class__ is str else str(cell) for cell in row]
-            if flag is not None:
-                cells[flag] = "true" if row[flag] else "false"
-            lines.append(pattern % tuple(cells))
-        if lines:
-            yield (between + ",\n".join(lines)).encode("utf-8", "backslashreplace")
-            between = ",\n"
-        following = page.next
-    yield f'\n], "next": {json.dumps(following and str(following))}}}\n'.encode()
-
-
-def _picker(places: Sequence[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """Takes the cells at these places from a row."""
-    return operator.itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
-
-
-def csv_lines(pages: Iterator[Rows], fields_: Sequence[str], shown: Sequence[str]) -> Iterator[bytes]:
-    """RFC 4180 with a header; where more follows, the last column of the last line, `next`, says where."""
-    import csv
-    import io
-
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\r\n")
-    writer.writerow([*shown, "next"])
-    pick = _picker([fields_.index(name) for name in shown])
-    texts = [n for n, name in enumerate(shown) if name not in OWN_FIELDS]
-    last: list[object] | None = None  # the newest row waits to learn whether it is the last
-    following = None
-    for page in pages:
-        rows = []
-        for row in page.rows:
-            cells: list[object] = [*pick(row), ""]
-            for n in texts:
-                cells[n] = csv_cell(cells[n])
-            rows.append(cells)
-        if rows:
-            writer.writerows([last, *rows[:-1]] if last else rows[:-1])
-            last = rows[-1]
-        following = page.next
-        yield buffer.getvalue().encode("utf-8", "backslashreplace")
-        buffer.seek(0)
-        buffer.truncate()
-    if last:
-        writer.writerow([*last[:-1], str(following) if following else ""])
-    yield buffer.getvalue().encode("utf-8", "backslashreplace")
-
-
-def csv_cell(value: object) -> object:
-    """Keep a spreadsheet from running what a stranger wrote: such text gets an apostrophe (owasp.org, CSV injection)."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 # == API ===============================================================================================
@@ -7851,10 +7428,10 @@ ROUTES = (
     Route("GET", "/{id}/events.csv", export, READER, as_json),
     Route("GET", "/{id}/links.json", export, READER, as_json),
     Route("GET", "/{id}/links.csv", export, READER, as_json),
-    Route("GET", "/{id}/campaigns.json", small_export, READER, as_json),
-    Route("GET", "/{id}/campaigns.csv", small_export, READER, as_json),
-    Route("GET", "/{id}/clients.json", small_export, READER, as_json),
-    Route("GET", "/{id}/clients.csv", small_export, READER, as_json),
+    Route("GET", "/{id}/campaigns.json", export, READER, as_json),
+    Route("GET", "/{id}/campaigns.csv", export, READER, as_json),
+    Route("GET", "/{id}/clients.json", export, READER, as_json),
+    Route("GET", "/{id}/clients.csv", export, READER, as_json),
     Route("GET", "/{id}/campaigns/{campaign}", campaign_view, READER, as_page),
     Route("GET", "/{id}/emails/{key}", email_view, READER, as_page),
     Route("POST", "/{id}/emails", post_emails, WRITER, as_json),
@@ -8689,7 +8266,9 @@ def cmd_campaign_list(args: argparse.Namespace, settings: Settings) -> int:
     with _opened(settings) as database:
         _drain_first(database)
         with database.reading() as connection:
-            campaigns = list_campaigns(connection, find_tenant(connection, args.tenant).number)
+            tenant = find_tenant(connection, args.tenant).number
+            rows = read_table(connection, tenant, CAMPAIGNS, Wanted(order="campaign", ascending=True)).named()
+    campaigns = [{name: row[name] for name in ("campaign", "emails", *GROUP_COLUMNS)} for row in rows]
     if args.json:
         print(json.dumps(campaigns, ensure_ascii=False, indent=1))
         return 0
@@ -8721,8 +8300,8 @@ def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
         print(json.dumps(stats_json(stats, tenant.name, waiting), ensure_ascii=False, indent=1))
         return 0
     print(f"{tenant.name}: {RANGES[args.range]}, {zone}")
-    for figure in dashboard_figures(stats):
-        print(f"{figure['label']:13} {figure['value']!s:>12}   {figure['detail']}")
+    for figure in chain(*dashboard_figures(stats)):
+        print(f"{figure.label:13} {figure.value:>12}   {figure.detail}")
     if args.why:
         for row in reason_rows(stats):
             print(
@@ -8739,11 +8318,11 @@ EXPORT_FILTERS = {"emails": ("campaign", "search", "show"), "events": ("key",), 
 @command(
     "export",
     TENANT,
-    option("table", choices=(*TABLES, "campaigns"), help="which table"),
+    option("table", choices=EXPORT_FILTERS, help="which table"),
     option("--format", choices=EXPORT_TYPES, default="csv", help="default: csv"),
     option("--output", metavar="FILE", help="a new file (default: standard output)"),
     option("--campaign", metavar="NAME", help="emails and links of this campaign only"),
-    option("--search", metavar="TEXT", help="emails whose key or recipient begins so, or with these words"),
+    option("--search", metavar="TEXT", help="emails with this in their recipient, key, subject or campaign"),
     option("--show", choices=SHOWN, help="emails by what their readers did; default: all"),
     option("--key", metavar="KEY", help="events of this email only"),
 )
@@ -8769,14 +8348,8 @@ def cmd_export(args: argparse.Namespace, settings: Settings) -> int:
         _drain_first(database)
         with database.reading() as connection:
             tenant = find_tenant(connection, args.tenant).number
-        if args.table in TABLES:
-            wanted = Wanted(args.campaign, args.search or "", args.show or "all", args.key)
-            lines = export_rows(database, tenant, args.table, args.format, wanted)
-        else:
-            with database.reading() as connection:
-                rows = campaign_rows(connection, tenant)
-            lines = (json_lines if args.format == "json" else csv_lines)(iter([rows]), CAMPAIGN_FIELDS, CAMPAIGN_FIELDS)
-        for piece in lines:
+        asked = Wanted(args.campaign, args.key, args.search or "", args.show or "all")
+        for piece in export_rows(database, tenant, TABLES[args.table], args.format, asked):
             output.write(piece)
         output.flush()
     return 0
@@ -8885,13 +8458,12 @@ def link_faults(answer: Answer) -> Iterator[str]:
 def counted_faults(database: Database, tenant: Tenant, key: str, address: str, settings: Settings) -> Iterator[str]:
     """What is wrong with how the hits were counted; waits for them."""
     until = time.monotonic() + SELFTEST_SECONDS
-    rows: list[tuple[Any, ...]] = []
-    while len(rows) < 3 and time.monotonic() < until:
+    hits: list[dict[str, Any]] = []
+    while len(hits) < 3 and time.monotonic() < until:
         _drain_first(database)
         with database.reading() as connection:
-            rows = table_page(connection, tenant.number, "events", NEWEST, 10, Wanted(key=key)).rows
+            hits = read_table(connection, tenant.number, EVENTS, Wanted(key=key, most=10)).named()
         time.sleep(0.1)
-    hits = [dict(zip(EVENT_FIELDS, row, strict=True)) for row in rows]
     opens, clicks = (sum(hit["event_type"] == kind for hit in hits) for kind in TYPES.values())
     if not hits:
         yield f"no hit was counted; expected BASE_URL to lead to the server of this database ({database.path})"

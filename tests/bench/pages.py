@@ -151,7 +151,7 @@ def pages_of(site: Site) -> Iterator[Page]:
         yield Page(f"dashboard: {name_}", f"{home}/dashboard?{asked}")
     for name_, asked in (
         ("deep", f"after={middle}-{1 << 40}"),
-        *((f"sorted by {order}", f"sort=emails.{order}") for order in tracker.EMAIL_ORDERS),
+        *((f"sorted by {order}", f"sort=emails.{order}") for order in tracker.EMAILS.orders),
         ("sorted, deep", "sort=emails.opens.up&after=0-900"),
         *((show, f"show={show}") for show in tracker.SHOWN if show != "all"),
         ("not opened, sorted", "show=not-opened&sort=emails.recipient"),
@@ -171,10 +171,10 @@ def pages_of(site: Site) -> Iterator[Page]:
         ("search: a word of every email, deep", f"q={fill.COMMON_WORD.lower()}&after={middle}-{1 << 40}"),
     ):
         yield Page(f"emails: {name_}", f"{home}/dashboard?{asked}")
-    for order in tracker.CAMPAIGN_ORDERS:
+    for order in tracker.CAMPAIGNS.orders:
         yield Page(f"campaigns: by {order}", f"{home}/dashboard?sort=campaigns.{order}")
     yield Page("campaigns: a hundred", f"{home}/dashboard?campaigns=100")
-    for order in tracker.LINK_ORDERS:
+    for order in tracker.LINKS.orders:
         yield Page(f"links: by {order}", f"{home}/dashboard?sort=links.{order}")
     for which, campaign in (("usual", usual), ("largest", largest)):
         path = f"{home}/campaigns/{quote(campaign, safe='')}"
