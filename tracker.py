@@ -35,7 +35,6 @@ import secrets
 import signal
 import socket
 import sqlite3
-import stat
 import string
 import sys
 import threading
@@ -4816,9 +4815,10 @@ MAX_READ_LINE = 65_536  # bytes; what we read before we skip to the next newline
 SEGMENT_BYTES = 16 << 20
 SEGMENT_SECONDS = 3600
 RETRY_SECONDS = 1.0  # between two tries to open a segment while none can be written
-DRAIN_BATCH = 2_000  # hits a transaction: enough for one fsync; more would cost little less each, and take memory
-BACKLOG_BATCH = 50_000  # the same for the command `drain`, which has nobody to wait for it
-SEARCH_BYTES = 1 << 20  # at a time, for the end of a line longer than any of ours
+DRAIN_BATCH = 4_000  # lines a transaction, at most: enough for one fsync; more would cost little less each
+DRAIN_SECONDS = 0.25  # that a transaction should take, at most: meanwhile nobody else writes, and pages wait
+BACKLOG_BATCH = 50_000  # lines for the command `drain`, which has nobody to wait for it
+READ_BYTES = 1 << 20  # of a segment, at a time
 BYTES_A_HIT = 330  # a typical line, to say about how many hits wait
 EARLIEST, LATEST = 946_684_800.0, 4_102_444_800.0  # the years 2000 and 2100, in seconds: another time is no time
 
@@ -4842,54 +4842,33 @@ def _print(line: str, stream: TextIO) -> None:
         stream.flush()
 
 
-_write_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_quote = json.encoder.encode_basestring
+# -- Lines
 
-
-def hit_line(fields_: Mapping[str, object]) -> bytes:
-    """One hit as the spool keeps it: a line of JSON."""
-    members = ",".join([f'"{name}":{_json_value(value)}' for name, value in fields_.items()])
-    return f"{{{members}}}\n".encode("utf-8", "backslashreplace")
-
-
-def _json_value(value: object) -> str:
-    # What a hit holds, without the encoder, which Python builds anew for each thing it writes.
-    if isinstance(value, str):
-        return _quote(value)
-    return repr(value) if isinstance(value, float) and math.isfinite(value) else _write_json(value)
-
-
+FIELD_LIMITS = {"key": MAX_KEY, "subject": 998, "recipient": 320, "campaign": MAX_CAMPAIGN}
 SAID_OF_EMAILS = ("subject", "recipient", "campaign")
-
-
-def email_line(mail_id: str, registration: Registration, at: int) -> bytes:
-    """A registration as the spool keeps it: a line of JSON of its own kind."""
-    about = {"kind": "email", "id": secrets.token_hex(12), "t": at / 1000, "mail_id": mail_id, "key": registration.key}
-    given = {name: getattr(registration, name) for name in (*SAID_OF_EMAILS, "links")}
-    return hit_line(about | {name: value for name, value in given.items() if value is not None})
+TEXT_FIELDS = ("method", "host", "uri", "ip", "ua", "answer", "purpose", "why")
+_write_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_read_json = json.JSONDecoder().raw_decode
 
 
 class BadLine(BadInput):
     """Why a line of the spool can't be read as a hit or a registration."""
 
 
-FIELD_LIMITS = {"key": MAX_KEY, "subject": 998, "recipient": 320, "campaign": MAX_CAMPAIGN}
-TEXT_FIELDS = ("method", "host", "uri", "ip", "ua", "answer", "purpose", "why")
-_read_json = json.JSONDecoder().raw_decode
+def hit_line(fields_: dict[str, Any]) -> bytes:
+    """One hit as the spool keeps it: a line of JSON."""
+    return f"{_write_json(fields_)}\n".encode("utf-8", "backslashreplace")
 
 
-def parse_line(line: bytes) -> Hit | SpooledEmail:
-    """Read a line of the spool. Unknown fields are ignored; raises BadLine if it is neither hit nor registration."""
-    raw = read_object(line)
-    id_ = _text(raw, "id") or hashlib.sha256(line.strip()).hexdigest()
-    if raw.get("kind") == "email":
-        return _spooled_email(raw, id_)
-    # In such a line, as nearly all are, nothing but ASCII can stand, and no NUL: no text of it needs a closer look.
-    is_plain = line.isascii() and b"\\" not in line
-    return _read_hit(raw, id_, is_plain=is_plain)
+def email_line(mail_id: str, registration: Registration, at: int) -> bytes:
+    """A registration as the spool keeps it: a line of JSON of its own kind."""
+    about = {"kind": "email", "id": secrets.token_hex(12), "t": at / 1000, "mail_id": mail_id, "key": registration.key}
+    said = {name: getattr(registration, name) for name in (*SAID_OF_EMAILS, "links")}
+    return hit_line(about | {name: value for name, value in said.items() if value is not None})
 
 
 def read_object(line: bytes) -> dict[str, Any]:
+    """Read a line of JSON that holds one object; one without an id gets its own. Raises BadLine."""
     text = line.decode("utf-8", "surrogateescape").strip(" \t\r\n")  # what JSON takes for white space
     try:
         raw, end = _read_json(text)
@@ -4897,74 +4876,84 @@ def read_object(line: bytes) -> dict[str, Any]:
         raise BadLine("expected one JSON object") from None
     if end != len(text) or not isinstance(raw, dict):
         raise BadLine("expected one JSON object")
+    if raw.get("id", "") == "":
+        raw["id"] = hashlib.sha256(line.strip()).hexdigest()
     return raw
 
 
-def _spooled_email(raw: dict[str, Any], id_: str) -> SpooledEmail:
-    at, mail_id, key = read_time(raw.get("t")), _text(raw, "mail_id"), _text(raw, "key")
+def parse_line(line: bytes) -> Hit | SpooledEmail:
+    """Read a line of the spool. Unknown fields are ignored; raises BadLine if it is neither hit nor registration."""
+    raw = read_object(line)
+    at = read_time(raw.get("t"))
+    if raw.get("kind") == "email":
+        return _spooled_email(raw, at)
+    id_, method, host, uri, address, agent, answer, purpose, why = _texts(raw, "id", *TEXT_FIELDS)
+    segments, query = split_target(uri)
+    asked = recognise(segments, query)
+    if asked is None:
+        raise BadLine("uri: expected a pixel or a click")
+    is_open = isinstance(asked, Pixel)
+    url = decode_target(asked.target) if isinstance(asked, SignedClick) else getattr(asked, "url", None)
+    if url is None and not is_open and answer in ("302", "named", "hidden"):
+        raise BadLine("uri: expected a link with a target")
+    return Hit(
+        id=id_,
+        at=at,
+        type=OPEN if is_open else CLICK,
+        method=method or "GET",
+        mail_id=asked.mail_id,
+        key=asked.key,
+        url=url and url.strip(" ")[:MAX_TARGET],
+        host=host_name(host),
+        address=address[:45],
+        agent=agent[:MAX_AGENT],
+        purpose=purpose[:64],
+        answer=answer,
+        why=why,
+        campaign=campaign_of(query),
+        own=raw.get("own") is True or asked.key.startswith(TEST_KEY),
+    )
+
+
+def _spooled_email(raw: dict[str, Any], at: int) -> SpooledEmail:
+    id_, mail_id, key, *said = _texts(raw, "id", "mail_id", "key", *SAID_OF_EMAILS)
     if not is_key(key):
         raise BadLine("key: expected the key of an email")
     subject, recipient, campaign = (
-        _text(raw, name)[: FIELD_LIMITS[name]] if name in raw else None for name in SAID_OF_EMAILS
+        text[: FIELD_LIMITS[name]] if name in raw else None for name, text in zip(SAID_OF_EMAILS, said, strict=True)
     )
     links = raw.get("links")
     links = links if type(links) is int and 0 <= links <= MAX_WRAPPED else None
     return SpooledEmail(id_, at, mail_id, Registration(key, subject, recipient, campaign, at, links=links))
 
 
-def _read_hit(raw: dict[str, Any], id_: str, *, is_plain: bool) -> Hit:
-    at = read_time(raw.get("t"))
-    texts = [raw.get(name, "") for name in TEXT_FIELDS]
-    if not is_plain or any(type(text) is not str for text in texts):
-        texts = [_text(raw, name) for name in TEXT_FIELDS]
-    method, host, uri, ip_address, agent, answered, purpose, why = texts
-    segments, query = split_target(uri)
-    hit, campaign = recognise(segments, query), campaign_of(query)
-    if hit is None:
-        raise BadLine("uri: expected a pixel or a click")
-    url = (
-        hit.url if isinstance(hit, PlainClick) else decode_target(hit.target) if isinstance(hit, SignedClick) else None
-    )
-    if url is None and not isinstance(hit, Pixel) and answered in ("302", "named", "hidden"):
-        raise BadLine("uri: expected a link with a target")
-    return Hit(
-        id_,
-        at,
-        OPEN if isinstance(hit, Pixel) else CLICK,
-        method or "GET",
-        hit.mail_id,
-        hit.key,
-        url and url.strip(" ")[:MAX_TARGET],
-        host_name(host),
-        ip_address[:45],
-        agent[:MAX_AGENT],
-        purpose[:64],
-        answered,
-        why,
-        campaign,
-        raw.get("own") is True or hit.key.startswith(TEST_KEY),
-    )
-
-
-def read_time(value: object) -> int:
-    """Milliseconds since 1970, of seconds."""
+def read_time(value: Any) -> int:
+    """Milliseconds since 1970, of seconds. Raises BadLine."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
         value = float(value)  # nginx can only write its $msec as text where it writes JSON strings
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not EARLIEST < value < LATEST:
-        raise BadLine("t: expected seconds since 1970")
-    return math.floor(value * 1000 + 0.5)
+    if type(value) in (float, int) and EARLIEST < value < LATEST:
+        return int(value * 1000 + 0.5)
+    raise BadLine("t: expected seconds since 1970")
 
 
-def _text(raw: Mapping[str, Any], name: str) -> str:
-    value = raw.get(name, "")
-    if not isinstance(value, str):
-        raise BadLine(f"{name}: expected text")
-    if value.isascii() and "\0" not in value:
-        return value
+def _texts(raw: Mapping[str, Any], *names: str) -> list[str]:
+    """The texts of these fields, "" where one is missing, in what UTF-8 can spell and without NUL. Raises BadLine."""
+    texts = [raw.get(name, "") for name in names]
     try:
-        data = value.encode("utf-8", "surrogateescape")  # bytes that were no UTF-8
+        whole = "".join(texts)
+    except TypeError:
+        wrong = next(name for name in names if not isinstance(raw.get(name, ""), str))
+        raise BadLine(f"{wrong}: expected text") from None
+    if whole.isascii() and "\0" not in whole:
+        return texts  # as in nearly all lines
+    return [_mended(text) for text in texts]
+
+
+def _mended(text: str) -> str:
+    try:
+        data = text.encode("utf-8", "surrogateescape")  # bytes that were no UTF-8
     except UnicodeEncodeError:
-        data = value.encode("utf-8", "backslashreplace")  # lone surrogates, which JSON can spell and UTF-8 can't
+        data = text.encode("utf-8", "backslashreplace")  # lone surrogates, which JSON can spell and UTF-8 can't
     return data.decode("utf-8", "backslashreplace").replace("\0", "\\x00")  # a NUL ends a text in other programs
 
 
@@ -4976,47 +4965,45 @@ def host_name(host: str) -> str:
     return host.rstrip(".")
 
 
+# -- Writing
+
+
 class Spool:
     """The writing end: appends hits to a segment of this process's own."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.failing = False
-        self._fd = -1
-        self._pid = 0
-        self._size = 0
-        self._opened = 0.0
-        self._retry_at = 0.0
+        self._fd, self._pid, self._size = -1, 0, 0
+        self._opened = self._retry_at = 0.0
         self._mutex = threading.Lock()
 
     def append(self, line: bytes) -> bool:
         """Write one hit; where that is impossible, print it for `ingest` and return False."""
         with self._mutex:
-            return self._append(line)
+            written = self._write(line)
+            self.failing = not written
+        if not written:
+            # ASCII, since nobody knows in which encoding a log is kept.
+            _print("unspooled " + json.dumps(json.loads(line), separators=(",", ":")), sys.stderr)
+        return written
 
-    def _append(self, line: bytes) -> bool:
+    def _write(self, line: bytes) -> bool:
         now = time.monotonic()
         if self._pid != os.getpid() or self._size >= SEGMENT_BYTES or now - self._opened >= SEGMENT_SECONDS:
             self.close()
-        if self._fd < 0 and now >= self._retry_at:
-            self._open(now)
-        if self._fd >= 0:
-            try:
-                # A segment somebody deleted still takes writes, which nobody will ever read.
-                if os.write(self._fd, line) == len(line) and os.fstat(self._fd).st_nlink:
-                    self._size += len(line)
-                    self.failing = False
-                    return True
-            except OSError:
-                pass
-            self.close()  # its end may be torn: never write behind that
-            self._retry_at = now + RETRY_SECONDS
-        self.failing = True
-        # ASCII, since nobody knows in which encoding a log is kept.
-        _print("unspooled " + json.dumps(json.loads(line), separators=(",", ":")), sys.stderr)
+        if self._fd < 0 and (now < self._retry_at or not self._open(now)):
+            return False
+        with contextlib.suppress(OSError):
+            # A segment somebody deleted still takes writes, which nobody will ever read.
+            if os.write(self._fd, line) == len(line) and os.fstat(self._fd).st_nlink:
+                self._size += len(line)
+                return True
+        self.close()  # its end may be torn: never write behind that
+        self._retry_at = now + RETRY_SECONDS
         return False
 
-    def _open(self, now: float) -> None:
+    def _open(self, now: float) -> bool:
         """Open a segment: locked before it has a name that the drain looks at, or the drain would call it finished."""
         born = os.path.join(self.folder, f".new-{secrets.token_hex(8)}")
         name = f"{now_ms():013d}-{os.getpid()}-{secrets.token_hex(6)}.jsonl"
@@ -5033,8 +5020,9 @@ class Spool:
             self._retry_at = now + RETRY_SECONDS
             if not self.failing:
                 log("the spool can't be written", folder=self.folder, error=error.strerror)
-            return
+            return False
         self._fd, self._pid, self._size, self._opened = fd, os.getpid(), 0, now
+        return True
 
     def close(self) -> None:
         """Finish the segment; the next hit opens another. After a fork this closes only the copy of the descriptor."""
@@ -5045,14 +5033,6 @@ class Spool:
 
 # -- Drain
 
-
-@dataclass(slots=True)
-class DrainReport:
-    hits: int = 0
-    rejected: int = 0
-    troubles: list[str] = field(default_factory=list)
-
-
 # What a line may cause, in contrast to what the machine does (a full disk, a lock, too little memory).
 LINE_FAULTS = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError),
@@ -5060,77 +5040,70 @@ LINE_FAULTS = (
 )
 
 
-class Lines(NamedTuple):
-    """What one read of a segment gave."""
+class Segment(NamedTuple):
+    """A segment that is being drained."""
 
-    good: list[Hit | SpooledEmail]
-    rejected: list[tuple[int, bytes]]  # offset and beginning of each line that can't be read
-    end: int  # the position after the last line taken
-    more: bool  # whether another read may give more
-
-
-LineReader = Callable[[int, int, int, bool, int], Lines]
+    folder: str
+    name: str
+    fd: int
+    goal: int  # how much of it is drained now
+    finished: bool  # whether its writer is gone
 
 
-def segment_names(folder: str) -> list[str]:
-    """The segments in a spool, oldest first."""
-    return sorted(name for name in os.listdir(folder) if SEGMENT.fullmatch(name))
+def segment_sizes(folder: str) -> dict[str, int]:
+    """The segments in a spool, oldest first, and how long they are: files, whatever else has such a name."""
+    sizes = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                if SEGMENT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    sizes[entry.name] = entry.stat().st_size
+    return dict(sorted(sizes.items()))
 
 
 def drain(
-    database: Database, *, batch: int = DRAIN_BATCH, pause: float = 0.0, wait: bool = True, until: float = math.inf
-) -> DrainReport:
+    database: Database,
+    *,
+    batch: int = DRAIN_BATCH,
+    seconds: float = DRAIN_SECONDS,
+    wait: bool = True,
+    until: float = math.inf,
+) -> Drain:
     """Move all hits that are complete in the spool when this begins into the database.
 
-    Pauses between transactions, in seconds, for others to write; stops at `until` (time.monotonic) with Busy.
-    One segment's trouble doesn't stop the others. Raises Busy, if wait is False and somebody else writes, and StoreError.
+    A transaction has up to `batch` lines, and fewer where they take longer than `seconds`; stops at `until`
+    (time.monotonic) with Busy. One segment's trouble doesn't stop the others. Raises Busy, if wait is False and somebody
+    else writes, and StoreError.
     """
-    report = DrainReport()
+    work = Drain(database, batch, seconds, wait, until, lines=max(batch // 8, 1))
     folder = os.path.join(database.folder, "spool")
     try:
-        names = segment_names(folder)
+        names = [*segment_sizes(folder)]
     except OSError as error:
         raise StoreError(f"can't read the spool {folder}: {error.strerror}") from error
     for name in names:
         try:
-            _drain_segment(database, folder, name, report, batch=batch, pause=pause, wait=wait, until=until)
+            with _opened_segment(folder, name) as segment:
+                work.drain_segment(segment)
         except FileNotFoundError:
             pass  # another drain finished it
         except OSError as error:
-            report.troubles.append(f"segment {name}: {error.strerror}")
-    return report
+            work.troubles.append(f"segment {name}: {error.strerror}")
+    return work
 
 
-def _drain_segment(
-    database: Database,
-    folder: str,
-    name: str,
-    report: DrainReport,
-    *,
-    batch: int,
-    pause: float,
-    wait: bool,
-    until: float,
-) -> None:
+@contextlib.contextmanager
+def _opened_segment(folder: str, name: str) -> Iterator[Segment]:
+    """A segment up to its end as it is now; afterwards it is removed, if its writer is gone."""
     path = os.path.join(folder, name)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        if os.path.islink(path):
-            return  # not ours
-        raise
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return
-        # First the lock, then the end: the other way round, a hit could be written in between.
-        finished = _lock_finished(fd)
-        goal = os.fstat(fd).st_size
-        drain_some = partial(_drain_batch, database, folder, name, fd, goal, finished, report, wait=wait, pause=pause)
-        more = True
-        while more:
-            if time.monotonic() > until:
-                raise Busy("not all hits could be drained in time")
-            more = _drain_past_faults(drain_some, batch)
+        finished = False
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finished = True  # and nobody else can be told so while we hold the lock
+        # Now the end, and not before: a hit could have been written in between.
+        yield Segment(folder, name, fd, os.fstat(fd).st_size, finished)
         if finished and os.fstat(fd).st_nlink:
             os.unlink(path)
             sync_folder(folder)
@@ -5138,166 +5111,205 @@ def _drain_segment(
         os.close(fd)
 
 
-def _drain_past_faults(drain_some: Callable[[int, LineReader], bool], batch: int) -> bool:
-    """Drain a batch; if a line in it breaks the program, find that line and put it aside: it must not hold up others."""
-    try:
-        return drain_some(batch, read_lines)
-    except LINE_FAULTS:
-        pass
-    try:
-        return drain_some(1, read_lines)
-    except LINE_FAULTS as error:
-        log("a line of the spool can't be counted and goes to spool/rejected", error=f"{type(error).__name__}: {error}")
-    return drain_some(1, reject_lines)
+@dataclass(slots=True)
+class Drain:
+    """How a drain is to go about it, and what came of it."""
+
+    database: Database
+    batch: int
+    seconds: float
+    wait: bool
+    until: float
+    lines: int  # of a transaction: few at first, since nobody knows yet how long they take
+    hits: int = 0
+    rejected: int = 0
+    troubles: list[str] = field(default_factory=list)
+
+    def drain_segment(self, segment: Segment) -> None:
+        """Record a segment up to its goal.
+
+        If a line breaks the program, fewer are tried, down to that one, which is put aside: it must not hold up others.
+        """
+        with self.database.reading(wait=self.wait) as connection:
+            more = position_of(connection, segment.name) != segment.goal  # else nothing is new, and nothing to lock
+        while more:
+            began = time.monotonic()
+            if began > self.until:
+                raise Busy("not all hits could be drained in time")
+            try:
+                more = self.record(segment)
+            except LINE_FAULTS as error:
+                if self.lines > 1:
+                    self.lines //= 2
+                    continue
+                about = f"{type(error).__name__}: {error}"
+                log("a line of the spool can't be counted and goes to spool/rejected", error=about)
+                more = self.record(segment, reject=True)
+            took = max(time.monotonic() - began, 0.001)
+            fit = int(self.lines * min(self.seconds / took, 4.0))
+            self.lines = min(max(fit, self.lines // 2, 1), self.batch)
+            time.sleep(took / 10 if more else 0)  # for others to write
+
+    def record(self, segment: Segment, *, reject: bool = False) -> bool:
+        """Record some lines in one transaction, or put them aside; returns whether there is more before the goal."""
+        good: list[Hit | SpooledEmail] = []
+        taken = rejected = 0
+        with self.database.transaction(wait=self.wait) as connection:
+            position, now, about = position_of(connection, segment.name), now_ms(), os.fstat(segment.fd)
+            if position > max(segment.goal, about.st_size):
+                reached = f"drained to {position} but only {about.st_size} bytes long; going on at its end"
+                self.troubles.append(f"segment {segment.name}: {reached}")
+                set_position(connection, segment.name, about.st_size, now)
+                return False
+            if position >= segment.goal or not about.st_nlink:
+                return False  # another drain was here while we waited for the lock
+            for line, end in islice(read_lines(segment, position), self.lines):
+                try:
+                    if reject or not line.endswith(b"\n"):
+                        raise BadLine("torn, or longer than any of ours")
+                    if not line.isspace():
+                        good.append(parse_line(line))
+                except BadLine:
+                    _keep_rejected(segment, position, line)
+                    rejected += 1
+                taken, position = taken + 1, end
+            if not taken:
+                return False
+            record_lines(connection, good, now)
+            set_position(connection, segment.name, position, now)
+            os.fdatasync(segment.fd)  # a position must never be ahead of what a power failure leaves of the segment
+        self.hits += sum(isinstance(line, Hit) for line in good)
+        self.rejected += rejected
+        return taken == self.lines and position < segment.goal
 
 
-def _lock_finished(fd: int) -> bool:
-    """Whether the writer of a segment is gone; then nobody else can be told so while we hold the lock."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def read_lines(segment: Segment, position: int) -> Iterator[tuple[bytes, int]]:
+    """The lines from a position to the goal, each with its newline, and the positions after them.
+
+    Of a line that is longer than any of ours comes the beginning; so does one that its writer had no time to end.
+    """
+    with open(segment.fd, "rb", READ_BYTES, closefd=False) as file:
+        file.seek(position)
+        while position < segment.goal:
+            line = rest = file.readline(MAX_READ_LINE)
+            position += len(rest)
+            while rest and not rest.endswith(b"\n"):
+                rest = file.readline(READ_BYTES)
+                position += len(rest)
+            if not line or not (rest or segment.finished):
+                return  # the writer may be about to write the rest
+            yield line, position
 
 
-def _drain_batch(
-    database: Database,
-    folder: str,
-    name: str,
-    fd: int,
-    goal: int,
-    finished: bool,
-    report: DrainReport,
-    batch: int,
-    read: LineReader,
-    *,
-    wait: bool,
-    pause: float,
-) -> bool:
-    """Drain one batch of a segment in one transaction; returns whether there is more before the goal."""
-    with database.reading(wait=wait) as connection:
-        if position_of(connection, name) == goal:
-            return False  # the usual case: nothing new, so nothing to lock
-    with database.transaction(wait=wait) as connection:
-        position = position_of(connection, name)
-        if position > goal and position > (size := os.fstat(fd).st_size):
-            report.troubles.append(
-                f"segment {name}: drained to {position} but only {size} bytes long; going on at its end"
-            )
-            set_position(connection, name, size, now_ms())
-            return False
-        if os.fstat(fd).st_nlink == 0:
-            return False  # another drain finished it while we waited for the lock
-        lines = read(fd, position, goal, finished, batch)
-        for offset, line in lines.rejected:
-            _keep_rejected(folder, f"{name}-{offset:010d}", line)
-        record_lines(connection, lines.good, now_ms())
-        if lines.end > position:
-            set_position(connection, name, lines.end, now_ms())
-        os.fdatasync(fd)  # a position must never be ahead of what a power failure leaves of the segment
-    report.hits += sum(isinstance(line, Hit) for line in lines.good)
-    report.rejected += len(lines.rejected)
-    time.sleep(pause)
-    return lines.more
-
-
-def read_lines(fd: int, position: int, goal: int, finished: bool, most: int) -> Lines:
-    """Read up to `most` complete lines between position and goal; in a finished segment its torn end counts as a bad line."""
-    size = max(most * BYTES_A_HIT, 2 * MAX_READ_LINE)
-    block = os.pread(fd, min(size, max(goal - position, 0)), position)
-    good: list[Hit | SpooledEmail] = []
-    rejected: list[tuple[int, bytes]] = []
-    taken = 0
-    while len(good) + len(rejected) < most and taken < len(block):
-        newline = block.find(b"\n", taken)
-        if newline < 0:
-            break
-        line = block[taken:newline]
-        try:
-            if len(line) >= MAX_READ_LINE:
-                raise BadLine("too long")
-            if line.strip():
-                good.append(parse_line(line))
-        except BadLine:
-            rejected.append((position + taken, line[:MAX_READ_LINE]))
-        taken = newline + 1
-    end = position + taken
-    if taken < len(block) and len(good) + len(rejected) == most:
-        return Lines(good, rejected, end, True)
-    if taken:
-        return Lines(good, rejected, end, end < goal and (finished or len(block) == size))
-    # Not one newline: the end of the segment, or a line longer than anything we write.
-    line_end = _find_newline(fd, position, goal)
-    if line_end is None and not finished:
-        return Lines([], [], position, False)
-    if block:
-        rejected.append((position, block[:MAX_READ_LINE]))
-    end = goal if line_end is None else line_end
-    return Lines([], rejected, end, end < goal)
-
-
-def reject_lines(fd: int, position: int, goal: int, finished: bool, most: int) -> Lines:
-    """As read_lines, but nothing is taken for a hit."""
-    lines = read_lines(fd, position, goal, finished, most)
-    text = os.pread(fd, min(lines.end - position, MAX_READ_LINE), position).rstrip(b"\n")
-    return Lines([], [(position, text)], lines.end, lines.more)
-
-
-def _find_newline(fd: int, position: int, goal: int) -> int | None:
-    """The position after the next newline, or None."""
-    while position < goal:
-        block = os.pread(fd, min(SEARCH_BYTES, goal - position), position)
-        newline = block.find(b"\n")
-        if newline >= 0:
-            return position + newline + 1
-        if not block:
-            break
-        position += len(block)
-    return None
-
-
-def _keep_rejected(folder: str, name: str, line: bytes) -> None:
+def _keep_rejected(segment: Segment, offset: int, line: bytes) -> None:
     """Put a line that can't be read where a person finds it; its name makes a retry write the same file."""
+    name = f"{segment.name}-{offset:010d}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        fd = os.open(
-            os.path.join(folder, "rejected", name),
-            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-            0o640,
-        )
-        with open(fd, "wb") as kept:
-            kept.write(line + b"\n")
+        with open(os.open(os.path.join(segment.folder, "rejected", name), flags, 0o640), "wb") as kept:
+            kept.write(line.removesuffix(b"\n") + b"\n")
     except OSError:
         # The drain must go on, whatever stands in its way.
         _print(f"rejected {name} {line[:MAX_HIT_LINE]!r}", sys.stderr)
 
 
-def waiting_bytes(database: Database, connection: sqlite3.Connection) -> int:
-    """How much of the spool is not in the database yet."""
-    positions = all_positions(connection)
-    waiting = 0
-    folder = os.path.join(database.folder, "spool")
-    for name in segment_names(folder):
-        with contextlib.suppress(OSError):
-            about = os.lstat(os.path.join(folder, name))
-            if stat.S_ISREG(about.st_mode):
-                waiting += max(about.st_size - positions.get(name, 0), 0)
-    return waiting
+def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[str]]:
+    """Record the hits that a log holds as `unspooled {…}`, each id once; other lines of the log are passed over.
+
+    Returns how many were new, how many known already, and what could not be read.
+    """
+    new = known = 0
+    troubles = []
+    numbered = enumerate(lines, 1)
+    while some := [*islice(numbered, DRAIN_BATCH)]:
+        batch = []
+        for number, line in some:
+            _, found, rest = line.partition(b"unspooled {")
+            try:
+                if found:
+                    batch.append(parse_line(b"{" + rest))
+            except BadLine as error:
+                troubles.append(f"line {number}: {error}")
+        with database.transaction() as connection:
+            added = ingest_lines(connection, batch, now_ms())
+        new, known = new + added, known + len(batch) - added
+    return new, known, troubles
+
+
+class Drainer(threading.Thread):
+    """A daemon thread that drains while its worker serves."""
+
+    WAKE_SECONDS = 0.5
+    LONGEST_BACKOFF = 10.0
+    LONGEST_BUSY = 60.0
+    DRAINS_UNTIL_TIDY = 7200  # an hour
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(name="drain", daemon=True)
+        self.database = database
+        self.trouble = ""
+        self._ended = threading.Event()
+
+    def stop(self) -> None:
+        """Stop after the transaction under way."""
+        self._ended.set()
+        self.join(timeout=10)
+
+    def run(self) -> None:
+        """Drain until somebody calls stop."""
+        delay = self.WAKE_SECONDS
+        drained_at = time.monotonic()
+        while not self._ended.wait(delay):
+            try:
+                report = drain(self.database, wait=False)
+                if not secrets.randbelow(self.DRAINS_UNTIL_TIDY):  # by chance: not all workers at once
+                    tidy_spool(self.database)
+                self._say("; ".join(report.troubles))
+                delay = self.WAKE_SECONDS
+                drained_at = time.monotonic()
+            except Busy as error:  # another worker drains
+                delay = self.WAKE_SECONDS
+                if time.monotonic() - drained_at > self.LONGEST_BUSY:
+                    self._say(f"nothing could be counted for over a minute: {error}")
+            except Exception as error:  # the thread must outlive whatever happens, and says what it was
+                self._say(str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}")
+                delay = min(delay * 2, self.LONGEST_BACKOFF)
+
+    def _say(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            log(f"drain: {trouble or 'goes on'}")
+            self.trouble = trouble
+
+
+def drain_for_reading(database: Database, seconds: float = 2.0) -> bool:
+    """Drain what is in the spool now, before numbers are read; False if not all of it could be counted."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            return not drain(database, wait=False, until=until).troubles
+        except Busy:
+            time.sleep(0.01)
+    return False
+
+
+# -- What waits
 
 
 def waiting_hits(database: Database, connection: sqlite3.Connection) -> int:
     """About how many hits are not in the database yet."""
-    return -(-waiting_bytes(database, connection) // BYTES_A_HIT)
+    positions = all_positions(connection)
+    sizes = segment_sizes(os.path.join(database.folder, "spool"))
+    return -(-sum(max(size - positions.get(name, 0), 0) for name, size in sizes.items()) // BYTES_A_HIT)
 
 
 def position_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
     """Segments that are shorter than what was drained of them."""
-    faults = []
-    for name, position in all_positions(connection).items():
-        with contextlib.suppress(FileNotFoundError):
-            size = os.lstat(os.path.join(database.folder, "spool", name)).st_size
-            if size < position:
-                faults.append(f"positions: {name} is drained to {position} but only {size} bytes long")
-    return faults
+    sizes = segment_sizes(os.path.join(database.folder, "spool"))
+    return [
+        f"positions: {name} is drained to {position} but only {sizes[name]} bytes long"
+        for name, position in all_positions(connection).items()
+        if sizes.get(name, position) < position
+    ]
 
 
 def rejected_lines(folder: str) -> int:
@@ -5312,104 +5324,12 @@ def tidy_spool(database: Database) -> None:
     """Forget positions of segments that are long gone, and unborn segments whose writer died."""
     folder = os.path.join(database.folder, "spool")
     with database.transaction(wait=False) as connection:
-        forget_positions(connection, segment_names(folder), now_ms())
+        forget_positions(connection, segment_sizes(folder), now_ms())
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         with contextlib.suppress(OSError):
             if name.startswith(".new-") and os.lstat(path).st_mtime < time.time() - DAY_MS / 1000:
                 os.unlink(path)  # it never had a hit: those come after the rename
-
-
-def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[str]]:
-    """Record the hits that a log holds as `unspooled {…}`, each id once; other lines of the log are passed over.
-
-    Returns how many were new, how many known already, and what could not be read.
-    """
-    new = known = 0
-    troubles = []
-    batch: list[Hit | SpooledEmail] = []
-
-    def record() -> None:
-        nonlocal new, known
-        with database.transaction() as connection:
-            added = ingest_lines(connection, batch, now_ms())
-        new, known = new + added, known + len(batch) - added
-        batch.clear()
-
-    for number, line in enumerate(lines, 1):
-        _, found, rest = line.partition(b"unspooled {")
-        if not found:
-            continue  # another line of the log
-        try:
-            batch.append(parse_line(b"{" + rest))
-        except BadLine as error:
-            troubles.append(f"line {number}: {error}")
-        if len(batch) >= DRAIN_BATCH:
-            record()
-    record()
-    return new, known, troubles
-
-
-class Drainer:
-    """A daemon thread that drains while its worker serves."""
-
-    WAKE_SECONDS = 0.5
-    PAUSE_SECONDS = 0.02
-    LONGEST_BACKOFF = 10.0
-    LONGEST_BUSY = 60.0
-    TIDY_SECONDS = 3600.0
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self.trouble: str | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
-
-    def start(self) -> None:
-        """Begin to drain."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop after the transaction under way."""
-        self._stop.set()
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
-        delay = self.WAKE_SECONDS
-        drained_at = time.monotonic()
-        tidy_at = time.monotonic() + self.TIDY_SECONDS * secrets.randbelow(1000) / 1000  # not all workers at once
-        while not self._stop.wait(delay):
-            try:
-                report = drain(self.database, pause=self.PAUSE_SECONDS, wait=False)
-                if time.monotonic() >= tidy_at:
-                    tidy_at = time.monotonic() + self.TIDY_SECONDS
-                    tidy_spool(self.database)
-                self._say("; ".join(report.troubles) or None)
-                delay = self.WAKE_SECONDS
-                drained_at = time.monotonic()
-            except Busy as error:
-                delay = self.WAKE_SECONDS  # another worker drains
-                if time.monotonic() - drained_at > self.LONGEST_BUSY:
-                    self._say(f"nothing could be counted for over a minute: {error}")
-            except Exception as error:  # the thread must outlive whatever happens, and says what it was
-                self._say(f"{type(error).__name__}: {error}" if not isinstance(error, StoreError) else str(error))
-                delay = min(delay * 2, self.LONGEST_BACKOFF)
-
-    def _say(self, trouble: str | None) -> None:
-        if trouble != self.trouble:
-            log(f"drain: {trouble}" if trouble else "drain: goes on")
-            self.trouble = trouble
-
-
-def drain_for_reading(database: Database, seconds: float = 2.0) -> bool:
-    """Drain what is in the spool now, before numbers are read; False if not all of it could be counted."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            return not drain(database, wait=False, until=until).troubles
-        except Busy:
-            time.sleep(0.01)
-    return False
 
 
 # == Stats =============================================================================================

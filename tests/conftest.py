@@ -85,7 +85,7 @@ class Stage:
             with path.open("ab") as file:
                 file.write(tracker.hit_line(line))
 
-    def drain(self) -> tracker.DrainReport:
+    def drain(self) -> tracker.Drain:
         """Drain, as if every writer had gone."""
         self.app.spool.close()
         return tracker.drain(self.database)
