@@ -3275,6 +3275,12 @@ GROUP_COLUMNS = (*(f"{verb}_{state}" for verb in ("opened", "clicked") for state
 LINK_COLUMNS = tuple(f"{noun}_{state}" for noun in ("clicks", "emails") for state in STATES.values())
 TALLIES = tuple(f"{type_}_{state}" for type_ in TYPES.values() for state in STATES.values())
 CLICK_TALLIES = TALLIES[len(STATES) :]
+
+
+def _columns_of(tallies: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{tally}{end}" for tally in tallies for end in ("", "_first"))
+
+
 ROLLUPS = {  # in the order in which their recounts build on each other
     "email_counts": Rollup(("email",), TALLIES, (*(f"{tally}_first" for tally in TALLIES), "last_at")),
     "link_counts": Rollup(("email", "url"), CLICK_TALLIES, tuple(f"{tally}_first" for tally in CLICK_TALLIES)),
@@ -3295,14 +3301,22 @@ def add_to_rollups(connection: sqlite3.Connection, cells: Mapping[Cell, int]) ->
         if number:
             tables[table][key][column] = number
     for table, rows in tables.items():
-        keys, numbers, _ = ROLLUPS[table]
-        connection.executemany(
-            f"insert into {table} ({', '.join((*keys, *numbers))})"
-            f" values ({', '.join('?' * (len(keys) + len(numbers)))})"
-            f" on conflict ({', '.join(keys)}) do update"
-            f" set {', '.join(f'{column} = {table}.{column} + excluded.{column}' for column in numbers)}",
-            [(*key, *(row.get(column, 0) for column in numbers)) for key, row in rows.items()],
-        )
+        columns = ROLLUPS[table].numbers
+        values = [(*key, *(row.get(column, 0) for column in columns)) for key, row in rows.items()]
+        _upsert(connection, table, columns, "{column} = {table}.{column} + excluded.{column}", values)
+
+
+def _upsert(
+    connection: sqlite3.Connection, table: str, columns: Sequence[str], change: str, rows: Iterable[Sequence[Any]]
+) -> None:
+    """Insert rows of the table's key and these columns; where a key is there, change its columns so."""
+    keys = ROLLUPS[table].keys
+    connection.executemany(
+        f"insert into {table} ({', '.join((*keys, *columns))}) values ({', '.join('?' * (len(keys) + len(columns)))})"
+        f" on conflict ({', '.join(keys)}) do update"
+        f" set {', '.join(change.format(table=table, column=column) for column in columns)}",
+        rows,
+    )
 
 
 def rollup_differences(connection: sqlite3.Connection, most: int = 20) -> list[str]:
@@ -3341,6 +3355,10 @@ class Registration(NamedTuple):
     sent_at: int | None = None  # None: as it was said before, or now
     delivered_at: int | None = None
     links: int | None = None  # how many different ones the message has
+
+    def updated(self, later: Registration) -> Registration:
+        """With what is said later in place of what was said before."""
+        return self._replace(**{name: value for name, value in later._asdict().items() if value is not None})
 
 
 class SpooledEmail(NamedTuple):
@@ -3446,7 +3464,7 @@ _EMAIL_FACTS = f"""
            coalesce(emails.delivered_at, emails.sent_at),
            case when emails.delivered_at is not null or emails.time_said = 1 then 1 else 0 end,
            emails.links, email_counts.last_at,
-           {", ".join(f"{tally}, {tally}_first" for tally in TALLIES)}
+           {", ".join(_columns_of(TALLIES))}
     from {{}} cross join emails
     left join email_counts on email_counts.email = emails.id
     left join campaign_sends on emails.registered = 0 and campaign_sends.tenant = emails.tenant
@@ -3911,63 +3929,56 @@ class Batch:
         """Register emails, or update those whose key is known; returns how many are new."""
         said: dict[str, Registration] = {}
         for each in registrations:
-            if earlier := said.get(each.key):  # what is said last counts
-                each = earlier._replace(**{name: value for name, value in each._asdict().items() if value is not None})
-            said[each.key] = each
+            each = each._replace(
+                campaign=each.campaign and each.campaign.strip(" ")
+            )  # as hits and declarations name it
+            said[each.key] = said[each.key].updated(each) if each.key in said else each
         known = find_emails(self.connection, tenant, said)
-        new = []
-        for each in said.values():
-            if each.key not in known:
-                texts = each.subject or "", each.recipient or "", (each.campaign or "").strip(" ")
-                sent_at = self.now if each.sent_at is None else each.sent_at
-                time_said, search = int(each.sent_at is not None), fold_text(each.key, *texts) if any(texts) else ""
-                new.append(
-                    (tenant, each.key, *texts, sent_at, sent_at, each.delivered_at, time_said, each.links, search)
-                )
-                is_test, quarter = each.key.startswith(TEST_KEY), sent_at // QUARTER_MS
-                self._standings[Standing(tenant, texts[2], True, is_test, quarter, None, 0, None, 0)] += 1
-        self.connection.executemany(
-            "insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at, delivered_at,"
-            " time_said, links, search) values (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?)",
-            new,
-        )
-        if known:
-            self._register_again(tenant, known, [each for each in said.values() if each.key in known])
-        return len(new) + sum(not email.registered for email in known.values())
-
-    def _register_again(self, tenant: int, known: Mapping[str, Email], said: Iterable[Registration]) -> None:
-        rows = [
-            {
-                **each._asdict(),
-                "campaign": each.campaign and each.campaign.strip(" "),  # as hits and declarations name it
-                "now": self.now,
-                "id": known[each.key].id,
-            }
-            for each in said
-        ]
+        before, told = self._said_before(known.values()), set()
+        rows = []
+        for key, each in said.items():
+            if each.sent_at is not None:
+                told.add(key)
+            if key in before:
+                each, was_told = before[key][0].updated(each), before[key][1]
+                told.update([key] if was_told else ())
+            sent_at = self.now if each.sent_at is None else each.sent_at
+            created_at = known[key].created_at if key in known and known[key].registered else sent_at
+            texts = each.subject or "", each.recipient or "", each.campaign or ""
+            search = fold_text(key, *texts) if any(texts) else ""
+            times = created_at, sent_at, each.delivered_at, int(key in told)
+            rows.append((tenant, key, *texts, *times, each.links, search))
+            if key not in known:
+                quarter = sent_at // QUARTER_MS
+                self._standings[
+                    Standing(tenant, texts[2], True, key.startswith(TEST_KEY), quarter, None, 0, None, 0)
+                ] += 1
         self.connection.executemany(
             """
-            update emails set
-                subject = coalesce(:subject, subject), recipient = coalesce(:recipient, recipient),
-                campaign = coalesce(:campaign, campaign), links = coalesce(:links, links),
-                created_at = case when registered = 1 then created_at else coalesce(:sent_at, :now) end,
-                sent_at = coalesce(:sent_at, sent_at, :now), delivered_at = coalesce(:delivered_at, delivered_at),
-                time_said = case when :sent_at is null then time_said else 1 end, registered = 1
-            where id = :id
+            insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at, delivered_at,
+                                time_said, links, search)
+            values (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?)
+            on conflict (tenant, key) do update set
+                subject = excluded.subject, recipient = excluded.recipient, campaign = excluded.campaign, registered = 1,
+                created_at = excluded.created_at, sent_at = excluded.sent_at, delivered_at = excluded.delivered_at,
+                time_said = excluded.time_said, links = excluded.links, search = excluded.search
             """,
             rows,
         )
+        if known:
+            new = find_emails(self.connection, tenant, known)
+            self._replace([(email, new[key]) for key, email in known.items()])
+        return sum(key not in known or not known[key].registered for key in said)
+
+    def _said_before(self, emails: Iterable[Email]) -> dict[str, tuple[Registration, int]]:
+        """What is stored of emails, by key, and whether a time of sending was told."""
         sql = f"""
-            select emails.id, emails.key, emails.subject, emails.recipient, emails.campaign
+            select emails.key, emails.subject, emails.recipient, emails.campaign, emails.sent_at, emails.delivered_at,
+                   emails.links, emails.time_said
             from {wanted("id")} cross join emails where emails.id = wanted.id
         """
-        texts = for_each(self.connection, [email.id for email in known.values()], sql)
-        self.connection.executemany(
-            "update emails set search = ? where id = ?",
-            [(fold_text(key, *others) if any(others) else "", id_) for id_, key, *others in texts],
-        )
-        new = find_emails(self.connection, tenant, known)
-        self._replace([(email, new[key]) for key, email in known.items()])
+        rows = for_each(self.connection, [email.id for email in emails], sql)
+        return {key: (Registration(key, *told), time_said) for key, *told, time_said in rows}
 
     def _replace(self, pairs: Sequence[tuple[Email, Email]]) -> None:
         """What is said of emails changed: count them, and where it matters their links and hits, anew."""
@@ -4142,8 +4153,9 @@ class Batch:
                 if email.campaign and not email.is_test:
                     campaign = email.tenant, email.campaign
                     last[campaign] = max(email.last_at, last.get(campaign, 0))
-        _replace_counts(self.connection, "email_counts", ("email",), TALLIES, ("last_at",), counts)
-        _replace_counts(self.connection, "link_counts", ("email", "url"), CLICK_TALLIES, (), links)
+        instead = "{column} = excluded.{column}"
+        _upsert(self.connection, "email_counts", (*_columns_of(TALLIES), "last_at"), instead, counts)
+        _upsert(self.connection, "link_counts", _columns_of(CLICK_TALLIES), instead, links)
         self.connection.executemany(
             "update emails set created_at = ? where id = ? and registered = 0 and created_at > ?",
             [(email.created_at, email.id, email.created_at) for email in self._emails if not email.registered],
@@ -4168,22 +4180,6 @@ class Batch:
                 for cell in cells_of_email(standing, zones[standing.tenant]):
                     self._cells[cell] += times
         add_to_rollups(self.connection, self._cells)
-
-
-def _replace_counts(
-    connection: sqlite3.Connection,
-    table: str,
-    keys: Sequence[str],
-    tallies: Sequence[str],
-    others: Sequence[str],
-    rows: Sequence[tuple[Any, ...]],
-) -> None:
-    columns = (*(f"{tally}{end}" for tally in tallies for end in ("", "_first")), *others)
-    connection.executemany(
-        f"insert into {table} ({', '.join((*keys, *columns))}) values ({', '.join('?' * (len(keys) + len(columns)))})"
-        f" on conflict ({', '.join(keys)}) do update set {', '.join(f'{column} = excluded.{column}' for column in columns)}",
-        rows,
-    )
 
 
 def record_hits(connection: sqlite3.Connection, hits: Iterable[Hit], now: int) -> None:
