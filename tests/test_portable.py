@@ -1,0 +1,210 @@
+"""Every statement of the program, as PostgreSQL reads it: the schema and the selects are text that it takes too."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pwd
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import NOW, ROOT, Stage, click, hit, make_stage, missing, segment
+
+import tracker
+
+ALONE = {  # statements that are SQLite's alone, by how they begin, with the reason
+    "pragma": "settings and checks of a file",
+    "begin": "a transaction that writes is begun as one",
+    "commit": "as begun",
+    "rollback": "as begun",
+}
+FUNCTIONS = """
+create function local_day(text, bigint) returns bigint language sql as 'select 0::bigint';
+create function client_name(text) returns text language sql as 'select ''''::text';
+create function client_device(text) returns text language sql as 'select ''''::text';
+"""
+TEXTS = {
+    "key",
+    "word",
+    "host",
+    "agent",
+    "url",
+    "campaign",
+    "mail_id",
+    "text",
+}  # sets of texts; all others are of numbers
+SOURCE = (ROOT / "tracker.py").read_text(encoding="utf-8")
+
+
+class Recorder(sqlite3.Connection):
+    """A connection that remembers its statements, and from which lines of the program they came."""
+
+    said: dict[str, None] = {}
+    lines: set[int] = set()
+
+    def _remember(self, sql: str) -> None:
+        self.said.setdefault(sql)
+        frame = sys._getframe(2)
+        while frame and Path(frame.f_code.co_filename).name == "tracker.py":
+            self.lines.add(frame.f_lineno)
+            assert frame.f_back
+            frame = frame.f_back
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        self._remember(sql)
+        return super().execute(sql, *values)
+
+    def executemany(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        self._remember(sql)
+        return super().executemany(sql, *values)
+
+
+def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do everything with a database that the program can do."""
+    number, web, home = stage.acme.number, stage.web, f"/{stage.acme.id}"
+    new = [tracker.Registration(f"e{n}", "Grüße", f"r{n}@example.org", "Spring", NOW) for n in range(9)]
+    for emails in (new, [each._replace(campaign="Autumn", delivered_at=NOW) for each in new[:3]]):
+        with stage.database.transaction() as connection:
+            tracker.register_emails(connection, number, emails, NOW)
+    aside = {"answer": "named", "why": "destination-not-allowed"}
+    strange = f"/{stage.acme.id}/pixel/e1.gif"
+    lines = [hit(stage, f"e{n}", NOW + n) for n in range(4)] + [click(stage, "e1", at=NOW + n) for n in range(3)]
+    lines += [hit(stage, "x", uri=strange), hit(stage, "u"), click(stage, "u", "https://other.example/", **aside)]
+    lines += [hit(stage, "e1", NOW - 600_000), click(stage, "e1", at=NOW - 1_000, method="HEAD")]
+    lines.append(tracker.email_line(stage.acme.mail_id, tracker.Registration("e10", "S", "r", "Spring"), NOW))
+    for line in lines:
+        segment(stage, line)
+        stage.drain()
+    tracker.ingest(stage.database, [b"unspooled " + hit(stage, "e2", NOW + 99)])
+    web.post_json(f"{home}/campaigns", {"campaign": "Spring", "sent": 50})
+    web.post_json(f"{home}/campaigns", {"campaign": "Spring", "sent": 60})
+    web.patch_json(f"{home}/emails/e1", {"sent_at": "2026-11-24T09:00:00Z"})
+    for page in ("dashboard", "stats.json", "campaigns/Spring", "emails/e1"):
+        for query in ("", "?range=all", "?range=24h&tz=Asia/Tokyo", "?q=gru", "?show=clicked", "?on=2026-11-24"):
+            web.get(f"{home}/{page}{query}")
+    for table, orders in SORTED.items():
+        for order in orders:
+            for page in ("dashboard", "campaigns/Spring")[: 2 if table in ("links", "emails") else 1]:
+                web.get(f"{home}/{page}?sort={table}.{order}")
+    for table in ("emails", "events", "links", "campaigns", "clients"):
+        for query in ("", "?campaign=Spring", "?key=e1", "?q=spring", "?show=opened&limit=2"):
+            web.get(f"{home}/{table}.csv{query}")
+    web.delete(f"{home}/emails/e3")
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:{stage.settings.database}")
+    monkeypatch.setenv("BASE_URL", "https://track.example.com")
+    stage.app.database.close()
+    for words in COMMANDS:
+        assert tracker.main(["--env", os.devnull, *words.split()]) in (0, 1), words
+
+
+SORTED = {
+    "emails": ("subject", "recipient", "campaign", "opens", "clicks", "sent"),
+    "campaigns": ("campaign", "sent", "opened", "clicked", "first", "last"),
+    "links": ("url", "people", "clicks", "unconfirmed", "machines", "campaign"),
+    "clients": ("client", "device", "people", "unconfirmed", "share"),
+}
+COMMANDS = (
+    *("tenant list", "tenant show Acme", "tenant set Acme --tz Europe/Rome --domain a.example --own 203.0.113.7"),
+    *("tenant set Acme --remove-domain a.example --tracking-host t.acme.example", "tenant add Initech", "stats Acme"),
+    *("campaign list Acme", "campaign add Acme Spring --sent 9", "rejudge", "check", "check --repair", "drain"),
+    *("tenant key Acme", "tenant rotate Acme", "tenant remove Globex --yes"),
+)
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, None]]:
+    """All statements that the program runs."""
+    connect = sqlite3.connect
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sqlite3, "connect", lambda *words, **more: connect(*words, factory=Recorder, **more))
+        stage = make_stage(tmp_path_factory.mktemp("portable"))
+        use_all_of(stage, monkeypatch)
+        stage.app.close()
+        yield Recorder.said
+
+
+def test_everything_that_runs_a_statement_was_used(said: dict[str, None]) -> None:
+    """Or the other test would prove little."""
+    named = {"execute", "executemany", "for_each"}
+    calls = [
+        node
+        for node in ast.walk(ast.parse(SOURCE))
+        if (isinstance(node, ast.Call) and (isinstance(node.func, ast.Attribute) and node.func.attr in named))
+        or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in named)
+    ]
+    unused = [
+        call.lineno
+        for call in calls
+        if not any(line in Recorder.lines for line in range(call.lineno, (call.end_lineno or call.lineno) + 1))
+    ]
+    lines = SOURCE.splitlines()
+    assert [(line, lines[line - 1].strip()) for line in unused] == []
+    assert len(said) > 80
+
+
+@pytest.fixture(scope="module")
+def psql() -> Iterator[list[str]]:
+    """A command that runs statements on a PostgreSQL of the test's own, which listens on a socket in its folder."""
+    servers = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not servers or os.geteuid() or "postgres" not in [each.pw_name for each in pwd.getpwall()]:
+        missing("PostgreSQL, and root to start it")
+    bin_ = servers[-1].parent
+    folder = tempfile.mkdtemp(prefix="portable-")
+    shutil.chown(folder, "postgres", "postgres")
+    as_postgres = ["runuser", "-u", "postgres", "--"]
+
+    def run(*words: object) -> None:
+        subprocess.run([*as_postgres, *map(str, words)], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+    try:
+        run(bin_ / "initdb", "-D", f"{folder}/data", "-A", "trust", "-N", "-E", "UTF8")
+        options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+        run(bin_ / "pg_ctl", "-D", f"{folder}/data", "-o", options, "-l", f"{folder}/log", "-w", "start")
+        yield [*as_postgres, str(bin_ / "psql"), "-h", folder, "-v", "ON_ERROR_STOP=0", "-q", "-X", "postgres"]
+        run(bin_ / "pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def for_postgres(sql: str) -> str:
+    """The schema or a statement with what differs put in PostgreSQL's words: types, identities, parameters, sets."""
+    sql = re.sub(r"integer primary key( autoincrement)?", "bigint generated by default as identity primary key", sql)
+    sql = re.sub(r"\binteger\b", "bigint", sql).replace(") without rowid", ")")
+    sql = re.sub(r"^pragma .*$", "", sql, flags=re.MULTILINE)
+
+    def a_set(match: re.Match[str]) -> str:
+        columns = re.findall(r" as (\w+)", match[1])
+        kind = "text" if len(columns) == 1 and columns[0] in TEXTS else "bigint"
+        return f"(select {', '.join(f'null::{kind} as {column}' for column in columns)}) as wanted"
+
+    sql = re.sub(r"\(select ([^()]*(?:\([^()]*\)[^()]*)*) from json_each\(:wanted\)\) as wanted", a_set, sql)
+    names: list[str] = []
+
+    def a_parameter(match: re.Match[str]) -> str:
+        if match[1] is None or match[1] not in names:
+            names.append(match[1] or "?")
+        return f"${names.index(match[1]) + 1 if match[1] else len(names)}"
+
+    parts = re.split(r"('(?:[^']|'')*')", sql)
+    parts[::2] = [re.sub(r"\?|(?<!:):([a-z_]+)", a_parameter, part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def test_postgresql_takes_the_schema_and_every_statement(psql: list[str], said: dict[str, None]) -> None:
+    wanted = [sql for sql in said if not sql.lower().startswith(tuple(ALONE))]
+    script = [FUNCTIONS, for_postgres((ROOT / "schema.sql").read_text(encoding="utf-8"))]
+    script += [f"\\echo --{n}\nprepare s{n} as {for_postgres(sql)};" for n, sql in enumerate(wanted)]
+    done = subprocess.run(psql, input="\n".join(script), capture_output=True, text=True, cwd="/")
+    errors = re.findall(r"ERROR: .*(?:\n(?!psql|ERROR).*)*", done.stderr)
+    assert errors == [], "\n".join(errors)
+    assert done.stdout.count("--") == len(wanted) > 80
+    unused = [begin for begin in ALONE if not any(sql.lower().startswith(begin) for sql in said)]
+    assert unused == []
