@@ -4533,7 +4533,7 @@ CAMPAIGNS = Table(
     """,
     rows=f"""
         select campaign, campaign, emails, {", ".join(GROUP_COLUMNS)}, nullif({_BEGAN}, 0), last_at
-        from {wanted("id")} cross join campaigns where tenant = :tenant and campaign = wanted.id
+        from {wanted("key")} cross join campaigns where tenant = :tenant and campaign = wanted.key
     """,
     usual="first",
     has_age=False,

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import NOW, ROOT, Stage, click, hit, make_stage, missing, segment
@@ -47,8 +47,8 @@ SOURCE = (ROOT / "tracker.py").read_text(encoding="utf-8")
 class Recorder(sqlite3.Connection):
     """A connection that remembers its statements, and from which lines of the program they came."""
 
-    said: dict[str, None] = {}
-    lines: set[int] = set()
+    said: ClassVar[dict[str, None]] = {}
+    lines: ClassVar[set[int]] = set()
 
     def _remember(self, sql: str) -> None:
         self.said.setdefault(sql)
@@ -78,6 +78,8 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     strange = f"/{stage.acme.id}/pixel/e1.gif"
     lines = [hit(stage, f"e{n}", NOW + n) for n in range(4)] + [click(stage, "e1", at=NOW + n) for n in range(3)]
     lines += [hit(stage, "x", uri=strange), hit(stage, "u"), click(stage, "u", "https://other.example/", **aside)]
+    lines += [click(stage, "e5", at=NOW + 100_000 + n * 3_600_000) for n in range(2)]
+    lines.append(click(stage, "e5", at=NOW + 101_000, method="HEAD"))  # the first click was a scanner's
     lines += [hit(stage, "e1", NOW - 600_000), click(stage, "e1", at=NOW - 1_000, method="HEAD")]
     lines.append(tracker.email_line(stage.acme.mail_id, tracker.Registration("e10", "S", "r", "Spring"), NOW))
     for line in lines:
@@ -100,7 +102,14 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     web.delete(f"{home}/emails/e3")
     monkeypatch.setenv("DATABASE_URL", f"sqlite:{stage.settings.database}")
     monkeypatch.setenv("BASE_URL", "https://track.example.com")
+    tracker.tidy_spool(stage.database)
+    with stage.database.transaction() as connection:
+        connection.execute("update positions set updated_at = 0")
+        connection.execute("update reasons set hits = hits + 1")
+    tracker.tidy_spool(stage.database)
     stage.app.database.close()
+    (stage.folder / "secret.key").unlink()
+    tracker.App(stage.settings).close()
     for words in COMMANDS:
         assert tracker.main(["--env", os.devnull, *words.split()]) in (0, 1), words
 
@@ -114,8 +123,8 @@ SORTED = {
 COMMANDS = (
     *("tenant list", "tenant show Acme", "tenant set Acme --tz Europe/Rome --domain a.example --own 203.0.113.7"),
     *("tenant set Acme --remove-domain a.example --tracking-host t.acme.example", "tenant add Initech", "stats Acme"),
-    *("campaign list Acme", "campaign add Acme Spring --sent 9", "rejudge", "check", "check --repair", "drain"),
-    *("tenant key Acme", "tenant rotate Acme", "tenant remove Globex --yes"),
+    *("check", "check --repair", "campaign list Acme", "campaign add Acme Spring --sent 9", "rejudge", "drain"),
+    *(f"backup {tempfile.mkdtemp()}/backup.db", "tenant key Acme", "tenant rotate Acme", "tenant remove Globex --yes"),
 )
 
 
@@ -133,6 +142,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, None]]:
 
 def test_everything_that_runs_a_statement_was_used(said: dict[str, None]) -> None:
     """Or the other test would prove little."""
+    lines = SOURCE.splitlines()
     named = {"execute", "executemany", "for_each"}
     calls = [
         node
@@ -144,9 +154,9 @@ def test_everything_that_runs_a_statement_was_used(said: dict[str, None]) -> Non
         call.lineno
         for call in calls
         if not any(line in Recorder.lines for line in range(call.lineno, (call.end_lineno or call.lineno) + 1))
+        and not re.search("pragma|rollback", lines[call.lineno - 1])
     ]
-    lines = SOURCE.splitlines()
-    assert [(line, lines[line - 1].strip()) for line in unused] == []
+    assert not unused, "\n".join(f"{line}: {lines[line - 1].strip()}" for line in unused)
     assert len(said) > 80
 
 
