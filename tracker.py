@@ -361,7 +361,6 @@ def network_file_system_fault(folder: str, mounts: str) -> str | None:
 
 MAX_TARGET = 4096  # characters; what browsers and mail programs handle everywhere
 MAX_TARGET_BYTES = 2 * MAX_TARGET  # in UTF-8: more, in base64 and beside a long user agent, would not fit a spool line
-MAX_ENCODED_TARGET = (4 * MAX_TARGET_BYTES + 2) // 3
 ID = re.compile(r"[A-Za-z0-9_-]{3,64}")
 MAX_KEY = 200
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
@@ -372,8 +371,7 @@ ROUTE_WORDS = re.compile(
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
-SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-AUTHORITY = re.compile(r"[^:]+://([^/?#]+)")
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]+))?")
 MAX_CAMPAIGN = 200  # characters of a campaign's name
 PLAIN_URL = re.compile(r"(?:^|&)url=(([^&]*).*)", re.DOTALL)
 CAMPAIGN = re.compile(r"(?:^|&)campaign=([^&]*)")
@@ -482,9 +480,9 @@ def click_path(secret: str, mail_id: str, key: str, url: str) -> str:
 def signed_target(secret: str, mail_id: str, url: str) -> str:
     """What a signed path ends with, for every email: the signature and the target. Raises BadTarget."""
     read_target(url)
+    if (size := len(url.encode())) > MAX_TARGET_BYTES:
+        raise BadTarget(f"it has {size:,} bytes in UTF-8; expected at most {MAX_TARGET_BYTES:,}")
     target = encode_target(url)
-    if len(target) > MAX_ENCODED_TARGET:
-        raise BadTarget(f"it has {len(url.encode()):,} bytes in UTF-8; expected at most {MAX_TARGET_BYTES:,}")
     return f"{sign(secret, mail_id, target)}/{target}"
 
 
@@ -599,16 +597,15 @@ def read_target(url: str) -> Target:
         raise BadTarget(f"it has {len(url):,} characters; expected at most {MAX_TARGET:,}")
     if CONTROL.search(url):
         raise BadTarget("it holds a control character; expected none")
-    match = SCHEME.match(url := url.strip(" "))
+    match = URL.match(url := url.strip(" "))
     if not match:
         raise BadTarget("it is relative or empty; expected http:// or https:// and a host")
     scheme = match[1].lower()
     if scheme not in DEFAULT_PORTS:
         raise BadTarget(f"its scheme is {scheme}; expected http or https")
-    match = AUTHORITY.match(url)
-    if not match:
+    authority, rest = match[2], url[match.end() :]
+    if not authority:
         raise BadTarget("it is malformed; expected http:// or https:// and a host")
-    authority, rest = match[1], url[match.end() :]
     if "\\" in url and "\\" in authority + re.split("[?#]", rest)[0]:
         raise BadTarget("it holds a backslash, which browsers read as a slash; expected none before the query")
     if "@" in authority:
@@ -749,10 +746,8 @@ def read_own_network(text: str) -> str:
         network = ipaddress.ip_network(text.strip(), strict=False)
     except ValueError:
         raise BadInput(f"{text!r}: expected an address or a network, such as 203.0.113.7 or 203.0.113.0/24") from None
-    if network.prefixlen < LEAST_OWN_PREFIX[network.version]:
-        raise BadInput(
-            f"{text!r}: expected a network of one's own, not a part of the Internet: at least /{LEAST_OWN_PREFIX[network.version]}"
-        )
+    if network.prefixlen < (least := LEAST_OWN_PREFIX[network.version]):
+        raise BadInput(f"{text!r}: expected a network of one's own, not a part of the Internet: at least /{least}")
     return str(network.network_address if network.num_addresses == 1 else network)
 
 
