@@ -41,6 +41,7 @@ import threading
 import time
 import traceback
 import unicodedata
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -1256,10 +1257,8 @@ NOT_TRACKED = {  # what a tag may say to keep its link: attributes of ours and o
     **dict.fromkeys(("data-skip-click", "data-no-track", "data-pm-no-track", "data-as-no-track", "ses:no-track")),
     **dict.fromkeys(("mc:disable-tracking", "mautic:disable-tracking")),
 }
-PLACEHOLDERS = (  # of template languages: how they begin and end
-    *(("{", "}"), ("*|", "|*"), ("%%", "%%"), ("<%", "%>"), ("[[", "]]")),
-    ("%recipient", "%"),
-)
+# Of template languages, how they begin and end.
+PLACEHOLDERS = (("{", "}"), ("*|", "|*"), ("%%", "%%"), ("<%", "%>"), ("[[", "]]"), ("%recipient", "%"))
 CUT_PLACEHOLDERS = ("{{", "{%", "<%")  # one that does not end in its attribute holds the quote that ends that
 
 # A tag's attributes. Each alternative ends where no other could begin, so nothing is tried twice, and the lookahead
@@ -1269,7 +1268,7 @@ _VALUE = r"""(?:"[^"]*"|'[^']*'|[^\t\n\f\r >"'][^\t\n\f\r >]*(?![^\t\n\f\r >])|(
 _ATTRIBUTE = rf"[\t\n\f\r /]*{_NAME}(?:[\t\n\f\r ]*=[\t\n\f\r ]*{_VALUE}|(?![\t\n\f\r ]*=))"
 TAG_REST = re.compile(rf"(?=((?:{_ATTRIBUTE}){{0,{MAX_ATTRIBUTES}}}))\1[\t\n\f\r /]*>")
 ATTRIBUTE = re.compile(rf"[\t\n\f\r /]*({_NAME})(?:[\t\n\f\r ]*=[\t\n\f\r ]*({_VALUE})|(?![\t\n\f\r ]*=))")
-MARKUP = re.compile(r"<(?:(!--)|(/?)([A-Za-z][^\t\n\f\r />]*)|([!?]|/(?:[^>]|\Z)))")
+MARKUP = re.compile(r"<(?:(!--(?:-?>)?)|(/?)([A-Za-z][^\t\n\f\r />]*)|[!?]|/(?:[^>]|\Z))")
 CONDITIONAL = re.compile(r"<!--\[if\b[^\]>]*\]>", re.IGNORECASE)
 COMMENT_END = re.compile(r"--!?>")
 SCRIPT_TURN = re.compile(r"<!--(?:-?>)?|-->|<(/?)script(?=[\t\n\f\r />])", re.IGNORECASE)
@@ -1286,6 +1285,11 @@ class Edit(NamedTuple):
     end: int
     new: str
     attribute: tuple[int, int] | None = None  # of a link: where its attribute begins and ends; a line may break there
+
+    @property
+    def growth(self) -> int:
+        """By how many characters the text gets longer."""
+        return len(self.new) - (self.end - self.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1365,9 +1369,7 @@ class Report:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # parts and reasons
     size_before: int = 0
     size_after: int = 0
-    edits: list[Edit] = field(
-        default_factory=list
-    )  # of the whole; in a message, new text is latin-1, a character a byte
+    edits: list[Edit] = field(default_factory=list)  # of the whole; a character of new text is a byte
 
     @property
     def links(self) -> int | None:
@@ -1401,6 +1403,7 @@ class Report:
         }
 
 
+HIDDEN_PATH = f"/{encode_target(HIDDEN_TARGET)}?"
 PIXEL_THERE = "not placed: one of ours is there already"
 HIDDEN_THERE = "not placed: there is one already"
 
@@ -1419,34 +1422,19 @@ def apply_edits(text: str, edits: Iterable[Edit]) -> str:
 
 
 def instrument_html(text: str, how: Instrumenting) -> tuple[str, Report]:
-    """Wrap the links of an HTML text and place the pixel. Sizes in the report are those in UTF-8."""
-    report = Report()
-    report.edits = _page_edits(Html(text, lambda start, end: text[start:end]), how, report)
-    new = apply_edits(text, report.edits)
-    report.size_before, report.size_after = (len(each.encode("utf-8", "surrogatepass")) for each in (text, new))
-    return new, report
+    """Wrap the links of an HTML text and place the pixel. The report is about its UTF-8."""
+    new, report = instrument_html_bytes(text.encode("utf-8", "surrogatepass"), how)
+    return new.decode("utf-8", "surrogatepass"), report
 
 
 def instrument_html_bytes(raw: bytes, how: Instrumenting) -> tuple[bytes, Report]:
     """As instrument_html, of UTF-8; bytes that are none stay as they are, and a link with some in it is left."""
     content = raw.decode("latin-1")
     report = Report(size_before=len(raw))
-    page = Html(content, lambda start, end: content[start:end].encode("latin-1").decode("utf-8"))
-    report.edits = _page_edits(page, how, report)
+    report.edits = page_edits(Html(content, Encoded(content)), how, report)
     new = apply_edits(content, report.edits).encode("latin-1")
     report.size_after = len(new)
     return new, report
-
-
-def _page_edits(page: Html, how: Instrumenting, report: Report, name: str = "the page") -> list[Edit]:
-    """What html_edits finds; the report says why where that is nothing because the page is no mail."""
-    try:
-        return html_edits(page, how, report)
-    except Unclear as error:
-        report.skipped.append((name, str(error)))
-        if not report.has_pixel:
-            report.pixel = f"not placed: {name} is left as it is"
-        return []
 
 
 # -- HTML: where its tags are, and what their attributes say
@@ -1470,11 +1458,6 @@ class Attribute(NamedTuple):
     end: int
     quoted: bool
 
-    @property
-    def whole(self) -> tuple[int, int]:
-        """From the name up to behind the value and its quote."""
-        return self.begin, self.end + self.quoted
-
 
 def decode_attribute(text: str) -> str:
     """Decode the character references of an attribute's value, once, by the rule for attributes.
@@ -1496,24 +1479,24 @@ def decode_attribute(text: str) -> str:
     return CHARACTER_REFERENCE.sub(decode, text) if "&" in text else text
 
 
-def read_tags(text: str, wanted: Collection[str]) -> Iterator[Tag]:
+def read_tags(
+    text: str, wanted: Collection[str], at: int = 0, end: int = sys.maxsize, *, conditional: bool = False
+) -> Iterator[Tag]:
     """The wanted tags of an HTML text, in order; last a tag named "" where the text ends in something unfinished.
 
     What is in comments, scripts, styles and other text that is no markup holds no tag, but conditional comments hold
     those of VML (`v:…`) too. Takes time linear in the text.
     """
-    return _read_tags(text, 0, len(text), wanted, conditional=False)
-
-
-def _read_tags(text: str, at: int, end: int, wanted: Collection[str], *, conditional: bool) -> Iterator[Tag]:
+    end = min(end, len(text))
     while match := MARKUP.search(text, at, end):
         start = match.start()
-        comment, slash, name, _ = match.groups()
+        comment, slash, name = match.groups()
         if comment:
-            at = _end_of_comment(text, start, end)
+            over = match if comment.endswith(">") else COMMENT_END.search(text, match.end(), end)
+            at = over.end() if over else -1
             condition = CONDITIONAL.match(text, start, end)
             if condition and at > 0 and not conditional:
-                inner = _read_tags(text, condition.end(), at, wanted, conditional=True)
+                inner = read_tags(text, wanted, condition.end(), at, conditional=True)
                 yield from (tag for tag in inner if tag.name)
         elif name:
             name = slash + name.lower()
@@ -1532,31 +1515,17 @@ def _read_tags(text: str, at: int, end: int, wanted: Collection[str], *, conditi
             return
 
 
-def _end_of_comment(text: str, start: int, end: int) -> int:
-    """Where the comment that begins at start is over, or -1."""
-    for short in ("<!-->", "<!--->"):
-        if text.startswith(short, start, end):
-            return start + len(short)
-    match = COMMENT_END.search(text, start + 4, end)
-    return match.end() if match else -1
-
-
 def _end_of_raw_text(text: str, name: str, at: int, end: int) -> int:
-    """Where the end tag of an element that holds text and no markup begins, or -1."""
-    if name == "script":
-        return _end_of_script(text, at, end)
-    match = re.compile(rf"</{name}(?=[\t\n\f\r />])", re.IGNORECASE).search(text, at, end)
-    return match.start() if match else -1
+    """Where the end tag of an element that holds text and no markup begins, or -1.
 
-
-def _end_of_script(text: str, at: int, end: int) -> int:
-    """A script in a script, within what looks like a comment, hides the end tag: 13.2.5.17 to 13.2.5.31."""
+    A script in a script, within what looks like a comment, hides the end tag: 13.2.5.17 to 13.2.5.31.
+    """
+    turns = SCRIPT_TURN if name == "script" else re.compile(rf"<(/){name}(?=[\t\n\f\r />])", re.IGNORECASE)
     escaped = nested = False
-    for match in SCRIPT_TURN.finditer(text, at, end):
-        turn = match[0]
-        if turn == "<!--":
+    for match in turns.finditer(text, at, end):
+        if match[0] == "<!--":
             escaped = True
-        elif turn.endswith(">"):
+        elif match[0].endswith(">"):
             escaped = nested = False
         elif not match[1]:
             nested = escaped
@@ -1583,87 +1552,81 @@ def read_attributes(text: str, tag: Tag) -> dict[str, Attribute]:
 # -- HTML: what to change in it
 
 
-class Html(NamedTuple):
-    """An HTML text to instrument. Where its characters stand for bytes, `read` knows what those say."""
+class Encoded(NamedTuple):
+    """The body of a part without its transfer encoding, a character a byte."""
 
-    text: str
-    read: Callable[[int, int], str]  # what stands from start up to end; raises UnicodeError if that is not known
+    content: str
+    edits: Callable[[list[Edit]], list[Edit]] = list  # of the message, of edits of the content
     longest: float = math.inf  # what a line may hold: no attribute and no pixel may be longer
+
+
+class Html(NamedTuple):
+    """HTML to instrument."""
+
+    text: str  # in which to look for tags: the content, but for letters that look like ASCII and are none
+    encoded: Encoded
+    codec: str = "utf-8"
+    name: str = "the page"
+    rank: tuple[int, ...] = ()
     unsubscribe: Collection[str] = ()  # the URLs of List-Unsubscribe
 
+    def read(self, start: int, end: int) -> str:
+        """What stands from start up to end. Raises UnicodeError if that can't be read."""
+        value = self.encoded.content[start:end]
+        is_plain = value.isascii() and value == self.text[start:end]
+        return value if is_plain else value.encode("latin-1").decode(self.codec)
 
-def html_edits(page: Html, how: Instrumenting, report: Report) -> list[Edit]:
-    """What wraps the links and places the pixel, in order; what is done and what is not goes into the report.
 
-    Raises Unclear, and reports nothing, for a page that is no mail.
-    """
-    edits = []
+def page_edits(page: Html, how: Instrumenting, report: Report) -> list[Edit]:
+    """What wraps the links and places the pixel, in order; what is done and what is not goes into the report."""
     tags = list(islice(read_tags(page.text, WANTED_TAGS), MAX_TAGS + 1))
-    if len(tags) > MAX_TAGS:
-        raise Unclear(f"it has more than {MAX_TAGS:,} links and images")
+    if len(tags) > MAX_TAGS:  # it is no mail
+        report.skipped.append((page.name, f"it has more than {MAX_TAGS:,} links and images"))
+        if not report.has_pixel:
+            report.pixel = f"not placed: {page.name} is left as it is"
+        return []
+    edits = []
     for tag in tags:
-        if tag.name == "img" and not report.has_pixel and _is_our_pixel(page, tag, how):
-            report.pixel = PIXEL_THERE
-        elif tag.name in LINK_TAGS and how.hidden_url and _is_hidden_link(page, tag, how):
+        if tag.name == "img":
+            if not report.has_pixel and _says_ours(page, tag, "src", "/pixel/", how):
+                report.pixel = PIXEL_THERE
+        elif how.hidden_url and tag.name in LINK_TAGS and _says_ours(page, tag, "href", HIDDEN_PATH, how):
             report.hidden_link = HIDDEN_THERE
         elif how.links and (tag.name in LINK_TAGS or tag.name.startswith("v:")):
-            edit = _link_edit(page, tag, how, report)
-            if edit:
-                edits.append(edit)
-    for place, markup in reversed([*_hidden_link(page, tags, how, report), *_pixel(page, tags, how, report)]):
-        edits.insert(bisect.bisect_left([edit.start for edit in edits], place), Edit(place, place, markup))
-    return edits
+            edits += _link_edit(page, tag, how, report)
+    return sorted([*_additions(page, tags, how, report), *edits], key=lambda edit: edit.start)
 
 
-def _pixel(page: Html, tags: list[Tag], how: Instrumenting, report: Report) -> Iterator[tuple[int, str]]:
-    """The pixel and its place, unless there is one already or it can't be had."""
-    image = f'<img src="{how.pixel_url}" width="1" height="1" alt="">'
-    if report.has_pixel:
-        return
-    if how.pixel == "none":
+def _says_ours(page: Html, tag: Tag, name: str, path: str, how: Instrumenting) -> bool:
+    """Whether an attribute holds a URL of ours with this in its path."""
+    found = read_attributes(page.text, tag).get(name)
+    url = browser_trim(decode_attribute(page.text[found.start : found.end])) if found else ""
+    return path in f"{url}?" and how.is_ours(url)
+
+
+def _additions(page: Html, tags: list[Tag], how: Instrumenting, report: Report) -> list[Edit]:
+    """What puts in the hidden link, first of all since some follow the first link only, and the pixel."""
+    edits: list[Edit] = []
+
+    def put(markup: str, place: int, where: str) -> str:
+        if len(markup) > (longest := page.encoded.longest):
+            return f"not placed: it has {len(markup)} characters, and a line of this part may have {longest}"
+        edits.append(Edit(place, place, markup))
+        return f"placed {where}"
+
+    if how.hidden_url and not report.hidden_link.startswith("placed") and report.hidden_link != HIDDEN_THERE:
+        place, where = _pixel_place(page.text, tags, "top")
+        first = next((tag.start for tag in tags if tag.name == "a" and not tag.conditional), place)
+        if first < place:  # of a piece of HTML without a body
+            place, where = first, "before the first link"
+        link = f'<a href="{how.hidden_url}" aria-hidden="true" tabindex="-1" style="display:none"></a>'
+        report.hidden_link = put(link, place, where)
+    if how.pixel == "none" and not report.has_pixel:
         report.pixel = "not placed: not asked for"
-    elif len(image) > page.longest:
-        report.pixel = f"not placed: it has {len(image)} characters, and a line of this part may have {page.longest}"
-    else:
-        place, where = _pixel_place(page.text, tags, how.pixel)
-        report.pixel = f"placed {where}"
-        yield place, image
-
-
-def _hidden_link(page: Html, tags: list[Tag], how: Instrumenting, report: Report) -> Iterator[tuple[int, str]]:
-    """The link that only machines follow, once a message, and its place: first, since some follow the first link only."""
-    if how.hidden_url is None or report.hidden_link == HIDDEN_THERE or report.hidden_link.startswith("placed"):
-        return
-    link = f'<a href="{how.hidden_url}" aria-hidden="true" tabindex="-1" style="display:none"></a>'
-    if len(link) > page.longest:
-        report.hidden_link = (
-            f"not placed: it has {len(link)} characters, and a line of this part may have {page.longest}"
-        )
-        return
-    place, where = _pixel_place(page.text, tags, "top")
-    first = next((tag.start for tag in tags if tag.name == "a" and not tag.conditional), place)
-    if first < place:  # of a piece of HTML without a body
-        place, where = first, "before the first link"
-    report.hidden_link = f"placed {where}"
-    yield place, link
-
-
-def _is_hidden_link(page: Html, tag: Tag, how: Instrumenting) -> bool:
-    href = read_attributes(page.text, tag).get("href")
-    url = browser_trim(decode_attribute(page.text[href.start : href.end])) if href else ""
-    return url.partition("?")[0].endswith("/" + encode_target(HIDDEN_TARGET)) and how.is_ours(url)
-
-
-def _is_our_pixel(page: Html, tag: Tag, how: Instrumenting) -> bool:
-    source = read_attributes(page.text, tag).get("src")
-    url = browser_trim(decode_attribute(page.text[source.start : source.end])) if source else ""
-    return "/pixel/" in url and how.is_ours(url)
-
-
-def has_our_pixel(page: Html, how: Instrumenting) -> bool:
-    """Whether there is a pixel of ours in an HTML text."""
-    images = islice(read_tags(page.text, {"img"}), MAX_TAGS)
-    return any(_is_our_pixel(page, tag, how) for tag in images if tag.name)
+    elif not report.has_pixel:
+        image = f'<img src="{how.pixel_url}" width="1" height="1" alt="">'
+        report.pixel = put(image, *_pixel_place(page.text, tags, how.pixel))
+    return edits
 
 
 def _pixel_place(text: str, tags: list[Tag], where: str) -> tuple[int, str]:
@@ -1671,49 +1634,43 @@ def _pixel_place(text: str, tags: list[Tag], where: str) -> tuple[int, str]:
     live = [tag for tag in tags if not tag.conditional]
     if where == "top":
         for name in ("body", "/head"):
-            first = next((tag.end for tag in live if tag.name == name), None)
-            if first is not None:
+            if first := next((tag.end for tag in live if tag.name == name), 0):
                 return first, f"first in the body, behind <{name}>"
     last = {tag.name: tag.start for tag in live}
-    for name in ("/body", "/html"):
+    for name in ("/body", "/html", ""):
         if name in last:
-            return last[name], f"before <{name}>"
-    if "" in last:
-        return last[""], "at the end, before unfinished markup"
+            return last[name], f"before <{name}>" if name else "at the end, before unfinished markup"
     return len(text), "at the end"
 
 
-def _link_edit(page: Html, tag: Tag, how: Instrumenting, report: Report) -> Edit | None:
+def _link_edit(page: Html, tag: Tag, how: Instrumenting, report: Report) -> list[Edit]:
     """The edit that wraps one tag's link, if it is to be wrapped; else the report says why not."""
     attributes = read_attributes(page.text, tag)
-    href = attributes.get("href")
-    if href is None:
-        return None
+    if (href := attributes.get("href")) is None:
+        return []
+    url = page.text[href.start : href.end]
     try:
         url = browser_trim(decode_attribute(page.read(href.start, href.end)))
-    except (UnicodeError, LookupError):
-        report.left.append((page.text[href.start : href.end], "its characters can't be read in the part's charset"))
-        return None
-    reason = _why_left(page, url, attributes, how)
-    if reason is None and len(report.wrapped) >= MAX_WRAPPED:
-        reason = f"the message has more than {MAX_WRAPPED:,} links"
-    if reason is None:
-        try:
+        reason = _why_left(page, url, attributes, how)
+        if reason is None and len(report.wrapped) >= MAX_WRAPPED:
+            reason = f"the message has more than {MAX_WRAPPED:,} links"
+        if reason is None:
             tracked = how.wrap(url)
             if not href.quoted and not NEEDS_NO_QUOTES.fullmatch(tracked):
                 tracked = f'"{tracked}"'
-            begin, end = href.whole
-            if end - begin + len(tracked) - (href.end - href.start) > page.longest:
-                raise BadTarget(
-                    f"its tracked link is longer than a line of this part may be ({page.longest} characters)"
-                )
+            whole = href.begin, href.end + href.quoted
+            edit = Edit(href.start, href.end, tracked, whole)
+            if whole[1] - whole[0] + edit.growth > (longest := page.encoded.longest):
+                raise BadTarget(f"its tracked link is longer than a line of this part may be ({longest} characters)")
             report.wrapped.append(url)
-            return Edit(href.start, href.end, tracked, href.whole)
-        except BadTarget as error:
-            reason = str(error)
+            return [edit]
+    except UnicodeError:
+        reason = "its characters can't be read in the part's charset"
+    except BadTarget as error:
+        reason = str(error)
     if reason:
         report.left.append((url, reason))
-    return None
+    return []
 
 
 def browser_trim(url: str) -> str:
@@ -1758,9 +1715,7 @@ MAX_PARAMETERS = 4_096  # bytes of a Content-Type: to read many of them takes qu
 MAX_LINE = 998  # RFC 5322 §2.1.1, without the line break
 WALKED = {"multipart/mixed", "multipart/alternative", "multipart/related"}
 OTHER_PARTS = {
-    **dict.fromkeys(
-        ("multipart/signed", "multipart/encrypted"), "it is signed or encrypted, and a change would break it"
-    ),
+    **dict.fromkeys(("multipart/signed", "multipart/encrypted"), "it is signed or encrypted, which a change breaks"),
     **dict.fromkeys(("application/pkcs7-mime", "application/x-pkcs7-mime"), "it is signed or encrypted (S/MIME)"),
     "multipart/report": "it reports on another message",
     "text/plain": "plain text is left as it is",
@@ -1803,8 +1758,7 @@ def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -
     try:
         report.edits = _message_edits(text, how, report, force=force)
     except Unclear as error:
-        report = Report(pixel="not placed: the message is left as it is", skipped=[("the message", str(error))])
-        return raw, report
+        return raw, Report(pixel="not placed: the message is left as it is", skipped=[("the message", str(error))])
     return apply_edits(text, report.edits).encode("latin-1"), report
 
 
@@ -1835,11 +1789,10 @@ def said_by_headers(raw: bytes) -> Said:
             text = str(email.header.make_header(email.header.decode_header(text)))
         return " ".join(UNFIT.sub(" ", text).split())
 
+    named = [str(each) for name in ("To", "Cc", "Bcc") for each in headers.get_all(name, [])]
     addresses: list[tuple[str, str]] = []
     with contextlib.suppress(Exception):  # such as RecursionError, for comments in comments
-        addresses = email.utils.getaddresses(
-            [str(each) for name in ("To", "Cc", "Bcc") for each in headers.get_all(name, [])]
-        )
+        addresses = email.utils.getaddresses(named)
     return Said(decoded(headers.get("Subject", "")), [decoded(address) for _, address in addresses if "@" in address])
 
 
@@ -1851,45 +1804,62 @@ def _message_edits(text: str, how: Instrumenting, report: Report, *, force: bool
         if name in whole.headers and not force:
             raise Unclear(f"it has a {name}, which any change breaks; instrument before signing, or force it")
     lists = re.sub(r"\s", "", "".join(map(str, whole.headers.get_all("List-Unsubscribe", []))))
-    bodies = []
+    pages = []
     for part in html_parts(text, whole, report):
         try:
-            bodies.append(read_body(text, part, re.findall("<([^<>]*)>", lists)))
+            pages.append(read_page(text, part)._replace(unsubscribe=re.findall("<([^<>]*)>", lists)))
         except Unclear as error:
             report.skipped.append((str(part), str(error)))
-    if len(bodies) > 1 and any(has_our_pixel(body.page, how) for body in bodies):
-        report.pixel = PIXEL_THERE
-    bodies.sort(key=lambda body: body.part.rank)  # the one pixel goes where it will be shown
-    edits = [edit for body in bodies for edit in _body_edits(body, how, report)]
+    if len(pages) > 1:
+        images = ((page, tag) for page in pages for tag in islice(read_tags(page.text, {"img"}), MAX_TAGS))
+        if any(tag.name and _says_ours(page, tag, "src", "/pixel/", how) for page, tag in images):
+            report.pixel = PIXEL_THERE
+    pages.sort(key=lambda page: page.rank)  # the one pixel goes where it will be shown
+    edits = []
+    for page in pages:
+        found = page_edits(page, how, report)
+        size = len(page.encoded.content)
+        report.size_before += size
+        report.size_after += size + sum(edit.growth for edit in found)
+        if found:
+            report.touched.append(page.name)
+        edits += page.encoded.edits(found)
     return sorted(edits, key=lambda edit: edit.start)
+
+
+def _lines(text: str, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Where each line begins, where its line break does, and where the next line. Raises Unclear if they are too many."""
+    for count, match in enumerate(LINE_BREAK.finditer(text, start, end)):
+        if count >= MAX_LINES:
+            raise Unclear(f"it has more than {MAX_LINES:,} lines")
+        yield start, match.start(), match.end()
+        start = match.end()
+    if start < end:
+        yield start, end, end
 
 
 def read_part(text: str, start: int, end: int, number: str) -> Part:
     """Read the headers of a part. Raises Unclear where they have no end or no meaning."""
     import email.parser
 
-    at, body, has_body = start, end, False
-    while at < end:
-        match = LINE_BREAK.search(text, at, end)
-        line_end, following = match.span() if match else (end, end)
+    head_end, body, has_body = end, end, False
+    for at, line_end, following in _lines(text, start, end):
         if line_end == at:
-            body, has_body = following, True
+            head_end, body, has_body = at, following, True
             break
         if line_end - start > MAX_HEADERS:
             raise Unclear(f"its headers have more than {MAX_HEADERS:,} bytes")
         if not HEADER_LINE.match(text, at, line_end):
             raise Unclear("its headers hold a line that is no header")
-        at = following
     try:
         # A space before the colon is old, and allowed (RFC 5322 §4.5.8), but the parser takes it for the end of headers.
-        headers = email.parser.HeaderParser().parsestr(SPACED_COLON.sub(r"\1:", text[start:at]))
-        if len(str(headers.get("Content-Type", ""))) > MAX_PARAMETERS:
-            raise Unclear(f"its Content-Type has more than {MAX_PARAMETERS:,} bytes")
-        kind = headers.get_content_type()
-    except Unclear:
-        raise
+        headers = email.parser.HeaderParser().parsestr(SPACED_COLON.sub(r"\1:", text[start:head_end]))
+        is_long = len(str(headers.get("Content-Type", ""))) > MAX_PARAMETERS
+        kind = "" if is_long else headers.get_content_type()
     except Exception:  # whatever a header of a stranger's makes of the parser
         raise Unclear("its headers can't be read") from None
+    if is_long:
+        raise Unclear(f"its Content-Type has more than {MAX_PARAMETERS:,} bytes")
     return Part(number, headers, kind, body, end, has_body)
 
 
@@ -1937,7 +1907,7 @@ def _refuse_other_parts(part: Part) -> None:
         raise Unclear("it has no body")
     part.header("Content-Type")
     token = part.header("Content-Transfer-Encoding")
-    if part.kind in WALKED and _encoding_token(token) not in ("", "7bit", "8bit", "binary"):
+    if part.kind in WALKED and token.rstrip("; \t").lower() not in ("", "7bit", "8bit", "binary"):
         raise Unclear(f"its Content-Transfer-Encoding is {token[:40]!r}, which parts in parts can't have")
     if "Content-MD5" in part.headers:
         raise Unclear("it has a Content-MD5, which any change breaks")
@@ -1955,7 +1925,8 @@ def split_parts(text: str, part: Part) -> list[tuple[int, int]]:
     begin = -1
     for start, end, is_last in _boundary_lines(text, part, "--" + boundary):
         if begin >= 0:
-            spans.append((begin, max(begin, _before_line_break(text, start))))
+            break_length = 2 if text.endswith("\r\n", 0, start) else 1  # the line break before it belongs to it
+            spans.append((begin, max(begin, start - break_length)))
         begin = -1 if is_last else end
         if is_last or len(spans) > MAX_PARTS:
             break
@@ -1971,109 +1942,62 @@ def _boundary_lines(text: str, part: Part, line: str) -> Iterator[tuple[int, int
     rest = re.compile(r"(--)?[ \t]*(?:\r\n|\n|\r|\Z)")
     # Parts in parts are read once for each depth, so what only begins like a boundary must cost little: it is sought
     # with the line break before it, and lines without end are no mail.
-    places = [at for sign in "\r\n" for at in islice(_places(text, sign + line, part.start - 1, part.end), MAX_EDGES)]
+    places: list[int] = []
+    for line_break in "\r\n":
+        at = part.start - 2
+        while len(places) < MAX_EDGES and (at := text.find(line_break + line, at + 1, part.end)) >= 0:
+            places.append(at)
     if len(places) >= MAX_EDGES:
         raise Unclear(f"{MAX_EDGES:,} lines or more begin as its boundary does")
     for at in sorted(places):
-        match = rest.match(text, at + 1 + len(line), part.end)
-        if match:
+        if match := rest.match(text, at + 1 + len(line), part.end):
             yield at + 1, match.end(), bool(match[1])
-
-
-def _places(text: str, sought: str, start: int, end: int) -> Iterator[int]:
-    while (start := text.find(sought, start, end)) >= 0:
-        yield start
-        start += 1
-
-
-def _before_line_break(text: str, end: int) -> int:
-    """The line break before a boundary belongs to the boundary."""
-    return end - 2 if text.endswith("\r\n", 0, end) else end - 1
-
-
-class Body(NamedTuple):
-    """The HTML of a part, and how edits of it become edits of the message."""
-
-    part: Part
-    page: Html
-    byte_edits: Callable[[list[Edit]], list[Edit]]  # of the bytes, of edits of the page
-    encoded: Encoded
-
-
-def read_body(text: str, part: Part, unsubscribe: list[str]) -> Body:
-    """Read the HTML of a part. Raises Unclear, with the reason, to leave it as it is."""
-    encoded = decode_part(text, part)
-    if "-----BEGIN PGP" in encoded.content:
-        raise Unclear("it holds a PGP block, which any change may break")
-    page, byte_edits = read_page(part, encoded)
-    return Body(part, page._replace(unsubscribe=unsubscribe), byte_edits, encoded)
-
-
-def _body_edits(body: Body, how: Instrumenting, report: Report) -> list[Edit]:
-    """What instruments one HTML part."""
-    edits = body.byte_edits(_page_edits(body.page, how, report, str(body.part)))
-    size = len(body.encoded.content)
-    report.size_before += size
-    report.size_after += size + sum(len(edit.new) - (edit.end - edit.start) for edit in edits)
-    if edits:
-        report.touched.append(str(body.part))
-    return body.encoded.edits(edits)
 
 
 # -- Messages: charsets and transfer encodings. Each finds the bytes that an edit means, and encodes only what is new.
 
-QP_LINE = 76  # RFC 2045 §6.7
-ENCODINGS = {
-    **dict.fromkeys(("", "7bit", "7bits", "7-bit", "8bit", "8bits", "8-bit"), "plain"),
-    **dict.fromkeys(("binary", "base64", "quoted-printable")),
-    "quoted printable": "quoted-printable",
-}
+ENCODED_LINE = 76  # RFC 2045 §6.7 and §6.8
+UNCHANGED = {"", "7bit", "7bits", "7-bit", "8bit", "8bits", "8-bit", "binary"}  # encodings that encode nothing
 QP_ESCAPE = re.compile("=([0-9A-Fa-f]{2})")
 BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
-BASE64_LINE = 76  # RFC 2045 §6.8
 SHIFTED = {  # in charsets in which ASCII stands for other letters between marks: where it does
     # Kanji, katakana of half the width, letters of another set for one character (ESC N), and between SO and SI.
     "iso": re.compile(r"\x1b(?:\$(?:[@AB]|\([@-Z])|\(I)[^\x1b]*(?:\x1b[.N][^\x1b]*)*|\x1bN.|\x0e[^\x0f]*"),
     "hz": re.compile(r"~~|~\{(?:[!-}][!-~])*"),
 }
 SHIFTING = re.compile("(iso)-?2022-|(hz)", re.IGNORECASE)
-BYTE_ORDER_MARKS = {
-    "\xff\xfe\0\0": "utf-32-le",
-    "\0\0\xfe\xff": "utf-32-be",
-    "\xff\xfe": "utf-16-le",
-    "\xfe\xff": "utf-16-be",
-}
-WIDE_CHARSETS = {"utf-16", "utf-32", *BYTE_ORDER_MARKS.values()}
+BYTE_ORDER_MARKS = ("\xff\xfe", "\xfe\xff", "\0\0\xfe\xff")  # of UTF-16 and UTF-32
 NO_CHARSETS = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}  # Python's, and nobody else's
 MARKUP_BYTES = b"AZaz09 <>\"'=/&#;:?.-_"
 
 
-def read_page(part: Part, encoded: Encoded) -> tuple[Html, Callable[[list[Edit]], list[Edit]]]:
-    """The HTML of a part, and what turns edits of it into edits of its bytes. Raises Unclear."""
-    content = encoded.content
+def read_page(text: str, part: Part) -> Html:
+    """Read the HTML of a part. Raises Unclear, with the reason, to leave it as it is."""
+    encoded = decode_part(text, part)
+    if "-----BEGIN PGP" in encoded.content:
+        raise Unclear("it holds a PGP block, which any change may break")
     try:
-        label = part.headers.get_content_charset() or ""
+        label = part.headers.get_content_charset() or "utf-8"
     except Exception:  # whatever a header of a stranger's makes of the parser
         raise Unclear("its charset can't be read") from None
-    codec = next(
-        (name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), _codec(label or "utf-8")
-    )
-    if codec in WIDE_CHARSETS:
-        if encoded.longest < math.inf:
-            raise Unclear(f"its charset is {codec}, which can't be sent without base64 or quoted-printable")
-        return _wide_page(content, codec)
-    if codec in ("utf-7", "johab") or (codec and not _holds_ascii(codec)):
+    codec = _codec(label)
+    if codec.startswith(("utf-16", "utf-32")) or encoded.content.startswith(BYTE_ORDER_MARKS):
+        raise Unclear("it is in UTF-16 or UTF-32; send it in UTF-8 to have it instrumented")
+    if codec in ("utf-7", "johab") or MARKUP_BYTES.decode(codec, "replace") != MARKUP_BYTES.decode():
         raise Unclear(f"its charset {label[:40]!r} does not keep ASCII as it is")
-
-    def read(start: int, end: int) -> str:
-        value = content[start:end]
-        return value if value.isascii() and not shifts else value.encode("latin-1").decode(codec or "ascii")
-
     shifts = SHIFTING.match(label)
-    text = content
-    if shifts:
-        text = SHIFTED[(shifts[1] or shifts[2]).lower()].sub(_blank, content)
-    return Html(text, read, encoded.longest), lambda edits: edits
+    shown = SHIFTED[(shifts[1] or shifts[2]).lower()].sub(_blank, encoded.content) if shifts else encoded.content
+    return Html(shown, encoded, codec, str(part), part.rank)
+
+
+def _codec(label: str) -> str:
+    """The name of a charset in Python; that of ASCII for one that nobody knows."""
+    try:
+        name = codecs.lookup(label).name.replace("_", "-")
+        "".encode(name)  # raises LookupError for those of Python's that are no charsets, such as hex
+    except (LookupError, ValueError):
+        return "ascii"
+    return "ascii" if name in NO_CHARSETS else name
 
 
 def _blank(run: re.Match[str]) -> str:
@@ -2083,82 +2007,33 @@ def _blank(run: re.Match[str]) -> str:
     return "_" * len(run[0])
 
 
-def _codec(label: str) -> str:
-    """The name of a charset in Python; "" for one that nobody knows."""
-    try:
-        name = codecs.lookup(label).name.replace("_", "-")
-        "".encode(name)  # raises LookupError for those of Python's that are no charsets, such as hex
-    except (LookupError, ValueError):
-        return ""
-    return "" if name in NO_CHARSETS else name
-
-
-def _holds_ascii(codec: str) -> bool:
-    return MARKUP_BYTES.decode(codec, "replace") == MARKUP_BYTES.decode("ascii")
-
-
-def _wide_page(content: str, codec: str) -> tuple[Html, Callable[[list[Edit]], list[Edit]]]:
-    """The page of a text with several bytes a character; only if it is exactly what its characters would be again."""
-    data = content.encode("latin-1")
-    text = data.decode(codec, "replace")
-    if codec in ("utf-16", "utf-32") or text.encode(codec, "replace") != data:
-        raise Unclear(f"it is not whole {codec.upper()} of a known byte order")
-
-    def byte_edits(edits: list[Edit]) -> list[Edit]:
-        found, at, place = [], 0, 0
-        for edit in edits:
-            start = place + len(text[at : edit.start].encode(codec))
-            at, place = edit.end, start + len(text[edit.start : edit.end].encode(codec))
-            found.append(Edit(start, place, edit.new.encode(codec).decode("latin-1")))
-        return found
-
-    return Html(text, lambda start, end: text[start:end]), byte_edits
-
-
-class Encoded(NamedTuple):
-    """The body of a part without its transfer encoding, a character a byte."""
-
-    content: str
-    edits: Callable[[list[Edit]], list[Edit]]  # of the message, of edits of the content
-    longest: float = math.inf  # what a line may hold
-
-
-def _encoding_token(value: str) -> str:
-    return value.rstrip("; \t").lower()
-
-
 def decode_part(text: str, part: Part) -> Encoded:
     """Undo a part's transfer encoding. Raises Unclear if that can't be done exactly."""
-    token = _encoding_token(part.header("Content-Transfer-Encoding"))
-    if token not in ENCODINGS:
-        raise Unclear(f"its Content-Transfer-Encoding is {token[:40]!r}, which is unknown")
+    token = part.header("Content-Transfer-Encoding").rstrip("; \t").lower()
     match = LINE_BREAK.search(text, part.start, part.end) or LINE_BREAK.search(text)
     line_break = match[0] if match else "\r\n"
-    kind = ENCODINGS[token] or token
-    if kind == "base64":
+    if token == "base64":
         return _decode_base64(text, part, line_break)
-    if kind == "quoted-printable":
+    if token in ("quoted-printable", "quoted printable"):
         return _decode_quoted_printable(text, part, line_break)
+    if token not in UNCHANGED:
+        raise Unclear(f"its Content-Transfer-Encoding is {token[:40]!r}, which is unknown")
     content = text[part.start : part.end]
-    if kind == "binary":
-        return Encoded(content, partial(_moved, part.start))
-    return Encoded(content, lambda edits: _moved(part.start, _plain_edits(content, line_break, edits)), MAX_LINE)
+    longest = math.inf if token == "binary" else MAX_LINE
 
+    def edits_of(edits: list[Edit]) -> list[Edit]:
+        if longest == MAX_LINE:
+            edits = _plain_edits(content, line_break, edits)
+        return [Edit(edit.start + part.start, edit.end + part.start, edit.new) for edit in edits]
 
-def _refuse_many_lines(lines: int) -> None:
-    if lines > MAX_LINES:
-        raise Unclear(f"it has more than {MAX_LINES:,} lines")
-
-
-def _moved(by: int, edits: list[Edit]) -> list[Edit]:
-    return [Edit(edit.start + by, edit.end + by, edit.new) for edit in edits]
+    return Encoded(content, edits_of, longest)
 
 
 def _plain_edits(content: str, line_break: str, edits: list[Edit]) -> list[Edit]:
     """Where a line would get longer than SMTP takes, its links and the pixel get lines of their own, within their tags."""
     found: list[Edit] = []
     for length, line in _by_lines(content, edits):
-        if length + sum(len(edit.new) - (edit.end - edit.start) for edit in line) <= MAX_LINE:
+        if length + sum(edit.growth for edit in line) <= MAX_LINE:
             found += line
             continue
         for edit in line:
@@ -2181,7 +2056,7 @@ def _by_lines(content: str, edits: list[Edit]) -> Iterator[tuple[int, list[Edit]
             line = []
         if not line:
             nearest = max(edit.start - MAX_LINE - 1, 0)
-            start = max(content.rfind(sign, nearest, edit.start) for sign in "\r\n") + 1 or nearest
+            start = max(content.rfind(each, nearest, edit.start) for each in "\r\n") + 1 or nearest
         line.append(edit)
         furthest = min(edit.end + MAX_LINE + 1, len(content))
         match = LINE_BREAK.search(content, edit.end, furthest)
@@ -2192,46 +2067,37 @@ def _by_lines(content: str, edits: list[Edit]) -> Iterator[tuple[int, list[Edit]
 
 def _decode_base64(text: str, part: Part, line_break: str) -> Encoded:
     """Lines before the first edit stay; from there on all of it is encoded anew, in lines as long as before."""
-    starts: list[int] = []
-    lengths: list[int] = []
-    at = part.start
-    while at < part.end:
-        match = LINE_BREAK.search(text, at, part.end)
-        end, following = match.span() if match else (part.end, part.end)
-        _refuse_many_lines(len(starts))
-        starts.append(at)
-        lengths.append(len(text[at:end].rstrip(" \t")))
-        at = following
-    while lengths and not lengths[-1]:  # blank lines at the end stay behind it
-        del starts[-1], lengths[-1]
-    letters = "".join(text[start : start + length] for start, length in zip(starts, lengths, strict=True))
+    lines = [(at, at + len(text[at:end].rstrip(" \t"))) for at, end, _ in _lines(text, part.start, part.end)]
+    while lines and lines[-1][0] == lines[-1][1]:  # blank lines at the end stay behind it
+        lines.pop()
+    letters = "".join(text[start:end] for start, end in lines)
     try:
         if not BASE64.fullmatch(letters) or len(letters) % 4:
             raise ValueError
-        content = binascii.a2b_base64(letters)
+        content = binascii.a2b_base64(letters).decode("latin-1")
     except ValueError:
         raise Unclear("its base64 can't be read exactly") from None
-    width = max(lengths, default=0)
-    if len(lengths) == 1:
-        width = max(width, BASE64_LINE) if width <= MAX_LINE else sys.maxsize
-    width = width // 4 * 4 or BASE64_LINE
+    width = max((end - start for start, end in lines), default=0)
+    if len(lines) == 1:
+        width = max(width, ENCODED_LINE) if width <= MAX_LINE else sys.maxsize
+    width = width // 4 * 4 or ENCODED_LINE
 
     def edits_of(edits: list[Edit]) -> list[Edit]:
         if not edits:
             return []
-        start, kept, before = part.start, 0, 0
-        for line_start, length in zip(starts, lengths, strict=True):
+        begin, kept, before = part.start, 0, 0
+        for start, end in lines:
             if before > edits[0].start // 3 * 4:
                 break
             if before % 4 == 0:
-                start, kept = line_start, before // 4 * 3
-            before += length
-        rest = apply_edits(content.decode("latin-1"), edits)[kept:]
+                begin, kept = start, before // 4 * 3
+            before += end - start
+        rest = apply_edits(content, edits)[kept:]
         encoded = binascii.b2a_base64(rest.encode("latin-1"), newline=False).decode()
         new = line_break.join(encoded[at : at + width] for at in range(0, len(encoded), width))
-        return [Edit(start, starts[-1] + lengths[-1], new)] if starts else [Edit(start, start, new)]
+        return [Edit(begin, lines[-1][1] if lines else begin, new)]
 
-    return Encoded(content.decode("latin-1"), edits_of)
+    return Encoded(content, edits_of)
 
 
 class QPLine(NamedTuple):
@@ -2241,57 +2107,77 @@ class QPLine(NamedTuple):
     start: int
     stop: int  # before trailing spaces, which are no text, and before the "=" of a soft line break
     end: int  # before the line break
+    escapes: int  # how many stand in the lines before it
+
+
+class Quoted(NamedTuple):
+    """A quoted-printable text, with what is needed to find encoded characters."""
+
+    text: str
+    lines: list[QPLine]
+    escapes: array[int]  # where the characters that are escapes stand, decoded
+
+    def place(self, decoded: int, *, after: bool = False) -> int:
+        """Where the encoding of a decoded character begins, or, `after`, ends."""
+        line = self.lines[bisect.bisect_right(self.lines, decoded, key=lambda line: line.decoded) - 1]
+        decoded += after
+        escapes = bisect.bisect_left(self.escapes, decoded) - line.escapes
+        found = line.start + decoded - line.decoded + 2 * escapes
+        # A character of the line break stands behind spaces that are no text.
+        return found if found <= line.stop else found + line.end - line.stop
+
+    def line_at(self, encoded: int) -> QPLine:
+        """The line in which an encoded place is; behind a line break, the next."""
+        return self.lines[bisect.bisect_right(self.lines, encoded, key=lambda line: line.start) - 1]
 
 
 def _decode_quoted_printable(text: str, part: Part, line_break: str) -> Encoded:
     """Decode, remembering where each line stands. An "=" that is no escape stands for itself, as mail programs read it."""
     pieces: list[str] = []
-    lines: list[QPLine] = []
-    decoded, at = 0, part.start
-    while at < part.end:
-        match = LINE_BREAK.search(text, at, part.end)
-        end, following = match.span() if match else (part.end, part.end)
+    quoted = Quoted(text, [], array("I"))
+    decoded = 0
+    for at, end, following in _lines(text, part.start, part.end):
         shown = text[at:end].rstrip(" \t")
-        soft = shown.endswith("=")
-        _refuse_many_lines(len(lines))
-        lines.append(QPLine(decoded, at, at + len(shown) - soft, end))
-        if soft:
-            shown = shown[:-1]
+        is_soft = shown.endswith("=")
+        shown = shown[: len(shown) - is_soft]
+        quoted.lines.append(QPLine(decoded, at, at + len(shown), end, len(quoted.escapes)))
         if "=" in shown:
+            places = (match.start() for match in QP_ESCAPE.finditer(shown))
+            quoted.escapes.extend(decoded + place - 2 * n for n, place in enumerate(places))
             shown = QP_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), shown)
-        piece = shown if soft else shown + text[end:following]
-        pieces.append(piece)
-        decoded += len(piece)
-        at = following
-    if not lines or (decoded and pieces[-1].endswith(("\n", "\r"))):
-        lines.append(QPLine(decoded, part.end, part.end, part.end))  # the empty one behind the last line break
-    return Encoded("".join(pieces), partial(_quoted_printable_edits, text, lines, line_break))
+        pieces.append(shown if is_soft else shown + text[end:following])
+        decoded += len(pieces[-1])
+    if not pieces or pieces[-1].endswith(("\n", "\r")):  # the empty one behind the last line break
+        quoted.lines.append(QPLine(decoded, part.end, part.end, part.end, len(quoted.escapes)))
+    return Encoded("".join(pieces), partial(_quoted_printable_edits, quoted, line_break))
 
 
-def _quoted_printable_edits(text: str, lines: list[QPLine], line_break: str, edits: list[Edit]) -> list[Edit]:
+def _quoted_printable_edits(quoted: Quoted, line_break: str, edits: list[Edit]) -> list[Edit]:
     """Encode what is new, and break lines only there and directly behind."""
+    text = quoted.text
     found: list[Edit] = []
-    place = _QPPlaces(text, lines)
     done = column = 0  # where the last edit ended, and at which column
     last_line: QPLine | None = None
     for edit in edits:
-        start = place.of(edit.start)
-        line = place.line_at(start)
+        start = quoted.place(edit.start)
+        line = quoted.line_at(start)
         column = column + start - done if line is last_line else start - line.start
         # Up to the end of the last character that is replaced, and not to the beginning of the next one:
         # a soft line break in between stays.
-        end = place.of(edit.end - 1, after=True) if edit.end > edit.start else start
-        last_line = place.line_at(end)
-        rest = text[end : min(last_line.end, end + QP_LINE + 1)]
-        carried = ""
-        if column == QP_LINE:  # no room for a soft line break: what stands before it moves to the next line as well
+        end = quoted.place(edit.end - 1, after=True) if edit.end > edit.start else start
+        last_line = quoted.line_at(end)
+        rest = text[end : min(last_line.end, end + ENCODED_LINE + 1)]
+        moved = ""
+        if column == ENCODED_LINE:
+            # There is no room for a soft line break: what stands before it moves to the next line as well.
             last = start - 3 if QP_ESCAPE.fullmatch(text, start - 3, start) else start - 1
-            carried, start = text[last:start].replace(".", "=2E"), last
-            column = len(carried)
+            moved, start = text[last:start].replace(".", "=2E"), last
+            column = len(moved)
+            moved = f"={line_break}{moved}"
         new, column = encode_quoted_printable(edit.new, column, line_break)
-        if carried:
-            new = f"={line_break}{carried}{new}"
-        room = QP_LINE if rest.endswith("=") else QP_LINE - 1  # the next edit may have to begin with a soft line break
+        new = moved + new
+        # The next edit may have to begin with a soft line break.
+        room = ENCODED_LINE - (not rest.endswith("="))
         while rest.startswith(".") and column + len(rest) > room:
             dot, column = encode_quoted_printable(".", column, line_break)  # no line may begin with it
             new, rest, end = new + dot, rest[1:], end + 1
@@ -2302,51 +2188,13 @@ def _quoted_printable_edits(text: str, lines: list[QPLine], line_break: str, edi
     return found
 
 
-class _QPPlaces:
-    """Finds where decoded characters are encoded; asked in order, so that it never begins at the same line twice."""
-
-    def __init__(self, text: str, lines: list[QPLine]) -> None:
-        self._text, self._lines = text, lines
-        self._starts = [line.decoded for line in lines]
-        self._encoded_starts = [line.start for line in lines]
-        self.line = lines[0]  # in which the last place was
-        self._decoded, self._encoded = self.line.decoded, self.line.start
-
-    def of(self, decoded: int, *, after: bool = False) -> int:
-        """Where the encoding of a decoded character begins, or, `after`, ends."""
-        line = self._lines[bisect.bisect_right(self._starts, decoded) - 1]
-        if line is not self.line or decoded < self._decoded:
-            self.line, self._decoded, self._encoded = line, line.decoded, line.start
-        while self._decoded < decoded:
-            # So many bytes hold no more characters than that; an escape which they cut waits for the next round.
-            end = min(self.line.stop, self._encoded + decoded - self._decoded)
-            cut = self._text.find("=", max(self._encoded, end - 2), end)
-            step = (end if cut < 0 else cut) - self._encoded
-            if step > 0:
-                escapes = len(QP_ESCAPE.findall(self._text, self._encoded, self._encoded + step))
-                self._encoded, self._decoded = self._encoded + step, self._decoded + step - 2 * escapes
-            else:
-                self._encoded, self._decoded = self._encoded + self._width(), self._decoded + 1
-        return self._encoded + self._width() if after else self._encoded
-
-    def line_at(self, encoded: int) -> QPLine:
-        """The line in which an encoded place is; behind a line break, the next."""
-        return self._lines[bisect.bisect_right(self._encoded_starts, encoded) - 1]
-
-    def _width(self) -> int:
-        if self._encoded >= self.line.stop:
-            # A character of the line break, behind spaces that are no text.
-            return 1 if self._encoded >= self.line.end else self.line.end + 1 - self._encoded
-        return 3 if QP_ESCAPE.match(self._text, self._encoded, self.line.stop) else 1
-
-
 def encode_quoted_printable(new: str, column: int, line_break: str) -> tuple[str, int]:
     """Encode text that begins at a column; returns it and the column it ends at. No new line is longer than 76 or
     begins with a dot, which SMTP would double or drop."""
     out: list[str] = []
-    for sign in new:
-        token = sign if " " <= sign <= "~" and sign != "=" else f"={ord(sign):02X}"
-        if column + len(token) >= QP_LINE:
+    for letter in new:
+        token = letter if " " <= letter <= "~" and letter != "=" else f"={ord(letter):02X}"
+        if column + len(token) >= ENCODED_LINE:
             out.append(f"={line_break}")
             column = 0
         if column == 0 and token == ".":
