@@ -1827,7 +1827,7 @@ def _message_edits(text: str, how: Instrumenting, report: Report, *, force: bool
     return sorted(edits, key=lambda edit: edit.start)
 
 
-def _lines(text: str, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _line_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Where each line begins, where its line break does, and where the next line. Raises Unclear if they are too many."""
     for count, match in enumerate(LINE_BREAK.finditer(text, start, end)):
         if count >= MAX_LINES:
@@ -1843,7 +1843,7 @@ def read_part(text: str, start: int, end: int, number: str) -> Part:
     import email.parser
 
     head_end, body, has_body = end, end, False
-    for at, line_end, following in _lines(text, start, end):
+    for at, line_end, following in _line_spans(text, start, end):
         if line_end == at:
             head_end, body, has_body = at, following, True
             break
@@ -2067,7 +2067,7 @@ def _by_lines(content: str, edits: list[Edit]) -> Iterator[tuple[int, list[Edit]
 
 def _decode_base64(text: str, part: Part, line_break: str) -> Encoded:
     """Lines before the first edit stay; from there on all of it is encoded anew, in lines as long as before."""
-    lines = [(at, at + len(text[at:end].rstrip(" \t"))) for at, end, _ in _lines(text, part.start, part.end)]
+    lines = [(at, at + len(text[at:end].rstrip(" \t"))) for at, end, _ in _line_spans(text, part.start, part.end)]
     while lines and lines[-1][0] == lines[-1][1]:  # blank lines at the end stay behind it
         lines.pop()
     letters = "".join(text[start:end] for start, end in lines)
@@ -2136,7 +2136,7 @@ def _decode_quoted_printable(text: str, part: Part, line_break: str) -> Encoded:
     pieces: list[str] = []
     quoted = Quoted(text, [], array("I"))
     decoded = 0
-    for at, end, following in _lines(text, part.start, part.end):
+    for at, end, following in _line_spans(text, part.start, part.end):
         shown = text[at:end].rstrip(" \t")
         is_soft = shown.endswith("=")
         shown = shown[: len(shown) - is_soft]
@@ -5690,7 +5690,10 @@ def share_text(low: int, high: int, of: int) -> Markup:
     rest = fill('<rect class="u" x="$low%" width="$rest%"/>', low=shown, rest=unsure) if unsure != "0" else NOTHING
     return fill(
         '<span class="share" title="$title"><svg aria-hidden="true"><rect class="p" width="$low%"/>$rest</svg> $text</span>',
-        title=f"{grouped(low)} of {grouped(of)}", low=shown, rest=rest, text=percent((low / of, high / of)),
+        title=f"{grouped(low)} of {grouped(of)}",
+        low=shown,
+        rest=rest,
+        text=percent((low / of, high / of)),
     )
 
 
@@ -5738,7 +5741,11 @@ CELLS: dict[str, Callable[[View, Mapping[str, Any], str], Markup]] = {
     ),
     "verdict": lambda view, row, name: cell(row[name], sentence_of(row["reason"]) or row["reason"]),
     "campaign": lambda view, row, name: link_cell(f"{view.base}/campaigns/{quote(row[name], safe='')}", row[name]),
-    "share": share_cell, "clicks": clicks_cell, "email": email_cell, "way": way_cell, "campaigns": campaigns_cell,
+    "share": share_cell,
+    "clicks": clicks_cell,
+    "email": email_cell,
+    "way": way_cell,
+    "campaigns": campaigns_cell,
 }
 EXPORT_QUERIES = {  # the parameters that a table's exports have from its page; just now happened what is in no export
     "emails": ("campaign", "q", "show"),
@@ -5764,7 +5771,10 @@ def head_cell(view: View, table: str, column: Column) -> Markup:
     url = view.url(sort=f"{order}.up" if now == order else order, after="") + f"#{table}"
     return fill(
         '<th scope="col"$number aria-sort="$direction"><a href="$url">$label</a></th>',
-        number=number, direction=direction, url=url, label=column.head,
+        number=number,
+        direction=direction,
+        url=url,
+        label=column.head,
     )
 
 
@@ -5985,8 +5995,12 @@ def reason_rows(stats: Stats) -> Iterator[dict[str, str]]:
     """Why the hits of a period count as they do: a row a reason, by what it counts as."""
     for type_, verdict, reason, state, hits in stats.reasons:
         yield {
-            "hits": grouped(hits), "type": f"{TYPES[type_]}s", "verdict": verdict, "reason": reason,
-            "counts_as": STATE_NAMES[state].replace("_", " "), "sentence": sentence_of(reason),
+            "hits": grouped(hits),
+            "type": f"{TYPES[type_]}s",
+            "verdict": verdict,
+            "reason": reason,
+            "counts_as": STATE_NAMES[state].replace("_", " "),
+            "sentence": sentence_of(reason),
         }
 
 
@@ -6114,7 +6128,9 @@ def email_page(pages: Pages, view: View, emails: Rows, hits: Rows) -> str:
         )
         why = fill(
             "<b>$verdict</b> <code>$reason</code><small>$sentence</small>",
-            verdict=hit["verdict"], reason=hit["reason"], sentence=sentence_of(hit["reason"]),
+            verdict=hit["verdict"],
+            reason=hit["reason"],
+            sentence=sentence_of(hit["reason"]),
         )
         cells = (
             cell(when, opening=ROW_HEAD),
