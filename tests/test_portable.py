@@ -74,7 +74,7 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     for emails in (new, [each._replace(campaign="Autumn", delivered_at=NOW) for each in new[:3]]):
         with stage.database.transaction() as connection:
             tracker.register_emails(connection, number, emails, NOW)
-    aside = {"answer": "named", "why": "destination-not-allowed"}
+    aside: dict[str, Any] = {"answer": "named", "why": "destination-not-allowed"}
     strange = f"/{stage.acme.id}/pixel/e1.gif"
     lines = [hit(stage, f"e{n}", NOW + n) for n in range(4)] + [click(stage, "e1", at=NOW + n) for n in range(3)]
     lines += [hit(stage, "x", uri=strange), hit(stage, "u"), click(stage, "u", "https://other.example/", **aside)]
