@@ -920,10 +920,7 @@ SYSTEM = re.compile("iP(?=hone|ad|od)|Android|Windows|Mac(?=intosh| OS X)|CrOS|L
 MOBILE = re.compile(r"iphone|ipad|ipod|android|mobile|-ios/")
 DESKTOP = re.compile(r"windows|macintosh|mac ?os|macoutlook|linux|x11|cros|darwin")
 PREFETCH = re.compile("prefetch|preview|prerender", re.I)
-TRUNCATED = (
-    ".0",
-    "::",
-)  # ends of addresses that stand for their whole network (IPv4 /24, IPv6 /48), as far as one sees
+TRUNCATED = (".0", "::")  # so end addresses that stand for their whole network (IPv4 /24, IPv6 /48), as far as one sees
 
 
 @lru_cache(maxsize=1024)
@@ -954,8 +951,8 @@ def client_of(agent: str) -> Client:
 
 
 @lru_cache(maxsize=1024)
-def chrome_released_at(agent: str) -> int | None:
-    """About when a desktop Chrome came out, in milliseconds since 1970; None for whatever else, and for a new one.
+def chrome_released_at(agent: str) -> float:
+    """About when a desktop Chrome came out, in milliseconds since 1970; infinity for whatever else, and for a new one.
 
     Scanners run one that is years old; phones are often as old with people.
     """
@@ -964,8 +961,8 @@ def chrome_released_at(agent: str) -> int | None:
     for (year, first), (_, following) in pairwise(verdict_data().chrome_years):
         if first <= version < following:
             days = 365 * (version - first) // (following - first)
-            return int(datetime(year, 1, 1, tzinfo=timezone.utc).timestamp() + days * 86_400) * 1000
-    return None
+            return (datetime(year, 1, 1, tzinfo=timezone.utc).timestamp() + days * 86_400) * 1000
+    return math.inf
 
 
 @lru_cache(maxsize=1024)
@@ -1028,15 +1025,12 @@ def _weigh(hit: Hit, judgement: Judgement, context: Context, signs: int = 0) -> 
             signs += (2 if since >= SOON_MS else 6) // (1 if context.said else 2)
         signs += _signs_of_age(hit) + 2 * (filter_network(hit.address) == PROBABLE)
         if signs >= 4:
-            judgement = (
-                judgement_of("scanner", "many-signs") if signs >= 6 else judgement_of("unconfirmed", "some-signs")
-            )
+            judgement = judgement_of(*(("scanner", "many-signs") if signs >= 6 else ("unconfirmed", "some-signs")))
     return _named(hit, judgement)
 
 
 def _signs_of_age(hit: Hit) -> int:
-    released_at = chrome_released_at(hit.agent)
-    years = 0.0 if released_at is None else (hit.at - released_at) / (365.25 * 86_400_000)
+    years = (hit.at - chrome_released_at(hit.agent)) / (365.25 * 86_400_000)
     return 4 if years > 4 else 2 if years > 2 else 0
 
 
