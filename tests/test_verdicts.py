@@ -212,7 +212,8 @@ def test_head_is_never_a_person_and_the_senders_own_hits_are_set_aside(agent: st
     assert both(agent, method="HEAD") == both(agent, method="HEAD", purpose="prefetch") == {"scanner head machine"}
     own = {"self own-address set_aside"} if agent != GMAIL_PROXY else {PROXY, PROXY_CLICK}  # all its readers are there
     assert both(agent, own=True) == own
-    assert reasons([each._replace(own=True) for each in clicks(0, 0.1, 0.2)]) == "own-address own-address own-address"
+    assert reasons(clicks(0, 0.1, 0.2, own=True)) == "own-address own-address own-address"
+    assert alone(click(0, HIDDEN, method="HEAD", own=True)) == "self own-address set_aside"
 
 
 @pytest.mark.parametrize("agent", [FIREFOX, THUNDERBIRD, IPHONE, CURL])
