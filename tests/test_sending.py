@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from email.message import EmailMessage
 from email.policy import SMTP
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
@@ -55,8 +55,7 @@ CLICK = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Out:
+class Out(NamedTuple):
     """How a command ended."""
 
     status: int
@@ -116,6 +115,14 @@ def pipe(stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     monkeypatch.setenv("DATABASE_URL", f"sqlite:{stage.settings.database}")
     monkeypatch.setenv("BASE_URL", BASE)
     return Pipe(stage, monkeypatch, capsys)
+
+
+@pytest.fixture(autouse=True)
+def numbers_hold(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test, nothing differs from a recount."""
+    stage = request.getfixturevalue("stage") if "stage" in request.fixturenames else None
+    yield
+    assert stage is None or stage.check() == []
 
 
 def emails(stage: Stage) -> list[tuple[Any, ...]]:
@@ -178,17 +185,21 @@ def post(stage: Stage, query: str = "", message: bytes = MESSAGE, status: int = 
     return stage.web.post(f"/{stage.acme.id}/messages{query}", message, status=status, **more)
 
 
-def instrumented(pipe: Pipe, way: str, message: bytes = MESSAGE, **wanted: str) -> bytes:
+def said_of(pipe: Pipe, way: str, message: bytes = MESSAGE, **wanted: str) -> Out:
     """What comes out of a message when these fields of the query, or options of these names, are given."""
     if way == "http":
-        body: bytes = post(pipe.stage, f"?{urlencode(wanted)}", message).body
-        return body
+        answer = post(pipe.stage, f"?{urlencode(wanted)}", message)
+        return Out(0, answer.body, answer.headers["X-Tracker"])
     options = [
         word
         for name, value in wanted.items()
         for word in ([FLAGS[name]] if name in FLAGS else [f"--{'email' if name == 'key' else name}", value])
     ]
-    return pipe.instrument(*options, stdin=message).out
+    return pipe.instrument(*options, stdin=message)
+
+
+def instrumented(pipe: Pipe, way: str, message: bytes = MESSAGE, **wanted: str) -> bytes:
+    return said_of(pipe, way, message, **wanted).out
 
 
 @WAYS
@@ -206,7 +217,6 @@ def test_a_message_comes_out_as_it_went_in_but_for_a_link_and_a_pixel_that_count
     assert follow(pipe.stage, link[0].decode(), status=302).location == LINK
     sent = pipe.stats()["sent"]
     assert (sent["emails"], sent["opened"]["person"], sent["clicked"]["person"]) == (1, 1, 1)
-    assert pipe.stage.check() == []
 
 
 @WAYS
@@ -218,30 +228,36 @@ def test_what_is_said_goes_before_the_headers(way: str, pipe: Pipe) -> None:
 
 @WAYS
 @pytest.mark.parametrize(
-    ("wanted", "message", "pixels", "links"),
+    ("wanted", "message", "pixels", "links", "told"),
     [
-        ({"pixel": "top"}, MESSAGE, 1, 1),
-        ({"pixel": "bottom"}, MESSAGE, 1, 1),
-        ({"pixel": "none"}, MESSAGE, 0, 1),
-        ({"links": "no"}, MESSAGE, 1, 0),
-        ({"links": "no", "pixel": "none"}, MESSAGE, 0, 0),
-        ({"hidden_link": "yes"}, MESSAGE, 1, 2),
-        ({"force": "yes"}, SIGNED, 1, 1),
-        ({}, SIGNED, 0, 0),
-        ({}, SEALED, 0, 0),
-        ({}, PLAIN, 0, 0),
-        ({}, b"\x00\xff\r\r\n", 0, 0),
-        ({}, b"no header at all", 0, 0),
+        ({"pixel": "top"}, MESSAGE, 1, 1, ""),
+        ({"pixel": "bottom"}, MESSAGE, 1, 1, ""),
+        ({"pixel": "none"}, MESSAGE, 0, 1, ""),
+        ({"links": "no"}, MESSAGE, 1, 0, ""),
+        ({"hidden_link": "yes"}, MESSAGE, 1, 2, ""),
+        ({"force": "yes"}, SIGNED, 1, 1, ""),
+        ({"links": "no", "pixel": "none"}, MESSAGE, 0, 0, "not asked for"),
+        ({}, SIGNED, 0, 0, "DKIM-Signature"),
+        ({}, SEALED, 0, 0, "ARC-Seal"),
+        ({}, PLAIN, 0, 0, "text/plain"),
+        ({}, b"\x00\xff\r\r\n", 0, 0, ""),
+        ({}, b"no: mail\r\n\r\n", 0, 0, ""),
+        ({}, b"<p>no message</p>", 0, 0, "HTML that is no message is given with --html"),
     ],
 )
 def test_what_is_wanted_is_placed_and_a_message_that_is_not_changed_is_not_registered(
-    wanted: dict[str, str], message: bytes, pixels: int, links: int, way: str, pipe: Pipe
+    wanted: dict[str, str], message: bytes, pixels: int, links: int, told: str, way: str, pipe: Pipe
 ) -> None:
-    out = instrumented(pipe, way, message, **wanted)
-    assert (len(PIXEL.findall(out)), len(CLICK.findall(out))) == (pixels, links)
-    assert undone(HIDDEN.sub(b"", out)) == message
-    assert (b"<body class=x><img" in out) == (wanted.get("pixel") == "top")
+    said = said_of(pipe, way, message, **wanted)
+    assert (len(PIXEL.findall(said.out)), len(CLICK.findall(said.out))) == (pixels, links)
+    assert undone(HIDDEN.sub(b"", said.out)) == message
+    assert (b"<body class=x><img" in said.out) == (wanted.get("pixel") == "top")
     assert len(emails(pipe.stage)) == int(pixels + links > 0) and spooled(pipe.stage) == []
+    if way == "http":
+        assert said.err == ("instrumented" if pixels + links else "unchanged")
+    else:
+        assert ("nothing was changed, so no email was registered" in said.err) == (pixels + links == 0)
+        assert told in said.err and ("--html" in said.err) == ("--html" in told)
 
 
 @WAYS
@@ -279,15 +295,10 @@ def test_a_header_of_nothing_but_signs_keeps_no_message_from_being_instrumented(
     assert [row[:2] for row in emails(pipe.stage)] == [("command", "Grüße aus Bern"), ("http", "Grüße aus Bern")]
 
 
-@WAYS
 def test_without_a_public_address_a_message_is_refused_with_the_reason(
-    way: str, pipe: Pipe, staged: Callable[..., Stage]
+    pipe: Pipe, staged: Callable[..., Stage]
 ) -> None:
-    if way == "http":
-        nowhere = staged(BASE_URL="")
-        assert "BASE_URL" in post(nowhere, status=409).json["error"]
-        assert emails(nowhere) == []
-        return
+    assert "BASE_URL" in post(staged(BASE_URL=""), status=409).json["error"]
     pipe.monkeypatch.delenv("BASE_URL")
     assert "BASE_URL" in pipe.instrument(status=1).err and emails(pipe.stage) == []
     pipe.monkeypatch.setenv("PORT", "3210")
@@ -396,16 +407,9 @@ def test_what_cannot_be_done_is_refused_and_leaves_no_trace(words: str, status: 
     assert (emails(pipe.stage), spooled(pipe.stage)) == ([], [])
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        PAGE.encode(),
-        b'?\x00<a href="https://elsewhere.example/">\xe4</a>',
-        b'<p>\xe4\xf6\xfc\x80\x00</p><a href="https://elsewhere.example/">x</a>\r\r\n',
-        b'\xef\xbb\xbf<a href="https://elsewhere.example/">x</a>',
-    ],
-)
-def test_html_comes_out_as_it_went_in_whatever_its_bytes(page: bytes, pipe: Pipe) -> None:
+@pytest.mark.parametrize("before", [b"", b"?\x00", b"<p>\xe4\xf6\xfc\x80\x00</p>\r\r\n", b"\xef\xbb\xbf"])
+def test_html_comes_out_as_it_went_in_whatever_its_bytes(before: bytes, pipe: Pipe) -> None:
+    page = before + PAGE.encode()
     out = pipe.instrument("--html", "--email", "e1", "--subject", "S", stdin=page).out
     assert undone(out) == page
     assert (len(CLICK.findall(out)), len(PIXEL.findall(out))) == (1, 1)
@@ -416,27 +420,6 @@ def test_html_comes_out_as_it_went_in_whatever_its_bytes(page: bytes, pipe: Pipe
 def test_html_in_utf_16_is_refused_where_its_mark_says_so(codec: str, pipe: Pipe) -> None:
     page = ("\ufeff" if codec[-1] == "e" else "") + PAGE
     assert "--html: expected HTML in UTF-8" in pipe.instrument("--html", stdin=page.encode(codec), status=1).err
-
-
-@pytest.mark.parametrize(
-    ("options", "message", "told"),
-    [
-        (("--no-links", "--pixel", "none"), MESSAGE, "not asked for"),
-        ((), SIGNED, "DKIM-Signature"),
-        ((), SEALED, "ARC-Seal"),
-        ((), PLAIN, "text/plain"),
-        ((), b"", ""),
-        (("--strict",), b"no: mail\r\n\r\n", ""),
-        ((), b"<p>no message</p>", "HTML that is no message is given with --html"),
-    ],
-)
-def test_what_is_not_changed_is_told_with_its_reason(
-    options: tuple[str, ...], message: bytes, told: str, pipe: Pipe
-) -> None:
-    said = pipe.instrument(*options, stdin=message)
-    assert said.out == message
-    assert "nothing was changed, so no email was registered" in said.err and told in said.err
-    assert ("--html" in said.err) == ("--html" in told)
 
 
 @pytest.mark.parametrize(
@@ -475,6 +458,11 @@ def test_the_report_says_what_was_done_and_what_was_not(pipe: Pipe) -> None:
     report = pipe.report("--html", stdin=page)
     assert report["size_before"] == len(page), "in bytes, also where they are no UTF-8"
     assert (report["wrapped"], len(report["left"])) == ([], 1)
+    assert report["hidden_link"] == "not placed: not asked for"
+    placed = pipe.report("--hidden-link")
+    assert placed["hidden_link"].startswith("placed ") and placed["wrapped"] == [LINK], "it is no link of the sender's"
+    twice = pipe.instrument("--hidden-link", "--email", "e1").out
+    assert pipe.report("--hidden-link", "--email", "e1", stdin=twice)["hidden_link"] == tracker.HIDDEN_THERE
     assert "Gmail clips" in pipe.instrument("--html", stdin=b"<p>" + b"x" * 100_000).err
 
 
@@ -535,7 +523,6 @@ def test_where_the_database_cannot_be_reached_the_email_waits_in_the_spool(
     assert emails(stage) == [("e1", "Grüße aus Bern", "ann@example.org", "spring", 1)]
     assert stage.rows("select sent_at, created_at from emails") == [(round(line["t"] * 1000),) * 2]
     assert spooled(stage) == []
-    assert stage.check() == []
     assert b"all is well" in pipe("check").out
 
 
@@ -553,30 +540,28 @@ def test_strict_leaves_nothing_and_lets_the_mail_system_try_again(unreachable: U
 
 def test_root_acts_as_the_owner_only_where_it_touches_the_data(pipe: Pipe) -> None:
     """The owner may not read root's Python, which loads what reads mail, and charsets, when they are needed."""
-    as_owner: list[bool] = [False]
+    acting: list[str] = []
     seen: list[tuple[str, bool]] = []
 
     @contextlib.contextmanager
-    def acting(settings: tracker.Settings) -> Iterator[None]:
-        assert as_owner == [False] and settings.folder == str(pipe.stage.folder)
-        as_owner[0] = True
+    def as_owner(settings: tracker.Settings) -> Iterator[None]:
+        assert acting == [] and settings.folder == str(pipe.stage.folder)
+        acting.append(settings.folder)
         try:
             yield
         finally:
-            as_owner[0] = False
+            acting.clear()
 
-    def watched(name: str) -> Callable[..., Any]:
-        original = getattr(tracker, name)
-
+    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **more: Any) -> Any:
-            seen.append((name, as_owner[0]))
+            seen.append((name, bool(acting)))
             return original(*given, **more)
 
         return call
 
     for name in ("find_tenant", "instrument_message", "said_by_headers", "register_emails", "email_line"):
-        pipe.monkeypatch.setattr(tracker, name, watched(name))
-    pipe.monkeypatch.setattr(tracker, "acting_as_owner", acting)
+        pipe.monkeypatch.setattr(tracker, name, watched(name, getattr(tracker, name)))
+    pipe.monkeypatch.setattr(tracker, "acting_as_owner", as_owner)
     pipe.instrument()
     with database_away(pipe.stage):
         pipe.instrument()
@@ -616,7 +601,6 @@ def test_hits_before_and_after_a_registration_in_the_spool_are_its_own(place: in
     numbers = pipe.stats()
     assert (numbers["sent"]["emails"], numbers["sent"]["opened"]["person"]) == (1, 1)
     assert numbers["unregistered"]["emails"] == 0
-    assert stage.check() == []
 
 
 def test_an_unwritable_spool_leaves_the_line_to_ingest_which_counts_it_once(pipe: Pipe) -> None:
@@ -631,25 +615,16 @@ def test_an_unwritable_spool_leaves_the_line_to_ingest_which_counts_it_once(pipe
     assert b"1 hits counted, 1 known already, 0 not readable" in pipe("ingest", str(log)).out
     assert b"0 hits counted, 2 known already" in pipe("ingest", str(log)).out
     assert emails(stage) == [("e1", "Grüße \u2028", "ann@example.org", "", 1)]
-    assert stage.check() == []
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *({"key": key} for key in ("a/b", "", None)),
-        *({"t": at} for at in ("yesterday", None)),
-        *({"mail_id": 3}, {"subject": ["S"]}, {"recipient": None}, {"campaign": 1}),
-    ],
-    ids=str,
-)
-def test_a_broken_line_of_an_email_is_put_aside_and_holds_up_nobody(change: dict[str, Any], stage: Stage) -> None:
+def test_a_broken_line_of_an_email_is_put_aside_and_holds_up_nobody(stage: Stage) -> None:
+    changes: list[dict[str, Any]] = [{"key": key} for key in ("a/b", "", None)] + [{"t": at} for at in ("now", None)]
+    changes += [{"mail_id": 3}, {"subject": ["S"]}, {"recipient": None}, {"campaign": 1}]
     good = tracker.email_line(stage.acme.mail_id, tracker.Registration("e1", "S", "r@b.example", "c"), NOW)
-    segment(stage, (json.dumps(json.loads(good) | change) + "\n").encode(), good)
-    assert stage.drain().rejected == 1
-    assert len(list((stage.spool / "rejected").iterdir())) == 1
+    segment(stage, *((json.dumps(json.loads(good) | change) + "\n").encode() for change in changes), good)
+    assert stage.drain().rejected == len(changes)
+    assert len(list((stage.spool / "rejected").iterdir())) == len(changes)
     assert emails(stage) == [("e1", "S", "r@b.example", "c", 1)]
-    assert stage.check() == []
 
 
 def test_a_line_keeps_to_the_lengths_of_fields_and_one_of_nobody_is_dropped_and_counted(stage: Stage) -> None:
@@ -658,7 +633,6 @@ def test_a_line_keeps_to_the_lengths_of_fields_and_one_of_nobody_is_dropped_and_
     assert stage.drain().rejected == 0
     assert emails(stage) == [("e1", "s" * 998, "r" * 320, "c" * 200, 1)]
     assert stage.rows("select tenant, reason, hits from dropped") == [(0, "unknown-tenant", 1)]
-    assert stage.check() == []
 
 
 # == Templates of mailing tools ==
@@ -699,7 +673,6 @@ def test_the_campaign_stands_in_each_url_of_a_template(campaign: str, shown: str
     pipe.stage.drain()
     assert emails(pipe.stage) == [(f"reader1?campaign={campaign}", "", "", campaign, 0)]
     assert pipe.stage.rows("select open_person, click_person from email_counts") == [(1, 1)]
-    assert pipe.stage.check() == []
 
 
 # == Campaigns: which one a hit belongs to ==
@@ -732,7 +705,6 @@ def test_a_pixel_says_which_campaign_its_open_belongs_to(query: str, campaign: s
     assert stage.drain().hits == 1
     key = tracker.campaign_key("e1", campaign) if campaign else "e1"
     assert emails(stage) == [(key, "", "", campaign, 0)] and len(key) <= 200
-    assert stage.check() == []
 
 
 SHOP = "https://acme.com/"
@@ -755,7 +727,6 @@ def test_a_link_says_which_campaign_its_click_belongs_to(query: str, campaign: s
     stage.drain()
     assert [row[3] for row in emails(stage)] == [campaign] * 2
     assert stage.rows("select url from urls") == [(url,)]
-    assert stage.check() == []
 
 
 def test_one_subscriber_has_an_email_in_each_campaign_also_with_the_longest_keys(stage: Stage) -> None:
@@ -772,7 +743,6 @@ def test_one_subscriber_has_an_email_in_each_campaign_also_with_the_longest_keys
     rows = stage.rows("select key, open_person, click_person from emails join email_counts on email = id order by id")
     assert [each[1:] for each in rows] == [(2, 0), (1, 0), (2, 0), (1, 0), (1, 1), (1, 0)]
     assert [each[0] for each in rows[4:]] == ["sub1?campaign=spring", "sub1"]
-    assert stage.check() == []
 
 
 def test_a_registered_key_keeps_to_what_was_registered(stage: Stage) -> None:
@@ -784,7 +754,6 @@ def test_a_registered_key_keeps_to_what_was_registered(stage: Stage) -> None:
     stage.drain()
     assert emails(stage) == [("e1", "", "", "winter", 1)]
     assert stage.rows("select open_person, click_person from email_counts") == [(2, 1)]
-    assert stage.check() == []
 
 
 # == Campaigns: how many were sent ==
@@ -803,7 +772,6 @@ def unregistered(pipe: Pipe) -> tuple[int, int]:
 
 def declare(pipe: Pipe, name: str, number: int, *options: str) -> str:
     said = pipe("campaign", "add", "Acme", name, "--sent", str(number), *options).out.decode()
-    assert pipe.stage.check() == []
     assert b"all is well" in pipe("check").out
     return said
 
@@ -829,7 +797,6 @@ def test_a_campaign_may_be_declared_before_and_after_its_hits(when: str, pipe: P
         declare(pipe, "spring", 1000)
     assert sent(pipe) == ((0, 0, 0) if when == "never" else (1000, 3, 1))
     assert unregistered(pipe) == ((4, 4) if when == "never" else (1, 1))
-    assert stage.check() == []
 
 
 def test_a_campaign_may_be_declared_again_with_another_number_and_time_also_over_http(pipe: Pipe) -> None:
@@ -851,22 +818,14 @@ def test_a_campaign_may_be_declared_again_with_another_number_and_time_also_over
     now = tracker.iso_time(tracker.now_ms())
     stage.web.post_json(path, {"campaign": "spring", "sent": 700, "sent_at": now}, status=200)
     stage.web.post_json(path, {"campaign": "autumn", "sent": 9}, status=201)
-    assert sent(pipe) == (709, 2, 0)
+    pipe.instrument("--email", "e1", "--campaign", "spring")  # counts beside those that were declared
+    opens(stage, "e1")
+    assert sent(pipe) == (710, 3, 0)
+    listed = json.loads(pipe("campaign", "list", "Acme", "--json").out)
+    assert [(each["campaign"], each["emails"], each["opened_person"]) for each in listed][-1] == ("spring", 701, 3)
+    assert b"spring: 701 sent, opened by people 3, clicked by people 0\n" in pipe("campaign", "list", "Acme").out
     pipe("tenant", "remove", "Acme", "--yes")
     assert stage.rows("select * from campaign_sends") == []
-    assert stage.check() == []
-
-
-def test_registered_emails_of_a_campaign_count_beside_those_that_were_declared(pipe: Pipe) -> None:
-    pipe.instrument("--email", "e1", "--campaign", "spring")
-    declare(pipe, "spring", 10)
-    opens(pipe.stage, "e1")
-    opens(pipe.stage, "sub1")
-    assert sent(pipe) == (11, 2, 0)
-    listed = json.loads(pipe("campaign", "list", "Acme", "--json").out)
-    assert [(each["campaign"], each["emails"], each["opened_person"]) for each in listed] == [("spring", 11, 2)]
-    assert pipe("campaign", "list", "Acme").out == b"spring: 11 sent, opened by people 2, clicked by people 0\n"
-    assert pipe.stage.check() == []
 
 
 @pytest.mark.parametrize(
@@ -899,25 +858,6 @@ def test_a_declaration_that_cannot_be_is_refused_with_what_was_expected(
     assert pipe.stage.rows("select * from campaign_sends") == []
 
 
-@pytest.mark.parametrize(
-    ("value", "told"),
-    [
-        ([], "expected an object"),
-        ({"sent": 1}, "campaign: expected a name"),
-        ({"campaign": 5, "sent": 1}, "campaign: expected text"),
-        ({"campaign": "\ud800", "sent": 1}, "campaign: expected"),
-        ({"campaign": "c"}, "sent: expected a number"),
-        *(({"campaign": "c", "sent": sent}, "sent: expected a number") for sent in ("1", True, 1.5)),
-        ({"campaign": "c", "sent": 1, "sent_at": 5}, "sent_at: expected text"),
-        ({"campaign": "c", "sent": 1, "at": "now"}, "at: unknown field; expected some of campaign, sent, sent_at"),
-    ],
-)
-def test_a_bad_field_of_a_campaign_is_refused_by_its_name(value: Any, told: str, stage: Stage) -> None:
-    answer = stage.web.post_json(f"/{stage.acme.id}/campaigns", value, status=400)
-    assert told in answer.json["error"]
-    assert stage.rows("select * from campaign_sends") == []
-
-
 def test_emails_of_a_declared_campaign_have_room_up_to_the_declared_number(pipe: Pipe) -> None:
     stage = pipe.stage
     pipe.monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 2)
@@ -935,7 +875,6 @@ def test_emails_of_a_declared_campaign_have_room_up_to_the_declared_number(pipe:
         stage.drain()
         assert stage.rows(counts) == [("autumn", 2), ("spring", number)]
     assert stage.rows("select reason, sum(hits) from dropped group by 1") == [("unregistered-limit", 7)]
-    assert stage.check() == []
 
 
 @pytest.mark.parametrize("declared", [0, 10])
@@ -953,7 +892,6 @@ def test_an_email_of_a_campaign_can_be_removed_by_its_key(declared: int, pipe: P
     stage.web.delete(path, status=404)
     opens(stage, "abc")
     assert sent(pipe)[1] == bool(declared)
-    assert stage.check() == []
 
 
 def everything(stage: Stage) -> list[Any]:
@@ -1071,23 +1009,37 @@ def test_an_answer_says_its_type_its_key_and_whether_it_was_changed_or_is_json_w
 
 
 @pytest.mark.parametrize(
-    ("query", "told"),
+    ("given", "told"),
     [
-        ("?pixel=left", "pixel: expected one of bottom, top, none"),
-        ("?pixel=", "pixel: expected one of"),
-        ("?links=false", "links: expected one of yes, no"),
-        ("?force=1", "force: expected one of yes, no"),
-        ("?hidden_link=1", "hidden_link: expected one of"),
-        ("?hidden_link=", "hidden_link: expected one of"),
-        ("?sent_at=soon", "sent_at: expected"),
-        ("?delivered_at=2026", "delivered_at: expected"),
-        ("?Force=yes", "Force: unknown field; expected some of key"),
-        ("?html=x", "html: unknown field"),
+        ("pixel=left", "pixel: expected one of bottom, top, none"),
+        ("pixel=", "pixel: expected one of"),
+        ("links=false", "links: expected one of yes, no"),
+        ("force=1", "force: expected one of yes, no"),
+        ("hidden_link=1", "hidden_link: expected one of"),
+        ("hidden_link=", "hidden_link: expected one of"),
+        ("sent_at=soon", "sent_at: expected"),
+        ("delivered_at=2026", "delivered_at: expected"),
+        ("Force=yes", "Force: unknown field; expected some of key"),
+        ("html=x", "html: unknown field"),
+        ([], "expected an object"),
+        ({"sent": 1}, "campaign: expected a name"),
+        ({"campaign": 5, "sent": 1}, "campaign: expected text"),
+        ({"campaign": "\ud800", "sent": 1}, "campaign: expected"),
+        ({"campaign": "c"}, "sent: expected a number"),
+        *(({"campaign": "c", "sent": sent}, "sent: expected a number") for sent in ("1", True, 1.5)),
+        ({"campaign": "c", "sent": 1, "sent_at": 5}, "sent_at: expected text"),
+        ({"campaign": "c", "sent": 1, "at": "now"}, "at: unknown field; expected some of campaign, sent, sent_at"),
     ],
 )
-def test_a_bad_word_of_the_query_is_refused_by_its_name(query: str, told: str, stage: Stage) -> None:
-    assert told in post(stage, query, status=400).json["error"]
-    assert emails(stage) == []
+def test_a_bad_word_of_the_query_or_field_of_a_campaign_is_refused_by_its_name(
+    given: Any, told: str, stage: Stage
+) -> None:
+    path = f"/{stage.acme.id}/campaigns"
+    answer = (
+        post(stage, f"?{given}", status=400) if isinstance(given, str) else stage.web.post_json(path, given, status=400)
+    )
+    assert told in answer.json["error"]
+    assert emails(stage) == [] and stage.rows("select * from campaign_sends") == []
 
 
 def test_a_message_is_of_its_type_and_has_something_in_it_and_at_most_10_megabytes(stage: Stage) -> None:
@@ -1151,16 +1103,6 @@ def test_the_hidden_link_comes_before_every_other(before: str, behind: str, pipe
     assert HIDDEN.sub(b"|", out).decode() == f"{before}|{behind}"
 
 
-def test_the_report_says_where_the_hidden_link_is_and_why_it_is_not(pipe: Pipe) -> None:
-    assert pipe.report()["hidden_link"] == "not placed: not asked for"
-    assert pipe.report("--hidden-link")["hidden_link"].startswith("placed ")
-    twice = pipe.instrument("--hidden-link", "--email", "e1").out
-    assert pipe.report("--hidden-link", "--email", "e1", stdin=twice)["hidden_link"] == tracker.HIDDEN_THERE
-    told = pipe.report("--hidden-link", stdin=PLAIN)
-    assert (told["hidden_link"], told["wrapped"]) == ("not placed: not asked for", [])
-    assert pipe.report("--hidden-link")["wrapped"] == [LINK], "it is no link of the sender's"
-
-
 @pytest.mark.parametrize("options", [("--email", "e1"), ("--key-placeholder", "{{ id }}", "--campaign", "spring")])
 def test_whoever_follows_the_hidden_link_gets_an_empty_page_and_is_a_scanner_also_a_moment_before(
     options: tuple[str, ...], pipe: Pipe
@@ -1179,7 +1121,6 @@ def test_whoever_follows_the_hidden_link_gets_an_empty_page_and_is_a_scanner_als
     rows = pipe.stage.rows("select key, verdict, reason from event_details order by reason")
     assert rows == [(key, "scanner", "hidden-link"), (key, "scanner", "with-hidden-link")]
     assert pipe.stage.rows(counts) == [(0, 2)]
-    assert pipe.stage.check() == []
 
 
 def test_a_hidden_link_whose_signature_is_not_ours_is_no_link(pipe: Pipe) -> None:
@@ -1202,4 +1143,3 @@ def test_a_message_over_http_may_say_when_it_was_sent_and_delivered_and_is_judge
     follow(stage, next(match[0].decode() for match in CLICK.finditer(out)), status=302)
     stage.drain()
     assert stage.rows("select verdict, reason from event_details") == [("scanner", "too-soon")]
-    assert stage.check() == []
