@@ -3179,7 +3179,8 @@ def rebuild_rollups(connection: sqlite3.Connection) -> None:
         connection.execute(f"insert into {table} ({columns}) select {columns} from recount_{table}")
 
 
-# -- What is read
+# == Recording =========================================================================================
+# From registrations and hits to facts and numbers: looking up, judging with what is stored, counting, all in sets.
 
 
 class Registration(NamedTuple):
@@ -3537,18 +3538,14 @@ class Batch:
         """Hits that can become events, by tenant, and by key and campaign; others are dropped by the first reason that fits."""
         hits = [*hits]
         sql = f"""
-            select tenants.number, tenants.mail_id, tenants.id, tenants.id_in_mail_at
+            select tenants.number, tenants.mail_id, tenants.id, tenants.tracking_host, tenants.id_in_mail_at
             from {wanted("word")} cross join tenants
-            where tenants.mail_id = wanted.word or tenants.id = wanted.word
+            where tenants.mail_id = wanted.word or tenants.id = wanted.word or tenants.tracking_host = wanted.word
         """
-        tenants = for_each(self.connection, {hit.mail_id for hit in hits}, sql)
-        by_mail_id = {mail_id: number for number, mail_id, _, _ in tenants}
-        by_id = {id_: (number, last or 0) for number, _, id_, last in tenants}
-        sql = f"""
-            select tenants.tracking_host, tenants.mail_id from {wanted("host")} cross join tenants
-            where tenants.tracking_host = wanted.host
-        """
-        owners = dict(for_each(self.connection, {hit.host for hit in hits}, sql))
+        tenants = for_each(self.connection, {word for hit in hits for word in (hit.mail_id, hit.host)}, sql)
+        by_mail_id = {mail_id: number for number, mail_id, *_ in tenants}
+        by_id = {id_: (number, last or 0) for number, _, id_, _, last in tenants}
+        owners = {host: mail_id for _, mail_id, _, host, _ in tenants if host}
         found: dict[int, dict[tuple[str, str], list[Hit]]] = defaultdict(lambda: defaultdict(list))
         in_mail: dict[int, int] = {}
         for hit in hits:
@@ -4031,20 +4028,6 @@ def register_emails(
     """Register emails, or update those whose key is known; returns how many are new."""
     with Batch(connection, now) as changes:
         return changes.register(tenant, registrations)
-
-
-def declare_campaign(
-    connection: sqlite3.Connection, tenant: int, campaign: str, sent: int, sent_at: int | None, now: int
-) -> bool:
-    """As Batch.declare."""
-    with Batch(connection, now) as changes:
-        return changes.declare(tenant, campaign, sent, sent_at)
-
-
-def delete_email(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
-    """Remove an email, its events, and its part in every number; False if there is none with this key."""
-    with Batch(connection, 0) as changes:
-        return changes.delete(tenant, [key]) > 0
 
 
 def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most: int) -> tuple[int, int] | None:
@@ -7106,8 +7089,8 @@ def patch_email(app: App, request: Request, tenant: Tenant, key: str) -> Respons
 def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
     """Remove an email and its part in every number."""
     drain_for_reading(app.database)
-    with app.database.transaction() as connection:
-        if not delete_email(connection, tenant.number, key):
+    with app.database.transaction() as connection, Batch(connection, now_ms()) as changes:
+        if not changes.delete(tenant.number, [key]):
             raise HTTPError(404, "There is no such email.")
     return json_response(200, {"deleted": key})
 
@@ -7121,8 +7104,8 @@ def post_campaigns(app: App, request: Request, tenant: Tenant) -> Response:
     if "sent" not in said:
         raise BadInput(f"sent: expected {EXPECTED[int]}")
     campaign, sent, sent_at = read_declaration(said.get("campaign", ""), said["sent"], said.get("sent_at") or None)
-    with app.database.transaction() as connection:
-        first = declare_campaign(connection, tenant.number, campaign, sent, sent_at, now_ms())
+    with app.database.transaction() as connection, Batch(connection, now_ms()) as changes:
+        first = changes.declare(tenant.number, campaign, sent, sent_at)
     return json_response(201 if first else 200, {"campaign": campaign, "sent": sent})
 
 
@@ -8024,7 +8007,8 @@ def cmd_campaign_add(args: argparse.Namespace, settings: Settings) -> int:
     wanted = read_declaration(args.name, args.sent, args.at, "--at")
     with _opened(settings) as database, database.transaction() as connection:
         tenant = find_tenant(connection, args.tenant)
-        first = declare_campaign(connection, tenant.number, *wanted, now_ms())
+        with Batch(connection, now_ms()) as changes:
+            first = changes.declare(tenant.number, *wanted)
     print(f"{wanted[0]}: {grouped(args.sent)} sent" + ("" if first else ", in place of what was said before"))
     return 0
 
@@ -8164,8 +8148,8 @@ def cmd_selftest(args: argparse.Namespace, settings: Settings) -> int:
                 faults += counted_faults(database, tenant, key, pixels[0].address, settings)
         except OSError as error:
             faults.append(f"{public} does not answer: {error}; expected DNS, firewall and proxy to lead to this server")
-        with database.transaction() as connection:
-            delete_email(connection, tenant.number, key)
+        with database.transaction() as connection, Batch(connection, now_ms()) as changes:
+            changes.delete(tenant.number, [key])
     for fault in faults:
         print(f"wrong: {fault}")
     if not faults:

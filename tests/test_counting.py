@@ -518,8 +518,9 @@ def test_a_deleted_email_leaves_a_database_that_never_had_it(stage: Stage, memor
     gone = {"e1", "e2", "e4", "e12", "e13"}  # registered ones with and without a campaign, and unregistered ones
     with whole.transaction() as connection:
         for key in sorted(gone):
-            assert tracker.delete_email(connection, number, key)
-            assert not tracker.delete_email(connection, number, key)
+            for there in (1, 0):
+                with tracker.Batch(connection, NOW) as changes:
+                    assert changes.delete(number, [key]) == there
     assert faults_of(whole) == []
 
     ours = re.compile(rf"/{stage.acme.mail_id}/(?:pixel|click)/(?:{'|'.join(sorted(gone))})(?:[./?].*)?")
@@ -543,8 +544,8 @@ def test_nothing_of_a_deleted_email_stays_in_the_exports(stage: Stage) -> None:
     register(stage, tracker.Registration("e1", "Hello", "ann@example.com", "only hers"), tracker.Registration("e2"))
     own = "https://acme.com/account/ann@example.com"
     count(stage, hit(stage, "e1"), click(stage, "e1", own, NOW + 1), hit(stage, "e2", NOW + 2))
-    with stage.database.transaction() as connection:
-        tracker.delete_email(connection, stage.acme.number, "e1")
+    with stage.database.transaction() as connection, tracker.Batch(connection, NOW) as changes:
+        changes.delete(stage.acme.number, ["e1"])
     for table in tracker.TABLES:
         assert "ann@" not in stage.web.get(f"/{stage.acme.id}/{table}.json").text, table
     assert stage.check() == []
@@ -570,7 +571,8 @@ def test_nothing_of_a_removed_tenant_stays_in_any_table(
     number = {"tenant": stage.globex.number}
     with tracker.changing_tenants(database) as connection:
         tracker.set_tenant_rules(connection, stage.globex.number, "block", ["evil.example"])
-        tracker.declare_campaign(connection, stage.globex.number, "spring", 10, None, NOW)
+        with tracker.Batch(connection, NOW) as changes:
+            changes.declare(stage.globex.number, "spring", 10, None)
         connection.execute("create temp table old_emails as select id from emails where tenant = :tenant", number)
         queries = tables_of_tenants(connection)
         before = {table: connection.execute(sql, number).fetchone()[0] for table, sql in queries.items()}
@@ -677,8 +679,8 @@ def test_a_campaign_of_which_nothing_counts_is_no_difference_and_has_its_last_hi
     count(stage, hit(stage, "e2", NOW - 50_000, uri=f"/{stage.acme.mail_id}/pixel/e2.gif?campaign=spring"))
     assert stage.check() == []
     assert stage.rows("select campaign, last_at from campaigns") == [("spring", NOW)]
-    with stage.database.transaction() as connection:
-        tracker.declare_campaign(connection, stage.acme.number, "autumn", 0, None, NOW)
+    with stage.database.transaction() as connection, tracker.Batch(connection, NOW) as changes:
+        changes.declare(stage.acme.number, "autumn", 0, None)
     assert stage.check() == []
 
 

@@ -17,7 +17,19 @@ import tracker
 
 TOP_LEVEL = {"tracker.py", "schema.sql", "pixel.gif", "templates", "tests", "Makefile", "README.md"}
 SECTIONS = (
-    *("Settings", "Links", "Verdicts", "Instrument", "Database", "Tenants", "Counting", "Tables", "Spool", "Stats"),
+    *(
+        "Settings",
+        "Links",
+        "Verdicts",
+        "Instrument",
+        "Database",
+        "Tenants",
+        "Counting",
+        "Recording",
+        "Tables",
+        "Spool",
+        "Stats",
+    ),
     *("Pages", "Web", "Hits", "Views", "API"),
     *("Routes and application", "Commands"),
 )
@@ -162,7 +174,7 @@ def strings(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
             yield node, node.value
 
 
-SQL_SECTIONS = {"Database", "Tenants", "Counting", "Tables"}
+SQL_SECTIONS = {"Database", "Tenants", "Counting", "Recording", "Tables"}
 
 
 def test_sql_stands_only_in_its_sections() -> None:
