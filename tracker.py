@@ -5448,7 +5448,7 @@ def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
 
 
 # == Pages =============================================================================================
-# HTML. Everything is escaped unless it is Markup, which only Template.render and joined make.
+# HTML. Everything is escaped unless it is Markup, which only Template.render, joined and tag make.
 
 
 class Markup(str):
@@ -5462,25 +5462,29 @@ class Template(string.Template):
 
     def render(self, **values: object) -> Markup:
         """Fill in every $name; a missing one is a KeyError."""
-        given = values.items()
-        return Markup(
-            self.substitute(
-                {name: each if isinstance(each, Markup) else html.escape(str(each)) for name, each in given}
-            )
-        )
+        return Markup(self.substitute({name: _escaped(value) for name, value in values.items()}))
 
 
-def fill(piece: str, **values: object) -> Markup:
-    """A piece of HTML that is used in one place, with its values."""
-    return Template(piece).render(**values)
+def _escaped(value: object) -> str:
+    return value if isinstance(value, Markup) else html.escape(str(value))
 
 
-def joined(parts: Iterable[Markup]) -> Markup:
-    """Pieces of HTML one after the other."""
-    return Markup("".join(parts))
+def joined(*parts: object) -> Markup:
+    """Pieces of HTML, and texts, one after the other."""
+    return Markup("".join(map(_escaped, parts)))
 
 
-NOTHING = joined(())
+def tag(name: str, /, *content: object, **attributes: object) -> Markup:
+    """An element; without an attribute that is "", and `class_` is for the word that Python has for itself."""
+    said = [
+        f' {word.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
+        for word, value in attributes.items()
+        if value != ""
+    ]
+    end = f">{joined(*content)}</{name}>" if content else "/>"
+    return Markup(f"<{name}{''.join(said)}{end}")
+
+
 TEMPLATE_NAMES = (
     *("page.html", "dashboard.html", "campaign.html", "email.html", "message.html", "naming.html"),
     *("_curve.html", "_empty.html", "_search.html", "_table.html", "_trial.html", "_trial_hits.html"),
@@ -5547,12 +5551,22 @@ class View:
         """How many rows of a table that goes on in place are shown."""
         return next((rows for rows in TABLE_ROWS if self.asked.get(table) == str(rows)), TABLE_ROWS[0])
 
-    def shown_time(self, at: int | None) -> str:
+    def time(self, at: int | None) -> str:
         """A time as people read it."""
         return f"{datetime.fromtimestamp(at / 1000, self.zone):%d %b %Y %H:%M}" if at else ""
 
+    def ago(self, at: int | None) -> Markup:
+        """A time as `3 minutes ago`, with the time itself beside it for who points at it."""
+        if not at:
+            return joined("–")
+        return tag("time", ago((self.now - at) / 1000), datetime=f"{iso_time(at):.16}Z", title=self.time(at))
+
 
 # -- Numbers, times and names, as people read them
+
+NBSP = "\N{NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
+STATE_WORDS = {PERSON: "by people", UNCONFIRMED: "unconfirmed", MACHINE: "by machines"}
 
 
 def grouped(number: int) -> str:
@@ -5563,10 +5577,6 @@ def grouped(number: int) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 email`, `2 emails`."""
     return f"{grouped(number)} {noun}" if number == 1 else f"{grouped(number)} {noun}s"
-
-
-NBSP = "\N{NO-BREAK SPACE}"
-MINUS = "\N{MINUS SIGN}"
 
 
 def percent(rate: tuple[float, float] | None) -> str:
@@ -5585,12 +5595,9 @@ def change_of(now: float, then: float) -> str:
     return "the same" if abs(difference) < 0.5 else f"{difference:+,.0f}{NBSP}%".replace("-", MINUS)
 
 
-STATE_WORDS = {PERSON: "by people", UNCONFIRMED: "unconfirmed", MACHINE: "by machines"}
-
-
 def made_of(counts: Mapping[str, int]) -> str:
     """`2 by people, 1 unconfirmed, 0 by machines`."""
-    return ", ".join(f"{grouped(counts[STATES[state]])} {STATE_WORDS[state]}" for state in STATES)
+    return ", ".join(f"{grouped(counts[STATES[state]])} {word}" for state, word in STATE_WORDS.items())
 
 
 def state_summary(row: Mapping[str, Any], noun: str) -> str:
@@ -5631,105 +5638,82 @@ def short_url(url: str) -> str:
 # -- Tables: a cell for each kind of column
 
 SHORT = 24  # characters, which every table has room for: what is longer is told whole to who points at it
-ROW_HEAD, NUMBER = 'th scope="row"', 'td class="number"'
+Row = Mapping[str, Any]
 
 
-def cell(content: object, whole: str = "", opening: str = "td") -> Markup:
-    """A cell; `whole` is told to who points at it."""
-    title = fill(' title="$text"', text=whole) if whole else NOTHING
-    return fill(f"<{opening}$title>$content</{opening[:2]}>", title=title, content=content)
+def text_cell(text: str, whole: str = "", url: str = "", head: bool = False) -> Markup:
+    """A text that somebody else wrote, which the table may have to cut off; the whole is told to who points at it."""
+    shown = tag("bdi", text)
+    title = whole or text * (len(text) > SHORT)
+    return head_cell(tag("a", shown, href=url) if url else shown, title) if head else tag("td", shown, title=title)
 
 
-def text_cell(text: str, whole: str = "", opening: str = "td") -> Markup:
-    """A text that somebody else wrote, which the table may have to cut off."""
-    return cell(fill("<bdi>$text</bdi>", text=text), whole or text * (len(text) > SHORT), opening)
+def head_cell(content: object, title: str = "") -> Markup:
+    """The cell that a row is known by."""
+    return tag("th", content, scope="row", title=title)
 
 
-def link_cell(url: str, text: str) -> Markup:
-    """The cell that a row is known by, with a link to its page."""
-    link = fill('<a href="$url"><bdi>$text</bdi></a>', url=url, text=text)
-    return cell(link, text * (len(text) > SHORT), ROW_HEAD)
-
-
-def time_text(view: View, at: int | None) -> Markup:
-    """A time as `3 minutes ago`, with the time itself beside it for who points at it."""
-    if not at:
-        return fill("–")
-    said = {"iso": f"{iso_time(at):.16}Z", "whole": view.shown_time(at), "text": ago((view.now - at) / 1000)}
-    return fill('<time datetime="$iso" title="$whole">$text</time>', **said)
-
-
-def share_text(low: int, high: int, of: int) -> Markup:
-    """A rate as a small bar and its number; without emails, the number alone."""
+def share_cell(low: int, unsure: int, of: int) -> Markup:
+    """How many of some emails people certainly and perhaps opened or clicked, as a small bar and the rate."""
     if not of:
-        return fill("$low", low=grouped(low) if low else "–")
-    shown, unsure = (f"{100 * min(count / of, 1):.0f}" for count in (low, high - low))
-    rest = fill('<rect class="u" x="$low%" width="$rest%"/>', low=shown, rest=unsure) if unsure != "0" else NOTHING
-    return fill(
-        '<span class="share" title="$title"><svg aria-hidden="true"><rect class="p" width="$low%"/>$rest</svg> $text</span>',
-        title=f"{grouped(low)} of {grouped(of)}",
-        low=shown,
-        rest=rest,
-        text=percent((low / of, high / of)),
-    )
+        return tag("td", grouped(low) if low else "–")
+    certain, rest = (f"{100 * min(count / of, 1):.0f}" for count in (low, unsure))
+    bars = [tag("rect", class_="p", width=f"{certain}%")]
+    if rest != "0":
+        bars.append(tag("rect", class_="u", x=f"{certain}%", width=f"{rest}%"))
+    rate = percent((low / of, (low + unsure) / of))
+    title = f"{grouped(low)} of {grouped(of)}"
+    return tag("td", tag("span", tag("svg", *bars, aria_hidden="true"), f" {rate}", class_="share", title=title))
 
 
-def share_cell(view: View, row: Mapping[str, Any], name: str) -> Markup:
-    """How many of the emails that a row speaks of people certainly, and perhaps, opened or clicked."""
-    low, unsure = row[f"{name}_person"], row[f"{name}_unconfirmed"]
-    return cell(share_text(low, low + unsure, row["emails"]))
-
-
-def clicks_cell(view: View, row: Mapping[str, Any], name: str) -> Markup:
+def clicks_cell(row: Row) -> Markup:
     """The clicks of an email, and where they led."""
-    links, said = ", ".join(map(short_url, row["links"])), state_summary(row, name)
-    text = fill("$said <small>$links</small>", said=said, links=links)
-    return cell(text, f"{said} {links}" if len(said + links) >= SHORT else "")
+    said = f"{state_summary(row, 'clicks')} ", ", ".join(map(short_url, row["links"]))
+    whole = "".join(said)
+    return tag("td", said[0], tag("small", said[1]), title=whole * (len(whole) > SHORT))
 
 
-def email_cell(view: View, row: Mapping[str, Any], name: str) -> Markup:
-    """The email of a row: by its recipient, or else its key."""
-    return link_cell(f"{view.base}/emails/{quote(row['key'], safe='')}", row.get(name) or row["key"])
-
-
-def way_cell(view: View, row: Mapping[str, Any], name: str) -> Markup:
-    """Where a hit led, or with which program it came."""
-    url, agent = row["url"], row["user_agent"]
-    return text_cell(short_url(url) if url else client_of(agent).name, url or agent)
-
-
-def campaigns_cell(view: View, row: Mapping[str, Any], name: str) -> Markup:
+def campaigns_cell(row: Row) -> Markup:
     """In which campaign a link stands, or in how many."""
     count = row["campaigns"]
-    return text_cell(row[name] if count == 1 else counted(count, "campaign") if count else "–")
+    return text_cell(row["campaign"] if count == 1 else counted(count, "campaign") if count else "–")
 
 
-CELLS: dict[str, Callable[[View, Mapping[str, Any], str], Markup]] = {
+CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
     "text": lambda view, row, name: text_cell(row[name]),
-    "word": lambda view, row, name: cell(row[name]),
-    "head": lambda view, row, name: cell(row[name], opening=ROW_HEAD),
-    "number": lambda view, row, name: cell(grouped(row[name]), opening=NUMBER),
-    "time": lambda view, row, name: cell(time_text(view, row[name])),
-    "url": lambda view, row, name: text_cell(short_url(row[name]), row[name], ROW_HEAD),
-    "states": lambda view, row, name: cell(state_summary(row, name)),
-    "device": lambda view, row, name: cell(row[name] or "hidden"),
+    "word": lambda view, row, name: tag("td", row[name]),
+    "head": lambda view, row, name: head_cell(row[name]),
+    "number": lambda view, row, name: tag("td", grouped(row[name]), class_="number"),
+    "time": lambda view, row, name: tag("td", view.ago(row[name])),
+    "url": lambda view, row, name: text_cell(short_url(row[name]), row[name], head=True),
+    "states": lambda view, row, name: tag("td", state_summary(row, name)),
+    "device": lambda view, row, name: tag("td", row[name] or "hidden"),
     "subject": lambda view, row, name: text_cell(
         row.get(name) or ("(no subject)" if row["registered"] else "(not registered)")
     ),
-    "verdict": lambda view, row, name: cell(row[name], sentence_of(row["reason"]) or row["reason"]),
-    "campaign": lambda view, row, name: link_cell(f"{view.base}/campaigns/{quote(row[name], safe='')}", row[name]),
-    "share": share_cell,
-    "clicks": clicks_cell,
-    "email": email_cell,
-    "way": way_cell,
-    "campaigns": campaigns_cell,
+    "verdict": lambda view, row, name: tag("td", row[name], title=sentence_of(row["reason"]) or row["reason"]),
+    "campaign": lambda view, row, name: text_cell(row[name], url=page_url(view, "campaigns", row[name]), head=True),
+    "email": lambda view, row, name: text_cell(
+        row.get(name) or row["key"], url=page_url(view, "emails", row["key"]), head=True
+    ),
+    "way": lambda view, row, name: text_cell(
+        short_url(row[name]) if row[name] else client_of(row["user_agent"]).name, row[name] or row["user_agent"]
+    ),
+    "share": lambda view, row, name: share_cell(row[f"{name}_person"], row[f"{name}_unconfirmed"], row["emails"]),
+    "clicks": lambda view, row, name: clicks_cell(row),
+    "campaigns": lambda view, row, name: campaigns_cell(row),
 }
-EXPORT_QUERIES = {  # the parameters that a table's exports have from its page; just now happened what is in no export
+EXPORT_QUERIES = {  # the parameters that the exports of a page's tables have from it
     "emails": ("campaign", "q", "show"),
     "links": ("campaign",),
     "campaigns": (),
     "clients": (*RANGE_PARAMETERS, "tz"),
 }
+
+
+def page_url(view: View, kind: str, name: str) -> str:
+    """The page of a campaign or an email."""
+    return f"{view.base}/{kind}/{quote(name, safe='')}"
 
 
 def query_of(view: View, names: Iterable[str]) -> str:
@@ -5738,21 +5722,15 @@ def query_of(view: View, names: Iterable[str]) -> str:
     return "&".join(f"{name}={quote(asked[name], safe='')}" for name in names if asked.get(name))
 
 
-def head_cell(view: View, table: str, column: Column) -> Markup:
+def column_head(view: View, table: str, column: Column) -> Markup:
     """The head of a column, by which the table is sorted; the other way round where it is."""
-    number = fill(' class="number"') if column.kind == "number" else NOTHING
+    css = "number" if column.kind == "number" else ""
     if not column.order:
-        return fill('<th scope="col"$number>$label</th>', number=number, label=column.head)
+        return tag("th", column.head, scope="col", class_=css)
     order, now = f"{table}.{column.order}", view.asked.get("sort", "")
     direction = {order: "descending", f"{order}.up": "ascending"}.get(now, "none")
     url = view.url(sort=f"{order}.up" if now == order else order, after="") + f"#{table}"
-    return fill(
-        '<th scope="col"$number aria-sort="$direction"><a href="$url">$label</a></th>',
-        number=number,
-        direction=direction,
-        url=url,
-        label=column.head,
-    )
+    return tag("th", tag("a", column.head, href=url), scope="col", class_=css, aria_sort=direction)
 
 
 def table_section(pages: Pages, view: View, rows: Rows) -> Markup:
@@ -5762,38 +5740,38 @@ def table_section(pages: Pages, view: View, rows: Rows) -> Markup:
     if not rows.rows:
         text = table.empty
         if table is EMAILS and ("q" in view.asked or view.asked.get("show", "all") != "all"):
-            text = "No email is like that."
-        if rows.next:
-            text = f"None of the newest {grouped(MOST_SORTED)} emails is like that."
+            text = (
+                f"None of the newest {grouped(MOST_SORTED)} emails is like that."
+                if rows.next
+                else "No email is like that."
+            )
         return pages["_empty.html"].render(name=name, title=table.title, text=text)
     columns = [column for column in table.columns if not (view.campaign and column.head == "Campaign")]
-    lines = [
-        fill("<tr>$cells</tr>", cells=joined(CELLS[column.kind](view, row, column.field) for column in columns))
+    lines = (
+        tag("tr", *(CELLS[column.kind](view, row, column.field) for column in columns))
         for row in rows.named(view.people)
-    ]
-    take = []
+    )
+    take: list[object] = []
     if rows.found is not None:
-        take.append(fill("$found of the newest $most ·", found=grouped(rows.found), most=grouped(MOST_SEARCHED)))
-    larger = next((most for most in TABLE_ROWS if most > view.most(name)), None)
-    changes = {"after": str(rows.next)} if table is EMAILS else {name: str(larger)}
-    if rows.next and (table is EMAILS or larger) and name in EXPORT_QUERIES:
-        take.append(fill('<a href="$url" rel="next">More</a> ·', url=f"{view.url(**changes)}#{name}"))
+        take += [f"{grouped(rows.found)} of the newest {grouped(MOST_SEARCHED)} · "]
+    larger = next((str(most) for most in TABLE_ROWS if most > view.most(name)), "")
+    changes = {"after": str(rows.next)} if table is EMAILS else {name: larger}
+    if rows.next and table is not EVENTS and all(changes.values()):
+        take += [tag("a", "More", href=f"{view.url(**changes)}#{name}", rel="next"), " · "]
     if name in EXPORT_QUERIES:
         query = query_of(view, EXPORT_QUERIES[name])
         csv, json_ = (f"{view.base}/{name}.{form}{'?' * bool(query)}{query}" for form in EXPORT_TYPES)
-        take.append(fill('Take away as <a href="$csv">CSV</a> or <a href="$json">JSON</a>', csv=csv, json=json_))
+        take += ["Take away as ", tag("a", "CSV", href=csv), " or ", tag("a", "JSON", href=json_)]
+    heads = joined(*(column_head(view, name, column) for column in columns))
     return pages["_table.html"].render(
-        name=name,
-        title=table.title,
-        heads=joined(head_cell(view, name, column) for column in columns),
-        rows=joined(lines),
-        take=joined(fill("$each ", each=each) for each in take),
+        name=name, title=table.title, heads=heads, rows=joined(*lines), take=joined(*take)
     )
 
 
 # -- The curve
 
-PANELS = ((OPEN, 16, 120), (CLICK, 164, 60))  # where a panel begins and how high it is, in pixels
+_LINE, _CELL = Template("<tr><th>$label$cells"), Template("<td>$text")  # hundreds, so without the ends that HTML spares
+PANELS = {OPEN: (16, 120), CLICK: (164, 60)}  # where a panel begins and how high it is, in pixels
 
 
 def round_top(value: int) -> int:
@@ -5806,24 +5784,11 @@ def round_top(value: int) -> int:
         scale *= 10
 
 
-def curve(pages: Pages, view: View, stats: Stats) -> Markup:
-    """Opens and clicks over time as bars, people at the bottom.
-
-    Across, a step is a unit, which is stretched to the width of the window; up, a unit is a pixel. So it is sharp, and its
-    letters keep their size, however wide the window is.
-    """
-    period, states = stats.period, tuple(STATES) if "machines" in view.asked else (PERSON, UNCONFIRMED)
-    tops = {
-        type_: round_top(max(sum(step[type_][state] for state in states) for step in stats.steps))
-        for type_, _, _ in PANELS
-    }
-    width = 100 / len(stats.steps)
+def bars_of(steps: Sequence[Counts], states: Sequence[int], tops: Mapping[int, int]) -> dict[int, str]:
+    """The bars of each state as a path, people at the bottom."""
     bars: dict[int, list[str]] = {state: [] for state in STATES}
-    steps, marks, rows = [], [], []
-    every = -(-len(stats.steps) // 8)  # at most eight labels fit
-    for n, step in enumerate(stats.steps):
-        label = step_label(period, period.starts[n])
-        for type_, top, height in PANELS:
+    for n, step in enumerate(steps):
+        for type_, (top, height) in PANELS.items():
             count, above = 0, top + height
             for state in states:
                 count += step[type_][state]
@@ -5832,39 +5797,53 @@ def curve(pages: Pages, view: View, stats: Stats) -> Markup:
                     upper = min(upper, above - 1)  # the least is seen as well
                     bars[state].append(f"M{n}.1 {upper}h.8v{above - upper}h-.8")
                 above = upper
-        numbers = [[grouped(step[type_][state]) for state in states] for type_, _, _ in PANELS]
-        told = " · ".join(
-            f"{'+'.join(some)} {TYPES[type_]}s" for some, (type_, _, _) in zip(numbers, PANELS, strict=True)
-        )
-        if any(step[type_][state] for type_ in step for state in states):
-            cells = joined(fill("<td>$text", text=text) for some in numbers for text in some)
-            rows.append(fill("<tr><th>$label$cells", label=label, cells=cells))
-        place = {"x": round(n * width, 2), "width": round(width, 2)}
-        steps.append(
-            fill(
-                '<a href="$url"><rect x="$x%" width="$width%"/><text>$told</text></a>',
-                **{"url": step_url(view, period, n), "told": f"{label}: {told}", **place},
+    return {state: "".join(paths) for state, paths in bars.items()}
+
+
+def curve(pages: Pages, view: View, stats: Stats) -> Markup:
+    """Opens and clicks over time as bars, people at the bottom.
+
+    Across, a step is a unit, which is stretched to the width of the window; up, a unit is a pixel. So it is sharp, and its
+    letters keep their size, however wide the window is.
+    """
+    states = tuple(STATES) if "machines" in view.asked else (PERSON, UNCONFIRMED)
+    tops = {
+        type_: round_top(max(sum(step[type_][state] for state in states) for step in stats.steps)) for type_ in PANELS
+    }
+    bars = bars_of(stats.steps, states, tops)
+    width = 100 / len(stats.steps)
+    steps: list[Markup] = []
+    marks: list[Markup] = []
+    rows: list[Markup] = []
+    for n, step in enumerate(stats.steps):
+        label = step_label(stats.period, n)
+        numbers = {type_: [grouped(step[type_][state]) for state in states] for type_ in PANELS}
+        told = " · ".join(f"{'+'.join(some)} {TYPES[type_]}s" for type_, some in numbers.items())
+        rect = tag("rect", x=f"{round(n * width, 2)}%", width=f"{round(width, 2)}%")
+        steps.append(tag("a", rect, tag("text", f"{label}: {told}"), href=step_url(view, stats.period, n)))
+        if any(step[type_][state] for type_ in PANELS for state in states):
+            rows.append(
+                _LINE.render(label=label, cells=joined(*(_CELL.render(text=each) for each in chain(*numbers.values()))))
             )
-        )
-        if n % every == 0:
-            css = "m" if n // every % 2 == 0 else "m n"
-            x = f"{n * width + width / 2:.1f}"
-            marks.append(fill('<text x="$x%" y="242" class="$css">$label</text>', x=x, css=css, label=label))
-    heads = [f"{TYPES[type_].capitalize()}s {STATE_WORDS[state]}" for type_, _, _ in PANELS for state in states]
+        if n % -(-len(stats.steps) // 8) == 0:  # at most eight labels fit
+            css = "m n" if len(marks) % 2 else "m"
+            marks.append(tag("text", label, x=f"{n * width + width / 2:.1f}%", y=242, class_=css))
+    heads = [f"{TYPES[type_].capitalize()}s {STATE_WORDS[state]}" for type_ in PANELS for state in states]
+    nothing = tag("text", "Nothing in this range", class_="nothing", x="50%", y=110)
     return pages["_curve.html"].render(
         opens_top=grouped(tops[OPEN]),
         opens_middle=grouped(tops[OPEN] // 2),
         clicks_top=grouped(tops[CLICK]),
         count=len(stats.steps),
-        people="".join(bars[PERSON]),
-        unconfirmed="".join(bars[UNCONFIRMED]),
-        machines="".join(bars[MACHINE]),
-        steps=joined(steps),
-        marks=joined(marks),
-        nothing=NOTHING if rows else fill('<text class="nothing" x="50%" y="110">Nothing in this range</text>'),
-        heads=joined(fill('<th scope="col">$head</th>', head=head) for head in heads),
-        rows=joined(rows),
-        step=period.step,
+        people=bars[PERSON],
+        unconfirmed=bars[UNCONFIRMED],
+        machines=bars[MACHINE],
+        steps=joined(*steps),
+        marks=joined(*marks),
+        nothing="" if rows else nothing,
+        heads=joined(*(tag("th", head, scope="col") for head in heads)),
+        rows=joined(*rows),
+        step=stats.period.step,
     )
 
 
@@ -5877,12 +5856,11 @@ def step_url(view: View, period: Period, n: int) -> str:
     return view.range_url(**{"from": begin, "to": end})
 
 
-def step_label(period: Period, at: int) -> str:
+def step_label(period: Period, n: int) -> str:
     """How a step is named under the curve."""
-    local = datetime.fromtimestamp(at / 1000, period.zone)
-    if period.step == "hour":
-        return local.strftime("%H:%M")
-    return local.strftime("%b %Y") if period.step == "month" else f"{local.day} {local:%b}"
+    local = datetime.fromtimestamp(period.starts[n] / 1000, period.zone)
+    forms = {"hour": "%H:%M", "month": "%b %Y"}
+    return local.strftime(forms.get(period.step, f"{local.day} %b"))
 
 
 # -- Figures
@@ -5908,7 +5886,9 @@ class Figure(NamedTuple):
     change: str = ""
 
 
-def _rates(totals: Totals) -> dict[str, tuple[float, float] | None]:
+def _rates(totals: Totals | None) -> dict[str, tuple[float, float] | None]:
+    if totals is None:
+        return {}
     opened, clicked = totals.rate(totals.opened), totals.rate(totals.clicked)
     return {"Opened": opened, "Clicked": clicked, "Click-to-open": totals.click_to_open}
 
@@ -5923,9 +5903,8 @@ def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> l
     }
     change = change_of(totals.emails, before.emails) if before else ""
     figures = [Figure("Sent", grouped(totals.emails), sent, change)]
-    earlier = _rates(before) if before else {}
     for label, rate in _rates(totals).items():
-        change, then = "", earlier.get(label)
+        change, then = "", _rates(before).get(label)
         if rate and then:
             points = 100 * (rate[0] - then[0])
             change = "the same" if abs(points) < 0.05 else f"{points:+.1f} points".replace("-", MINUS)
@@ -5933,52 +5912,45 @@ def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> l
     return figures
 
 
-def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
-    """Figures of the mail sent in a range, and of the hits in it."""
-    before = stats.before
-    figures = []
+def hit_figures(stats: Stats) -> list[Figure]:
+    """The hits that came in a range."""
+    before, figures = stats.before, []
     for type_, label in ((OPEN, "Opens"), (CLICK, "Clicks")):
         hits, emails = stats.hits[type_], stats.emails[type_]
         count = sum(hits[state] for state in STATES)
-        made = (f"{grouped(hits[state])} {STATE_WORDS[state]} ({counted(emails[state], 'email')})" for state in STATES)
+        made = (
+            f"{grouped(hits[state])} {word} ({counted(emails[state], 'email')})" for state, word in STATE_WORDS.items()
+        )
         change = change_of(count, sum(before[1][type_][state] for state in STATES)) if before else ""
         figures.append(Figure(label, grouped(count), ", ".join(made), change))
     machines = [stats.hits[type_][MACHINE] for type_ in TYPES]
     change = change_of(sum(machines), sum(before[1][type_][MACHINE] for type_ in TYPES)) if before else ""
     detail = f"{grouped(machines[0])} on pixels and {grouped(machines[1])} on links"
-    figures.append(Figure("Machines", grouped(sum(machines)), detail, change))
-    sent = sent_figures(stats.sent, before and before[0], "emails sent in this range", "of these: ")
-    return sent, figures
+    return [*figures, Figure("Machines", grouped(sum(machines)), detail, change)]
 
 
-def figure_list(figures: Iterable[Figure], campaign: bool = False) -> Markup:
+def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
+    """Figures of the mail sent in a range, and of the hits in it."""
+    before = stats.before[0] if stats.before else None
+    return sent_figures(stats.sent, before, "emails sent in this range", "of these: "), hit_figures(stats)
+
+
+def figure_list(figures: Iterable[Figure], of: str = "sent in this range", explained: bool = True) -> Markup:
     """Figures as a list; where the page has the list of reasons, with a way to it."""
-    why = fill(' <a href="#why">Why?</a>')
-    return joined(
-        fill(
-            '<div><dt title="$definition">$label</dt>'
-            '<dd><b>$value</b> <span class="change">$change</span><small>$detail$why</small></dd></div>\n',
-            **figure._asdict(),
-            definition=DEFINITIONS[figure.label].replace(
-                "sent in this range", "of this campaign" if campaign else "sent in this range"
-            ),
-            why=why if figure.label in EXPLAINED and not campaign else NOTHING,
-        )
-        for figure in figures
-    )
+    items = []
+    for label, value, detail, change in figures:
+        why = joined(" ", tag("a", "Why?", href="#why")) if explained and label in EXPLAINED else ""
+        small = tag("small", detail, why)
+        term = tag("dt", label, title=DEFINITIONS[label].replace("sent in this range", of))
+        items.append(tag("div", term, tag("dd", tag("b", value), " ", tag("span", change, class_="change"), small)))
+    return joined(*items)
 
 
-def reason_rows(stats: Stats) -> Iterator[dict[str, str]]:
-    """Why the hits of a period count as they do: a row a reason, by what it counts as."""
+def reason_rows(stats: Stats) -> Iterator[tuple[str, ...]]:
+    """Why the hits of a period count as they do: (hits, their type, what they count as, verdict, reason, sentence)."""
     for type_, verdict, reason, state, hits in stats.reasons:
-        yield {
-            "hits": grouped(hits),
-            "type": f"{TYPES[type_]}s",
-            "verdict": verdict,
-            "reason": reason,
-            "counts_as": STATE_NAMES[state].replace("_", " "),
-            "sentence": sentence_of(reason),
-        }
+        counts_as = STATE_NAMES[state].replace("_", " ")
+        yield grouped(hits), f"{TYPES[type_]}s", counts_as, verdict, reason, sentence_of(reason)
 
 
 # -- Pages
@@ -5995,30 +5967,43 @@ SHOWN_WORDS = {
 
 def kept_fields(view: View, without: Collection[str]) -> Markup:
     """What a form must send along, so that the page stays what it is otherwise."""
-    kept = {name: value for name, value in view.asked.items() if name not in without}
-    return joined(
-        fill('<input type="hidden" name="$name" value="$value">', name=name, value=value)
-        for name, value in kept.items()
-    )
+    kept = [(name, value) for name, value in view.asked.items() if name not in without]
+    return joined(*(tag("input", type="hidden", name=name, value=value) for name, value in kept))
 
 
 def search_form(pages: Pages, view: View) -> Markup:
     """The form that searches and filters emails."""
-    options = [
-        fill(
-            f'<option value="$value"{" selected" * (name == view.asked.get("show", "all"))}>$label</option>\n',
-            value=name,
-            label=label,
-        )
+    shown = view.asked.get("show", "all")
+    options = (
+        tag("option", label, value=name, selected="selected" if name == shown else "")
         for name, label in SHOWN_WORDS.items()
-    ]
+    )
     return pages["_search.html"].render(
         action="/" + "/".join(quote(segment, safe="") for segment in view.segments) + "#emails",
         kept=kept_fields(view, ("q", "show", "after", "sort")),
         text=view.asked.get("q", ""),
-        options=joined(options),
+        options=joined(*options),
         about="A piece of a recipient, key, subject or campaign" if view.people else "A piece of a key",
     )
+
+
+def range_links(view: View, period: Period) -> Markup:
+    """The ranges that have a name."""
+    links = []
+    for name, label in RANGES.items():
+        url = view.range_url(range="" if name == DEFAULT_RANGE else name)
+        links.append(tag("li", tag("a", label, href=url, aria_current="page" if name == period.name else "false")))
+    return joined(*links)
+
+
+def reason_lines(stats: Stats) -> Markup:
+    """The rows of the list of reasons."""
+    lines = []
+    for hits, type_, counts_as, verdict, reason, sentence in reason_rows(stats):
+        judged = tag("td", f"{verdict}, {type_}")
+        why = tag("td", tag("code", reason), f" {sentence}", class_="wide")
+        lines.append(tag("tr", tag("td", hits, class_="number"), tag("td", counts_as), judged, why))
+    return joined(*lines)
 
 
 def dashboard_page(
@@ -6026,44 +6011,26 @@ def dashboard_page(
 ) -> str:
     """The dashboard of one tenant."""
     period, machines = stats.period, "machines" in view.asked
-    ranges = [
-        fill(
-            '<li><a href="$url" aria-current="$current">$label</a></li>\n',
-            url=view.range_url(range="" if name == DEFAULT_RANGE else name),
-            current="page" if name == period.name else "false",
-            label=label,
-        )
-        for name, label in RANGES.items()
-    ]
-    reasons = [
-        fill(
-            '<tr><td class="number">$hits</td><td>$counts_as</td><td>$verdict, $type</td>'
-            '<td class="wide"><code>$reason</code> $sentence</td></tr>\n',
-            **row,
-        )
-        for row in reason_rows(stats)
-    ]
-    sent, activity = dashboard_figures(stats)
-    notices = dashboard_notices(view, stats, waiting)
+    sent, activity = map(figure_list, dashboard_figures(stats))
     body = pages["dashboard.html"].render(
         **{name: table_section(pages, view, rows) for name, rows in tables.items()},
         name=view.tenant.name,
-        last_hit=time_text(view, stats.last_hit_at) if stats.last_hit_at else "none so far",
-        ranges=joined(ranges),
-        begin=period.day(period.starts[0]).isoformat(),
-        end=period.day(period.end - 1).isoformat(),
+        last_hit=view.ago(stats.last_hit_at) if stats.last_hit_at else "none so far",
+        ranges=range_links(view, period),
+        begin=period.day(period.starts[0]),
+        end=period.day(period.end - 1),
         zone=period.zone_name,
         kept=kept_fields(view, (*RANGE_PARAMETERS, "tz", "after")),
-        notices=joined(fill('<p class="notice">$text</p>\n', text=text) for text in notices),
+        notices=joined(*(tag("p", text, class_="notice") for text in dashboard_notices(view, stats, waiting))),
         trial=trial,
-        sent=figure_list(sent),
-        activity=figure_list(activity),
+        sent=sent,
+        activity=activity,
         compared=f"; compared with the {RANGES.get(period.name, 'same length of time')} before" if stats.before else "",
         curve=curve(pages, view, stats),
         machines_url=view.url(machines="" if machines else "1") + "#curve",
-        machines_key=fill(' + <span class="machine">by machines</span>') if machines else NOTHING,
+        machines_key=joined(" + ", tag("span", "by machines", class_="machine")) if machines else "",
         machines_text="Without machines" if machines else "With machines",
-        reasons=joined(reasons),
+        reasons=reason_lines(stats),
         search=search_form(pages, view),
         exports=view.base,
         parameters=query_of(view, (*RANGE_PARAMETERS, "tz")),
@@ -6074,13 +6041,14 @@ def dashboard_page(
 def campaign_page(pages: Pages, view: View, campaign: Rows, links: Rows, emails: Rows) -> str:
     """One campaign: its numbers, its links, its recipients."""
     [row] = campaign.named()
+    figures = sent_figures(totals_of(row), None, "emails", "")
     body = pages["campaign.html"].render(
         name=view.tenant.name,
         home=f"{view.base}/dashboard",
         campaign=row["campaign"],
-        first=time_text(view, row["first_email_at"]),
-        last=time_text(view, row["last_hit_at"]),
-        figures=figure_list(sent_figures(totals_of(row), None, "emails", ""), campaign=True),
+        first=view.ago(row["first_email_at"]),
+        last=view.ago(row["last_hit_at"]),
+        figures=figure_list(figures, "of this campaign", explained=False),
         links=table_section(pages, view, links),
         search=search_form(pages, view),
         emails=table_section(pages, view, emails),
@@ -6088,59 +6056,49 @@ def campaign_page(pages: Pages, view: View, campaign: Rows, links: Rows, emails:
     return pages.page(f"{row['campaign']}: {view.tenant.name}", body)
 
 
+def timeline_row(view: View, hit: Row, arrived: int | None, arrival: str) -> Markup:
+    """A hit of an email, with how long after its arrival it came, and why it counts as it does."""
+    at, url, agent = hit["timestamp"], hit["url"], hit["user_agent"]
+    after = f"{lasting(at - arrived)} {'after' if at >= arrived else 'before'} {arrival}" if arrived else ""
+    why = tag("b", hit["verdict"]), " ", tag("code", hit["reason"]), tag("small", sentence_of(hit["reason"]))
+    return tag(
+        "tr",
+        head_cell(joined(tag("time", view.time(at), datetime=iso_time(at)), tag("small", after))),
+        tag("td", hit["event_type"] + ", HEAD" * (hit["method"] == "HEAD")),
+        tag("td", *why, class_="wide"),
+        text_cell(", ".join(filter(None, client_of(agent))), agent or "(no user agent)"),
+        text_cell(short_url(url) if url else "–", url or ""),
+        tag("td", hit.get("ip_address") or "–"),
+    )
+
+
 def email_page(pages: Pages, view: View, emails: Rows, hits: Rows) -> str:
     """One email, and everything that happened to it."""
     [email] = emails.named(view.people)
-    arrived = email["delivered_at"] or email["sent_at"]
-    arrival = "it was delivered" if email["delivered_at"] else "it was sent"
-    lines = []
-    for hit in reversed(hits.named(view.people)):
-        at, client, url = hit["timestamp"], client_of(hit["user_agent"]), hit["url"]
-        after = f"{lasting(at - arrived)} {'after' if at >= arrived else 'before'} {arrival}" if arrived else ""
-        when = fill(
-            '<time datetime="$iso">$at</time><small>$after</small>',
-            iso=iso_time(at),
-            at=view.shown_time(at),
-            after=after,
-        )
-        why = fill(
-            "<b>$verdict</b> <code>$reason</code><small>$sentence</small>",
-            verdict=hit["verdict"],
-            reason=hit["reason"],
-            sentence=sentence_of(hit["reason"]),
-        )
-        cells = (
-            cell(when, opening=ROW_HEAD),
-            cell(f"{hit['event_type']}{', HEAD' if hit['method'] == 'HEAD' else ''}"),
-            cell(why, opening='td class="wide"'),
-            text_cell(", ".join(filter(None, client)), hit["user_agent"] or "(no user agent)"),
-            text_cell(short_url(url) if url else "–", url or ""),
-            cell(hit.get("ip_address") or "–"),
-        )
-        lines.append(fill("<tr>$cells</tr>\n", cells=joined(cells)))
+    campaign, delivered = email["campaign"], email["delivered_at"]
+    arrived, arrival = delivered or email["sent_at"], "it was delivered" if delivered else "it was sent"
     about = {
         "Key": email["key"],
-        **({"Recipient": email["recipient"] or "–"} if "recipient" in email else {}),
-        "Sent": view.shown_time(email["sent_at"]) or "not registered",
-        **({"Delivered": view.shown_time(email["delivered_at"])} if email["delivered_at"] else {}),
+        "Recipient": (email["recipient"] or "–") if view.people else "",
+        "Sent": view.time(email["sent_at"]) or "not registered",
+        "Delivered": view.time(delivered),
         "Opened": state_summary(email, "opens"),
         "Clicked": state_summary(email, "clicks"),
     }
-    crumb = NOTHING
-    if campaign := email["campaign"]:
-        url = f"{view.base}/campaigns/{quote(campaign, safe='')}"
-        crumb = fill('<a href="$url"><bdi>$text</bdi></a> &rsaquo;', url=url, text=campaign)
+    crumb = (
+        joined(tag("a", tag("bdi", campaign), href=page_url(view, "campaigns", campaign)), " \u203a ")
+        if campaign
+        else ""
+    )
+    shown = [(name, value) for name, value in about.items() if value]
     body = pages["email.html"].render(
         name=view.tenant.name,
         home=f"{view.base}/dashboard",
         title=email.get("subject") or f"Email {email['key']}",
         campaign=crumb,
-        about=joined(
-            fill("<div><dt>$name</dt><dd><bdi>$value</bdi></dd></div>\n", name=name, value=value)
-            for name, value in about.items()
-        ),
-        hits=joined(lines),
-        count=counted(len(lines), "hit") + (" of more; all are in the export" if hits.next else ""),
+        about=joined(*(tag("div", tag("dt", name), tag("dd", tag("bdi", value))) for name, value in shown)),
+        hits=joined(*(timeline_row(view, hit, arrived, arrival) for hit in reversed(hits.named(view.people)))),
+        count=counted(len(hits.rows), "hit") + (" of more; all are in the export" if hits.next else ""),
         events=f"{view.base}/events",
         key=quote(email["key"], safe=""),
         zone=view.zone_name,
@@ -6158,7 +6116,7 @@ def can_allow(host: str, reason: str) -> bool:
 
 def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
-    tenant = view.tenant
+    tenant, others = view.tenant, stats.unregistered
     if zone_named(tenant.tz) is None:
         yield f"This machine has no data of the time zone {tenant.tz} (install tzdata): days begin in UTC."
     if waiting:
@@ -6166,22 +6124,20 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
         yield f"About {grouped(waiting)} {are} still waiting to be counted, and safe; load this page again."
     if tenant.id_in_mail_at and not tenant.one_id:
         yield (
-            f"This dashboard's id stands in mail (last seen {view.shown_time(tenant.id_in_mail_at)}): whoever reads that mail's "
+            f"This dashboard's id stands in mail (last seen {view.time(tenant.id_in_mail_at)}): whoever reads that mail's "
             "source can read these numbers, and its hits are not counted. "
             f"Make a new one with `tenant rotate {tenant.mail_id}`, and put {tenant.mail_id} into mail."
         )
     if tenant.suspended:
         yield "This tenant is suspended: its links show the naming page."
-    others = stats.unregistered
     if others.emails:
         yield (
             f"Apart from the mail sent, so far {counted(others.emails, 'email')} that nobody registered got hits. "
             f"Opened: {made_of(others.opened)}. Clicked: {made_of(others.clicked)}. They are in no rate."
         )
     for host, reason, clicks in stats.named:
-        how = (
-            f" `tenant set {tenant.mail_id} --domain {host}` allows it from then on." if can_allow(host, reason) else ""
-        )
+        allow = f" `tenant set {tenant.mail_id} --domain {host}` allows it from then on."
+        how = allow * can_allow(host, reason)
         yield f"{counted(clicks, 'click')} to {host} met the naming page: {NAMING_REASONS[reason]}.{how}"
     if not view.people:
         yield "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."
@@ -6780,7 +6736,7 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
         }
         stats = read_stats(connection, tenant.number, period, tenant.tz)
         tables = {name: read_table(connection, tenant.number, TABLES[name], each) for name, each in asked.items()}
-        trial = NOTHING if has_emails(connection, tenant.number) else _trial(app, request, tenant)
+        trial = joined() if has_emails(connection, tenant.number) else _trial(app, request, tenant)
     return html_response(200, dashboard_page(app.pages, view, stats, tables, waiting, trial))
 
 
@@ -6792,7 +6748,7 @@ def _trial(app: App, request: Request, tenant: Tenant) -> Markup:
     public = app.settings.public_url(tenant.tracking_host)
     base = public or "https://track.example.com"
     key = f"{TEST_KEY}page"
-    hits = fill("To try it from here, open this page under the address that links begin with.")
+    hits = joined("To try it from here, open this page under the address that links begin with.")
     if public and read_origin(public)[0] == request.host and app.secrets:
         hits = app.pages["_trial_hits.html"].render(
             test_pixel=pixel_path(tenant.mail_id, key),
@@ -8056,10 +8012,8 @@ def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
     for figure in chain(*dashboard_figures(stats)):
         print(f"{figure.label:13} {figure.value:>12}   {figure.detail}")
     if args.why:
-        for row in reason_rows(stats):
-            print(
-                f"{row['hits']:>8} {row['type']}, {row['counts_as']}: {row['verdict']}, {row['reason']}. {row['sentence']}"
-            )
+        for hits, type_, counts_as, verdict, reason, sentence in reason_rows(stats):
+            print(f"{hits:>8} {type_}, {counts_as}: {verdict}, {reason}. {sentence}")
     if waiting:
         print(f"about {waiting} hits are still waiting to be counted")
     return 0
