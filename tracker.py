@@ -529,24 +529,6 @@ def campaign_of(query: str) -> str:
     return UNFIT.sub("", name).strip(" ")[:MAX_CAMPAIGN]
 
 
-class Pixel(NamedTuple):
-    mail_id: str
-    key: str
-
-
-class SignedClick(NamedTuple):
-    mail_id: str
-    key: str
-    signature: str
-    target: str
-
-
-class PlainClick(NamedTuple):
-    mail_id: str
-    key: str
-    url: str | None
-
-
 def path_reader(pattern: str) -> Callable[[tuple[str, ...]], list[str] | None]:
     """What reads split paths by a pattern such as /{mail_id}/pixel/{key}.gif: what its names stand for, or None."""
     parts = tuple(pattern.split("/")[1:])
@@ -575,15 +557,23 @@ PLAIN_PATH = "/{mail_id}/click/{key}"
 _read_pixel, _read_signed, _read_plain = map(path_reader, (PIXEL_PATH, SIGNED_PATH, PLAIN_PATH))
 
 
-def recognise(segments: tuple[str, ...], query: str) -> Pixel | SignedClick | PlainClick | None:
+class Asked(NamedTuple):
+    """What a hit asked for, as its request target says it."""
+
+    is_open: bool
+    mail_id: str
+    key: str
+    url: str | None  # of a click, if it has a target
+
+
+def recognise(segments: tuple[str, ...], query: str) -> Asked | None:
     """Say which hit a line's request target is, by the patterns of the routes; None if it is no hit."""
     if values := _read_pixel(segments):
-        return Pixel(*values)
+        return Asked(True, values[0], values[1], None)
     if values := _read_signed(segments):
-        return SignedClick(*values)
+        return Asked(False, values[0], values[1], decode_target(values[3]))
     if values := _read_plain(segments):
-        mail_id, key = values
-        return PlainClick(mail_id, key, plain_url(query))
+        return Asked(False, values[0], values[1], plain_url(query))
     return None
 
 
@@ -4708,14 +4698,13 @@ def parse_line(line: bytes) -> Hit | SpooledEmail:
     asked = recognise(segments, query)
     if asked is None:
         raise BadLine("uri: expected a pixel or a click")
-    is_open = isinstance(asked, Pixel)
-    url = decode_target(asked.target) if isinstance(asked, SignedClick) else getattr(asked, "url", None)
-    if url is None and not is_open and answer in ("302", "named", "hidden"):
+    url = asked.url
+    if url is None and not asked.is_open and answer in ("302", "named", "hidden"):
         raise BadLine("uri: expected a link with a target")
     return Hit(
         id=id_,
         at=at,
-        type=OPEN if is_open else CLICK,
+        type=OPEN if asked.is_open else CLICK,
         method=method or "GET",
         mail_id=asked.mail_id,
         key=asked.key,
