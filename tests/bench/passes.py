@@ -1,0 +1,110 @@
+"""What the drain runs: functions for one registered open, and SQL statements for a batch, which must not grow.
+
+The version is that of PYTHONPATH, or else this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[2]))
+
+import tracker
+from bench import traffic
+
+MOST_FUNCTIONS, MOST_DEPTH = 40, 8
+BATCHES = (200, 2_000, 20_000)
+
+
+class Calls:
+    """The functions of tracker.py that a call passes, and how deep below it; what stands inside of one is a part of it."""
+
+    def __init__(self) -> None:
+        self.depths: dict[str, int] = {}
+        self._stack: list[FrameType] = []
+
+    def __enter__(self) -> Calls:
+        sys.setprofile(self._called)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _called(self, frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if code.co_filename != tracker.__file__ or code.co_name.startswith("<"):  # a comprehension, a lambda
+            return
+        if event == "call":
+            name = f"{getattr(code, 'co_qualname', code.co_name)} (line {code.co_firstlineno})"
+            self.depths[name] = max(len(self._stack), self.depths.get(name, 0))
+            self._stack.append(frame)
+        elif event == "return" and self._stack and self._stack[-1] is frame:
+            self._stack.pop()
+
+
+def calls_of(place: traffic.Place, email: int) -> Calls:
+    """Drain one open of a registered email."""
+    asked = traffic.Asked(traffic.READERS[0], "198.51.100.7")
+    place.spool([traffic.Writer(email).line(traffic.BEGIN, email, asked)])
+    with Calls() as calls:
+        tracker.drain(place.database)
+    return calls
+
+
+def statements_of(place: traffic.Place, first: int, count: int) -> int:
+    """Record so many opens of as many registered emails in one transaction.
+
+    Calls are counted, since SQLite's trace tells the one call that writes many rows from many calls by nothing.
+    """
+    writer = traffic.Writer(count)
+    lines = [
+        writer.line(traffic.BEGIN + n, n, traffic.Asked(writer.chance.choice(traffic.READERS), writer.address()))
+        for n in range(first, first + count)
+    ]
+    statements = 0
+
+    def called(_: FrameType, event: str, function: Any) -> None:
+        nonlocal statements
+        if event == "c_call" and function.__name__ in ("execute", "executemany"):
+            statements += 1
+
+    with place.database.transaction() as connection:
+        sys.setprofile(called)
+        tracker.record_lines(connection, [tracker.parse_line(line) for line in lines], traffic.BEGIN)
+        sys.setprofile(None)
+    return statements
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; the exit status."""
+    parser = argparse.ArgumentParser(prog="passes.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--names", action="store_true", help="name the functions")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        place = traffic.Place(Path(folder) / "data")
+        place.register(traffic.registrations(BATCHES[0] + sum(BATCHES)))
+        for email, when in enumerate(("the first in a process", "one after it")):
+            depths = calls_of(place, email).depths
+            print(
+                f"an open, {when}: {len(depths)} functions (asked: {MOST_FUNCTIONS}),"
+                f" up to {max(depths.values())} below drain() (asked: {MOST_DEPTH})"
+            )
+            for name, depth in depths.items() if args.names else ():
+                print(f"    {'  ' * depth}{name}")
+        statements_of(place, 0, BATCHES[0])  # all programs are new to the database, just once
+        first = BATCHES[0]
+        for count in BATCHES:
+            print(f"a batch of {count:,} hits: {statements_of(place, first, count)} SQL calls")
+            first += count
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
