@@ -7234,7 +7234,7 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
 
 
 # == Commands ==========================================================================================
-# The command line: one cmd_* function each, whose docstring is its help. The same Store functions as the web.
+# The command line: each command is a function whose docstring is its help, below its options.
 
 HELP_TOPICS = (
     "instrument",
@@ -7249,15 +7249,16 @@ HELP_TOPICS = (
     "design",
 )
 PIPE_PATIENCE = 5.0  # seconds that `instrument` waits for the database: a mail system waits for it
+EX_TEMPFAIL = 75  # sysexits.h: to a mail system, "try again"
 GUNICORN_TIMEOUT = 30  # seconds for one request, and for the last ones after SIGTERM
-MAX_REQUEST_LINE = (
-    16_384  # what nginx lets through too; a plain link spells a target of 4,096 characters in up to 12,288
-)
-
+MAX_REQUEST_LINE = 16_384  # as nginx; a plain link spells a target of 4,096 characters in up to 12,288
+REJUDGE_EMAILS = 500  # in one transaction: between two, the service writes
+SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted
+CLOCK_SECONDS = 120.0  # that two clocks may differ
 
 # The commands by their words, in the order in which help lists them: each function with its options.
 Option = tuple[tuple[str, ...], dict[str, Any]]
-Run = Callable[["argparse.Namespace", Settings], int]
+Run = Callable[["argparse.Namespace", Settings], "int | None"]
 COMMANDS: dict[str, tuple[Run, tuple[Option | list[Option], ...]]] = {}  # a list: one of these at most
 COMMAND_GROUPS = {
     "tenant": "make, change, list and remove tenants",
@@ -7280,20 +7281,60 @@ def option(*names: str, **how: Any) -> Option:
     return names, how
 
 
+def flag(name: str, about: str, **how: Any) -> Option:
+    """An option that is given or not."""
+    return option(name, action="store_true", help=about, **how)
+
+
 def several(name: str, metavar: str, about: str) -> Option:
     """An option that may be repeated."""
     return option(name, action="append", default=[], metavar=metavar, help=f"{about}; repeatable")
 
 
-def _place(name: str, default: str, about: str) -> Option:
-    """An option that names a folder of the system."""
-    return option(name, default=default, metavar=name[2:].upper(), help=f"{about}; default: {default}")
-
-
 TENANT = option("tenant", metavar="TENANT", help="a tenant's dashboard id, mail id or name")
-LOCAL = option("--local", action="store_true", help="without BASE_URL, make links to this machine, for a trial")
-JSON = option("--json", action="store_true", help="print JSON, for programs")
+LOCAL = flag("--local", "without BASE_URL, make links to this machine, for a trial")
+JSON = flag("--json", "print JSON, for programs")
 OUTPUT = option("--output", metavar="FILE", help="write the file there, whole or not at all (default: print it)")
+
+
+def _say(args: argparse.Namespace, value: Any, lines: Iterable[str]) -> None:
+    """Print what a command found out: as JSON where that was asked for, else in lines."""
+    for line in [json.dumps(value, ensure_ascii=False)] if args.json else lines:
+        print(line)
+
+
+def _warn(text: str) -> None:
+    print(f"{PROGRAM}: note: {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _naming(path: str, verb: str) -> Iterator[None]:
+    """Say why a file that somebody named can't be `read` or `written`. Raises StoreError."""
+    try:
+        yield
+    except FileExistsError:
+        raise StoreError(f"{path} is there already; expected the name of a new file") from None
+    except OSError as error:
+        raise StoreError(f"{path}: can't be {verb}: {error.strerror}") from error
+
+
+def _to_read(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    with _naming(path, "read"):
+        return contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
+
+
+@contextlib.contextmanager
+def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
+    """A file that was not there; nothing is left of it where it does not become whole, to be in the way next time."""
+    with _naming(path, "written"):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "wb") as file:
+            yield file
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 def data_owner(folder: str) -> tuple[int, int] | None:
@@ -7324,76 +7365,77 @@ def acting_as_owner(settings: Settings) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _made(settings: Settings) -> Iterator[Database]:
-    """The database, made where there is none; closed at the end."""
+def _opened(settings: Settings, *, make: bool = False) -> Iterator[Database]:
+    """The database, touched as its owner; made where there is none, if that is wanted. Closed at the end."""
     with acting_as_owner(settings):
-        database = create_database(settings.database, resource("schema.sql").decode())
+        schema = resource("schema.sql").decode() if make else ""
+        database = create_database(settings.database, schema) if make else Database(settings.database)
         with contextlib.closing(database):
+            with database.reading():
+                pass  # a missing database is named first, before anything else that is missing with it
             yield database
 
 
+@contextlib.contextmanager
+def _numbers(settings: Settings) -> Iterator[tuple[Database, sqlite3.Connection]]:
+    """The database and a connection that reads it, once what waits has been counted."""
+    with _opened(settings) as database:
+        _drain_first(database)
+        with database.reading() as connection:
+            yield database, connection
+
+
+def _drain_first(database: Database) -> bool:
+    """Count what waits before numbers are read; says so, where not all of it could be counted."""
+    try:
+        drained = drain_for_reading(database, seconds=10.0)
+    except StoreError as error:
+        _warn(f"waiting hits could not be counted: {error}")
+        return False
+    if not drained:
+        _warn("some hits are still waiting to be counted")
+    return drained
+
+
 @command("serve", LOCAL)
-def cmd_serve(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_serve(args: argparse.Namespace, settings: Settings) -> None:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
     first = None
     try:
-        with _made(settings) as database, changing_tenants(database) as connection:
+        with _opened(settings, make=True) as database, changing_tenants(database) as connection:
             first = None if list_tenants(connection) else add_tenant(connection, "default", now_ms())
     except NoDatabase as error:
         if not os.path.exists(os.path.join(settings.folder, "tenants.json")):
             raise
         # Mail already sent goes on working: its hits wait in the spool until the database is back.
         log(f"serving pixels and links only: {error}")
+    if first:  # without its ids, which are for a person and not for a log
+        log(f"made the tenant default; its URLs: {PROGRAM} tenant show default{' --local' if settings.local else ''}")
+    _probe(settings)
     with acting_as_owner(settings):
-        _probe_spool(settings)
         app = App(settings)
-    if first:
-        _welcome(settings, first)
-    _probe_address(settings)
     run_gunicorn(settings, app)
-    return 0
 
 
-def _probe_spool(settings: Settings) -> None:
-    """Say at the start, not at the first hit, that the spool can't be written. Raises StoreError."""
-    probe = os.path.join(settings.folder, "spool", f".new-{secrets.token_hex(8)}")
+def _probe(settings: Settings) -> None:
+    """Say at the start, not at the first hit, that the spool can't be written, and that the address is taken."""
+    folder = os.path.join(settings.folder, "spool")
+    probe = os.path.join(folder, f".new-{secrets.token_hex(8)}")
     try:
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640))
-        os.unlink(probe)
+        with acting_as_owner(settings):
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640))
+            os.unlink(probe)
     except OSError as error:
-        raise StoreError(
-            f"can't write to the spool {os.path.dirname(probe)}: {error.strerror}; hits would be lost"
-        ) from error
-
-
-def _probe_address(settings: Settings) -> None:
-    """Say in a sentence that the address is taken; gunicorn would say it eleven times. Raises StoreError."""
+        raise StoreError(f"can't write to the spool {folder}: {error.strerror}; hits would be lost") from error
     host, _, port = settings.address.rpartition(":")
     given = os.environ.get("LISTEN_PID") == str(os.getpid())  # systemd listens, and gunicorn takes over its socket
     if given or not port.isdecimal() or settings.address.startswith(("unix:", "fd:")):
         return
-    try:
-        socket.create_server(
-            (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        ).close()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:  # gunicorn would try eleven times
+        socket.create_server((host.strip("[]"), int(port)), family=family).close()
     except OSError as error:
         raise StoreError(f"can't listen on {settings.address}: {error.strerror}; choose another PORT or BIND") from None
-
-
-def _welcome(settings: Settings, tenant: Tenant) -> None:
-    """What to do first; an id only where a person reads it, never in a log."""
-    if not sys.stdout.isatty():
-        option = " --local" if settings.local else ""
-        log(f"made the tenant default; its URLs: {PROGRAM} tenant show default{option}")
-        return
-    here = settings.base_url or settings.local_url
-    print(f'The tenant "default" is ready. Its dashboard, which is private:\n  {here}/{tenant.id}/dashboard')
-    print(
-        f"A pixel to try; the dashboard counts it as opened by a machine:\n  curl {here}{pixel_path(tenant.mail_id, 'test')}"
-    )
-    if settings.public_url() is None:
-        print("Before you send mail, tell the server its public address: BASE_URL=https://track.example.com")
-    print(f"Next: make a tenant of your own\n  {PROGRAM} tenant add NAME --domain acme.com")
 
 
 def one_line(record: logging.LogRecord) -> str:
@@ -7424,15 +7466,11 @@ def run_gunicorn(settings: Settings, app: App) -> None:
 
     message.MAX_REQUEST_LINE = MAX_REQUEST_LINE  # it would cap limit_request_line at 8,190
 
-    class OneLineFormatter(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return one_line(record)
-
     class StdoutLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
         def setup(self, cfg: Any) -> None:
             super().setup(cfg)
             handler = logging.StreamHandler(sys.stdout)
-            handler.setFormatter(OneLineFormatter())
+            handler.format = one_line  # type: ignore[method-assign]
             self.error_log.handlers[:] = [handler]
 
     class Worker(SyncWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -7457,42 +7495,17 @@ def run_gunicorn(settings: Settings, app: App) -> None:
     Server().run()
 
 
-def share_memory(server: object) -> None:
-    """Let the collector of garbage pass over what is loaded before the fork: its marks would copy each page."""
-    gc.collect()
-    gc.freeze()
-
-
-def heed_sigterm() -> None:
-    """End a worker whose SIGTERM comes before it listens for it: gunicorn would lose it, and then wait 30 s in vain.
-
-    From before the fork until the default is back in the child, the signal waits; the master's handler is not for it.
-    """
-
-    def let_it_come() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-    def end_by_it() -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        let_it_come()
-
-    os.register_at_fork(
-        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}),
-        after_in_parent=let_it_come,
-        after_in_child=end_by_it,
-    )
-
-
-def begin_worker(server: object, worker: object) -> None:
-    """What a worker does before anything else: gunicorn's post_fork."""
-    gc.set_threshold(
-        20_000, 20, 20
-    )  # a request leaves few cycles; to look for them every 700 objects costs a hundredth
-
-
 def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
     """How gunicorn is set up, by the names of its settings."""
     user, group = data_owner(settings.folder) or (os.geteuid(), os.getegid())
+
+    def share_memory(server: object) -> None:
+        gc.collect()
+        gc.freeze()  # the collector's marks would copy each page that is loaded before the fork
+
+    def begin_worker(server: object, worker: object) -> None:
+        gc.set_threshold(20_000, 20, 20)  # requests leave few cycles; a look every 700 objects costs a hundredth
+
     return {
         "user": user,
         "group": group,
@@ -7506,9 +7519,7 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
         "secure_scheme_headers": {},  # nothing here asks for the scheme, and contradictions about it would be a 400
         "accesslog": None,
         "proc_name": "email-tracker",
-        "worker_tmp_dir": "/dev/shm"
-        if os.access("/dev/shm", os.W_OK)
-        else None,  # a heartbeat must not wait for a disk
+        "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # a heartbeat waits for no disk
         "when_ready": share_memory,
         "post_fork": begin_worker,
         "post_worker_init": lambda worker: app.start(),
@@ -7516,81 +7527,29 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
     }
 
 
-@command(
-    "tenant add",
-    option("name", metavar="NAME", help="what to call the tenant"),
-    option("--id", help="one id of your own for mail and dashboard (recipients can then open the dashboard)"),
-    several("--domain", "HOST", "plain links may lead to this domain"),
-    option("--any-domain", action="store_true", help="plain links may lead anywhere (an open redirect)"),
-    option("--tracking-host", metavar="HOST", help="the tenant's own host for links, a CNAME to this server"),
-    LOCAL,
-    JSON,
-)
-def cmd_tenant_add(args: argparse.Namespace, settings: Settings) -> int:
-    """Make a tenant and print its ids and URLs."""
-    if settings.public_url(args.tracking_host) is None:
-        raise StoreError(NO_PUBLIC_URL)
-    name = read_tenant_name(args.name)
-    wanted = new_tenant_options(
-        settings, id_=args.id, domains=args.domain, any_domain=args.any_domain, tracking_host=args.tracking_host
+def heed_sigterm() -> None:
+    """End a worker whose SIGTERM comes before it listens for it: gunicorn would lose it, and then wait 30 s in vain."""
+
+    def let_it_come() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    def end_by_it() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        let_it_come()
+
+    # The signal waits until the child has the default back: the master's handler is not for it.
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}),
+        after_in_parent=let_it_come,
+        after_in_child=end_by_it,
     )
-    with _made(settings) as database, changing_tenants(database) as connection:
-        namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == name]
-        tenant = add_tenant(connection, name, now_ms(), **wanted)
-    if namesakes:
-        _warn(f"there was a tenant of this name already ({namesakes[0]}); commands must name them by their ids")
-    _print_tenant(args, settings, tenant)
-    if tenant.one_id:
-        _warn(
-            f"with one id for both, every recipient can open this dashboard; it leaves out recipients and subjects. "
-            f"Writing needs an API key: {PROGRAM} tenant key {tenant.mail_id}"
-        )
-    if not wanted["allow"] and not tenant.any_domain:
-        _warn(
-            f"plain links (?url=…) of this tenant lead to the naming page, signed links redirect. To let plain links redirect: "
-            f"{PROGRAM} tenant set {tenant.mail_id} --domain acme.com"
-        )
-    return 0
 
 
-def _print_tenant(args: argparse.Namespace, settings: Settings, tenant: Tenant, **more: object) -> None:
-    summary = {**tenant_summary(settings, tenant), **more}
-    if args.json:
-        print(json.dumps(summary, ensure_ascii=False))
-        return
-    for name, value in summary.items():
-        shown = (
-            ", ".join(map(str, value))
-            if isinstance(value, list)
-            else "(set BASE_URL, or add --local)"
-            if value is None
-            else value
-        )
-        print(f"{name:14} {shown}")
-
-
-def _warn(text: str) -> None:
-    print(f"{PROGRAM}: note: {text}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _opened(settings: Settings) -> Iterator[Database]:
-    """The database, which must be there; closed at the end."""
-    database = Database(settings.database)
-    with acting_as_owner(settings), contextlib.closing(database):
-        with database.reading():
-            pass  # a missing database is named first, before anything else that is missing with it
-        yield database
-
-
-@command(
-    "tenant set",
-    TENANT,
-    option("--name", help="another name"),
-    several("--domain", "HOST", "plain links may lead there too"),
+TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
+    several("--domain", "HOST", "plain links may lead to this domain"),
     several("--remove-domain", "HOST", "… may no longer"),
-    option("--any-domain", action="yes or no", help="whether plain links may lead anywhere"),
-    option("--tracking-host", metavar="HOST", help="another tracking host; '' for none"),
+    option("--any-domain", action="yes or no", help="whether plain links may lead anywhere (an open redirect)"),
+    option("--tracking-host", metavar="HOST", help="its own host for links, a CNAME to this server; '' for none"),
     several("--block", "HOST", "no link, signed or plain, leads there"),
     several("--unblock", "HOST", "links may lead there again"),
     option("--tz", metavar="ZONE", help="in which zone its days begin, such as Europe/Rome"),
@@ -7600,142 +7559,156 @@ def _opened(settings: Settings) -> Iterator[Database]:
     LOCAL,
     JSON,
 )
-def cmd_tenant_set(args: argparse.Namespace, settings: Settings) -> int:
-    """Change what a tenant is called, where its links may lead, and whether they lead anywhere."""
-    changes: dict[str, Any] = {}
+
+
+def _tenant_changes(args: argparse.Namespace, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read TENANT_OPTIONS: columns to set, and for each rule what to add and to remove. Raises BadInput."""
+    wanted = {"any_domain": args.any_domain, "suspended": args.suspend, "tz": args.tz}
+    columns = {name: value for name, value in wanted.items() if value is not None}
     if args.name is not None:
-        changes["name"] = read_tenant_name(args.name)
+        columns["name"] = read_tenant_name(args.name)
     if args.tracking_host is not None:
-        changes["tracking_host"] = read_tracking_host(settings, args.tracking_host) if args.tracking_host else None
-    if args.any_domain is not None:
-        changes["any_domain"] = args.any_domain
-    if args.suspend is not None:
-        changes["suspended"] = args.suspend
-    if args.tz is not None:
-        if zone_named(args.tz) is None:
-            raise BadInput(f"--tz: {args.tz[:60]!r}; expected a time zone that this machine knows, such as Europe/Rome")
-        changes["tz"] = args.tz
-    allow, disallow = ([read_destination(text) for text in texts] for texts in (args.domain, args.remove_domain))
-    block, unblock = ([read_destination(text) for text in texts] for texts in (args.block, args.unblock))
-    own, not_own = ([read_own_network(text) for text in texts] for texts in (args.own, args.not_own))
-    with _opened(settings) as database:
-        with changing_tenants(database) as connection:
-            tenant = find_tenant(connection, args.tenant)
-            change_tenant(connection, tenant.number, **changes)
-            set_tenant_rules(connection, tenant.number, "allow", allow, disallow)
-            set_tenant_rules(connection, tenant.number, "block", block, unblock)
-            set_tenant_rules(connection, tenant.number, "own", own, not_own)
-        return _show(args, settings, database, tenant.id)
+        columns["tracking_host"] = read_tracking_host(settings, args.tracking_host) if args.tracking_host else None
+    if args.tz is not None and zone_named(args.tz) is None:
+        raise BadInput(f"--tz: {args.tz[:60]!r}; expected a time zone that this machine knows, such as Europe/Rome")
+    rules: dict[str, Any] = {
+        "allow": (map(read_destination, args.domain), map(read_destination, args.remove_domain)),
+        "block": (map(read_destination, args.block), map(read_destination, args.unblock)),
+        "own": (map(read_own_network, args.own), map(read_own_network, args.not_own)),
+    }
+    return columns, {rule: (list(add), list(remove)) for rule, (add, remove) in rules.items()}
 
 
-def _show(args: argparse.Namespace, settings: Settings, database: Database, id_: str) -> int:
+def _make_changes(connection: sqlite3.Connection, word: str, columns: dict[str, Any], rules: dict[str, Any]) -> Tenant:
+    """Change the tenant that a command's word means, and return it as it is then."""
+    tenant = find_tenant(connection, word)
+    change_tenant(connection, tenant.number, **columns)
+    for rule, (add, remove) in rules.items():
+        set_tenant_rules(connection, tenant.number, rule, add, remove)
+    return find_tenant(connection, columns.get("id", tenant.id))
+
+
+@command(
+    "tenant add",
+    option("name", metavar="NAME", help="what to call the tenant"),
+    option("--id", help="one id of your own for mail and dashboard (recipients can then open the dashboard)"),
+    *TENANT_OPTIONS,
+)
+def cmd_tenant_add(args: argparse.Namespace, settings: Settings) -> None:
+    """Make a tenant and print its ids and URLs."""
+    if settings.public_url(args.tracking_host) is None:
+        raise StoreError(NO_PUBLIC_URL)
+    if args.id is not None and (fault := id_fault(args.id)):
+        raise BadInput(f"id: {fault}")
+    columns, rules = _tenant_changes(args, settings)
+    name = columns["name"]
+    with _opened(settings, make=True) as database, changing_tenants(database) as connection:
+        namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == name]
+        made = add_tenant(connection, name, now_ms(), id_=args.id)
+        tenant = _make_changes(connection, made.id, columns, rules)
+    if namesakes:
+        _warn(f"there was a tenant of this name already ({namesakes[0]}); commands must name them by their ids")
+    _print_tenant(args, tenant_summary(settings, tenant))
+    if tenant.one_id:
+        _warn(
+            "with one id for both, every recipient can open this dashboard; it leaves out recipients and subjects."
+            f" Writing needs an API key: {PROGRAM} tenant key {tenant.mail_id}"
+        )
+    if not rules["allow"][0] and not tenant.any_domain:
+        _warn(
+            "plain links (?url=…) of this tenant lead to the naming page, signed links redirect."
+            f" To let plain links redirect: {PROGRAM} tenant set {tenant.mail_id} --domain acme.com"
+        )
+
+
+def _print_tenant(args: argparse.Namespace, about: Mapping[str, object]) -> None:
+    def shown(value: object) -> object:
+        if value is None:
+            return "(set BASE_URL, or add --local)"
+        return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+    _say(args, about, (f"{name:14} {shown(value)}" for name, value in about.items()))
+
+
+def _show(args: argparse.Namespace, settings: Settings, database: Database, id_: str) -> None:
     with database.reading() as connection:
         tenant = find_tenant(connection, id_)
         rules = tenant_rules(connection, tenant.number)
-    _print_tenant(
-        args,
-        settings,
-        tenant,
-        domains=["any"] if tenant.any_domain else rules["allow"],
-        blocked=rules["block"],
-        own_addresses=rules["own"],
-        tz=tenant.tz,
-        suspended=tenant.suspended,
-        tracking_host=tenant.tracking_host or "",
-        api_key=bool(tenant.api_key_hash),
-    )
-    return 0
+    about = {
+        **tenant_summary(settings, tenant),
+        "domains": ["any"] if tenant.any_domain else rules["allow"],
+        "blocked": rules["block"],
+        "own_addresses": rules["own"],
+        "tz": tenant.tz,
+        "suspended": tenant.suspended,
+        "tracking_host": tenant.tracking_host or "",
+        "api_key": bool(tenant.api_key_hash),
+    }
+    _print_tenant(args, about)
 
 
-@command("tenant show", TENANT, LOCAL, JSON)
-def cmd_tenant_show(args: argparse.Namespace, settings: Settings) -> int:
-    """Print a tenant's ids, URLs and rules."""
+@command("tenant set", TENANT, option("--name", help="another name"), *TENANT_OPTIONS)
+def cmd_tenant_set(args: argparse.Namespace, settings: Settings) -> None:
+    """Change what a tenant is called, where its links may lead, and whether they lead anywhere."""
+    changes = _tenant_changes(args, settings)
     with _opened(settings) as database:
-        return _show(args, settings, database, args.tenant)
+        with changing_tenants(database) as connection:
+            tenant = _make_changes(connection, args.tenant, *changes)
+        _show(args, settings, database, tenant.id)
 
 
 @command("tenant list", JSON)
-def cmd_tenant_list(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_tenant_list(args: argparse.Namespace, settings: Settings) -> None:
     """List tenants with what they sent in 30 days (as in `stats`), what people opened of it, and their last hit."""
-    rows: list[dict[str, Any]] = []
+    rows, lines = [], [f"{'mail_id':20} {'sent':>8} {'opened':>15}  {'last hit':20} name"]
+    with _numbers(settings) as (_, connection):
+        now = now_ms()
+        for tenant in list_tenants(connection):
+            sums = cohort_in(connection, tenant.number, read_period("30d", _zone_of(tenant), now, None).span(tenant.tz))
+            sent, least, unconfirmed = (sums[name] for name in ("emails", "opened_person", "opened_unconfirmed"))
+            last = last_hit_at(connection, tenant.number)
+            last_at = iso_time(last) if last and last >= now - 30 * DAY_MS else None
+            told = {"sent": sent, "opened": least, "opened_unconfirmed": unconfirmed, "last_hit_at": last_at}
+            rows.append({"mail_id": tenant.mail_id, "name": tenant.name, **told, "suspended": tenant.suspended})
+            opened = f"{least}–{least + unconfirmed}" if unconfirmed else str(least)
+            name = tenant.name + (" (suspended)" if tenant.suspended else "")
+            lines.append(f"{tenant.mail_id:20} {sent:>8} {opened:>15}  {(last_at or 'none')[:19]:20} {name}")
+    _say(args, rows, lines)
+
+
+def _zone_of(tenant: Tenant) -> str:
+    return tenant.tz if zone_named(tenant.tz) else "UTC"
+
+
+@command("tenant show", TENANT, LOCAL, JSON)
+def cmd_tenant_show(args: argparse.Namespace, settings: Settings) -> None:
+    """Print a tenant's ids, URLs and rules."""
     with _opened(settings) as database:
-        _drain_first(database)
-        with database.reading() as connection:
-            now = now_ms()
-            for tenant in list_tenants(connection):
-                zone = tenant.tz if zone_named(tenant.tz) else "UTC"
-                span = read_period("30d", zone, now, None).span(tenant.tz)
-                sums = cohort_in(connection, tenant.number, span)
-                last = last_hit_at(connection, tenant.number)
-                rows.append(
-                    {
-                        "mail_id": tenant.mail_id,
-                        "name": tenant.name,
-                        "sent": sums["emails"],
-                        "opened": sums["opened_person"],
-                        "opened_unconfirmed": sums["opened_unconfirmed"],
-                        "last_hit_at": iso_time(last) if last and last >= now - 30 * DAY_MS else None,
-                        "suspended": tenant.suspended,
-                    }
-                )
-    if args.json:
-        print(json.dumps(rows, ensure_ascii=False))
-        return 0
-    print(f"{'mail_id':20} {'sent':>8} {'opened':>15}  {'last hit':20} name")
-    for row in rows:
-        opened = (
-            f"{row['opened']}–{row['opened'] + row['opened_unconfirmed']}"
-            if row["opened_unconfirmed"]
-            else str(row["opened"])
-        )
-        suspended = " (suspended)" if row["suspended"] else ""
-        print(
-            f"{row['mail_id']:20} {row['sent']:>8} {opened:>15}  {(row['last_hit_at'] or 'none')[:19]:20} {row['name']}{suspended}"
-        )
-    return 0
+        _show(args, settings, database, args.tenant)
 
 
-def _drain_first(database: Database) -> bool:
-    try:
-        drained = drain_for_reading(database, seconds=10.0)
-    except StoreError as error:
-        _warn(f"waiting hits could not be counted: {error}")
-        return False
-    if not drained:
-        _warn("some hits are still waiting to be counted")
-    return drained
-
-
-@command("tenant key", TENANT, option("--remove", action="store_true", help="take the key away"), JSON)
-def cmd_tenant_key(args: argparse.Namespace, settings: Settings) -> int:
+@command("tenant key", TENANT, flag("--remove", "take the key away"), JSON)
+def cmd_tenant_key(args: argparse.Namespace, settings: Settings) -> None:
     """Make a tenant a new API key and print it, this once; the old one stops working."""
-    key = secrets.token_urlsafe(32)
+    key = None if args.remove else secrets.token_urlsafe(32)
     with _opened(settings) as database, changing_tenants(database) as connection:
-        tenant = find_tenant(connection, args.tenant)
-        change_tenant(connection, tenant.number, api_key_hash=None if args.remove else key_hash(key))
-    if args.remove:
-        print(
-            f"{tenant.name} has no API key now"
-            + ("; writing is closed" if tenant.one_id else "; its dashboard id writes")
-        )
-    else:
-        print(json.dumps({"api_key": key}) if args.json else key)
-    return 0
+        tenant = _make_changes(connection, args.tenant, {"api_key_hash": key and key_hash(key)}, {})
+    closed = "writing is closed" if tenant.one_id else "its dashboard id writes"
+    _say(args, {"api_key": key}, [key or f"{tenant.name} has no API key now; {closed}"])
 
 
 @command("tenant rotate", TENANT, LOCAL, JSON)
-def cmd_tenant_rotate(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_tenant_rotate(args: argparse.Namespace, settings: Settings) -> None:
     """Give a tenant a new dashboard id; the old one opens nothing any more, mail already sent works on."""
     with _opened(settings) as database:
         with changing_tenants(database) as connection:
-            tenant = find_tenant(connection, args.tenant)
-            made = new_dashboard_id()
-            change_tenant(connection, tenant.number, id=made, id_in_mail_at=None)
-        return _show(args, settings, database, made)
+            new = {"id": new_dashboard_id(), "id_in_mail_at": None}
+            tenant = _make_changes(connection, args.tenant, new, {})
+        _show(args, settings, database, tenant.id)
 
 
-@command("tenant remove", TENANT, option("--yes", action="store_true", help="don't ask"))
-def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> int:
+@command("tenant remove", TENANT, flag("--yes", "don't ask"))
+def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> None:
     """Delete a tenant and all its data. Its mail id stays reserved; links in its old mail show the naming page."""
     with _opened(settings) as database:
         with database.reading() as connection:
@@ -7753,10 +7726,6 @@ def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> int:
         with changing_tenants(database) as connection:
             remove_tenant(connection, find_tenant(connection, tenant.id), now_ms())
     print(f"deleted {tenant.name}; links in its old mail show the naming page from now on")
-    return 0
-
-
-EX_TEMPFAIL = 75  # sysexits.h: to a mail system, "try again"
 
 
 @command(
@@ -7773,37 +7742,35 @@ EX_TEMPFAIL = 75  # sysexits.h: to a mail system, "try again"
     option("--recipient", metavar="RECIPIENT", help="the recipient's address (default: the first of the headers)"),
     option("--subject", metavar="SUBJECT", help="the subject (default: that of the headers)"),
     option("--campaign", metavar="CAMPAIGN", help="the campaign that the email belongs to"),
-    option("--html", action="store_true", help="standard input is HTML, not a message"),
+    flag("--html", "standard input is HTML, not a message"),
     option("--pixel", choices=PIXEL_PLACES, default="bottom", help="where in the body; default: bottom"),
     option("--no-links", dest="links", action="store_false", help="leave the links as they are"),
-    option(
-        "--hidden-link",
-        action="store_true",
-        help="add a link that only machines see and follow; whatever follows it is known to be a scanner",
-    ),
-    option("--force", action="store_true", help="also messages with a signature that a change breaks"),
-    option(
+    flag("--hidden-link", "add a link that only machines see and follow; whatever follows it is known to be a scanner"),
+    flag("--force", "also messages with a signature that a change breaks"),
+    flag(
         "--strict",
-        action="store_true",
-        help=f"where the email can't be registered, write nothing and exit {EX_TEMPFAIL}, so that the mail system tries again",
+        f"where the email can't be registered, write nothing and exit {EX_TEMPFAIL}, so that the mail system tries again",
     ),
     option("--report", metavar="FILE", help="write there, as JSON, what was done and what was not, and why"),
     LOCAL,
 )
 def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
     """Wrap the links of a message and place the pixel: standard input to standard output. Registers it as an email."""
-    key, said = _read_instrument_options(args)
+    key = _key_of_email(args)
     output = sys.stdout.buffer
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # nothing but the message may get into the message
-        try:
+        with _naming(args.report, "written"):
             report_file = stack.enter_context(open(args.report, "w", encoding="utf-8")) if args.report else None
-        except OSError as error:
-            raise BadInput(f"--report: {args.report} can't be written: {error.strerror}") from None
         raw = sys.stdin.buffer.read()
+        if args.html and raw.decode("latin-1").startswith(tuple(BYTE_ORDER_MARKS)):
+            raise BadInput("--html: expected HTML in UTF-8, not UTF-16 or UTF-32")
         try:
-            sender = stack.enter_context(_sender(args.tenant, settings))
-            how = sender.maker.instrumenting(
+            database = stack.enter_context(_opened_briefly(settings))
+            # The owner may not read root's Python, so only the data is touched as the owner.
+            with acting_as_owner(settings):
+                maker = _link_maker_of(args.tenant, settings, database)
+            how = maker.instrumenting(
                 key,
                 place=args.pixel,
                 links=args.links,
@@ -7811,13 +7778,13 @@ def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
                 placeholder=args.key_placeholder is not None,
                 campaign=args.campaign or "",
             )
-            if args.html:
-                new, report = instrument_html_bytes(_utf8_only(raw), how)
-            else:
-                new, report = instrument_message(raw, how, force=args.force)
+            new, report = (
+                instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
+            )
             if report.edits and args.key_placeholder is None:
-                registration = _registration(raw, key, said, report, is_html=args.html)
-                sender.register(registration, strict=args.strict)
+                registration = _registration(args, raw, key, report)
+                with acting_as_owner(settings):
+                    _register(settings, database, maker.mail_id, registration, strict=args.strict)
         except NoTenant:
             raise
         except StoreError as error:
@@ -7836,108 +7803,75 @@ def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _read_instrument_options(args: argparse.Namespace) -> tuple[str, dict[str, str | None]]:
-    """The key, or what stands for it, and what is said of the email. Raises BadInput."""
-    key = new_key()
-    if args.email is not None:
-        key = args.email
-        if not is_key(key):
-            raise BadInput(f"--email: {KEY_FAULT}")
-    elif args.key_placeholder is not None:
-        key = args.key_placeholder
-        if fault := placeholder_fault(key):
-            raise BadInput(f"--key-placeholder: {fault}")
-    said = {name: getattr(args, name) for name in SAID_OF_EMAILS}
-    for name, text in said.items():
-        if text is not None and (len(text) > FIELD_LIMITS[name] or UNFIT.search(text)):
+def _key_of_email(args: argparse.Namespace) -> str:
+    """The key, or what stands for it, once what is said of the email has been found fit. Raises BadInput."""
+    if args.email is not None and not is_key(args.email):
+        raise BadInput(f"--email: {KEY_FAULT}")
+    if args.key_placeholder is not None and (fault := placeholder_fault(args.key_placeholder)):
+        raise BadInput(f"--key-placeholder: {fault}")
+    for name in SAID_OF_EMAILS:
+        text = getattr(args, name) or ""
+        if len(text) > FIELD_LIMITS[name] or UNFIT.search(text):
             raise BadInput(f"--{name}: expected at most {FIELD_LIMITS[name]} characters in one line")
-    return key, said
-
-
-def _utf8_only(raw: bytes) -> bytes:
-    if raw.decode("latin-1").startswith(tuple(BYTE_ORDER_MARKS)):
-        raise BadInput("--html: expected HTML in UTF-8, not UTF-16 or UTF-32")
-    return raw
-
-
-def _registration(
-    raw: bytes, key: str, said: Mapping[str, str | None], report: Report, *, is_html: bool
-) -> Registration:
-    if is_html:
-        return Registration(key, said["subject"], said["recipient"], said["campaign"], links=report.links)
-    recipients = said_by_headers(raw).recipients
-    if said["recipient"] is None and len(recipients) > 1:
-        _warn(
-            f"the message has {len(recipients)} recipients, whose opens can't be told apart; "
-            f"it is registered for {recipients[0]}"
-        )
-    return registration_of(raw, key, report.links, **said)
-
-
-@dataclass(slots=True)
-class Sender:
-    """A tenant whose mail is instrumented, as far as it is known."""
-
-    maker: LinkMaker
-    database: Database
-    spool: Spool
-    tenant: int | None  # its number; None: the database could not be read
-    trouble: StoreError | None  # why
-    settings: Settings
-
-    def register(self, registration: Registration, *, strict: bool) -> None:
-        """Register an email in the database or, where that can't be, through the spool. Raises StoreError if strict."""
-        with acting_as_owner(self.settings):
-            try:
-                if self.tenant is None:
-                    raise self.trouble or NoDatabase(self.database.path)
-                with self.database.transaction() as connection:
-                    register_emails(connection, self.tenant, [registration], now_ms())
-            except StoreError as error:
-                if strict:
-                    raise
-                _warn(f"the email will be registered when the database can be written to again: {error}")
-                self.spool.append(email_line(self.maker.mail_id, registration, now_ms()))
+    return str(args.email or args.key_placeholder or new_key())
 
 
 @contextlib.contextmanager
-def _sender(word: str, settings: Settings) -> Iterator[Sender]:
-    """The tenant by a command's word: from the database or, where that can't be read, from tenants.json.
+def _opened_briefly(settings: Settings) -> Iterator[Database]:
+    """The database, wherever it is and whatever its state, for what a mail system waits for."""
+    database = Database(settings.database, patience=PIPE_PATIENCE)
+    try:
+        yield database
+    finally:
+        with acting_as_owner(settings), contextlib.suppress(StoreError):
+            database.close(wait=False)
+
+
+def _link_maker_of(word: str, settings: Settings, database: Database) -> LinkMaker:
+    """What makes a tenant's links: it is known from the database or, where that can't be read, from tenants.json.
 
     Raises NoTenant if there is no such tenant, another StoreError if that can't be known now.
     """
-    database = Database(settings.database, patience=PIPE_PATIENCE)
-    spool = Spool(os.path.join(settings.folder, "spool"))
+    directory = Directory(settings.folder).refresh()
     try:
-        # No longer than the data is touched: the owner may not read the Python of root's, and what it loads when needed.
-        with acting_as_owner(settings):
-            directory = Directory(settings.folder).refresh()
-            number, trouble = None, None
-            try:
-                with database.reading() as connection:
-                    tenant = find_tenant(connection, word)
-                number, mail_id, host = tenant.number, tenant.mail_id, tenant.tracking_host
-            except NoTenant:
-                raise
-            except StoreError as error:
-                trouble = error
-                mail_id, host = _known_without_database(word, directory, error)
-            maker = link_maker(settings, directory, link_secrets(settings, database), mail_id, host)
-            if maker is None:
-                raise BadInput(NO_PUBLIC_URL)
-        yield Sender(maker, database, spool, number, trouble, settings)
-    finally:
-        with acting_as_owner(settings):
-            spool.close()
-            with contextlib.suppress(StoreError):
-                database.close(wait=False)
+        with database.reading() as connection:
+            tenant = find_tenant(connection, word)
+        mail_id, host = tenant.mail_id, tenant.tracking_host
+    except NoTenant:
+        raise
+    except StoreError as error:
+        mail_id = directory.find(word) or ""
+        if not mail_id:
+            raise Busy(f"{error}; and tenants.json does not know the tenant {word!r}") from error
+        host = directory.tenants[mail_id]["tracking_host"]
+    maker = link_maker(settings, directory, link_secrets(settings, database), mail_id, host)
+    if maker is None:
+        raise BadInput(NO_PUBLIC_URL)
+    return maker
 
 
-def _known_without_database(word: str, directory: Directory, error: StoreError) -> tuple[str, str | None]:
-    mail_id = directory.find(word)
-    if mail_id is None:
-        raise Busy(f"{error}; and tenants.json does not know the tenant {word!r}") from error
-    return mail_id, directory.tenants[mail_id]["tracking_host"]
+def _registration(args: argparse.Namespace, raw: bytes, key: str, report: Report) -> Registration:
+    said = {name: getattr(args, name) for name in SAID_OF_EMAILS}
+    if args.html:
+        return Registration(key, **said, links=report.links)
+    recipients = said_by_headers(raw).recipients
+    if args.recipient is None and len(recipients) > 1:
+        several = f"{len(recipients)} recipients, whose opens can't be told apart"
+        _warn(f"the message has {several}; it is registered for {recipients[0]}")
+    return registration_of(raw, key, report.links, **said)
+
+
+def _register(settings: Settings, database: Database, mail_id: str, email: Registration, *, strict: bool) -> None:
+    """Register an email in the database or, where that can't be, through the spool. Raises StoreError if strict."""
+    try:
+        with database.transaction() as connection:
+            register_emails(connection, find_tenant(connection, mail_id).number, [email], now_ms())
+    except StoreError as error:
+        if strict:
+            raise
+        _warn(f"the email will be registered when the database can be written to again: {error}")
+        with contextlib.closing(Spool(os.path.join(settings.folder, "spool"))) as spool:
+            spool.append(email_line(mail_id, email, now_ms()))
 
 
 @command(
@@ -7947,7 +7881,7 @@ def _known_without_database(word: str, directory: Directory, error: StoreError) 
     option("--sent", type=int, required=True, metavar="NUMBER", help="how many emails; again: instead of before"),
     option("--at", metavar="TIME", help="when, such as 2026-11-30T09:00:00Z (default: now)"),
 )
-def cmd_campaign_add(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_campaign_add(args: argparse.Namespace, settings: Settings) -> None:
     """Say how many emails of a campaign a mailing tool sent under its own ids, which nobody registers."""
     wanted = read_declaration(args.name, args.sent, args.at, "--at")
     with _opened(settings) as database, database.transaction() as connection:
@@ -7955,25 +7889,17 @@ def cmd_campaign_add(args: argparse.Namespace, settings: Settings) -> int:
         with Batch(connection, now_ms()) as changes:
             first = changes.declare(tenant.number, *wanted)
     print(f"{wanted[0]}: {grouped(args.sent)} sent" + ("" if first else ", in place of what was said before"))
-    return 0
 
 
 @command("campaign list", TENANT, JSON)
-def cmd_campaign_list(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_campaign_list(args: argparse.Namespace, settings: Settings) -> None:
     """Print a tenant's campaigns: emails sent, and how many were opened and clicked."""
-    with _opened(settings) as database:
-        _drain_first(database)
-        with database.reading() as connection:
-            tenant = find_tenant(connection, args.tenant).number
-            rows = read_table(connection, tenant, CAMPAIGNS, Wanted(order="campaign", ascending=True)).named()
+    with _numbers(settings) as (_, connection):
+        tenant = find_tenant(connection, args.tenant).number
+        rows = read_table(connection, tenant, CAMPAIGNS, Wanted(order="campaign", ascending=True)).named()
     campaigns = [{name: row[name] for name in ("campaign", "emails", *GROUP_COLUMNS)} for row in rows]
-    if args.json:
-        print(json.dumps(campaigns, ensure_ascii=False, indent=1))
-        return 0
-    for each in campaigns:
-        told = [f"{verb} by people {grouped(each[f'{verb}_person'])}" for verb in ("opened", "clicked")]
-        print(f"{each['campaign']}: {grouped(each['emails'])} sent, {', '.join(told)}")
-    return 0
+    line = "{campaign}: {emails:,} sent, opened by people {opened_person:,}, clicked by people {clicked_person:,}"
+    _say(args, campaigns, map(line.format_map, campaigns))
 
 
 @command(
@@ -7981,31 +7907,25 @@ def cmd_campaign_list(args: argparse.Namespace, settings: Settings) -> int:
     TENANT,
     option("--range", default=DEFAULT_RANGE, choices=RANGES, help=f"default: {DEFAULT_RANGE}"),
     option("--tz", metavar="ZONE", help="time zone, such as Europe/Rome; default: the tenant's own"),
-    option("--why", action="store_true", help="list the hits by what they count as, and why"),
+    flag("--why", "list the hits by what they count as, and why"),
     JSON,
 )
-def cmd_stats(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_stats(args: argparse.Namespace, settings: Settings) -> None:
     """Print a tenant's numbers; with --json as stats.json has them."""
-    with _opened(settings) as database:
-        drained = _drain_first(database)
-        with database.reading() as connection:
-            tenant = find_tenant(connection, args.tenant)
-            zone = args.tz or (tenant.tz if zone_named(tenant.tz) else "UTC")
-            period = period_of(connection, tenant.number, args.range, zone, now_ms())
-            stats = read_stats(connection, tenant.number, period, tenant.tz)
-            waiting = 0 if drained else waiting_hits(database, connection)
-    if args.json:
-        print(json.dumps(stats_json(stats, tenant.name, waiting), ensure_ascii=False, indent=1))
-        return 0
-    print(f"{tenant.name}: {RANGES[args.range]}, {zone}")
-    for figure in chain(*dashboard_figures(stats)):
-        print(f"{figure.label:13} {figure.value:>12}   {figure.detail}")
+    with _numbers(settings) as (database, connection):
+        tenant = find_tenant(connection, args.tenant)
+        zone = args.tz or _zone_of(tenant)
+        period = period_of(connection, tenant.number, args.range, zone, now_ms())
+        stats = read_stats(connection, tenant.number, period, tenant.tz)
+        waiting = waiting_hits(database, connection)
+    lines = [f"{tenant.name}: {RANGES[args.range]}, {zone}"]
+    lines += [f"{each.label:13} {each.value:>12}   {each.detail}" for each in chain(*dashboard_figures(stats))]
     if args.why:
         for hits, type_, counts_as, verdict, reason, sentence in reason_rows(stats):
-            print(f"{hits:>8} {type_}, {counts_as}: {verdict}, {reason}. {sentence}")
+            lines.append(f"{hits:>8} {type_}, {counts_as}: {verdict}, {reason}. {sentence}")
     if waiting:
-        print(f"about {waiting} hits are still waiting to be counted")
-    return 0
+        lines.append(f"about {waiting} hits are still waiting to be counted")
+    _say(args, stats_json(stats, tenant.name, waiting), lines)
 
 
 EXPORT_FILTERS = {"emails": ("campaign", "search", "show"), "events": ("key",), "links": ("campaign",), "campaigns": ()}
@@ -8022,44 +7942,24 @@ EXPORT_FILTERS = {"emails": ("campaign", "search", "show"), "events": ("key",), 
     option("--show", choices=SHOWN, help="emails by what their readers did; default: all"),
     option("--key", metavar="KEY", help="events of this email only"),
 )
-def cmd_export(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_export(args: argparse.Namespace, settings: Settings) -> None:
     """Write a whole table of a tenant, newest first, as CSV or JSON; in constant memory, however long it is."""
     for name in ("campaign", "search", "show", "key"):
-        if getattr(args, name) is not None and name not in EXPORT_FILTERS[args.table]:
+        text = getattr(args, name)
+        if text is not None and name not in EXPORT_FILTERS[args.table]:
             takes = ", ".join(f"--{each}" for each in EXPORT_FILTERS[args.table]) or "none"
             raise BadInput(f"--{name} is no filter of the table {args.table}; its filters: {takes}")
-    for name, text in (("--campaign", args.campaign), ("--search", args.search), ("--key", args.key)):
         if UNFIT.search(text or ""):
-            raise BadInput(f"{name}: expected text in one line, in UTF-8")
-    with contextlib.ExitStack() as opened:
-        try:
-            output = opened.enter_context(open(args.output, "xb")) if args.output else sys.stdout.buffer
-        except FileExistsError:
-            raise StoreError(f"{args.output} is there already; expected the name of a new file") from None
-        except OSError as error:
-            raise StoreError(f"{args.output}: can't be written: {error.strerror}") from error
-        if args.output:
-            opened.push(partial(_remove_unless_whole, args.output))
-        database = opened.enter_context(_opened(settings))
+            raise BadInput(f"--{name}: expected text in one line, in UTF-8")
+    output = _new_file(args.output, 0o666) if args.output else contextlib.nullcontext(sys.stdout.buffer)
+    with output as file, _opened(settings) as database:
         _drain_first(database)
         with database.reading() as connection:
             tenant = find_tenant(connection, args.tenant).number
         asked = Wanted(args.campaign, args.key, args.search or "", args.show or "all")
         for piece in export_rows(database, tenant, TABLES[args.table], args.format, asked):
-            output.write(piece)
-        output.flush()
-    return 0
-
-
-def _remove_unless_whole(path: str, error: type[BaseException] | None, *_: object) -> None:
-    """Leave no part of a file behind, which would be in the way when the command is given again."""
-    if error is not None:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-
-
-SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted
-CLOCK_SECONDS = 120.0  # that two clocks may differ
+            file.write(piece)
+        file.flush()
 
 
 class Answer(NamedTuple):
@@ -8082,15 +7982,12 @@ def cmd_selftest(args: argparse.Namespace, settings: Settings) -> int:
             raise StoreError(NO_PUBLIC_URL)
         key = f"{TEST_KEY}{secrets.token_hex(8)}"
         link = click_path(link_secrets(settings, database)[0], tenant.mail_id, key, TEST_DESTINATION)
-        faults: list[str] = []
         try:
             pixels = [_ask(public, pixel_path(tenant.mail_id, key)) for _ in range(2)]
-            faults += pixel_faults(pixels)
-            faults += link_faults(_ask(public, link))
-            if not faults:
-                faults += counted_faults(database, tenant, key, pixels[0].address, settings)
+            faults = [*answer_faults(pixels, _ask(public, link))]
+            faults = faults or [*counted_faults(database, tenant, key, pixels[0].address, settings)]
         except OSError as error:
-            faults.append(f"{public} does not answer: {error}; expected DNS, firewall and proxy to lead to this server")
+            faults = [f"{public} does not answer: {error}; expected DNS, firewall and proxy to lead to this server"]
         with database.transaction() as connection, Batch(connection, now_ms()) as changes:
             changes.delete(tenant.number, [key])
     for fault in faults:
@@ -8106,25 +8003,28 @@ def _ask(public: str, path: str) -> Answer:
     import ssl
 
     scheme, _, host = public.partition("://")
-    kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
-    connection = kind(host, timeout=SELFTEST_SECONDS)
-    try:
-        connection.request("GET", path, headers={"User-Agent": f"Mozilla/5.0 (email-tracker {__version__} selftest)"})
-        address = connection.sock.getsockname()[0]
-        with connection.getresponse() as answer:
-            headers = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, headers, answer.read(), address)
-    except ssl.SSLCertVerificationError as error:
-        raise OSError(f"its certificate is not valid: {error.verify_message}") from error
-    except http.client.HTTPException as error:
-        raise OSError(f"its answer is no HTTP ({type(error).__name__})") from error
-    finally:
-        connection.close()
+    make = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
+    with contextlib.closing(make(host, timeout=SELFTEST_SECONDS)) as connection:
+        try:
+            agent = f"Mozilla/5.0 (email-tracker {__version__} selftest)"
+            connection.request("GET", path, headers={"User-Agent": agent})
+            address = connection.sock.getsockname()[0]
+            with connection.getresponse() as answer:
+                headers = {name.lower(): value for name, value in answer.getheaders()}
+                return Answer(answer.status, headers, answer.read(), address)
+        except ssl.SSLCertVerificationError as error:
+            raise OSError(f"its certificate is not valid: {error.verify_message}") from error
+        except http.client.HTTPException as error:
+            raise OSError(f"its answer is no HTTP ({type(error).__name__})") from error
 
 
-def pixel_faults(answers: Sequence[Answer]) -> Iterator[str]:
-    """What is wrong with the answers to two requests for one pixel."""
-    for answer in answers:
+def answer_faults(pixels: Sequence[Answer], link: Answer) -> Iterator[str]:
+    """What is wrong with the answers to two requests for one pixel, and to one for a signed link."""
+    location = link.headers.get("location")
+    if link.status != 302 or location != TEST_DESTINATION:
+        leads = location or "nowhere"
+        yield f"the link was answered with status {link.status} and leads to {leads}; expected 302 and {TEST_DESTINATION}"
+    for answer in pixels:
         note = answer.headers.get("x-tracker")
         if answer.status != 200 or answer.body != resource("pixel.gif") or note is None:
             yield f"the pixel was answered by something else (status {answer.status}); expected BASE_URL to lead to this server"
@@ -8132,23 +8032,13 @@ def pixel_faults(answers: Sequence[Answer]) -> Iterator[str]:
         if note not in ("recorded", "unknown tenant"):
             yield f"the pixel was answered, but not recorded: {note}"
             return
-    if any(answer.headers.get("age", "0") != "0" for answer in answers):
+    if any(answer.headers.get("age", "0") != "0" for answer in pixels):
         yield "the pixel came from a cache on the way; expected the proxy to heed Cache-Control: no-store"
-    try:
-        there = datetime.strptime(answers[-1].headers.get("date", ""), "%a, %d %b %Y %H:%M:%S %Z").replace(
-            tzinfo=timezone.utc
-        )
-    except ValueError:
-        return
-    if abs(there.timestamp() - time.time()) > CLOCK_SECONDS:
-        yield f"the clock there says {there:%Y-%m-%d %H:%M} UTC, the one here {time.strftime('%H:%M', time.gmtime())}; expected the same"
-
-
-def link_faults(answer: Answer) -> Iterator[str]:
-    """What is wrong with the answer to a request for a signed link."""
-    location = answer.headers.get("location")
-    if answer.status != 302 or location != TEST_DESTINATION:
-        yield f"the link was answered with status {answer.status} and leads to {location or 'nowhere'}; expected 302 and {TEST_DESTINATION}"
+    with contextlib.suppress(ValueError):
+        there = datetime.strptime(pixels[-1].headers.get("date", ""), "%a, %d %b %Y %H:%M:%S %Z")
+        here = datetime.fromtimestamp(time.time(), timezone.utc).replace(tzinfo=None)
+        if abs((there - here).total_seconds()) > CLOCK_SECONDS:
+            yield f"the clock there says {there:%Y-%m-%d %H:%M} UTC, the one here {here:%H:%M}; expected the same"
 
 
 def counted_faults(database: Database, tenant: Tenant, key: str, address: str, settings: Settings) -> Iterator[str]:
@@ -8160,7 +8050,7 @@ def counted_faults(database: Database, tenant: Tenant, key: str, address: str, s
         with database.reading() as connection:
             hits = read_table(connection, tenant.number, EVENTS, Wanted(key=key, most=10)).named()
         time.sleep(0.1)
-    opens, clicks = (sum(hit["event_type"] == kind for hit in hits) for kind in TYPES.values())
+    opens, clicks = (sum(hit["event_type"] == type_ for hit in hits) for type_ in TYPES.values())
     if not hits:
         yield f"no hit was counted; expected BASE_URL to lead to the server of this database ({database.path})"
     elif opens < 2:
@@ -8170,20 +8060,20 @@ def counted_faults(database: Database, tenant: Tenant, key: str, address: str, s
     if any(hit["verdict"] != "self" for hit in hits):
         yield "the hits were not counted as your own; expected a server of the same version"
     seen = {hit["ip_address"] for hit in hits if hit["ip_address"]}
-    if not is_inner(address) and any(is_inner(each) for each in seen):
+    if not _is_inner(address) and any(map(_is_inner, seen)):
         yield (
             f"readers' addresses are lost: {kept_address(address, settings.ip_addresses)} was seen as {', '.join(seen)}; "
             "expected the proxy to set X-Forwarded-For, and to stand in FORWARDED_ALLOW_IPS"
         )
 
 
-def is_inner(address: str) -> bool:
+def _is_inner(address: str) -> bool:
     """Whether an address is of this machine or of a private network."""
     parsed = read_address(address)
-    return parsed is not None and (parsed.is_private or parsed.is_loopback)
+    return parsed is not None and parsed.is_private
 
 
-@command("drain", option("--follow", action="store_true", help="go on until stopped"))
+@command("drain", flag("--follow", "go on until stopped"))
 def cmd_drain(args: argparse.Namespace, settings: Settings) -> int:
     """Move the hits that wait in the spool into the database, in large batches; for a backlog."""
     with _opened(settings) as database:
@@ -8199,71 +8089,74 @@ def cmd_drain(args: argparse.Namespace, settings: Settings) -> int:
             time.sleep(Drainer.WAKE_SECONDS)
 
 
+@command("ingest", option("file", nargs="*", metavar="FILE", help="a log; without one, standard input"))
+def cmd_ingest(args: argparse.Namespace, settings: Settings) -> int:
+    """Count hits that the server printed as `unspooled`: give it the log. Each hit counts once, however often given."""
+    failed = False
+    for path in args.file or ["-"]:
+        with _to_read(path) as lines, _opened(settings) as database, _naming(path, "read"):
+            new, known, troubles = ingest(database, lines)
+        print(f"{path}: {new} hits counted, {known} known already, {len(troubles)} not readable")
+        for trouble in troubles:
+            _warn(f"{path}, {trouble}")
+        failed = failed or bool(troubles)
+    return 1 if failed else 0
+
+
 @command(
     "judge",
     option("file", nargs="?", default="-", metavar="FILE", help="lines of the spool; without one, standard input"),
     JSON,
 )
-def cmd_judge(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_judge(args: argparse.Namespace, settings: Settings) -> None:
     """Judge a file of hits of one email, lines of the spool, and say why. For support, and to try rules on one's own logs.
 
     A first line may say what is known of the email: {"email": {"sent_at": …, "delivered_at": …, "links": 4,
     "own_addresses": ["203.0.113.7"]}}, times in seconds since 1970 or as 2026-11-30T09:00:00Z. A hit is a line
     {"t": …, "uri": "/MAIL_ID/pixel/KEY.gif", "ip": …, "ua": …}, t in seconds since 1970.
     """
-    with _log_file(args.file) as file:
+    with _to_read(args.file) as file:
         about, hits = read_hits_to_judge(file, args.file)
     if len({(hit.mail_id, hit.key) for hit in hits}) > 1:
         _warn("these hits have several keys; they are judged as hits of one email all the same")
     for hit, judgement in zip(hits, judge(hits, about), strict=True):
-        verdict, reason, certainty = judgement
         told = {
             "at": iso_time(hit.at),
             "event_type": TYPES[hit.type],
-            "verdict": verdict,
-            "certainty": certainty,
-            "reason": reason,
+            "verdict": judgement.verdict,
+            "certainty": judgement.certainty,
+            "reason": judgement.reason,
             "counts_as": STATE_NAMES[judgement.state],
-            "sentence": sentence_of(reason),
+            "sentence": sentence_of(judgement.reason),
         }
-        if args.json:
-            print(json.dumps(told, ensure_ascii=False))
-        else:
-            counts_as = STATE_NAMES[judgement.state].replace("_", " ")
-            print(
-                f"{told['at']}  {told['event_type']:5}  {verdict:11}  {certainty:8}  {counts_as:11}  {reason}: {told['sentence']}"
-            )
-    return 0
-
-
-HIT_FIELDS = ("t", "uri", *(name for name in TEXT_FIELDS if name != "uri"), "own", "id", "gpc")
+        line = "{at}  {event_type:5}  {verdict:11}  {certainty:8}  {counts_as:11}  {reason}: {sentence}"
+        _say(args, told, [line.format_map({**told, "counts_as": STATE_NAMES[judgement.state].replace("_", " ")})])
 
 
 def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list[Hit]]:
     """Read what `judge` is given. Raises BadInput with the line and what was expected there."""
-    name = "standard input" if name == "-" else name
+    fields_ = ("t", "uri", *(name for name in TEXT_FIELDS if name != "uri"), "own", "id", "gpc")
     context = NO_CONTEXT
     own: list[Network] = []
     hits: list[Hit] = []
     unknown: set[str] = set()
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         try:
             if number == 1 and line.lstrip().startswith(b'{"email"'):
                 context, own = _read_email_to_judge(line)
-                continue
-            hit = parse_line(line)
-            if isinstance(hit, SpooledEmail):
-                raise BadInput("expected a hit, not a registration")
-            unknown |= read_object(line).keys() - set(HIT_FIELDS)
+            elif line.strip():
+                hit = parse_line(line)
+                if isinstance(hit, SpooledEmail):
+                    raise BadInput("expected a hit, not a registration")
+                unknown |= read_object(line).keys() - set(fields_)
+                address = read_address(hit.address)
+                is_own = hit.own or (address is not None and any(address in network for network in own))
+                hits.append(hit._replace(own=is_own))
         except BadInput as error:
-            raise BadInput(f"{name}, line {number}: {error}") from None
-        address = read_address(hit.address)
-        is_own = hit.own or (address is not None and any(address in network for network in own))
-        hits.append(hit._replace(own=is_own))
+            place = "standard input" if name == "-" else name
+            raise BadInput(f"{place}, line {number}: {error}") from None
     if unknown:
-        _warn(f"no field of a hit, so ignored: {', '.join(sorted(unknown))}; expected some of {', '.join(HIT_FIELDS)}")
+        _warn(f"no field of a hit, so ignored: {', '.join(sorted(unknown))}; expected some of {', '.join(fields_)}")
     return context, hits
 
 
@@ -8275,35 +8168,31 @@ def _read_email_to_judge(line: bytes) -> tuple[Context, list[Network]]:
         raise BadInput("expected one JSON object") from None
     if not isinstance(said, dict) or not set(said) <= set(known):
         raise BadInput(f"email: expected an object with some of {', '.join(known)}")
-    times = []
-    for name in ("delivered_at", "sent_at"):
-        value = said.get(name)
-        if isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
-            times.append(read_iso_time(value, name))
-        elif value is not None:
-            try:
-                times.append(read_time(value))
-            except BadLine:
-                raise BadInput(f"{name}: expected seconds since 1970, or a time such as 2026-11-30T09:00:00Z") from None
+    times = [_time_to_judge(said[name], name) for name in ("delivered_at", "sent_at") if said.get(name) is not None]
     links = said.get("links")
     if links is not None and (type(links) is not int or links < 0):
         raise BadInput("links: expected how many different links the mail has")
     own = said.get("own_addresses", [])
     if not isinstance(own, list) or not all(isinstance(text, str) for text in own):
         raise BadInput("own_addresses: expected a list of addresses and networks")
-    return Context(next(iter(times), None), bool(times), links), [
-        ipaddress.ip_network(read_own_network(text)) for text in own
-    ]
+    networks = [ipaddress.ip_network(read_own_network(text)) for text in own]
+    return Context(next(iter(times), None), bool(times), links), networks
 
 
-REJUDGE_EMAILS = 500  # in one transaction: between two, the service writes
+def _time_to_judge(value: object, name: str) -> int:
+    try:
+        return read_time(value)
+    except BadLine:
+        if isinstance(value, str):
+            return read_iso_time(value, name)
+        raise BadInput(f"{name}: expected seconds since 1970, or a time such as 2026-11-30T09:00:00Z") from None
 
 
 @command(
     "rejudge",
     option("--since", metavar="TIME", help="only emails with hits since then, such as 2026-11-30T09:00:00Z"),
 )
-def cmd_rejudge(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_rejudge(args: argparse.Namespace, settings: Settings) -> None:
     """Judge stored hits anew by the rules of this version, and correct every number. Skips what was erased."""
     since = read_iso_time(args.since, "--since") if args.since else 0
     changed = last = 0
@@ -8314,113 +8203,64 @@ def cmd_rejudge(args: argparse.Namespace, settings: Settings) -> int:
                 found = rejudge_emails(connection, last, since, REJUDGE_EMAILS)
             if found is None:
                 break
-            last, changed_now = found
-            changed += changed_now
+            last, changed = found[0], changed + found[1]
     print(f"{grouped(changed)} hits are judged otherwise than before" if changed else "all hits are judged as before")
-    return 0
-
-
-@command("ingest", option("file", nargs="*", metavar="FILE", help="a log; without one, standard input"))
-def cmd_ingest(args: argparse.Namespace, settings: Settings) -> int:
-    """Count hits that the server printed as `unspooled`: give it the log. Each hit counts once, however often given."""
-    failed = False
-    with contextlib.ExitStack() as opened:
-        logs = [(path, opened.enter_context(_log_file(path))) for path in args.file or ["-"]]  # by whoever asks
-        database = opened.enter_context(_opened(settings))
-        for path, lines in logs:
-            try:
-                new, known, troubles = ingest(database, lines)
-            except OSError as error:
-                raise StoreError(f"{path}: can't be read: {error.strerror}") from error
-            print(f"{path}: {new} hits counted, {known} known already, {len(troubles)} not readable")
-            for trouble in troubles:
-                _warn(f"{path}, {trouble}")
-            failed = failed or bool(troubles)
-    return 1 if failed else 0
-
-
-def _log_file(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
-    try:
-        return contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
-    except OSError as error:
-        raise StoreError(f"{path}: can't be read: {error.strerror}") from error
 
 
 @command("backup", option("file", metavar="FILE", help="a file that is not there yet"))
-def cmd_backup(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_backup(args: argparse.Namespace, settings: Settings) -> None:
     """Copy the database into a new file, while it is in use: all hits drained so far, and the key that signs links."""
-    try:
-        fd = os.open(args.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        raise StoreError(f"{args.file} is there already; expected the name of a new file") from None
-    except OSError as error:
-        raise StoreError(f"{args.file}: can't be written: {error.strerror}") from error
-    try:
-        # Opened by whoever asks for the backup, then written to while acting as the owner of the data.
-        path = os.path.abspath(args.file)  # :memory: and file:… mean something else to SQLite
+    path = os.path.abspath(args.file)  # :memory: and file:… mean something else to SQLite
+    # Opened by whoever asks for the backup, then written to while acting as the owner of the data.
+    with _new_file(args.file, 0o600) as file:
         with (
             contextlib.closing(sqlite3.connect(path, isolation_level=None)) as copy,
-            _opened(settings) as database,
+            _numbers(settings) as (_, connection),
         ):
-            _drain_first(database)
-            with database.reading() as connection:
-                size = copy_database(connection, copy, args.file)
-        os.fsync(fd)
-        sync_folder(os.path.dirname(os.path.abspath(args.file)))
-    except BaseException:
-        os.unlink(args.file)
-        raise
-    finally:
-        os.close(fd)
-    print(
-        f"{args.file}: {grouped(size)} bytes, a full backup. Keep it like a password: who has it can sign links as you do."
-    )
+            size = copy_database(connection, copy, args.file)
+        os.fsync(file.fileno())
+        sync_folder(os.path.dirname(path))
+    print(f"{args.file}: {size:,} bytes, a full backup. Keep it like a password: who has it can sign links as you do.")
     if settings.secret_key:
         _warn("SECRET_KEY is not in it; keep that too, since links in mail already sent are signed with it")
-    return 0
 
 
-@command("check", option("--repair", action="store_true", help="rebuild the roll-ups and tenants.json"))
+@command("check", flag("--repair", "rebuild the roll-ups and tenants.json"))
 def cmd_check(args: argparse.Namespace, settings: Settings) -> int:
     """Hold the database against itself: integrity, every roll-up against a recount, positions, tenants.json."""
+
+    def differences() -> tuple[list[str], list[str]]:
+        with database.reading() as connection:
+            elsewhere = position_faults(database, connection) + directory_faults(database, connection)
+            return rollup_differences(connection), elsewhere
+
     with _opened(settings) as database:
         with database.reading() as connection:
             broken = integrity_faults(connection)
-            wrong = rollup_differences(connection)
-            elsewhere = position_faults(database, connection) + directory_faults(database, connection)
+        wrong, elsewhere = differences()
         if args.repair and (wrong or elsewhere):
             with changing_tenants(database) as connection:  # writes tenants.json too
                 rebuild_rollups(connection)
             print(f"rebuilt the roll-ups; they differed in {len(wrong)} rows")
-            with database.reading() as connection:
-                wrong = rollup_differences(connection)
-                elsewhere = position_faults(database, connection) + directory_faults(database, connection)
+            wrong, elsewhere = differences()
     faults = broken + wrong + elsewhere
-    for fault in faults:
-        print(fault)
-    print(f"{len(faults)} faults" if faults else "all is well")
+    print(*faults, f"{len(faults)} faults" if faults else "all is well", sep="\n")
     return 1 if faults else 0
 
 
 @command("config", JSON)
-def cmd_config(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_config(args: argparse.Namespace, settings: Settings) -> None:
     """Print the settings in force, secrets masked."""
-    shown = {}
+    shown, lines = {}, []
     for each in fields(Settings):
-        if "variable" in each.metadata:
+        if variable := each.metadata.get("variable"):
             value = getattr(settings, each.name)
             if each.metadata["secret"] and value is not None:
                 value = "(set)"
-            if each.name == "database":
-                value = f"sqlite:{value}"
-            shown[each.metadata["variable"]] = list(value) if isinstance(value, tuple) else value
-    if args.json:
-        print(json.dumps(shown))
-        return 0
-    for name, value in shown.items():
-        text = "(unset)" if value is None else ",".join(value) if isinstance(value, list) else value
-        print(f"{name}={text}")
-    return 0
+            shown[variable] = f"sqlite:{value}" if each.name == "database" else value
+            text = ",".join(value) if isinstance(value, tuple) else shown[variable]
+            lines.append(f"{variable}={'(unset)' if text is None else text}")
+    _say(args, shown, lines)
 
 
 class ServerFile(string.Template):
@@ -8429,9 +8269,27 @@ class ServerFile(string.Template):
     delimiter = "@@"
 
 
-def server_file(name: str, **values: str) -> str:
+def server_file(name: str, /, **values: str) -> str:
     """Fill in one of the files for nginx and systemd in templates/."""
     return ServerFile(resource(f"templates/{name}").decode()).substitute(values, program=PROGRAM)
+
+
+def _put_out(path: str | None, text: str) -> None:
+    """Print a file, or write it whole: a shell's `>` would empty the old one even when there is nothing new."""
+    if path is None:
+        print(text, end="")
+    else:
+        with _naming(path, "written"):
+            write_small_file(os.path.abspath(path), text, 0o644)
+
+
+def _refuse_odd_path(path: str, reader: str) -> None:
+    if not re.fullmatch(r"/[\w./+@-]+", path, re.ASCII):
+        raise BadInput(f"{path!r}: expected an absolute path of letters, digits and . _ + @ -, for {reader} to read")
+
+
+def _place(name: str, default: str, about: str) -> Option:
+    return option(name, default=default, metavar=name[2:].upper(), help=f"{about}; default: {default}")
 
 
 @command(
@@ -8442,30 +8300,23 @@ def server_file(name: str, **values: str) -> str:
     option("--http-port", type=int, default=80, metavar="PORT", help="for plain HTTP; default: 80"),
     OUTPUT,
 )
-def cmd_nginx(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_nginx(args: argparse.Namespace, settings: Settings) -> None:
     """Print nginx's configuration: a server for BASE_URL and for each tenant's tracking host."""
     if settings.base_url is None:
         raise StoreError("BASE_URL is not set; expected the public address, such as https://track.example.com")
     with _opened(settings) as database, database.reading() as connection:
         tracking_hosts = sorted(tenant.tracking_host for tenant in list_tenants(connection) if tenant.tracking_host)
-    hosts = {host: _has_certificate(args.certificates, host) for host in (_base_host(settings), *tracking_hosts)}
+    names = (read_origin(settings.base_url)[0], *tracking_hosts)
+    hosts = {host: _has_certificate(args.certificates, host) for host in names}
     places = {name: os.path.abspath(getattr(args, name)) for name in ("certificates", "webroot", "log_folder")}
     _put_out(args.output, nginx_file(settings, hosts, args.http_port, **places))
     bare = [host for host, has_certificate in hosts.items() if not has_certificate]
     if bare and settings.base_url.startswith("https:"):
-        commands = "".join(
-            f'\n  certbot certonly --webroot -w {args.webroot} -d {host} --deploy-hook "systemctl reload nginx"'
-            for host in bare
-        )
-        _warn(
-            f"without a certificate so far: {', '.join(bare)}. With this file nginx starts all the same; then{commands}\n"
-            "and print the file anew"
-        )
-    return 0
-
-
-def _base_host(settings: Settings) -> str:
-    return read_origin(settings.base_url or "")[0]
+        _warn(f"without a certificate so far: {', '.join(bare)}. With this file nginx starts all the same; then")
+        for host in bare:
+            ask = f"certbot certonly --webroot -w {args.webroot} -d {host}"
+            print(f'  {ask} --deploy-hook "systemctl reload nginx"', file=sys.stderr)
+        print("and print the file anew", file=sys.stderr)
 
 
 def _has_certificate(folder: str, host: str) -> bool:
@@ -8477,9 +8328,7 @@ def _has_certificate(folder: str, host: str) -> bool:
         raise StoreError(f"can't look for certificates in {folder}: {error.strerror}; expected to be root") from error
 
 
-def _refuse_odd_path(path: str, reader: str) -> None:
-    if not re.fullmatch(r"/[\w./+@-]+", path, re.ASCII):
-        raise BadInput(f"{path!r}: expected an absolute path of letters, digits and . _ + @ -, for {reader} to read")
+LONGEST_HASHED_NAME = 46  # of the 64 bytes that a bucket of nginx's table of names has by itself
 
 
 def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **places: str) -> str:
@@ -8496,36 +8345,26 @@ def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **
     scheme, port = match.groups() if match else ("https", None)
     servers = []
     for host, has_certificate in hosts.items():
-        names = {"server_name": _nginx_name(host), **places}
+        # A longer name keeps nginx from starting. Larger buckets are a setting that all its sites share and that must
+        # not stand twice, so such a name becomes a pattern, which needs none.
+        server_name = host if len(host) <= LONGEST_HASHED_NAME else f'"~^{re.escape(host)}$"'
+        server = partial(server_file, server_name=server_name, **places)
         if scheme == "http":
-            listen = _nginx_listen(port or http_port)
-            servers.append(server_file("_nginx_server.conf", listen=listen, certificate="", **names))
+            servers.append(server("_nginx_server.conf", listen=_nginx_listen(port or http_port), certificate=""))
             continue
         shown_port = f":{port}" if port else ""
         otherwise = f"return 301 https://{host}{shown_port}$request_uri;" if has_certificate else "return 503;"
-        listen = _nginx_listen(http_port)
-        servers.append(server_file("_nginx_challenge.conf", listen=listen, otherwise=otherwise, **names))
+        servers.append(server("_nginx_challenge.conf", listen=_nginx_listen(http_port), otherwise=otherwise))
         if has_certificate:
             certificate = server_file("_nginx_certificate.conf", host=host, **places)
             listen = _nginx_listen(port or DEFAULT_PORTS["https"], " ssl")
-            servers.append(server_file("_nginx_server.conf", listen=listen, certificate=certificate, **names))
+            servers.append(server("_nginx_server.conf", listen=listen, certificate=certificate))
     return server_file("nginx.conf", upstream=_nginx_upstream(settings), servers="\n".join(servers))
 
 
-LONGEST_HASHED_NAME = 46  # of the 64 bytes that a bucket of nginx's table of names has by itself
-
-
-def _nginx_name(host: str) -> str:
-    # A longer name keeps nginx from starting. Larger buckets are a setting that all its sites share and that must not
-    # stand twice, so such a name becomes a pattern, which needs none.
-    return host if len(host) <= LONGEST_HASHED_NAME else f'"~^{re.escape(host)}$"'
-
-
 def _nginx_listen(port: object, options: str = "") -> str:
-    lines = [f"    listen {port}{options};"]
-    if os.path.exists("/proc/net/if_inet6"):  # nginx does not start where it can't have an address
-        lines.append(f"    listen [::]:{port}{options};")
-    return "\n".join(lines)
+    addresses = ("", "[::]:") if os.path.exists("/proc/net/if_inet6") else ("",)  # else nginx would not start
+    return "\n".join(f"    listen {address}{port}{options};" for address in addresses)
 
 
 def _nginx_upstream(settings: Settings) -> str:
@@ -8544,27 +8383,16 @@ def _nginx_upstream(settings: Settings) -> str:
     ),
     OUTPUT,
 )
-def cmd_systemd(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_systemd(args: argparse.Namespace, settings: Settings) -> None:
     """Print the unit of the service, that of its socket, or the line that makes its user."""
     if not os.path.isabs(settings.database):
-        raise StoreError(
-            f"DATABASE_URL is sqlite:{settings.database}, which depends on where a command is started; expected an absolute "
-            f"path, such as sqlite:/var/lib/email-tracker/tracking.db, in {ENV_FILE}"
-        )
+        expected = f"an absolute path, such as sqlite:/var/lib/email-tracker/tracking.db, in {ENV_FILE}"
+        raise StoreError(f"DATABASE_URL depends on where a command is started; expected {expected}")
     command = (sys.executable, "-I", os.path.abspath(args.program))
     _put_out(args.output, systemd_file(settings, args.file, command, os.path.abspath(args.env or ENV_FILE)))
-    return 0
 
 
-def _put_out(path: str | None, text: str) -> None:
-    """Print a file, or write it whole: a shell's `>` would empty the old one even when there is nothing new."""
-    if path is None:
-        print(text, end="")
-        return
-    try:
-        write_small_file(os.path.abspath(path), text, 0o644)
-    except OSError as error:
-        raise StoreError(f"{path}: can't be written: {error.strerror}") from error
+HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 
 
 def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file: str) -> str:
@@ -8574,36 +8402,29 @@ def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file
     if name == "sysusers":
         return server_file("systemd.sysusers", folder=settings.folder)
     if name == "socket":
-        listen = settings.address.removeprefix("unix:")
-        permissions = ""
-        if listen != settings.address:
-            _refuse_odd_path(listen, "systemd")
-            permissions = server_file("_systemd_permissions.socket", group=_nginx_group())
-        elif read_address(listen) is None:
-            raise BadInput(
-                f"BIND is {settings.address}; expected unix:/path or ADDRESS:PORT, since systemd looks up no names"
-            )
-        return server_file("systemd.socket", listen=listen, permissions=permissions)
+        return _systemd_socket(settings)
     for path in (*command[::2], settings.folder):
         if f"{path}/".startswith(HIDDEN_FOLDERS):
-            raise BadInput(
-                f"{path}: a service can't read what is in {', '.join(HIDDEN_FOLDERS)}; expected it elsewhere, for example the "
-                "program in /usr/local/bin (see --program), a Python in /usr/bin, the database in /var/lib/email-tracker"
-            )
+            expected = "the program in /usr/local/bin (see --program), a Python in /usr/bin, the database in /var/lib"
+            raise BadInput(f"{path}: a service can't read what is in {', '.join(HIDDEN_FOLDERS)}; expected {expected}")
     state = re.fullmatch("/var/lib/([^/]+)", settings.folder)
     folder = f"StateDirectory={state[1]}\nStateDirectoryMode=0750" if state else f"ReadWritePaths={settings.folder}"
     return server_file("systemd.service", command=" ".join(command), env_file=env_file, folder=folder)
 
 
-HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
-
-
-def _nginx_group() -> str:
-    """The group that nginx's workers run in, on this machine; Debian's where there is none."""
+def _systemd_socket(settings: Settings) -> str:
     import grp
 
-    known = {group.gr_name for group in grp.getgrall()}
-    return next((name for name in ("www-data", "nginx", "http") if name in known), "www-data")
+    listen, permissions = settings.address.removeprefix("unix:"), ""
+    if listen != settings.address:
+        _refuse_odd_path(listen, "systemd")
+        # The group that nginx's workers run in, on this machine; Debian's where there is none.
+        known = {group.gr_name for group in grp.getgrall()}
+        group = next((name for name in ("www-data", "nginx", "http") if name in known), "www-data")
+        permissions = server_file("_systemd_permissions.socket", group=group)
+    elif read_address(listen) is None:
+        raise BadInput(f"BIND is {settings.address}; expected unix:/path or ADDRESS:PORT: systemd looks up no names")
+    return server_file("systemd.socket", listen=listen, permissions=permissions)
 
 
 def versions() -> str:
@@ -8631,14 +8452,9 @@ def command_line() -> argparse.ArgumentParser:
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"{self.prog}: {message}\n{self.format_usage()}")
 
-    class Version(argparse.Action):
-        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-            print(versions())
-            parser.exit()
-
     parser = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
     about = "print the versions of what runs here, with licences"
-    parser.add_argument("--version", nargs=0, action=Version, help=about)
+    parser.add_argument("--version", action="store_true", help=about)
     about = f"settings that the environment does not give (default: {ENV_FILE}, where it exists)"
     parser.add_argument("--env", metavar="FILE", help=about)
     groups = {"": parser.add_subparsers(title="commands", metavar="COMMAND")}
@@ -8658,7 +8474,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 @command("help", option("words", nargs="*", metavar="TOPIC", help="a topic or a command; without one, list the topics"))
-def cmd_help(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_help(args: argparse.Namespace, settings: Settings) -> None:
     """Print a text on a topic, such as `numbers` or `keep`, or the options of a command."""
     asked = " ".join(args.words)
     if asked in HELP_TOPICS:
@@ -8672,7 +8488,6 @@ def cmd_help(args: argparse.Namespace, settings: Settings) -> int:
         command_line().parse_args([*args.words, "--help"])
     else:
         raise BadInput(f"there is no help on {asked!r}; expected one of {', '.join(HELP_TOPICS)}, or a command")
-    return 0
 
 
 def help_text(topic: str) -> str:
@@ -8707,13 +8522,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     args = command_line().parse_args(argv)
+    if args.version:
+        print(versions())
+        return 0
     if not hasattr(args, "run"):
         args = command_line().parse_args([*argv, "serve"])
     if sqlite3.sqlite_version_info < (3, 35):
         raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; expected 3.35 or later")
     # Help is wanted most where the settings are wrong, or not for this user to read.
     settings = Settings() if args.run is cmd_help else load_settings(os.environ, args.env, local=args.local)
-    return int(args.run(args, settings))
+    return int(args.run(args, settings) or 0)
 
 
 def _open_closed_streams() -> None:

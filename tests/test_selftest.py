@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import re
 import threading
 import time
@@ -77,11 +78,7 @@ def impostor() -> Iterator[Callable[[Answering], str]]:
             def log_message(self, *_: Any) -> None:
                 pass
 
-            def date_time_string(self, timestamp: float | None = None) -> str:
-                return formatdate(self.server.clock, usegmt=True)  # type: ignore[attr-defined]
-
         made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        made.clock = time.time()  # type: ignore[attr-defined]
         threading.Thread(target=made.serve_forever, daemon=True).start()
         started.append(made)
         return f"http://127.0.0.1:{made.server_port}"
@@ -136,22 +133,26 @@ def like_ours(handler: http.server.BaseHTTPRequestHandler) -> None:
     ],
 )
 def test_whoever_answers_in_our_place_is_found_out(
-    server: Server, impostor: Callable[[Answering], str], answer: Answering, expected: str
+    stage: Stage,
+    impostor: Callable[[Answering], str],
+    answer: Answering,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    server.tenant("Acme")
-    server.environ["BASE_URL"] = impostor(answer)
-    assert re.search(f"^wrong: .*{expected}", server.run("selftest", "Acme", status=1), re.MULTILINE)
+    monkeypatch.setattr(tracker, "SELFTEST_SECONDS", 1.0)
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:{stage.settings.database}")
+    monkeypatch.setenv("BASE_URL", impostor(answer))
+    assert tracker.main(["--env", os.devnull, "selftest", "Acme"]) == 1
+    assert re.search(f"^wrong: .*{expected}", capsys.readouterr().out, re.MULTILINE)
 
 
-def answered(**headers: str) -> tracker.Answer:
-    return tracker.Answer(200, {"x-tracker": "recorded", **headers}, GIF, "203.0.113.9")
-
-
-def test_a_clock_that_is_off_is_named() -> None:
-    assert list(tracker.pixel_faults([answered(date=formatdate(time.time(), usegmt=True))])) == []
-    [fault] = tracker.pixel_faults([answered(date=formatdate(time.time() - 3_600, usegmt=True))])
-    assert fault.startswith("the clock there says ")
-    assert list(tracker.pixel_faults([answered(date="whenever")])) == []
+@pytest.mark.parametrize("date, told", [(0, []), (-3_600, ["the clock there says"]), (None, [])])
+def test_a_clock_that_is_off_is_named(date: int | None, told: list[str]) -> None:
+    said = "whenever" if date is None else formatdate(time.time() + date, usegmt=True)
+    pixel = tracker.Answer(200, {"x-tracker": "recorded", "date": said}, GIF, "203.0.113.9")
+    link = tracker.Answer(302, {"location": tracker.TEST_DESTINATION}, b"", "203.0.113.9")
+    assert [fault[:20] for fault in tracker.answer_faults([pixel, pixel], link)] == told
 
 
 @pytest.mark.parametrize(
