@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, missing
@@ -254,3 +256,11 @@ def test_each_cache_has_a_bound() -> None:
         if hasattr(each, "cache_parameters")
     }
     assert bounds and all(bound is not None and bound <= 1024 for bound in bounds.values()), bounds
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "bench").glob("*.py")), ids=lambda path: path.stem)
+def test_the_bench_can_be_imported(path: Path) -> None:
+    """It is not run here, but what it uses must be there."""
+    if path.stem == "flask_peer":
+        pytest.importorskip("flask")
+    importlib.import_module(f"bench.{path.stem}")
