@@ -143,11 +143,10 @@ def test_every_section_is_listed_in_its_order() -> None:
 
 def test_the_quick_start_ends_in_the_number_it_says(server: Server) -> None:
     """Its commands, with this Python and a server that runs already in place of `make run`."""
-    commands = "".join(codes(chapter("Quick start")))
     server.environ.pop("BASE_URL")
     server.environ["PORT"] = str(server.port)
     printed = ""
-    for command in commands.splitlines():
+    for command in "".join(codes(chapter("Quick start"))).splitlines():
         if command == "make run":
             continue
         found = re.search(r"^pixel_url +(\S+)$", printed, re.MULTILINE)
