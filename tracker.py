@@ -113,15 +113,6 @@ def _whole_number(least: int, most: int) -> Callable[[str], int]:
     return convert
 
 
-def _one_of(*words: str) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"expected one of: {', '.join(words)}")
-        return text
-
-    return convert
-
-
 def is_port(text: str) -> bool:
     return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65536
 
@@ -135,10 +126,10 @@ def _bind(text: str) -> str:
 
 def _database_path(text: str) -> str:
     expected = "expected sqlite:PATH, for example sqlite:data/tracking.db or sqlite:/var/lib/email-tracker/tracking.db"
-    scheme, colon, path = text.partition(":")
-    if scheme != "sqlite" or not colon or not path or path == ":memory:" or "\0" in path or "?" in path:
+    path = text.removeprefix("sqlite:")
+    if path in (text, "", ":memory:") or re.search(r"[\0?]", path):
         raise ValueError(expected)
-    if path.startswith("//") and not path.startswith("////"):
+    if re.match("//(?!//)", path):
         # sqlite:///x is relative to some programs and absolute to others: don't guess where the data is.
         raise ValueError(f"{text} can be read in two ways; {expected}")
     return re.sub("^/+", "/", path)
@@ -147,22 +138,16 @@ def _database_path(text: str) -> str:
 def _base_url(text: str) -> str:
     label = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
     match = re.fullmatch(rf"https?://({label}(?:\.{label})*|\[([0-9a-f:.]+)\])(?::([0-9]+))?/?", text.lower())
-    expected = "expected http:// or https:// and a host, without a path, for example https://track.example.com"
-    if not match or (match[3] and not is_port(match[3])):
-        raise ValueError(expected)
-    try:
-        match[2] and ipaddress.IPv6Address(match[2])
-    except ValueError:
-        raise ValueError(expected) from None
-    return text.lower().rstrip("/")
+    with contextlib.suppress(ValueError):
+        if match and (not match[3] or is_port(match[3])) and (not match[2] or ipaddress.IPv6Address(match[2])):
+            return text.lower().rstrip("/")
+    raise ValueError("expected http:// or https:// and a host, without a path, for example https://track.example.com")
 
 
 def _secrets(text: str) -> tuple[str, ...]:
     keys = tuple(re.split(r"[\s,]+", text.strip()))
     if not all(re.fullmatch("[!-~]{32,}", key) for key in keys):
-        raise ValueError(
-            "expected keys of at least 32 characters, newest first, in ASCII, separated by commas or spaces"
-        )
+        raise ValueError("expected keys of at least 32 characters, newest first, ASCII, separated by commas or spaces")
     return keys
 
 
@@ -172,8 +157,14 @@ def _api_key(text: str) -> str:
     return text
 
 
+def _kept(text: str) -> str:
+    if text not in ("truncated", "full", "none"):
+        raise ValueError("expected one of: truncated, full, none")
+    return text
+
+
 def _networks(text: str) -> tuple[str, ...]:
-    entries = tuple(entry for entry in re.split(r"[\s,]+", text) if entry)
+    entries = tuple(filter(None, re.split(r"[\s,]+", text)))
     for entry in entries:
         try:
             entry == "*" or ipaddress.ip_network(entry)
@@ -182,54 +173,25 @@ def _networks(text: str) -> tuple[str, ...]:
     return entries
 
 
-def _setting(
-    variable: str, convert: Callable[[str], Any], default: str, help_text: str, *, secret: bool = False
-) -> Any:
-    """Declare one setting: the single source for parsing, `config` and the table in README."""
-    about = {"variable": variable, "convert": convert, "default": default, "help": help_text, "secret": secret}
+def _setting(variable: str, convert: Callable[[str], Any], default: str = "", *, secret: bool = False) -> Any:
+    """Declare one setting: the single source for parsing, `config` and the table in README, which says what it means."""
+    about = {"variable": variable, "convert": convert, "default": default, "secret": secret}
     return field(default=convert(default) if default else None, metadata=about)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that the operator may say; README's table is made of the same words."""
+    """All that the operator may say."""
 
-    port: int = _setting("PORT", _whole_number(1, 65535), "3000", "TCP port to listen on, on all addresses")
-    bind: str | None = _setting(
-        "BIND", _bind, "", "listen here instead: `unix:/run/email-tracker/app.sock` or `HOST:PORT`"
-    )
-    database: str = _setting(
-        "DATABASE_URL",
-        _database_path,
-        "sqlite:data/tracking.db",
-        "the database; the spool is kept beside it, so give each database its own folder on a local disk",
-    )
-    base_url: str | None = _setting(
-        "BASE_URL", _base_url, "", "the public address that stands in links, such as `https://track.example.com`"
-    )
-    web_concurrency: int = _setting("WEB_CONCURRENCY", _whole_number(1, 64), "2", "worker processes")
-    api_key: str | None = _setting(
-        "API_KEY", _api_key, "", "the operator's key for `POST /tenants`; unset: that URL does not exist", secret=True
-    )
-    secret_key: tuple[str, ...] | None = _setting(
-        "SECRET_KEY",
-        _secrets,
-        "",
-        "keys that sign links, newest first: the first signs, all verify, and so does the database's own",
-        secret=True,
-    )
-    forwarded_allow_ips: tuple[str, ...] = _setting(
-        "FORWARDED_ALLOW_IPS",
-        _networks,
-        "127.0.0.1,::1",
-        "proxies whose `X-Forwarded-For` is believed, counted from the right; `*`: whoever connects",
-    )
-    ip_addresses: str = _setting(
-        "IP_ADDRESSES",
-        _one_of("truncated", "full", "none"),
-        "truncated",
-        "what is kept of a reader's address: `truncated` (IPv4 /24, IPv6 /48), `full` or `none`",
-    )
+    port: int = _setting("PORT", _whole_number(1, 65535), "3000")
+    bind: str | None = _setting("BIND", _bind)
+    database: str = _setting("DATABASE_URL", _database_path, "sqlite:data/tracking.db")
+    base_url: str | None = _setting("BASE_URL", _base_url)
+    web_concurrency: int = _setting("WEB_CONCURRENCY", _whole_number(1, 64), "2")
+    api_key: str | None = _setting("API_KEY", _api_key, secret=True)
+    secret_key: tuple[str, ...] | None = _setting("SECRET_KEY", _secrets, secret=True)
+    forwarded_allow_ips: tuple[str, ...] = _setting("FORWARDED_ALLOW_IPS", _networks, "127.0.0.1,::1")
+    ip_addresses: str = _setting("IP_ADDRESSES", _kept, "truncated")
     local: bool = False  # `--local`: links may lead to this machine
 
     @property
@@ -261,24 +223,16 @@ def read_env_file(path: str, faults: list[str]) -> dict[str, str]:
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         hint = "; expected to be root, or one of the file's group" if isinstance(error, PermissionError) else ""
-        faults.append(f"{path}: can't be read: {error.strerror}{hint}")
+        faults.append(f"{path}: can't be read: {getattr(error, 'strerror', error)}{hint}")
         return {}
-    except UnicodeDecodeError as error:
-        faults.append(f"{path}: can't be read: {error}")
-        return {}
-    for number, raw_line in enumerate(lines, 1):
-        line = raw_line.strip()
-        if not line or line[0] in "#;":
-            continue
-        name, equals, value = (part.strip() for part in line.partition("="))
-        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+    for number, line in enumerate(map(str.strip, lines), 1):
+        match = re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?:([\"'])(.*)\2|(.*))", line)
+        if match:
+            values[match[1]] = match[4] if match[2] is None else match[3]
+        elif line and line[0] not in "#;":
             faults.append(f"{path}, line {number}: expected NAME=value")
-            continue
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        values[name] = value
     return values
 
 
@@ -289,13 +243,8 @@ def _given(variable: str, sources: Sequence[Mapping[str, str]]) -> str:
         if text and path:
             raise ValueError(f"set {variable} or {variable}_FILE, not both")
         if path:
-            try:
-                with open(path, encoding="utf-8") as file:
-                    text = file.read().strip()
-            except OSError as error:
-                raise ValueError(
-                    f"{path} can't be read: {error.strerror}; expected a file that holds the value"
-                ) from None
+            with open(path, encoding="utf-8") as file:
+                text = file.read().strip()
             if not text:
                 raise ValueError(f"{path} is empty; expected the value in it")
         if text:
@@ -314,33 +263,30 @@ def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, lo
     sources = [environ, read_env_file(env_file, faults) if env_file else {}]
     values: dict[str, Any] = {"local": local}
     for each in fields(Settings):
-        if "variable" not in each.metadata:
-            continue
-        variable = each.metadata["variable"]
-        text = ""
+        variable, text = each.metadata.get("variable", ""), ""
         try:
-            text = _given(variable, sources)
-            if text:
+            if variable and (text := _given(variable, sources)):
                 values[each.name] = each.metadata["convert"](text)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            faults.append(
+                f"{variable}: {error.filename} can't be read: {error.strerror}; expected a file with the value"
+            )
+        except ValueError as error:
             shown = f" is {text!r}" if text and not each.metadata["secret"] else ""
             faults.append(f"{variable}{shown}: {error}")
     if any(source.get("RETENTION_DAYS", "").strip() for source in sources):
         faults.append("RETENTION_DAYS: this version removes nothing by itself, so it expects this to be unset")
-    if not faults:
-        fault = network_file_system_fault(os.path.realpath(Settings(**values).folder), _mounts())
-        faults += [fault] if fault else []
+    if not faults and (fault := network_file_system_fault(os.path.realpath(Settings(**values).folder), _mounts())):
+        faults.append(fault)
     if faults:
         raise SettingsError(faults)
     return Settings(**values)
 
 
 def _mounts() -> str:
-    try:
-        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
-            return mounts.read()
-    except OSError:
-        return ""  # not Linux: nothing to ask
+    with contextlib.suppress(OSError), open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+        return mounts.read()
+    return ""  # not Linux: nothing to ask
 
 
 def network_file_system_fault(folder: str, mounts: str) -> str | None:
