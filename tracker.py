@@ -4109,7 +4109,7 @@ _FOREIGN_FIELDS = frozenset(  # which hold what strangers wrote, and a spreadshe
 PERSONAL_FIELDS = frozenset({"recipient", "subject", "ip_address"})  # not for who has an id that stands in mail
 MOST_SORTED = 10_000  # the newest rows, which are sorted or filtered at once: no counter has an index
 MOST_SEARCHED = 20_000  # the newest emails, in which a piece of text is looked for
-MOST_FOUND = 1_000  # of these that a search shows, the newest
+MOST_BEGIN = 1_000  # older ones that are found by their beginning
 MOST_CLICKED = 10  # links that are told of one email in a table
 EXPORT_TYPES = ("csv", "json")
 SHOWN = {  # which emails a table shows, by what their readers did: in words, and in SQL; without hits there are no counts
@@ -4363,7 +4363,7 @@ class Rows(NamedTuple):
     table: Table
     rows: list[tuple[Any, ...]]
     next: Cursor | None = None  # where the next ones begin
-    found: int | None = None  # how many of the newest emails have the text that was searched for
+    found: tuple[int, int] | None = None  # how many of the newest emails have a text that was searched for; older ones
 
     def named(self, people: bool = True) -> list[dict[str, Any]]:
         """The rows, by the names of their fields; without those that tell of people, if they must not be told."""
@@ -4382,8 +4382,8 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     scope = table.scopes[next(name for name in table.scopes if not name or getattr(asked, name))]
     found = None
     if asked.search and "search" in table.scopes:
-        ids, found = search_emails(connection, tenant, asked)
-        values["wanted"] = as_set(ids)
+        newest, older = search_emails(connection, tenant, asked)
+        values["wanted"], found = as_set(newest + older), (len(newest), len(older))
     order = asked.order or ("" if asked.whole and table.has_age else table.usual)
     sql = table.ids.format(scope=scope, shown=SHOWN[asked.shown][1], sort=table.orders.get(order, "0"))
     if order:
@@ -4414,33 +4414,26 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     return Rows(table, [rows[id_] for id_ in page], following, found)
 
 
-def search_emails(connection: sqlite3.Connection, tenant: int, asked: Wanted) -> tuple[list[int], int]:
-    """Emails with a text in them, the newest first, and how many of the newest MOST_SEARCHED these are.
-
-    Of older ones those whose key or recipient begins with the text, which have indexes.
-    """
-    text = fold_text(asked.search)
-    piece = re.sub(r"([%_\\])", r"\\\1", text)
+def search_emails(connection: sqlite3.Connection, tenant: int, asked: Wanted) -> tuple[list[int], list[int]]:
+    """Those of the newest MOST_SEARCHED emails that have a text in them, and older ones whose key or recipient begins so."""
+    piece = re.sub(r"([%_\\])", r"\\\1", fold_text(asked.search))
     values = {"tenant": tenant, "campaign": asked.campaign, "text": asked.search, "end": asked.search + _LAST}
-    values |= {"piece": f"%{piece}%", "looked": MOST_SEARCHED, "most": MOST_FOUND}
-    some = f"tenant = :tenant and not ({_A_TEST})" + (" and campaign = :campaign" if asked.campaign else "")
+    values |= {"piece": f"%{piece}%", "looked": MOST_SEARCHED, "most": MOST_BEGIN}
+    some = f"{EMAILS.scopes['campaign'] if asked.campaign else 'tenant = :tenant'} and not ({_A_TEST})"
     texts = "case when search = '' then lower(key) else search end" if asked.people else "lower(key)"
-    newest = f"""
+    sql = f"""
         select id from (
-            select id, created_at, {texts} as text from emails where {some} order by created_at desc, id desc limit :looked
-        ) as newest where text like :piece escape '\\' order by created_at desc, id desc
+            select id, {texts} as text from emails where {some} order by created_at desc, id desc limit :looked
+        ) as newest where text like :piece escape '\\'
     """
-    found = [row[0] for row in connection.execute(newest, values)]
-    beginnings = f"select id from emails where {some} and key >= :text and key < :end limit :most"
-    if asked.people:
-        beginnings = f"""
-            select id from ({beginnings}) as keys union select id from (
-                select id from emails where {some} and recipient <> ''
-                and lower(recipient) >= lower(:text) and lower(recipient) < lower(:end) limit :most
-            ) as recipients
-        """
-    older = sorted((row[0] for row in connection.execute(beginnings, values)), reverse=True)
-    return list(dict.fromkeys((*found, *older)))[:MOST_FOUND], len(found)
+    newest = [row[0] for row in connection.execute(sql, values)]
+    keys = f"select id from emails where {some} and key >= :text and key < :end limit :most"
+    recipients = f"""
+        select id from emails where {some} and recipient <> ''
+        and lower(recipient) >= lower(:text) and lower(recipient) < lower(:end) limit :most
+    """
+    older = {row[0] for sql in (keys, recipients)[: 1 + asked.people] for row in connection.execute(sql, values)}
+    return newest, list(older.difference(newest))
 
 
 def clicked_links(connection: sqlite3.Connection, emails: Iterable[int]) -> dict[int, list[str]]:
@@ -5590,7 +5583,9 @@ def table_section(pages: Pages, view: View, rows: Rows) -> Markup:
     )
     take: list[object] = []
     if rows.found is not None:
-        take += [f"{grouped(rows.found)} of the newest {grouped(MOST_SEARCHED)} · "]
+        newest, older = rows.found
+        more = f" and {grouped(older)} older that begin so" if older else ""
+        take += [f"{grouped(newest)} of the newest {grouped(MOST_SEARCHED)}{more} · "]
     larger = next((str(most) for most in TABLE_ROWS if most > view.most(name)), "")
     changes = {"after": str(rows.next)} if table is EMAILS else {name: larger}
     if rows.next and table is not EVENTS and all(changes.values()):
