@@ -3153,6 +3153,11 @@ class Stored(NamedTuple):
     hit: Hit
 
 
+def _unopened(tenant: int, campaign: str, sent_at: int, *, is_test: bool = False) -> Standing:
+    """The standing of an email that was sent, before any hit."""
+    return Standing(tenant, campaign, True, is_test, sent_at // QUARTER_MS, None, 0, None, 0)
+
+
 _new = tuple.__new__  # of a named tuple, in a third of the time: there are several for each hit
 
 
@@ -3259,12 +3264,6 @@ def find_emails(connection: sqlite3.Connection, tenant: int, keys: Iterable[str]
 def _emails_by_id(connection: sqlite3.Connection, ids: Iterable[int]) -> list[Email]:
     sql = _EMAIL_FACTS.format(wanted("id")) + "where emails.id = wanted.id"
     return [*starmap(Email, for_each(connection, ids, sql))]
-
-
-def is_registered(connection: sqlite3.Connection, tenant: int, key: str) -> bool:
-    """Whether an email was registered, rather than be known from its hits alone."""
-    sql = "select 1 from emails where tenant = ? and key = ? and registered = 1"
-    return connection.execute(sql, (tenant, key)).fetchone() is not None
 
 
 def fold_text(*texts: str) -> str:
@@ -3699,30 +3698,21 @@ class Batch:
         """Register emails, or update those whose key is known; returns how many are new."""
         said: dict[str, Registration] = {}
         for each in registrations:
-            each = each._replace(
-                campaign=each.campaign and each.campaign.strip(" ")
-            )  # as hits and declarations name it
             said[each.key] = said[each.key].updated(each) if each.key in said else each
         known = find_emails(self.connection, tenant, said)
-        before, told = self._said_before(known.values()), set()
+        before = self._said_before(known.values())
         rows = []
         for key, each in said.items():
-            if each.sent_at is not None:
-                told.add(key)
-            if key in before:
-                each, was_told = before[key][0].updated(each), before[key][1]
-                told.update([key] if was_told else ())
-            sent_at = self.now if each.sent_at is None else each.sent_at
+            old, was_told = before.get(key, (each, 0))
+            all_said = each if old is each else old.updated(each)
+            sent_at = self.now if all_said.sent_at is None else all_said.sent_at
             created_at = known[key].created_at if key in known and known[key].registered else sent_at
-            texts = each.subject or "", each.recipient or "", each.campaign or ""
-            search = fold_text(key, *texts) if any(texts) else ""
-            times = created_at, sent_at, each.delivered_at, int(key in told)
-            rows.append((tenant, key, *texts, *times, each.links, search))
+            campaign = (all_said.campaign or "").strip(" ")  # as hits and declarations name it
+            texts = all_said.subject or "", all_said.recipient or "", campaign
+            times = created_at, sent_at, all_said.delivered_at, int(was_told or each.sent_at is not None)
+            rows.append((tenant, key, *texts, *times, all_said.links, fold_text(key, *texts) if any(texts) else ""))
             if key not in known:
-                quarter = sent_at // QUARTER_MS
-                self._standings[
-                    Standing(tenant, texts[2], True, key.startswith(TEST_KEY), quarter, None, 0, None, 0)
-                ] += 1
+                self._standings[_unopened(tenant, campaign, sent_at, is_test=key.startswith(TEST_KEY))] += 1
         self.connection.executemany(
             """
             insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at, delivered_at,
@@ -3754,16 +3744,14 @@ class Batch:
         """What is said of emails changed: count them, and where it matters their links and hits, anew."""
         for old, new in pairs:
             new.before = old.standing()
-        moved = [(old, new) for old, new in pairs if old.campaign != new.campaign and old.last_at is not None]
-        judged = [new for old, new in pairs if old.context != new.context and old.last_at is not None]
-        self._read_all_links([*{email.id: email for email in (*judged, *(new for _, new in moved))}.values()])
-        for old, new in moved:
-            for url, (tally, _) in new.links.items():
-                self._count_link(old.tenant, old.campaign, url, tally, -1)
-                self._count_link(new.tenant, new.campaign, url, tally, 1)
-            self._left.add((old.tenant, old.campaign))
         self._emails += [new for _, new in pairs]
-        self._judge_anew(judged)
+        changed = [
+            new
+            for old, new in pairs
+            if old.last_at is not None and (old.campaign, old.context) != (new.campaign, new.context)
+        ]
+        self._read_all_links(changed)
+        self._judge_anew(changed)
 
     def rejudge(self, ids: Iterable[int]) -> int:
         """Judge all hits of emails anew; returns how many are judged otherwise now."""
@@ -3837,7 +3825,7 @@ class Batch:
             email.sent_at = at
         self._emails += emails
         for number, time_ in ((-before[0], before[1]), (sent, at)) if before else ((sent, at),):
-            self._standings[Standing(tenant, campaign, True, False, time_ // QUARTER_MS, None, 0, None, 0)] += number
+            self._standings[_unopened(tenant, campaign, time_)] += number
         self.connection.execute(
             "insert into campaign_sends values (?, ?, ?, ?)"
             " on conflict (tenant, campaign) do update set sent = excluded.sent, sent_at = excluded.sent_at",
@@ -3910,19 +3898,23 @@ class Batch:
         links: list[tuple[Any, ...]] = []
         last: dict[tuple[int, str], int] = {}
         for email in self._emails:
+            campaign = email.campaign
             if email.before is not None and (now := email.standing()) != email.before:
                 self._standings[email.before] -= 1
                 self._standings[now] += 1
+                campaign = email.before.campaign
+            if campaign != email.campaign:
+                self._left.add((email.tenant, campaign))
             for url, (old, new) in email.links.items():
-                if old != new:
-                    self._count_link(email.tenant, email.campaign, url, old, -1)
+                if old != new or campaign != email.campaign:
+                    self._count_link(email.tenant, campaign, url, old, -1)
                     self._count_link(email.tenant, email.campaign, url, new, 1)
                     links.append((email.id, url, *columns_of(new)))
             if email.last_at is not None:
                 counts.append((email.id, *columns_of(email.opens), *columns_of(email.clicks), email.last_at))
                 if email.campaign and not email.is_test:
-                    campaign = email.tenant, email.campaign
-                    last[campaign] = max(email.last_at, last.get(campaign, 0))
+                    key = email.tenant, email.campaign
+                    last[key] = max(email.last_at, last.get(key, 0))
         instead = "{column} = excluded.{column}"
         _upsert(self.connection, "email_counts", (*_columns_of(TALLIES), "last_at"), instead, counts)
         _upsert(self.connection, "link_counts", _columns_of(CLICK_TALLIES), instead, links)
@@ -3933,7 +3925,7 @@ class Batch:
         self.connection.executemany(
             "insert into campaigns (tenant, campaign, last_at) values (?, ?, ?) on conflict (tenant, campaign) do update set"
             " last_at = case when campaigns.last_at > excluded.last_at then campaigns.last_at else excluded.last_at end",
-            [(*campaign, at) for campaign, at in last.items()],
+            [(*key, at) for key, at in last.items()],
         )
 
     def _write_cells(self) -> None:
@@ -6917,7 +6909,7 @@ def patch_email(app: App, request: Request, tenant: Tenant, key: str) -> Respons
     registration = Registration(key, **_read_fields(_json_body(request), _SAID_FIELDS))
     drain_for_reading(app.database)
     with app.database.transaction() as connection:
-        if not is_registered(connection, tenant.number, key):
+        if not any(email.registered for email in find_emails(connection, tenant.number, [key]).values()):
             raise HTTPError(404, "There is no such email.")
         register_emails(connection, tenant.number, [registration], now_ms())
     return json_response(200, {"changed": key})
