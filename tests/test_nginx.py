@@ -18,8 +18,6 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -32,29 +30,16 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import CHROME, ROOT, Server, missing
+from conftest import BASE, CHROME, Server, missing
 from frontend import Nginx
-from load import (
-    PIXEL,
-    Outcome,
-    Sent,
-    data,
-    fault,
-    hears_signals,
-    kill_one,
-    locked,
-    recounted,
-    segments,
-    terminate,
-    user_agents,
-    wait_until,
-)
+from load import PIXEL, data, hears_signals, kill_one, locked, rows, segments, terminate, wait_until
 from test_raw import Answer, read_answers
+
+import tracker
 
 HOSTS = ("t.acme.test", "t.globex.test")
 RATE, BURST = 30, 60  # requests a second for one address, where there is a limit
 CLIENTS = 8
-REGISTERED = 60  # emails of each tenant in the load
 MOST_A_SECOND = 800  # requests of the load, so that on a fast machine too it lasts until all was done under it
 LOCKED_SECONDS = 3
 IDLE = 5_000
@@ -210,153 +195,93 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request of the load: to which host, by which client, and on what connection."""
+    """A request of the load. Each key is asked for once."""
 
-    sent: Sent
-    host: str
-    client: int
-    keeps: bool  # on the client's connection that stays, which has the client's address
-
-    @property
-    def which(self) -> tuple[str, str, str | None]:
-        """What tells it from all others: nobody asks twice for the same."""
-        return self.sent.mail_id, self.sent.key, self.sent.url
+    name: str  # the tenant's
+    key: str
+    path: str
+    location: str | None  # where a click leads; None for a pixel
 
 
 @dataclass(slots=True)
-class Fired(Outcome):
-    """What became of requests through nginx. Broken ones are those that nginx answered with 502 as well."""
+class Fired:
+    """What became of requests. Broken ones got no answer, or nginx's 502."""
 
-    again: list[Sent] = field(default_factory=list)  # asked once more, since nginx had closed an idle connection
+    answered: list[Ask] = field(default_factory=list)
+    broken: list[Ask] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    killed: list[int] = field(default_factory=list)
+    again: list[Ask] = field(default_factory=list)  # asked once more, since nginx had closed an idle connection
+
+
+SENDERS = {"Acme": HOSTS[0], "Globex": HOSTS[1], "Initech": "localhost"}  # and where each one's mail asks
 
 
 def load_of(front: Front, many: int) -> list[Ask]:
-    """For so many emails of each tenant a pixel, a signed and a plain click, in an order that mixes them."""
-    agents = user_agents()
-    made: list[Ask] = []
-
-    def ask(name: str, host: str, key: str, path: str, target: str | None, redirects: bool = True) -> None:
-        number = len(made)
-        client = number % CLIENTS
-        # The limit for plain clicks is by address, so each of these comes from another one, as readers do.
-        keeps = number // CLIENTS % 2 == 0 and "?url=" not in path
-        address = f"127.0.1.{client + 1}" if keeps else somebody()
-        method = "HEAD" if number % 23 == 0 else "GET"
-        agent = agents[number % len(agents)]
-        sent = Sent(address, front.mail_id(name), key, path, agent, method, target, redirects)
-        made.append(Ask(sent, host, client, keeps))
-
-    registered = {}
-    for name, (host, domain) in SENDERS.items():
-        wanted = [{"links": [f"https://{domain}/offers/{n}?utm=a%20b#part-{n}"]} for n in range(REGISTERED)]
-        registered[name] = front.register(name, wanted)
+    """So many pixels and as many signed clicks of each tenant, in an order that mixes them."""
+    asks = []
+    for name, host in SENDERS.items():
+        [made] = front.register(name, [{"key": "model", "links": [f"https://{name.lower()}.example/offers?a=%20b#c"]}])
         base = front.nginx.url if host == "localhost" else f"https://{host}"
-        assert all(each["pixel_url"].startswith(f"{base}/") for each in registered[name])
-    for number in range(many):
-        for name, (host, domain) in SENDERS.items():
-            each = registered[name][number % REGISTERED]
-            [link] = each["links"]
-            signed = re.sub("^https://[^/]+", "", link["click_url"])
-            key = each["key"] if number < REGISTERED else f"unregistered-{number}"
+        [link] = made["links"]
+        assert made["pixel_url"].startswith(f"{base}/") and link["click_url"].startswith(f"{base}/")
+        signed = re.sub("^https://[^/]+", "", link["click_url"])
+        for number in range(many):
+            asks.append(Ask(name, f"o{number}", front.pixel(name, f"o{number}"), None))
             # A signed link's key is not signed: mailing tools put in their own.
-            signed = signed.replace(f"/{each['key']}/", f"/{key}/")
-            target = f"https://shop.{domain}/?n={number}&more=1#end"
-            ask(name, host, key, front.pixel(name, key), None)
-            ask(name, host, key, signed, link["url"])
-            path = f"/{front.mail_id(name)}/click/{key}?url={quote(target, safe='')}"
-            ask(name, host, key, path, target, redirects=name != "Initech")
-    assert len({each.which for each in made}) == len(made) == 9 * many
-    return made
-
-
-SENDERS = {  # where each tenant's links are asked for, and where they lead
-    "Acme": (HOSTS[0], "acme.example"),
-    "Globex": (HOSTS[1], "globex.example"),
-    "Initech": ("localhost", "initech.example"),
-}
-
-
-def get(connection: http.client.HTTPConnection, sent: Sent) -> tuple[int, dict[str, str], bytes]:
-    """One request; it lies about the address that it comes from."""
-    headers = {"User-Agent": sent.agent, "X-Forwarded-For": "203.0.113.7"}
-    connection.request(sent.method, sent.path, headers=headers)
-    with connection.getresponse() as answer:  # where the body breaks off, it still holds the socket
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-
-
-def answer_to(
-    front: Front, each: Ask, kept: dict[str, http.client.HTTPConnection], fired: Fired
-) -> tuple[int, dict[str, str], bytes]:
-    """Ask on the connection that stays, or on a new one; once more only where it had stayed, and nothing came."""
-    old = kept.pop(each.host, None) if each.keeps else None
-    if old is not None:
-        try:
-            answer = get(old, each.sent)
-        except CLOSED:
-            old.close()
-            fired.again.append(each.sent)
-        except BaseException:
-            old.close()
-            raise
-        else:
-            if old.sock is not None:
-                kept[each.host] = old
-            return answer
-    connection = http.client.HTTPConnection(each.host)
-    connection.auto_open = 0
-    connection.sock = front.nginx.connect(each.host, timeout=60, source=each.sent.address)
-    try:
-        answer = get(connection, each.sent)
-    except BaseException:
-        connection.close()
-        raise
-    if each.keeps and connection.sock is not None:
-        kept[each.host] = connection
-    else:
-        connection.close()
-    return answer
+            asks.append(Ask(name, f"c{number}", signed.replace("/model/", f"/c{number}/"), link["url"]))
+    return sorted(asks, key=lambda each: (int(each.key[1:]), each.key, each.name))
 
 
 Deed = Callable[[Front, Fired], None]
 
 
-def fire(front: Front, asks: Iterable[Ask], deeds: Sequence[tuple[int, Deed]] = ()) -> Fired:
-    """Send requests from several clients at once; do each deed when so many are answered."""
+def fire(front: Front, asks: Sequence[Ask], deeds: Sequence[tuple[int, Deed]]) -> Fired:
+    """Send requests from several clients that keep their connections; do each deed when so many are answered."""
     fired = Fired()
-    shares: dict[int, list[Ask]] = {}
-    for each in asks:
-        shares.setdefault(each.client, []).append(each)
-    mutex = threading.Lock()
-    troubles: list[BaseException] = []
     started = time.monotonic()
+    troubles: list[BaseException] = []
 
-    def client(share: list[Ask]) -> None:
+    def ask(each: Ask, kept: dict[str, http.client.HTTPConnection]) -> tuple[int, str | None, bytes]:
+        """Once more only on a connection that had stayed, when nothing came."""
+        host, is_old = SENDERS[each.name], SENDERS[each.name] in kept
+        try:
+            if not is_old:
+                kept[host] = http.client.HTTPConnection(host)
+                kept[host].auto_open = 0
+                kept[host].sock = front.nginx.connect(host, timeout=60)
+            kept[host].request("GET", each.path, headers={"User-Agent": CHROME, "X-Forwarded-For": "203.0.113.7"})
+            with kept[host].getresponse() as answer:
+                found = answer.status, answer.getheader("Location"), answer.read()
+            if kept[host].sock is None:
+                del kept[host]
+            return found
+        except (*CLOSED, http.client.HTTPException):
+            kept.pop(host).close()
+            if not is_old:
+                return 0, None, b""
+            fired.again.append(each)
+            return ask(each, kept)
+
+    def client(share: Sequence[Ask]) -> None:
         kept: dict[str, http.client.HTTPConnection] = {}
         try:
             for number, each in enumerate(share):
                 time.sleep(max(started + number * CLIENTS / MOST_A_SECOND - time.monotonic(), 0))
-                if troubles:
-                    return
-                try:
-                    answer = answer_to(front, each, kept, fired)
-                except (*CLOSED, http.client.HTTPException):
-                    fired.broken.append(each.sent)
-                    continue
-                if answer[0] == 502:
-                    fired.broken.append(each.sent)
-                    continue
-                wrong = fault(each.sent, *answer)
-                with mutex:
-                    fired.answered.append(each.sent)
-                    if wrong:
-                        fired.wrong.append(wrong)
+                status, location, body = ask(each, kept)
+                (fired.broken if status in (0, 502) else fired.answered).append(each)
+                right = (200, None) if each.location is None else (302, each.location)
+                if status not in (0, 502) and (
+                    (status, location) != right or (each.location is None and body != PIXEL)
+                ):
+                    fired.wrong.append(f"{each}: {status} {location}")
         except BaseException as error:
             troubles.append(error)
         finally:
             for connection in kept.values():
                 connection.close()
 
-    clients = [threading.Thread(target=client, args=(share,)) for share in shares.values()]
+    clients = [threading.Thread(target=client, args=(asks[start::CLIENTS],)) for start in range(CLIENTS)]
     for each_client in clients:
         each_client.start()
     try:
@@ -364,12 +289,10 @@ def fire(front: Front, asks: Iterable[Ask], deeds: Sequence[tuple[int, Deed]] = 
             wait_until(lambda: len(fired.answered) >= number or bool(troubles), front.server, 120)  # noqa: B023
             assert any(each_client.is_alive() for each_client in clients) or troubles, "the load was over before"
             deed(front, fired)
-    except BaseException as error:
-        troubles.append(error)  # the clients stop
-    for each_client in clients:
-        each_client.join()
-    if troubles:
-        raise troubles[0]
+    finally:
+        for each_client in clients:
+            each_client.join()
+    assert troubles == []
     return fired
 
 
@@ -406,52 +329,19 @@ def reload_and_wait(nginx: Nginx) -> None:
     wait_until(lambda: not old & children(pid) and bool(children(pid)), nginx.server)
 
 
-def start_again(front: Front) -> None:
-    """Start the tracker again, and wait until nginx can reach it."""
-    front.server.start()
-
-    def listens() -> bool:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(front.nginx.socket))
-            return True
-        return False
-
-    wait_until(listens, front.server)
-
-
 def assert_counted_once(front: Front, asks: Sequence[Ask], outcomes: Sequence[Fired]) -> None:
-    """Each answered request became one event, with all that it said, and every number is a recount of the events."""
-    answered = {(sent.mail_id, sent.key, sent.url) for outcome in outcomes for sent in outcome.answered}
-    broken = {(sent.mail_id, sent.key, sent.url) for outcome in outcomes for sent in outcome.broken}
-    assert not answered & broken and answered | broken == {each.which for each in asks}
-
+    """Each answered request became one event, and of those that broke some did perhaps."""
+    answered = {(each.name, each.key) for outcome in outcomes for each in outcome.answered}
+    broken = {(each.name, each.key) for outcome in outcomes for each in outcome.broken}
+    assert not answered & broken and answered | broken == {(each.name, each.key) for each in asks}
     assert terminate(front.server) == 0
-    assert segments(front.server) == []
-    assert os.listdir(data(front.server) / "spool" / "rejected") == []
+    assert segments(front.server) == [] and os.listdir(data(front.server) / "spool" / "rejected") == []
     assert front.server.run("check") == "all is well\n"
-
-    start_again(front)
-    for name in SENDERS:
-        mail_id = front.mail_id(name)
-        events = front.exported(name, "events")
-        found = Counter((mail_id, event["key"], event["url"]) for event in events)
-        expected = {each.which: each.sent for each in asks if each.sent.mail_id == mail_id}
-        assert [which for which, number in found.items() if number > 1] == []
-        assert answered & set(expected) <= set(found)  # none is lost
-        assert set(found) - answered <= broken  # none is made up
-        assert set(found) <= set(expected)  # none is another tenant's
-        for event in events:
-            event_of = expected[mail_id, event["key"], event["url"]].event()
-            assert {field_: event[field_] for field_ in event_of} == event_of
-        registered = {row["key"] for row in front.exported(name, "emails") if row["registered"]}
-        assert len(registered) == REGISTERED
-        answer = front.ask(f"/{front.id(name)}/stats.json?range=24h")
-        stats, numbers = json.loads(answer.body), recounted(events, registered)
-        assert stats["waiting_hits"] == 0
-        assert stats["activity"] == numbers["activity"]
-        assert stats["unregistered"] == numbers["unregistered"]
-        assert stats["reasons"] == numbers["reasons"]
-        assert {state: stats["sent"][state] for state in numbers["sent"]} == numbers["sent"]
+    names = "select name, key from events join emails on emails.id = email join tenants on number = events.tenant"
+    found = Counter(rows(front.server, names))
+    assert [which for which, number in found.items() if number > 1] == []
+    assert answered <= set(found) <= answered | broken
+    assert {row[0] for row in rows(front.server, "select distinct address from events")} == {"127.0.0.1"}
 
 
 @pytest.fixture
@@ -464,8 +354,8 @@ def senders(tmp_path: Path) -> Iterator[Front]:
 def test_reloads_of_nginx_and_of_the_tracker_under_load_break_no_request_and_every_hit_is_counted_once(
     senders: Front,
 ) -> None:
-    asks = load_of(senders, 400)
-    fired = fire(senders, asks, [(200, reload), (500, hang_up), (1_400, reload), (1_700, hang_up)])
+    asks = load_of(senders, 300)
+    fired = fire(senders, asks, [(200, reload), (400, hang_up), (900, reload), (1_200, hang_up)])
     assert fired.wrong == [] and fired.broken == []
     # A client has at most one idle connection to each host that a reload may close.
     assert len(fired.again) <= 2 * CLIENTS * len(SENDERS)
@@ -475,14 +365,13 @@ def test_reloads_of_nginx_and_of_the_tracker_under_load_break_no_request_and_eve
 def test_every_answered_hit_is_counted_once_while_workers_die_the_database_is_locked_and_all_is_reloaded(
     senders: Front,
 ) -> None:
-    asks = load_of(senders, 600)
-    before, in_lock, after = asks[:1500], asks[1500:2700], asks[2700:]
-    fired = [fire(senders, before, [(200, kill), (350, reload), (500, hang_up)])]
+    asks = load_of(senders, 400)
+    fired = [fire(senders, asks[:900], [(100, kill), (250, reload), (400, hang_up)])]
     with locked(data(senders.server) / "tracking.db"):
         release_at = time.monotonic() + LOCKED_SECONDS
-        fired.append(fire(senders, in_lock, [(500, kill)]))  # all are answered although the lock is held
+        fired.append(fire(senders, asks[900:1_500], [(200, kill)]))  # all are answered although the lock is held
         time.sleep(max(release_at - time.monotonic(), 0))
-    fired.append(fire(senders, after, [(150, kill), (350, hang_up), (1_200, reload), (1_500, kill)]))
+    fired.append(fire(senders, asks[1_500:], [(100, kill), (250, hang_up), (500, reload), (700, kill)]))
     assert [wrong for outcome in fired for wrong in outcome.wrong] == []
     killed = [pid for outcome in fired for pid in outcome.killed]
     assert len(set(killed)) == 4
@@ -594,38 +483,25 @@ KEY = "a-key-that-nobody-may-read"
 TARGET = "https://shop.acme.example/a-target-that-nobody-may-read"
 LOGGED = {  # method and target; how the log calls it
     "GET /{id}/dashboard": "/-/dashboard",
-    "GET /{id}/dashboard?range=7d&tz=Europe/Rome": "/-/dashboard",
     "HEAD /{id}/dashboard": "/-/dashboard",
     "GET /{id}/stats.json": "/-/stats",
-    "GET /{id}/events.csv": "/-/events",
     "GET /{id}/emails.json?after={key}": "/-/emails",
-    "GET /{id}/links.json": "/-/links",
     "POST /{id}/emails": "/-/emails",
-    "DELETE /{id}/emails/{key}": "/-/emails",
     "GET /{mail_id}/pixel/{key}.gif": "/-/pixel",
     "GET /{mail_id}/pixel/{key}.gif?to=reader@reader.example": "/-/pixel",
     "GET /{mail_id}/click/{key}?url={target}": "/-/click",
     "GET /{mail_id}/click/{key}/c2lnbmF0dXJlMTIz/aHR0cHM6Ly9hY21lLmV4YW1wbGUv": "/-/click",
-    "GET /x/{id}/dashboard": "/-",
     "GET //{id}/dashboard": "/",
     "GET /{id}//dashboard": "/-",
-    "GET /./{id}/dashboard": "/-",
-    "GET /{id}": "/-",
     "GET /{id}/": "/-",
-    "GET /{id}?{id}": "/-",
     "GET /{id}/{key}": "/-",
-    "GET /{id}/dashboardx/{key}": "/-",
     "GET /%2F{id}/dashboard": "/-/dashboard",
-    "GET /health/{id}": "/health",
     "GET /health?{id}": "/health",
     "GET /healthy/{id}": "/-",
     "GET /assets/{id}": "/assets",
-    "GET /robots.txt": "/robots.txt",
     "GET /robots.txt{id}": "/-",
     "GET /?{id}": "/",
     "GET https://localhost/{id}/dashboard": "/-/dashboard",
-    "GET https://{id}.example/{id}/x": "/-",
-    "GET https://localhost?{id}": "/-",
 }
 REFUSED_AND_LOGGED = (  # nginx answers these itself, since it can't read them
     "GET /{id}/%zz/{key}",
@@ -680,23 +556,17 @@ def test_the_access_log_says_what_was_asked_for_and_no_id_key_target_or_address(
     assert_logs_are_discreet(front)
 
 
-def test_no_log_names_anything_private_after_the_tracker_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_no_log_names_anything_private_after_the_tracker_was(how: str, tmp_path: Path) -> None:
     with fronts(tmp_path, ACME, GLOBEX) as front:
         process = front.server.process
         assert process is not None
-        for pid in (process.pid, *front.server.workers()):
-            os.kill(pid, signal.SIGKILL)
-        process.wait()  # its socket stays behind, and refuses
-        assert front.ask(front.pixel("Acme", KEY)).status == 502
-        assert front.ask(f"/{front.id('Acme')}/dashboard").status == 502
-        for line in LOGGED:
-            ask_in_private(front, line)
-        assert_logs_are_discreet(front)
-
-
-def test_no_log_names_anything_private_after_the_tracker_was_stopped(tmp_path: Path) -> None:
-    with fronts(tmp_path, ACME, GLOBEX) as front:
-        front.server.stop()  # its socket is gone
+        if how == "killed":
+            for pid in (process.pid, *front.server.workers()):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()  # its socket stays behind, and refuses
+        else:
+            front.server.stop()  # its socket is gone
         assert front.ask(front.pixel("Acme", KEY)).status == 502
         assert front.ask(f"/{front.id('Acme')}/dashboard").status == 502
         for line in LOGGED:
@@ -809,53 +679,30 @@ def test_a_host_with_a_long_name_keeps_nginx_from_nothing_and_has_its_own_server
 READ_ALIKE = {
     "/{m}/pixel/plain.gif": (200, "plain"),
     "/{m}/pixel/a%2Eb.gif": (200, "a.b"),
-    "/{m}/pixel/c%2Ed%2Egif": (200, "c.d"),
     "/{m}/pixel/e.f.gif.gif": (200, "e.f.gif"),
-    "/{m}/%70ixel/g.gif": (200, "g"),
-    "/{m}/pixel/h+i@j=k:l~m.gif": (200, "h+i@j=k:l~m"),
     "/{m}/pixel/n%2Bo%40p%3Dq%3Ar%7es.gif": (200, "n+o@p=q:r~s"),
-    "/{m}/pixel/t.gif?": (200, "t"),
     "/{m}/pixel/u.gif?/../../x": (200, "u"),
     "/{m}/pixel/v.gif?a//b=%2F&%zz": (200, "v"),
     "/{m}/pixel/...gif": (200, "(bad key)"),
-    "/{m}/pixel/%2E%2E%2Egif": (200, "(bad key)"),
     "/{m}/pixel/w%2Fx.gif": (200, "(bad key)"),
-    "/{m}/pixel/..%2F..%2Fy.gif": (200, "(bad key)"),
     "/{m}/pixel/z%252E.gif": (200, "(bad key)"),
-    "/{m}/pixel/z%3F.gif": (200, "(bad key)"),
     "/{m}/pixel/z%0A.gif": (200, "(bad key)"),
     "/{m}/pixel/z\\y.gif": (200, "(bad key)"),
     "/{m}/pixel/z%E9.gif": (200, "(bad key)"),
     "//{m}/pixel/x.gif": (404, None),
     "/{m}//pixel/x.gif": (404, None),
-    "/{m}/pixel//x.gif": (404, None),
     "/{m}/pixel/x.gif/": (404, None),
-    "/{m}/pixel/x.gif//": (404, None),
-    "/./{m}/pixel/x.gif": (404, None),
     "/{m}/./pixel/x.gif": (404, None),
-    "/{m}/pixel/./x.gif": (404, None),
-    "/{m}/pixel/x.gif/.": (404, None),
     "/{m}/pixel/y/../x.gif": (404, None),
     "/{m}/pixel/%2E%2E/pixel/x.gif": (404, None),
-    "/a/..//{m}/pixel/x.gif": (404, None),
-    "//{m}/pixel/..": (404, None),
     "/{m}/pixel/..": (404, None),
-    "/{m}/pixel/.": (404, None),
     "/{m}%2Fpixel/x.gif": (404, None),
-    "/{m}/pixel%2Fx.gif": (404, None),
     "/%2F{m}/pixel/x.gif": (200, "(unknown tenant)"),
     "/{m}/pixel/x.gif#part": (404, None),
-    "/{m}/pixel/x.gif;v=1": (404, None),
     "/{m}/pixel/x.GIF": (404, None),
-    "/{m}/PIXEL/x.gif": (404, None),
-    "/{m}/pixel/x%2Egi%66%2F": (404, None),
-    "/a//b": (404, None),
     "/{id}/dashboard/": (404, None),
-    "//{id}/dashboard": (404, None),
     "/{id}//dashboard": (404, None),
-    "/./{id}/dashboard": (404, None),
     "/x/../{id}/dashboard": (404, None),
-    "/{id}%2Fdashboard": (404, None),
     "/{id}/%64ashboard": (200, None),
     "/{m}/pixel/..%2F..%2F{id}%2Fdashboard": (404, None),
     "/../{m}/pixel/x.gif": (400, None),
@@ -913,21 +760,16 @@ LONG = {  # targets at the limits
 
 
 @pytest.mark.parametrize("what", LONG)
-def test_a_signed_link_with_the_longest_target_redirects_and_is_recorded(what: str, front: Front) -> None:
+def test_a_link_with_the_longest_target_redirects_and_is_recorded(what: str, front: Front) -> None:
     [made] = front.register("Sizes", [{"links": [LONG[what]]}])
-    [link] = made["links"]
-    answer = front.ask(link["click_url"].removeprefix(front.nginx.url))
-    assert (answer.status, answer.headers.get("location")) == (302, quote(LONG[what], safe=":/"))
-    assert recorded_urls(front, made["key"]) == [LONG[what]]
-
-
-def test_a_plain_link_with_the_longest_target_all_percent_encoded_redirects_and_is_recorded(front: Front) -> None:
-    target = LONG["4,096 characters of ASCII"]
-    encoded = "".join(f"%{byte:02X}" for byte in target.encode())
-    assert len(encoded) == 12_288
-    answer = front.ask(f"/{front.mail_id('Sizes')}/click/encoded?url={encoded}")
-    assert (answer.status, answer.headers.get("location")) == (302, target)
-    assert recorded_urls(front, "encoded") == [target]
+    signed = made["links"][0]["click_url"].removeprefix(front.nginx.url)
+    encoded = "".join(f"%{byte:02X}" for byte in LONG["4,096 characters of ASCII"].encode())
+    plain = f"/{front.mail_id('Sizes')}/click/{made['key']}?url={encoded}"
+    targets = (LONG[what], LONG["4,096 characters of ASCII"])
+    for path, target in zip((signed, plain), targets, strict=True):
+        answer = front.ask(path)
+        assert (answer.status, answer.headers.get("location")) == (302, quote(target, safe=":/"))
+    assert sorted(recorded_urls(front, made["key"])) == sorted(targets)
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["Content-Length", "chunked"])
@@ -957,53 +799,36 @@ Tick = Callable[[], None]
 Hold = Callable[[Front, ExitStack], tuple[Tick, Tick]]
 
 
-def slow_headers(front: Front, stack: ExitStack) -> tuple[Tick, Tick]:
-    """A hundred clients send their headers at a byte a second."""
-    keys = [f"slow-{number}" for number in range(100)]
-    texts = {key: request(front.pixel("Slow", key), "GET", "Connection: close") for key in keys}
-    connections = {key: stack.enter_context(front.nginx.connect(source=somebody())) for key in keys}
+def slowly(front: Front, stack: ExitStack, texts: Sequence[tuple[bytes, bytes]]) -> tuple[Tick, Tick]:
+    """Clients that send the first part of a request at once and the second at a byte a second."""
+    connections = [stack.enter_context(front.nginx.connect(source=somebody())) for _ in texts]
+    for connection, (first, _) in zip(connections, texts, strict=True):
+        connection.sendall(first)
     sent = itertools.count()
 
-    def tick() -> None:
+    def send(most: int) -> None:
         place = next(sent)
-        for key, connection in connections.items():
-            connection.sendall(texts[key][place : place + 1])
+        for connection, (_, second) in zip(connections, texts, strict=True):
+            connection.sendall(second[place : place + most])
 
     def finish() -> None:
-        place = next(sent)
-        for key, connection in connections.items():
-            connection.sendall(texts[key][place:])
-            assert is_pixel(read_answers(read_all(connection))[0])
-        times = front.counted("Slow")
-        assert [times[key] for key in keys] == [1] * 100
+        send(1 << 20)
+        assert all(read_answers(read_all(connection))[0].status in (200, 201) for connection in connections)
 
-    return tick, finish
+    return lambda: send(1), finish
+
+
+def slow_headers(front: Front, stack: ExitStack) -> tuple[Tick, Tick]:
+    """A hundred clients send their headers at a byte a second."""
+    paths = [front.pixel("Slow", f"slow-{number}") for number in range(100)]
+    return slowly(front, stack, [(b"", request(path, "GET", "Connection: close")) for path in paths])
 
 
 def slow_bodies(front: Front, stack: ExitStack) -> tuple[Tick, Tick]:
     """Twenty clients send the emails that they register at a byte a second."""
-    keys = [f"slow-body-{number}" for number in range(20)]
-    bodies = {key: json.dumps({"key": key}).encode() for key in keys}
-    connections = {key: stack.enter_context(front.nginx.connect(source=somebody())) for key in keys}
-    for key, connection in connections.items():
-        text = request(f"/{front.id('Slow')}/emails", "POST", "Connection: close", body=bodies[key])
-        connection.sendall(text.removesuffix(bodies[key]))
-    sent = itertools.count()
-
-    def tick() -> None:
-        place = next(sent)
-        for key, connection in connections.items():
-            connection.sendall(bodies[key][place : place + 1])
-
-    def finish() -> None:
-        place = next(sent)
-        for key, connection in connections.items():
-            connection.sendall(bodies[key][place:])
-            assert read_answers(read_all(connection))[0].status == 201
-        registered = {row["key"] for row in front.exported("Slow", "emails") if row["registered"]}
-        assert set(keys) <= registered
-
-    return tick, finish
+    path, bodies = f"/{front.id('Slow')}/emails", [b'{"key": "slow-body-%d"}' % number for number in range(20)]
+    heads = [request(path, "POST", "Connection: close", body=body).removesuffix(body) for body in bodies]
+    return slowly(front, stack, list(zip(heads, bodies, strict=True)))
 
 
 def half_requests(front: Front, stack: ExitStack) -> tuple[Tick, Tick]:
@@ -1215,67 +1040,29 @@ SHAPES = {
     "a body in chunks": Shape("Transfer-Encoding: chunked\r\n", CHUNKS, YES),
     "CL.TE": Shape(LENGTH + "Transfer-Encoding: chunked\r\n", ENDED),
     "TE.CL": Shape("Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", CHUNKS),
-    "TE first, then CL": Shape("Transfer-Encoding: chunked\r\n" + LENGTH, ENDED),
-    "TE after a tab": Shape(LENGTH + "Transfer-Encoding:\tchunked\r\n", ENDED),
     "TE after a vertical tab": Shape(LENGTH + "Transfer-Encoding: \x0bchunked\r\n", ENDED),
     "TE folded": Shape(LENGTH + "Transfer-Encoding:\r\n chunked\r\n", ENDED),
-    "TE folded with a tab": Shape(LENGTH + "X-A: b\r\n\tTransfer-Encoding: chunked\r\n", ENDED, EITHER),
     "TE chunked, identity": Shape(LENGTH + "Transfer-Encoding: chunked, identity\r\n", ENDED),
-    "TE identity, chunked": Shape(LENGTH + "Transfer-Encoding: identity, chunked\r\n", ENDED),
-    "TE xchunked": Shape(LENGTH + "Transfer-Encoding: xchunked\r\n", ENDED),
-    "TE in quotes": Shape(LENGTH + 'Transfer-Encoding: "chunked"\r\n', ENDED),
     "TE twice": Shape(LENGTH + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", ENDED),
-    "TE twice, without a length": Shape("Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n", CHUNKS),
     "TE with an underscore": Shape(LENGTH + "Transfer_Encoding: chunked\r\n", ENDED, YES),
     "TE with a space before its colon": Shape(LENGTH + "Transfer-Encoding : chunked\r\n", ENDED, EITHER),
-    "TE with a space before its name": Shape(LENGTH + " Transfer-Encoding: chunked\r\n", ENDED, EITHER),
     "TE after a bare line feed": Shape(LENGTH + "X-A: b\nTransfer-Encoding: chunked\r\n", ENDED),
     "TE after a bare carriage return": Shape(LENGTH + "X-A: b\rTransfer-Encoding: chunked\r\n", ENDED, EITHER),
-    "TE after NUL": Shape(LENGTH + "X-A: b\0\r\nTransfer-Encoding: chunked\r\n", ENDED),
-    "TE in HTTP/1.0": Shape(
-        "Transfer-Encoding: chunked\r\n", CHUNKS, EITHER, "GET {outer} HTTP/1.0\r\nHost: localhost\r\n"
-    ),
     "two lengths": Shape("Content-Length: 0\r\n" + LENGTH),
-    "the same length twice": Shape(LENGTH + LENGTH),
-    "two lengths in one": Shape("Content-Length: {length}, {length}\r\n"),
     "a length with a plus": Shape("Content-Length: +{length}\r\n"),
-    "a length with a minus": Shape("Content-Length: -{length}\r\n"),
-    "a length in hexadecimal": Shape("Content-Length: 0x{hex}\r\n"),
-    "a length with a space in it": Shape("Content-Length: 1 {length}\r\n"),
     "a length that overflows": Shape("Content-Length: 18446744073709551616\r\n"),
     "a length with an underscore": Shape("Content_Length: 0\r\n" + LENGTH, statuses=YES),
-    "a folded length": Shape(LENGTH + "Content-Length:\r\n 0\r\n"),
-    "a folded header": Shape(LENGTH + "X-A: b\r\n c\r\n", statuses=EITHER),
-    "bare line feeds": Shape(
-        "", "{inner}", EITHER, "GET {outer} HTTP/1.1\nHost: localhost\nContent-Length: {length}\n"
-    ),
     "NUL in a value": Shape(LENGTH + "X-A: b\0c\r\n"),
-    "NUL in a name": Shape(LENGTH + "X\0A: b\r\n", statuses=EITHER),
     "chunks with extensions": Shape("Transfer-Encoding: chunked\r\n", CHUNKS.replace("{hex}", "{hex};a=b"), EITHER),
-    "a chunk with a sign": Shape("Transfer-Encoding: chunked\r\n", CHUNKS.replace("{hex}", "+{hex}")),
     "a chunk with 0x": Shape("Transfer-Encoding: chunked\r\n", CHUNKS.replace("{hex}", "0x{hex}")),
-    "a chunk that overflows": Shape("Transfer-Encoding: chunked\r\n", CHUNKS.replace("{hex}", "1" + "0" * 16)),
     "a chunk that is too short": Shape("Transfer-Encoding: chunked\r\n", "2\r\n{inner}\r\n0\r\n\r\n"),
-    "trailers": Shape(
-        "Transfer-Encoding: chunked\r\nTrailer: Content-Length\r\n",
-        "{hex}\r\n{inner}\r\n0\r\nContent-Length: 0\r\n\r\n",
-        EITHER,
-    ),
-    "two hosts": Shape("Host: t.acme.test\r\n" + LENGTH),
     "no host": Shape(LENGTH, first="GET {outer} HTTP/1.1\r\n"),
-    "absolute form, another host": Shape(
+    "absolute form": Shape(
         LENGTH, statuses=YES, first="GET https://localhost{outer} HTTP/1.1\r\nHost: other.example\r\n"
     ),
-    "an upgrade": Shape(
-        LENGTH + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n",
-        statuses=YES,
-    ),
-    "a tab in the path": Shape(LENGTH, first="GET {outer}?a\tb HTTP/1.1\r\nHost: localhost\r\n", statuses=EITHER),
-    "HTTP/1.9": Shape(LENGTH, statuses=EITHER, first="GET {outer} HTTP/1.9\r\nHost: localhost\r\n"),
+    "an upgrade": Shape(LENGTH + "Connection: Upgrade\r\nUpgrade: h2c\r\n", statuses=YES),
     "HTTP/2.0": Shape(LENGTH, first="GET {outer} HTTP/2.0\r\nHost: localhost\r\n"),
     "CONNECT": Shape(LENGTH, first="CONNECT localhost:443 HTTP/1.1\r\nHost: localhost\r\n"),
-    "TRACE": Shape(LENGTH, first="TRACE {outer} HTTP/1.1\r\nHost: localhost\r\n"),
-    "a method in lower case": Shape(LENGTH, first="get {outer} HTTP/1.1\r\nHost: localhost\r\n"),
 }
 
 
@@ -1318,19 +1105,6 @@ def test_http_0_9_gets_bytes_and_what_follows_it_is_not_read(end: str, front: Fr
     assert is_pixel(front.ask(front.pixel("Raw", "after-0-9")))
 
 
-def test_http_1_0_keeps_its_connection_where_it_asks_for_that(front: Front) -> None:
-    one, two = (
-        request(front.pixel("Raw", key), "GET", f"Connection: {word}", version="1.0")
-        for key, word in (("http-1-0-a", "keep-alive"), ("http-1-0-b", "close"))
-    )
-    answers = read_answers(front.exchange(one, two))
-    assert [is_pixel(answer) for answer in answers] == [True, True]
-    answers = read_answers(front.exchange(two, one))
-    assert [is_pixel(answer) for answer in answers] == [True]  # what follows a close is not read
-    times = front.counted("Raw")
-    assert (times["http-1-0-a"], times["http-1-0-b"]) == (1, 2)
-
-
 def test_a_name_that_nobody_has_is_answered_as_the_first_host(front: Front) -> None:
     answer = front.ask(front.pixel("Raw", "host"), "GET", "Host: evil.example")
     assert answer.status == 400  # two hosts
@@ -1343,61 +1117,57 @@ def test_a_name_that_nobody_has_is_answered_as_the_first_host(front: Front) -> N
 # == What keeps the file from being printed ==
 
 
-def printed(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """`tracker.py nginx`."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, *words],
-        env={"PATH": os.environ["PATH"], "DATABASE_URL": f"sqlite:{folder}/data/tracking.db", **environ},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+@pytest.fixture
+def printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """`tracker.py nginx` in this process: what it printed, and what it said."""
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:{tmp_path}/data/tracking.db")
+
+    def run(*words: str, status: int = 0, **environ: str) -> tuple[str, str]:
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        assert tracker.main(["--env", os.devnull, *words]) == status
+        return capsys.readouterr()
+
+    return run
 
 
 @pytest.mark.parametrize(
-    ("database", "environ", "says"),
+    ("words", "environ", "says"),
     [
-        (True, {}, "BASE_URL is not set; expected the public address, such as https://track.example.com"),
+        ((), {}, "BASE_URL is not set; expected the public address, such as https://track.example.com"),
         (
-            True,
-            {"BASE_URL": "https://track.example.com", "BIND": "fd://3"},
-            "BIND is fd://3; expected where nginx finds the tracker: unix:/path or HOST:PORT",
+            (),
+            {"BASE_URL": BASE, "BIND": "fd://3"},
+            "BIND is fd://3; expected where nginx finds the tracker: unix:/path",
         ),
-        (False, {"BASE_URL": "https://track.example.com"}, "no database at"),
+        ((), {"BASE_URL": BASE, "BIND": "unix:/run/a b.sock"}, "'/run/a b.sock': expected an absolute path"),
+        (("--webroot", "/srv/a b"), {"BASE_URL": BASE}, "'/srv/a b': expected an absolute path"),
+        (("--certificates", "/srv/$a"), {"BASE_URL": BASE}, "'/srv/$a': expected an absolute path"),
+        (("--log-folder", "/srv/a;b"), {"BASE_URL": BASE}, "'/srv/a;b': expected an absolute path"),
+        (("--http-port", "0"), {"BASE_URL": BASE}, "--http-port is 0: expected a port from 1 to 65535"),
     ],
-    ids=["without BASE_URL", "with a listener that only systemd knows", "without a database"],
 )
-def test_no_file_is_printed(database: bool, environ: dict[str, str], says: str, tmp_path: Path) -> None:
-    if database:
-        assert printed(tmp_path, "tenant", "add", "Acme", "--local").returncode == 0
-    done = printed(tmp_path, "nginx", **environ)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert says in done.stderr and done.stderr.count("\n") == 1
-    assert (tmp_path / "data").exists() is database
+def test_what_nginx_would_read_as_something_else_is_refused(
+    words: tuple[str, ...], environ: dict[str, str], says: str, printed: Callable[..., Any], tmp_path: Path
+) -> None:
+    printed("tenant", "add", "Acme", "--local")
+    out, err = printed("nginx", *words, status=1, **environ)
+    assert out == "" and says in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("--webroot", "/srv/a b"), ("--certificates", "/srv/$a"), ("--log-folder", "/srv/a;b"), ("--http-port", "0")],
-)
-def test_what_nginx_would_read_as_something_else_is_refused(option: str, value: str, tmp_path: Path) -> None:
-    base = {"BASE_URL": "https://track.example.com"}
-    assert printed(tmp_path, "tenant", "add", "Acme", **base).returncode == 0
-    done = printed(tmp_path, "nginx", option, value, **base)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert value in done.stderr and "expected a" in done.stderr
-    done = printed(tmp_path, "nginx", BIND="unix:/run/a b.sock", **base)
-    assert (done.returncode, done.stdout) == (1, "") and "'/run/a b.sock'" in done.stderr
+def test_no_file_is_printed_without_a_database(printed: Callable[..., Any], tmp_path: Path) -> None:
+    assert "no database at" in printed("nginx", status=1, BASE_URL=BASE)[1]
+    assert not (tmp_path / "data").exists()
 
 
-def test_the_commands_for_missing_certificates_are_printed_beside_the_file(tmp_path: Path) -> None:
-    base = {"BASE_URL": "https://track.example.com"}
-    assert printed(tmp_path, "tenant", *("add", "Acme", "--tracking-host", "t.acme.test"), **base).returncode == 0
+def test_the_commands_for_missing_certificates_are_printed_beside_the_file(
+    printed: Callable[..., Any], tmp_path: Path
+) -> None:
+    printed("tenant", "add", "Acme", "--tracking-host", "t.acme.test", BASE_URL=BASE)
     certificates = tmp_path / "certificates"
     (certificates / "track.example.com").mkdir(parents=True)
     (certificates / "track.example.com" / "fullchain.pem").write_text("there is one")
-    done = printed(tmp_path, "nginx", "--certificates", str(certificates), "--webroot", "/var/www/proofs", **base)
-    assert done.returncode == 0 and done.stdout.startswith("# Made by ")
-    assert "certbot certonly --webroot -w /var/www/proofs -d t.acme.test" in done.stderr
-    assert "-d track.example.com" not in done.stderr
+    out, err = printed("nginx", "--certificates", str(certificates), "--webroot", "/var/www/proofs")
+    assert out.startswith("# Made by ")
+    assert "certbot certonly --webroot -w /var/www/proofs -d t.acme.test" in err
+    assert "-d track.example.com" not in err
