@@ -4490,12 +4490,11 @@ def _print(line: str, stream: TextIO) -> None:
 FIELD_LIMITS = {"key": MAX_KEY, "subject": 998, "recipient": 320, "campaign": MAX_CAMPAIGN}
 SAID_OF_EMAILS = ("subject", "recipient", "campaign")
 TEXT_FIELDS = ("method", "host", "uri", "ip", "ua", "answer", "purpose", "why")
+HIT_TEXTS, EMAIL_TEXTS = ("id", *TEXT_FIELDS), ("id", "mail_id", "key", *SAID_OF_EMAILS)
 _write_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _read_json = json.JSONDecoder().raw_decode
-
-
-class BadLine(BadInput):
-    """Why a line of the spool can't be read as a hit or a registration."""
+# Nine of ten lines: the path of a pixel in which nothing is encoded. What this finds in it, recognise does.
+_read_pixel_uri = re.compile(PIXEL_PATH.replace(".", r"\.").format(mail_id="([^/%?]+)", key="([^/%?]+)")).fullmatch
 
 
 def hit_line(fields_: dict[str, Any]) -> bytes:
@@ -4511,40 +4510,43 @@ def email_line(mail_id: str, registration: Registration, at: int) -> bytes:
 
 
 def read_object(line: bytes) -> dict[str, Any]:
-    """Read a line of JSON that holds one object; one without an id gets its own. Raises BadLine."""
+    """Read a line of JSON that holds one object; one without an id gets its own. Raises BadInput."""
     text = line.decode("utf-8", "surrogateescape").strip(" \t\r\n")  # what JSON takes for white space
     try:
         raw, end = _read_json(text)
     except (ValueError, RecursionError):
-        raise BadLine("expected one JSON object") from None
+        raise BadInput("expected one JSON object") from None
     if end != len(text) or not isinstance(raw, dict):
-        raise BadLine("expected one JSON object")
+        raise BadInput("expected one JSON object")
     if raw.get("id", "") == "":
         raw["id"] = hashlib.sha256(line.strip()).hexdigest()
     return raw
 
 
 def parse_line(line: bytes) -> Hit | SpooledEmail:
-    """Read a line of the spool. Unknown fields are ignored; raises BadLine if it is neither hit nor registration."""
+    """Read a line of the spool. Unknown fields are ignored; raises BadInput if it is neither hit nor registration."""
     raw = read_object(line)
     at = read_time(raw.get("t"))
     if raw.get("kind") == "email":
         return _spooled_email(raw, at)
-    id_, method, host, uri, address, agent, answer, purpose, why = _texts(raw, "id", *TEXT_FIELDS)
-    segments, query = split_target(uri)
-    asked = recognise(segments, query)
-    if asked is None:
-        raise BadLine("uri: expected a pixel or a click")
-    url = asked.url
-    if url is None and not asked.is_open and answer in ("302", "named", "hidden"):
-        raise BadLine("uri: expected a link with a target")
+    id_, method, host, uri, address, agent, answer, purpose, why = _texts(raw, HIT_TEXTS)
+    if pixel := _read_pixel_uri(uri):
+        (mail_id, key), is_open, url, query = pixel.groups(), True, None, ""
+    else:
+        segments, query = split_target(uri)
+        asked = recognise(segments, query)
+        if asked is None:
+            raise BadInput("uri: expected a pixel or a click")
+        is_open, mail_id, key, url = asked
+        if url is None and not is_open and answer in ("302", "named", "hidden"):
+            raise BadInput("uri: expected a link with a target")
     return Hit(
         id=id_,
         at=at,
-        type=OPEN if asked.is_open else CLICK,
+        type=OPEN if is_open else CLICK,
         method=method or "GET",
-        mail_id=asked.mail_id,
-        key=asked.key,
+        mail_id=mail_id,
+        key=key,
         url=url and url.strip(" ")[:MAX_TARGET],
         host=host_name(host),
         address=address[:45],
@@ -4552,15 +4554,15 @@ def parse_line(line: bytes) -> Hit | SpooledEmail:
         purpose=purpose[:64],
         answer=answer,
         why=why,
-        campaign=campaign_of(query),
-        own=raw.get("own") is True or asked.key.startswith(TEST_KEY),
+        campaign=campaign_of(query) if query else "",
+        own=raw.get("own") is True or key.startswith(TEST_KEY),
     )
 
 
 def _spooled_email(raw: dict[str, Any], at: int) -> SpooledEmail:
-    id_, mail_id, key, *said = _texts(raw, "id", "mail_id", "key", *SAID_OF_EMAILS)
+    id_, mail_id, key, *said = _texts(raw, EMAIL_TEXTS)
     if not is_key(key):
-        raise BadLine("key: expected the key of an email")
+        raise BadInput("key: expected the key of an email")
     subject, recipient, campaign = (
         text[: FIELD_LIMITS[name]] if name in raw else None for name, text in zip(SAID_OF_EMAILS, said, strict=True)
     )
@@ -4570,22 +4572,22 @@ def _spooled_email(raw: dict[str, Any], at: int) -> SpooledEmail:
 
 
 def read_time(value: Any) -> int:
-    """Milliseconds since 1970, of seconds. Raises BadLine."""
+    """Milliseconds since 1970, of seconds. Raises BadInput."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
         value = float(value)  # nginx can only write its $msec as text where it writes JSON strings
     if type(value) in (float, int) and EARLIEST < value < LATEST:
         return int(value * 1000 + 0.5)
-    raise BadLine("t: expected seconds since 1970")
+    raise BadInput("t: expected seconds since 1970")
 
 
-def _texts(raw: Mapping[str, Any], *names: str) -> list[str]:
-    """The texts of these fields, "" where one is missing, in what UTF-8 can spell and without NUL. Raises BadLine."""
+def _texts(raw: dict[str, Any], names: tuple[str, ...]) -> Sequence[str]:
+    """The texts of fields, in what UTF-8 can spell and without NUL; "" where one is missing. Raises BadInput."""
     texts = [raw.get(name, "") for name in names]
     try:
         whole = "".join(texts)
     except TypeError:
-        wrong = next(name for name in names if not isinstance(raw.get(name, ""), str))
-        raise BadLine(f"{wrong}: expected text") from None
+        wrong = next(name for name, text in zip(names, texts, strict=True) if not isinstance(text, str))
+        raise BadInput(f"{wrong}: expected text") from None
     if whole.isascii() and "\0" not in whole:
         return texts  # as in nearly all lines
     return [_mended(text) for text in texts]
@@ -4723,14 +4725,20 @@ def drain(
         names = [*segment_sizes(folder)]
     except OSError as error:
         raise StoreError(f"can't read the spool {folder}: {error.strerror}") from error
-    for name in names:
-        try:
-            with _opened_segment(folder, name) as segment:
-                work.drain_segment(segment)
-        except FileNotFoundError:
-            pass  # another drain finished it
-        except OSError as error:
-            work.troubles.append(f"segment {name}: {error.strerror}")
+    collects = gc.isenabled()
+    gc.disable()  # thousands of hits come and go, none of them in a cycle; to look for such takes a twentieth of the time
+    try:
+        for name in names:
+            try:
+                with _opened_segment(folder, name) as segment:
+                    work.drain_segment(segment)
+            except FileNotFoundError:
+                pass  # another drain finished it
+            except OSError as error:
+                work.troubles.append(f"segment {name}: {error.strerror}")
+    finally:
+        if collects:
+            gc.enable()
     return work
 
 
@@ -4808,10 +4816,10 @@ class Drain:
             for line, end in islice(read_lines(segment, position), self.lines):
                 try:
                     if reject or not line.endswith(b"\n"):
-                        raise BadLine("torn, or longer than any of ours")
+                        raise BadInput("torn, or longer than any of ours")
                     if not line.isspace():
                         good.append(parse_line(line))
-                except BadLine:
+                except BadInput:
                     _keep_rejected(segment, position, line)
                     rejected += 1
                 taken, position = taken + 1, end
@@ -4870,7 +4878,7 @@ def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[s
             try:
                 if found:
                     batch.append(parse_line(b"{" + rest))
-            except BadLine as error:
+            except BadInput as error:
                 troubles.append(f"line {number}: {error}")
         with database.transaction() as connection:
             added = ingest_lines(connection, batch, now_ms())
@@ -7963,7 +7971,7 @@ def cmd_drain(args: argparse.Namespace, settings: Settings) -> int:
     with _opened(settings) as database:
         database.enlarge_cache(64)
         while True:
-            report = drain(database, batch=BACKLOG_BATCH)
+            report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
             if report.hits or report.rejected or not args.follow:
                 print(f"drained {report.hits} hits, put {report.rejected} lines into spool/rejected", flush=True)
             for trouble in report.troubles:
@@ -8066,7 +8074,7 @@ def _read_email_to_judge(line: bytes) -> tuple[Context, list[Network]]:
 def _time_to_judge(value: object, name: str) -> int:
     try:
         return read_time(value)
-    except BadLine:
+    except BadInput:
         if isinstance(value, str):
             return read_iso_time(value, name)
         raise BadInput(f"{name}: expected seconds since 1970, or a time such as 2026-11-30T09:00:00Z") from None

@@ -283,7 +283,7 @@ def test_a_drain_killed_between_any_two_of_its_steps_counts_each_hit_once(stage:
 
 
 # A fault leaves files to the collector of garbage that nobody would leave open otherwise.
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_drain_that_fails_between_any_two_of_its_steps_counts_each_hit_once(stage: Stage, memory: Path) -> None:
     wreck = Wreck(stage, memory)
     mending = mending_lines()
