@@ -14,6 +14,7 @@ import zoneinfo
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from asking import (
@@ -140,7 +141,9 @@ HOSTILE = [
     "$name ${body} $$ $rows",
     "<!--",
     "&lt;b&gt; &amp; &#60;script&#62;",
-    "{{7*7}} %s %(name)s",
+    "{{7*7}} %s %(name)s {scope} {0}",
+    "\U0001f389" * 60,
+    "a" * 200,
     "\u202egnp.exe",  # the bdi around it keeps a right-to-left override from spilling
 ]
 
@@ -149,7 +152,12 @@ HOSTILE = [
 def test_what_strangers_write_is_shown_and_never_obeyed(stage: Stage, text: str) -> None:
     stage.change(stage.acme, name=text)
     register(stage, stage.acme, tracker.Registration("e1", text, text, text))
+    segment(stage, hit(stage, "e1", ua=text), click(stage, "e1", f"https://acme.com/?{quote(text)}"))
     harmless = dashboard(stage, tenant=stage.globex)
+    for path in ("emails/e1", f"campaigns/{quote(text, safe='')}", f"dashboard?q={quote(text)}"):
+        page = Page(get(stage, f"/{stage.acme.id}/{path}").text)
+        assert page.text.count(text) >= 3
+        assert_inert(page)
     page = dashboard(stage)
     assert page.text.count(text) >= 3
     assert page.title == f"{text}: opens and clicks"
