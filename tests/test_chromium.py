@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
+import test_links
 from browser import HOSTILE_NAME, Chromium, Site, Tab
 from conftest import CHROME, LOCAL_NAME, ROOT, Mailbox, missing
 
@@ -217,193 +218,84 @@ def test_our_pages_render_whole_and_ask_nobody_else_for_anything(mailing: Site, 
 # == Where links lead ==
 
 HOSTILE: dict[str, tuple[str, ...]] = {
-    "backslashes": (
-        "https://evil.com\\@acme.com/", "https://acme.com\\@evil.com", "https://acme.com\\.evil.com/",
-        "https:\\\\evil.com", "https:/\\evil.com/", "https:\\/evil.com/", "\\\\evil.com/", "/\\evil.com/",
-        "\\/evil.com", "https://evil.com\\", "https://acme.com/\\evil.com", "https://acme.com:443\\@evil.com/",
-        "https://acme.com?\\@evil.com/", "https://acme.com#\\@evil.com/", "https://evil.com%5C.acme.com/",
-        "https://acme.com%5c@evil.com", "https:\\evil.com",
-    ),
-    "tabs and line breaks": (
-        "ht\ttps://evil.com/", "https:/\t/evil.com/", "https://acme.com\t.evil.com/", "https://acme.com/a\tb",
-        "\thttps://evil.com", "java\nscript:alert(1)", "https://acme.com\n@evil.com/", "https://ev\r\nil.com/",
-        "https://acme.com/\n", "/\t/evil.com", "https\n://evil.com", "https://acme.com/\r\nSet-Cookie: a=b",
-        "\n//evil.com", "https://acme.com/?a\nb", "h\nttp:evil.com",
-    ),
-    "other control characters": (
-        "\x01https://evil.com/", "\x1fjavascript:alert(1)", "https://acme.com\0.evil.com/", "https://acme.com/\x7f",
-        "\0", "https://acme.com\x0b/", "https://acme.com/?a=\0", "https://acme.com/#\x1b[2J",
-        "https://evil.com\x08@acme.com/", "https://acme.com/ \x00", "https://acme.com\x85.evil.com/",
-        "https://acme.com/\x85", "\x85https://evil.com/",
-    ),
-    "credentials": (
-        "https://acme.com@evil.com/", "https://acme.com:443@evil.com/", "https://user:secret@acme.com/",
-        "https://@acme.com/", "https://a@b@acme.com/", "https://acme.com%40evil.com/",
-        "https://acme.com\uff20evil.com/", "https://:@evil.com/", "https://acme.com%2F@evil.com/",
-        "https://acme.com%23@evil.com/", "https://evil.com#@acme.com", "https://evil.com?@acme.com",
-        "https://evil.com/@acme.com", "https://acme.com&@evil.com#@acme.com/", "https://acme.com;@evil.com/",
-        "http://acme.com:@evil.com", "https://acme.com @evil.com/", "https://%61cme.com@evil.com",
-        "https://acme.com,evil.com@evil.com/",
-    ),
-    "slashes too few or too many": (
-        "https:evil.com/", "http:evil.com", "https:/evil.com", "https:///evil.com/", "https://///evil.com/",
-        "https:////acme.com/", "//evil.com/", "///evil.com/", "////evil.com", "https:", "https:/", "https://",
-        "https:///", "https://?acme.com", "https://#acme.com", "https://:443/", "https:?evil.com", "https:#evil.com",
-        "https:@evil.com", "https:acme.com@evil.com/", "http:/evil.com@acme.com", "https:.evil.com", "https:./evil.com",
-        "https:../evil.com", "/https://evil.com/",
-    ),
-    "relative": (
-        "acme.com", "acme.com/", "acme.com:443/", "/a", "?a=b", "#a", ".", "..", "./", "../..", "a/b", "//", "/", "?",
-        "#", "evil.com:80", "localhost:3000/", ":80/", "://evil.com", ":https://evil.com", ";https://evil.com",
-        "%68ttps://evil.com/", "https%3A//evil.com", "https%3A%2F%2Fevil.com", "1https://evil.com/",
-        "-https://evil.com", "[::1]/", "@evil.com",
+    **{f"refused: {group}": urls for group, urls in test_links.REFUSED.items()},
+    "elsewhere": tuple(test_links.ELSEWHERE),
+    "a tenant's own": tuple(test_links.ACME),
+    "slashes, control characters and credentials": (
+        "https://acme.com\\@evil.com", "https://acme.com\\.evil.com/", "https:\\\\evil.com", "https://evil.com\\",
+        "https://acme.com?\\@evil.com/", "https://acme.com#\\@evil.com/", "https://acme.com%5c@evil.com",
+        "https://acme.com\t.evil.com/", "\thttps://evil.com", "java\nscript:alert(1)", "https://acme.com\n@evil.com/",
+        "/\t/evil.com", "https\n://evil.com", "\n//evil.com", "https://acme.com/?a\nb", "h\nttp:evil.com",
+        "\x01https://evil.com/", "\x1fjavascript:alert(1)", "\0", "https://acme.com\x0b/",
+        "https://evil.com\x08@acme.com/", "https://acme.com/ \0", "https://acme.com\x85.evil.com/",
+        "\x85https://evil.com/", "https://acme.com%2F@evil.com/", "https://acme.com%23@evil.com/",
+        "https://evil.com#@acme.com", "https://acme.com;@evil.com/", "http://acme.com:@evil.com",
+        "https://acme.com @evil.com/", "https://%61cme.com@evil.com", "https:////acme.com/", "https:///",
+        "https:?evil.com", "https:@evil.com", "https:acme.com@evil.com/", "https:.evil.com", "/https://evil.com/",
+        "..", "//", "evil.com:80", "localhost:3000/", "://evil.com", ":https://evil.com", "%68ttps://evil.com/",
+        "https%3A%2F%2Fevil.com", "1https://evil.com/", "[::1]/", "@evil.com",
     ),
     "other schemes": (
-        "javascript:alert(1)", "JaVaScRiPt:alert(1)//https://acme.com/", "javascript://acme.com/%0aalert(1)",
-        " javascript:alert(1)", "javascript:\n//https://acme.com", "\x00javascript:alert(1)",
-        "javascript&colon;alert(1)", "javascript :alert(1)", "data:text/html,<script>alert(1)</script>",
-        "data:text/html;base64,PHNjcmlwdD4=", "DATA:,a", "vbscript:msgbox(1)", "vb\tscript:msgbox(1)",
-        "file:///etc/passwd", "file://acme.com/a", "ftp://acme.com/", "mailto:ann@acme.com", "tel:+391",
-        "blob:https://acme.com/1", "filesystem:https://acme.com/temporary/a", "view-source:https://acme.com/",
-        "about:blank", "intent://acme.com/#Intent;scheme=https;end", "wss://acme.com/", "ws://acme.com",
-        "chrome://settings", "https+x://acme.com/", "https.://acme.com/", "httpss://acme.com/", "http-://acme.com",
-        "feed:https://acme.com/", "jar:https://acme.com!/", "\uff48ttps://acme.com/", "http\u017f://evil.com/",
-        "\u212attps://evil.com", "android-app://acme.com/", "x:https://acme.com/",
+        "javascript:\n//https://acme.com", "\0javascript:alert(1)", "javascript&colon;alert(1)",
+        "data:text/html;base64,PHNjcmlwdD4=", "vb\tscript:msgbox(1)", "file://acme.com/a",
+        "filesystem:https://acme.com/temporary/a", "about:blank", "ws://acme.com", "chrome://settings",
+        "https.://acme.com/", "feed:https://acme.com/", "jar:https://acme.com!/", "http\u017f://evil.com/",
+        "\u212attps://evil.com",
     ),
-    "mixed case": (
-        "HTTPS://ACME.COM/A", "hTTp://aCmE.CoM:80", "HtTpS://EvIl.CoM?A", "https://ACME.com.EVIL.com/", "HTTP:EVIL.com",
+    "names": (
+        "hTTp://aCmE.CoM:80", "HtTpS://EvIl.CoM?A", "https://ACME.com.EVIL.com/", "https://\u0251cme.com",
+        "https://acme.com\u2215evil.com/", "https://acme.com\u2044evil.com/", "https://acme\xb7com/",
+        "https://acme.com\u3033evil.com/", "https://acme.com\u30ce.evil.com/", "https://\u24b6cme.com/",
+        "https://\u0130.com/", "https://\u2488com/", "https://a\u2100b.com/", "https://a\u33a2b.com",
+        "https://\u03f2.com/", "https://\u1fb3.com/", "https://\u13a0.com/", "https://\uab70.com/",
+        "https://\u1c82.com/", "https://\u01c5.com/", "https://\u0149.com/", "https://\ud55c\uae00.kr/",
+        "https://\u1112\u1161\u11ab.kr/", "https://\u1e9b\u0323.com/", "https://a--b.com/", "https://xn--a.com/",
+        "https://xn--bcher-kva.example/", "https://xn--xn--a-0.com/", "https://xn--aü.com/", "https://i\u2764.ws/",
+        "https://a\u0378b.com/", "https://a\ue000b.com/", "https://a\uffffb.com/", f"https://{'a' * 64}.com/",
+        f"https://{'u' * 300}.com/", f"https://{'ü' * 50}.com/", f"https://{'ü' * 60}.com/",
+        f"https://{'.'.join(['a' * 49] * 5)}.com/", f"https://{'a.' * 600}com/", f"https://{'a' * 2000}@evil.com/",
+        "https://acme.com/?" + "ü" * 600, "https://evil.com/" + "../" * 500, f"https://acme.com{'.' * 300}evil.com/",
     ),
-    "names that look like another": (
-        "https://acme.com.evil.com/", "https://notacme.com/", "https://acme.com-evil.com/", "https://acme.co/",
-        "https://com/", "https://\u0430cme.com/", "https://acme.c\u03bfm/", "https://ac\u0131e.com/",
-        "https://acm\u0435.com/", "https://\u0251cme.com", "https://acme.com\u2215evil.com/",
-        "https://acme.com\u2044evil.com/", "https://acme.com\u29f8evil.com/", "https://acme\u00b7com/",
-        "https://acme.com\u3033evil.com/", "https://acme.com\u30ce.evil.com/", "https://acme.com\u01c3.evil.com",
-        "https://\u1d00cme.com/",
+    "dots, spaces and what is not seen": (
+        "https://acme\u2024com/", "https://acme\ufe52com/", "https://%2e/", "https://acme.com%2e/",
+        "https://acme.com%2e%2e/", "https://evil.com.:443/", "https://acme\ufe0f.com/", "https://acme\U000e0101.com/",
+        "https://ac\u034fme.com/", "https://ac\u180bme.com/", "https://a\u115fb.com/", "https://a\u3164b.com/",
+        "https://acme.com\u2028/", "https://acme.com/\u200b", "https://acme.com/#\ufeff", "\ufeffhttps://evil.com/",
+        "https:\u200b//evil.com/", "https://ac%C2%ADme.com/", "https://ac%E2%80%8Bme.com/",
+        "https://acme\U000e0061.com", "https://a\u17b4b.com/", "https ://acme.com/", "https://acme\xa0.com/",
+        "\xa0https://evil.com/", "https://acme.com/\xa0", "\u3000//evil.com", "https://acme.com%20/", " //evil.com/",
+        " ", "https://acme.com/a b?c d#e f", "https://evil.com\u2003@acme.com/", "https://acme.com/?a=b ",
+        "https://acme.com:443 /", "https://acme\ud800.com/", "https://acme.com/\ud800", "https://acme.com/?\udfff",
+        "https://acme.com/#\udc80x", "\ud800https://evil.com/", "https:\ud800//evil.com/", "https://\\ud800.com/",
+        "https://acme.com/\ud83d", "https://\ud83d\ude00.com/",
     ),
-    "names that are mapped": (
-        "https://b\u00fccher.example/", "https://B\u00dcCHER.example/", "https://bu\u0308cher.example/",
-        "https://fa\u00df.de/", "https://fass.de/", "https://FA\u1e9e.de/",
-        "https://\u03b2\u03cc\u03bb\u03bf\u03c2.com/", "https://\u0392\u038c\u039b\u039f\u03a3.com/",
-        "https://\uff45\uff56\uff49\uff4c.com/", "https://\ufb01sh.com/", "https://\u017fale.com/",
-        "https://\u2167.com/", "https://\u212aelvin.acme.com/", "https://\U0001d41a\U0001d41c\U0001d426\U0001d41e.com/",
-        "https://\u24b6cme.com/", "https://\u0130.com/", "https://\u2488com/", "https://a\u2100b.com/",
-        "https://a\u33a2b.com", "https://\u03f2.com/", "https://\u1fb3.com/", "https://\u13a0.com/",
-        "https://\uab70.com/", "https://\u1c82.com/", "https://\u65e5\u672c\u8a9e.jp/",
-        "https://\u05d3\u05d5\u05d2\u05de\u05d4.com/", "https://\u01c5.com/", "https://\u0149.com/",
-        "https://\ud55c\uae00.kr/", "https://\u1112\u1161\u11ab.kr/", "https://\u1e9b\u0323.com/",
+    "percent signs and separators": (
+        "https://%/", "https://acme.com%00.evil.com/", "https://acme.com%0d%0aX-Header: a/",
+        "https://acme.com/%0d%0aX:%201", "https://acme.com/%00", "https://%E2%98%83.com", "https://acme.com/%",
+        "https://%65%76%69%6c%2e%63%6f%6d/", "https://acme.com%09/", "https://acme%C0%AEcom/",
+        "https://%ed%a0%80.com/", "https://%5B::1%5D/", "https://%u0061cme.com/", "https:\uff0f\uff0fevil.com/",
+        "https\uff1a//evil.com/", "https://acme.com|evil.com/", "https://acme.com`/", "https://acme.com{evil.com}/",
+        "https://acme.com&evil.com/", "https://acme.com(evil.com)/", "https://acme.com=evil.com/", "https://_a.com/",
     ),
-    "dots": (
-        "https://acme\u3002com/", "https://acme\uff0ecom/", "https://acme\uff61com/", "https://acme.com\u3002/",
-        "https://acme\u2024com/", "https://acme%E3%80%82com/", "https://acme%2Ecom/", "https://acme\u2026com/",
-        "https://acme\ufe52com/", "https://acme.com./", "https://acme.com../", "https://.acme.com/",
-        "https://acme..com/", "https://../", "https://./", "https://acme\u3002\uff0ecom/", "https://%2e/",
-        "https://acme.com%2e/", "https://acme.com%2e%2e/", "https://evil.com.:443/", "http://acme.com.:80@evil.com/",
-    ),
-    "characters that are not seen": (
-        "https://ac\u200dme.com/", "https://ac\u200cme.com/", "https://ac\u200bme.com/", "https://ac\u00adme.com/",
-        "https://\ufeffacme.com/", "https://acme.com\u202e/", "https://acme\u2060.com/", "https://acme\ufe0f.com/",
-        "https://acme\U000e0101.com/", "https://ac\u034fme.com/", "https://ac\u180bme.com/", "https://a\u115fb.com/",
-        "https://a\u3164b.com/", "https://acme.com\u2028/", "https://acme.com/\u2028", "https://acme.com/\u200b",
-        "https://acme.com/?\u202e", "https://acme.com/#\ufeff", "\ufeffhttps://evil.com/", "https:\u200b//evil.com/",
-        "https://ac%C2%ADme.com/", "https://ac%E2%80%8Bme.com/", "https://acme\ufff9.com/",
-        "https://acme\U000e0061.com", "https://a\u17b4b.com/",
-    ),
-    "spaces": (
-        "  https://acme.com/a  ", "https://acme.com .evil.com/", "https:// acme.com/", "https://acme.com /",
-        "https ://acme.com/", "https://acme\u00a0.com/", "https://acme\u3000.com/", "\u00a0https://evil.com/",
-        "https://acme.com/\u00a0", "\u3000//evil.com", "https://acme%20.com/", "https://acme.com%20/",
-        "https:/ /evil.com", " //evil.com/", " ", "https://acme.com/a b?c d#e f", "https://evil.com\u2003@acme.com/",
-        "https://acme.com/?a=b ", "https://acme.com/# ", "https://acme.com:443 /",
-    ),
-    "percent signs": (
-        "https://%61cme.com/", "https://%41CME.com/", "https://acme%252Ecom/", "https://acme%.com/",
-        "https://acme.com%2/", "https://%/", "https://evil.com%2F.acme.com/", "https://evil.com%3F.acme.com/",
-        "https://evil.com%23.acme.com/", "https://acme.com%3A443/", "https://acme.com%00.evil.com/",
-        "https://acme.com%0d%0aX-Header: a/", "https://acme.com/%0d%0aX:%201", "https://acme.com/%00",
-        "https://%FF.acme.com/", "https://b%C3%BCcher.example/", "https://%E2%98%83.com", "https://acme.com/%",
-        "https://acme.com/%zz?%#%", "https://%65%76%69%6c%2e%63%6f%6d/", "https://acme.com%09/",
-        "https://acme%C0%AEcom/", "https://%ed%a0%80.com/", "https://%5B::1%5D/", "https://acme\uff052Ecom/",
-        "https://%u0061cme.com/", "https:%2f%2fevil.com", "https:/%2fevil.com", "https://acme.com/%5Cevil.com",
-    ),
-    "separators in disguise": (
-        "https://evil.com\uff0f.acme.com/", "https://evil.com\uff1f.acme.com/", "https://evil.com\uff03.acme.com/",
-        "https://acme.com\uff1a443/", "https://evil.com\uff3c.acme.com/", "https://evil.c\u2100.acme.com/",
-        "https:\uff0f\uff0fevil.com/", "https\uff1a//evil.com/", "https://acme.com;evil.com/", "https://acme,com/",
-        "https://acme.com|evil.com/", "https://acme.com^evil.com/", "https://acme.com`/", 'https://acme.com"/',
-        "https://<b>acme</b>.com/", "https://acme.com>evil.com/", "https://acme.com{evil.com}/", "https://*.acme.com/",
-        "https://acme.com!evil.com/", "https://acme.com$evil.com/", "https://acme.com&evil.com/",
-        "https://acme.com'evil.com/", "https://acme.com(evil.com)/", "https://acme.com+evil.com/",
-        "https://acme.com=evil.com/", "https://acme.com~evil.com/", "https://_a.com/",
-    ),
-    "IPv4": (
-        "http://0x7f.1/", "http://0x7f000001/", "http://0X7F.0.0.1/", "http://127.0.0.0x1/", "http://127.0.0.0x/",
-        "http://2130706433/", "http://0177.0.0.1/", "http://017700000001/", "http://127.0.0.01/", "http://127.1/",
-        "http://127.0.1/", "http://127.0.0.1.1/", "http://127.0.0.256/", "http://256.0.0.1/", "http://4294967296/",
-        "http://0/", "http://0x/", "http://08.0.0.1/", "http://1.2.3.08/",
-        "http://\uff10\uff58\uff17\uff46\uff0e\uff11/", "http://%30x7f.1/", "http://127\u30021/",
-        "http://\u2460\u2461\u2466.1/", "http://\uff11\uff12\uff17.\uff10.\uff10.\uff11/",
-        "http://127\u30020\u30020\u30021/", "http://127%2E0%2E0%2E1/", "http://127.0.0.1./", "http://127.0.0.1../",
-        "http://acme.com.1/", "http://acme.0x/", "http://acme.0x1g/", "http://1e3/", "http://127.0.0.1:080/",
-        "http://169.254.169.254/", "http://\u0661.0.0.1/", "http://0.0.0.0/", "http://127.0.0.-1/",
-        "http://+127.0.0.1/", "http://127..1/", "http://\u00b9\u00b2\u2077.0.0.1/", "http://0x7f.0x0.0x0.0x1/",
-        "http://1.0x2.3.04/", "http://127.0.0.1%00/", "http://127.0.0.1.acme.com/",
-    ),
-    "IPv6": (
-        "http://[::1]/", "http://[0:0:0:0:0:0:0:1]/", "http://[2001:DB8::00A]:8080/", "http://[1:0:2:3:4:5:6:7]/",
-        "http://[1::2:0:0:0:3]/", "http://[::ffff:127.0.0.1]/", "http://[::FFFF:7f00:1]/", "http://[::127.0.0.1]/",
-        "http://[::127.1]/", "http://[::1.2.3.256]/", "http://[64:ff9b::127.0.0.1]/", "http://[::ffff:0:127.0.0.1]/",
-        "http://[::ffff:0x7f.0.0.1]", "http://[::ffff:01.2.3.4]/", "http://[fe80::1%25eth0]/", "http://[fe80::1%eth0]/",
-        "http://[::1%00]/", "http://[::1]acme.com/", "http://acme.com[::1]/", "http://::1/", "http://[::1/",
-        "http://::1]/", "http://[]/", "http://[:::1]/", "http://[::]/", "http://[1:2:3:4:5:6:7:8:9]/",
-        "http://[::12345]/", "http://[127.0.0.1]/", "http://[v1.a]/", "http://[::1]:/", "http://[::1]:65536/",
+    "addresses and ports": (
+        "http://256.0.0.1/", "http://0x/", "http://1.2.3.08/", "http://127.0.0.1../", "http://acme.0x1g/",
+        "http://1e3/", "http://127.0.0.1:080/", "http://169.254.169.254/", "http://\u0661.0.0.1/", "http://0.0.0.0/",
+        "http://127.0.0.-1/", "http://\xb9\xb2\u2077.0.0.1/", "http://0x7f.0x0.0x0.0x1/", "http://127.0.0.1%00/",
+        "http://127.0.0.1.acme.com/", "http://[1::2:0:0:0:3]/", "http://[::127.0.0.1]/",
+        "http://[64:ff9b::127.0.0.1]/", "http://[::ffff:0:127.0.0.1]/", "http://[::ffff:0x7f.0.0.1]",
+        "http://[::ffff:01.2.3.4]/", "http://[::1%00]/", "http://[::]/", "http://[::1]:/",
         "http://[1:2:3:4:5:6:7::]/", "http://[::\uff11]/", "http://[::1]@evil.com/", "http://[acme.com]/",
-        "http://[::1].acme.com/", "http://[ ::1]/", "http://[::%31]/",
+        "http://[::1].acme.com/", "https://acme.com:0000000000443/", "https://acme.com:4 43/",
+        "https://acme.com::443/", "https://acme.com:443.evil.com/", "https://acme.com:%34%34%33/",
+        "https://acme.com:443?@evil.com", "https://acme.com:/@evil.com", "https://acme.com:evil.com/",
     ),
-    "ports": (
-        "https://acme.com:443/", "http://acme.com:80/", "http://acme.com:443/", "https://acme.com:80",
-        "https://acme.com:/", "https://evil.com:8443/", "https://acme.com:00443/", "https://acme.com:0000000000443/",
-        "https://acme.com:0/", "https://acme.com:65535/", "https://acme.com:65536/", "https://acme.com:4294967739/",
-        "https://acme.com:https/", "https://acme.com:+443/", "https://acme.com:-1/", "https://acme.com:4 43/",
-        "https://acme.com:\uff14\uff14\uff13/", "https://acme.com:\u0664\u0664\u0663/", "https://acme.com:443:443/",
-        "https://acme.com: 443/", "https://acme.com:0x1bb/", "https://acme.com::443/", "https://acme.com:443.evil.com/",
-        "https://acme.com:443evil.com", "https://acme.com:%34%34%33/", "https://acme.com:443?@evil.com",
-        "https://acme.com:443#@evil.com", "https://acme.com:/@evil.com", "https://acme.com:evil.com/",
-    ),
-    "lengths": (
-        f"https://{'a' * 63}.com/", f"https://{'a' * 64}.com/", f"https://{'u' * 300}.com/",
-        "https://" + "\u00fc" * 50 + ".com/", "https://" + "\u00fc" * 60 + ".com/",
-        f"https://{'.'.join(['a' * 49] * 5)}.com/", f"https://{'.'.join(['a' * 49] * 5)}.acme/",
-        "https://acme.com/" + "a" * 4079, "https://acme.com/" + "a" * 4080, f"https://{'a.' * 600}com/",
-        f"https://{'a' * 2000}@evil.com/", "https://acme.com/?" + "\u00fc" * 600, "https://evil.com/" + "../" * 500,
-        f"https://acme.com{'.' * 300}evil.com/",
-    ),
-    "labels that no registry has": (
-        "https://-acme.com/", "https://acme-.com/", "https://a--b.com/", "https://xn--.com/", "https://xn--acme-.com/",
-        "https://xn--a.com/", "https://xn--bcher-kva.example/", "https://XN--BCHER-KVA.example/",
-        "https://xn--xn--a-0.com/", "https://xn--a\u00fc.com/", "https://\u0301acme.com/",
-        "https://\U0001f600.acme.com/", "https://a\U0001f4a9b.com/", "https://i\u2764.ws/", "https://\u2603.net/",
-        "https://a\u0378b.com/", "https://a\ue000b.com/", "https://a\ufffdb.com/", "https://a\uffffb.com/",
-        "https://a\U000f0000b.com/",
-    ),
-    "halves of characters": (
-        "https://acme\ud800.com/", "https://acme.com/\ud800", "https://acme.com/?\udfff", "https://acme.com/#\udc80x",
-        "\ud800https://evil.com/", "https:\ud800//evil.com/", "https://\\ud800.com/", "https://acme.com/\ud83d",
-        "https://\ud83d\ude00.com/",
-    ),
-    "templates nobody filled in": (
-        "{{url}}", "https://{{host}}/", "https://acme.com/{{path}}", "*|URL|*", "https://*|HOST|*/", "%%url%%",
-        "https://%%host%%/", "${url}", "https://${host}/", "[URL]", "https://[HOST]/", "<%= url %>",
-        "https://<%= host %>/", "$url", "https://$host/", "undefined", "null", "https://undefined/", "https://",
-        "&#104;ttps://evil.com/", "https&#58;//evil.com/", "&lt;a href=https://evil.com&gt;",
-    ),
-    "one URL in another": (
-        "https://evil.com/https://acme.com/", "https://acme.com/https://evil.com/",
-        "https://evil.com?https://acme.com/", "https://https://evil.com/", "https://acme.com/?url=//evil.com",
-        "https://acme.com//evil.com", "https://acme.com/javascript:alert(1)", "https://acme.com/.//evil.com",
-        "https://acme.com/..//evil.com", "https://acme.com/%2e%2e/%2f/evil.com",
-        "https://acme.com?next=https://evil.com", "http://https//evil.com", "https://acme.com/#//evil.com",
-        "https://acme.com&url=https://evil.com/", "https://acme.com/&url=https://evil.com/", "https://http:80/",
+    "templates, and one URL in another": (
+        "{{url}}", "https://acme.com/{{path}}", "*|URL|*", "https://*|HOST|*/", "%%url%%", "https://${host}/",
+        "[URL]", "https://<%= host %>/", "https://$host/", "null", "https://undefined/", "&#104;ttps://evil.com/",
+        "https&#58;//evil.com/", "&lt;a href=https://evil.com&gt;", "https://acme.com/https://evil.com/",
+        "https://evil.com?https://acme.com/", "https://https://evil.com/", "https://acme.com/.//evil.com",
+        "https://acme.com/%2e%2e/%2f/evil.com", "https://acme.com?next=https://evil.com", "http://https//evil.com",
+        "https://acme.com&url=https://evil.com/", "https://acme.com/&url=https://evil.com/",
     ),
 }  # fmt: skip
 # What looks like a name, and browsers refuse.
@@ -414,32 +306,33 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "signs that hold a dot": ("https://a\u33c7b.com/", "https://acme\ufe12com/", "https://\U0001f100com/"),
     "punycode of nothing beside another name": ("https://xn--0\u3002com/", "https://\u00fc.xn--bcher-kva0/"),
 }  # fmt: skip
+SCHEMES = (*HOSTILE["other schemes"], *HOSTILE["refused: other schemes"])
 HALF = re.compile("[\ud800-\udfff]")  # of a character
 EVERYTHING = [url for urls in HOSTILE.values() for url in urls]
 
 GOOD = (
-    "https://acme.com", "https://acme.com/", "http://acme.com/", "HTTPS://ACME.com/Sale",
-    "https://www.acme.com/a/b/c.html", "https://acme.com:8443/", "http://acme.com:8080/a?b#c", "https://acme.com?q",
-    "https://acme.com#top", "https://acme.com/?", "https://acme.com/#", "https://acme.com/?#",
-    "https://acme.com/sale?utm_source=mail&utm_medium=email&id=7#top", "https://acme.com/?a=1&a=2&b[]=3&c%5B%5D=4",
-    "https://acme.com/?q=a+b%20c", "https://acme.com/?next=https%3A%2F%2Fother.example%2F%3Fa%3Db%26c",
+    "https://acme.com/", "http://acme.com/", "HTTPS://ACME.com/Sale", "https://www.acme.com/a/b/c.html",
+    "http://acme.com:8080/a?b#c", "https://acme.com?q", "https://acme.com#top", "https://acme.com/?",
+    "https://acme.com/#", "https://acme.com/?#", "https://acme.com/sale?utm_source=mail&utm_medium=email&id=7#top",
+    "https://acme.com/?a=1&a=2&b[]=3&c%5B%5D=4", "https://acme.com/?q=a+b%20c",
+    "https://acme.com/?next=https%3A%2F%2Fother.example%2F%3Fa%3Db%26c",
     "https://acme.com/?next=https://other.example/?a=b", "https://acme.com/a%2Fb%2fc", "https://acme.com/%E2%82%AC",
-    "https://acme.com/\u20ac?\u20ac#\u20ac", "https://acme.com/\u00fcber uns?q=na\u00efve caf\u00e9#gr\u00f6\u00dfe",
+    "https://acme.com/\u20ac?\u20ac#\u20ac", "https://acme.com/über uns?q=naïve café#größe",
     "https://acme.com/e\u0301", "https://acme.com/\U0001f600?\U0001f600", "https://acme.com/100%",
     "https://acme.com/a;b=c,d/e", "https://acme.com/~ann/!$&'()*+,;=:@-._~", "https://acme.com/@ann",
-    "https://acme.com/a|b^c`d{e}f[g]", "https://acme.com/?a|b^c`d{e}f[g]'\"<>", "https://acme.com/#a|b^c`d{e}f[g]\"<>",
+    "https://acme.com/a|b^c`d{e}f[g]", "https://acme.com/?a|b^c`d{e}f[g]'\"<>", 'https://acme.com/#a|b^c`d{e}f[g]"<>',
     "https://acme.com/?a=\\b", "https://acme.com/#\\b", "https://acme.com/a//b///c", "https://acme.com/a/./b/../c",
     "https://acme.com/?redirect=//other.example", "https://acme.com/?a?b??c", "https://acme.com/#a#b",
     "https://acme.com/" + "long/" * 500, "https://acme.com/?" + "&".join(f"k{n}=v{n}" for n in range(300)),
-    "https://acme.com/%00%0d%0a%7f%ff", "https://acme.com.", "https://b\u00fccher.example/",
-    "https://xn--bcher-kva.example/", "https://fa\u00df.de/stra\u00dfe", "https://\u65e5\u672c\u8a9e.jp/\u65e5\u672c",
+    "https://acme.com/%00%0d%0a%7f%ff", "https://acme.com.", "https://xn--bcher-kva.example/",
+    "https://faß.de/straße", "https://\u65e5\u672c\u8a9e.jp/\u65e5\u672c",
     "https://\u043f\u0440\u0438\u043c\u0435\u0440.\u0440\u0444/\u044f",
     "https://\u05d3\u05d5\u05d2\u05de\u05d4.\u05e7\u05d5\u05dd/",
     "https://\u0645\u062b\u0627\u0644.\u0625\u062e\u062a\u0628\u0627\u0631/", "https://\ud55c\uad6d.com/",
-    "https://\u0e44\u0e17\u0e22.com/", "https://\u4f8b\u5b50.\u6d4b\u8bd5", "https://sub-domain.under_score.acme.com/",
-    "https://r3---sn.acme.com/", "https://1.2.acme.com/", "https://127.0.0.1/", "http://192.0.2.1:8000/a",
-    "http://[2001:db8::1]:8080/a?b", "https://intranet/", "https://a.museum/",
-    "https://acme.com/index.php?page=1&amp;x=2", "https://acme.com/a=b&c=d",
+    "https://\u0e44\u0e17\u0e22.com/", "https://\u4f8b\u5b50.\u6d4b\u8bd5",
+    "https://sub-domain.under_score.acme.com/", "https://r3---sn.acme.com/", "https://1.2.acme.com/",
+    "https://127.0.0.1/", "http://192.0.2.1:8000/a", "http://[2001:db8::1]:8080/a?b", "https://intranet/",
+    "https://a.museum/", "https://acme.com/index.php?page=1&amp;x=2", "https://acme.com/a=b&c=d",
     "https://acme.com/?email=ann%40acme.com&n=%C3%BC",
 )  # fmt: skip
 
@@ -469,7 +362,7 @@ def disagreements(tab: Tab, urls: Iterable[str]) -> list[str]:
 
 def test_there_are_hundreds_of_hostile_urls() -> None:
     assert len(set(EVERYTHING)) > 400
-    assert len(set(GOOD)) >= 60
+    assert len(set(GOOD)) > 50
     accepted = sum(target(url) is not None for url in EVERYTHING)
     assert accepted > 100, "else agreement would say little"
     assert len(EVERYTHING) - accepted > 250
@@ -489,9 +382,9 @@ def test_what_chromium_refuses_for_its_letters_alone_we_refuse(tab: Tab, group: 
 
 def test_chromium_reads_no_url_of_another_scheme_where_we_see_http(tab: Tab) -> None:
     """The counterpart: Chromium does read these schemes, so that agreeing with it says something."""
-    schemes = {read.scheme for read in tab.read(HOSTILE["other schemes"])}
+    schemes = {read.scheme for read in tab.read(SCHEMES)}
     assert schemes >= {"javascript", "data", "vbscript", "file", "ftp", "mailto", "blob", "intent", "ws", "wss", ""}
-    assert [url for url in HOSTILE["other schemes"] if target(url)] == []
+    assert [url for url in SCHEMES if target(url)] == []
 
 
 def test_plainly_good_urls_are_accepted_and_lead_where_chromium_goes(tab: Tab) -> None:
@@ -566,10 +459,10 @@ def test_chromium_goes_where_we_said_and_nowhere_that_a_tenant_has_not_allowed(s
     accepted = {url: made for url in urls if (made := target(url))}
     refused = [url for url in urls if url not in accepted]
     places = dict(zip(accepted, tab.read([made.location for made in accepted.values()]), strict=True))
-    for url in (*accepted, *refused[::2]):
+    for n, url in enumerate((*accepted, *refused[::2])):
         # Half a character can't be put into a link as it is.
         site.pace()
-        tab.go(site.plain(site.acme, url, raw=not HALF.search(url)), whole=False)
+        tab.go(site.plain(site.acme, url, raw=n % 3 > 0 and not HALF.search(url)), whole=False)
         (status, *more), elsewhere = tab.statuses, list(tab.elsewhere)
         if (
             more
@@ -585,28 +478,6 @@ def test_chromium_goes_where_we_said_and_nowhere_that_a_tenant_has_not_allowed(s
                 wrong.append(f"{url!r} signed: {tab.statuses} {tab.elsewhere}, expected {places[url].url}")
     assert wrong == []
     assert went > 50 and len(places) > 120
-
-
-def test_what_is_refused_or_named_leads_nowhere_by_itself(site: Site, tab: Tab) -> None:
-    """Through links that are encoded as they should be: a page that says what is wrong, or one that names the host."""
-    named = refused = 0
-    for url in itertools.filterfalse(HALF.search, EVERYTHING[::6]):
-        made = target(url)
-        if made and (made.host == "acme.com" or made.host.endswith(".acme.com")) and made.port in (80, 443):
-            continue
-        site.pace()
-        tab.go(site.plain(site.acme, url))
-        assert tab.elsewhere == [], url
-        links = tab.run("Array.from(document.links, link => link.href)")
-        if made:
-            (place,) = tab.read([made.location])
-            assert (tab.statuses, links, tab.text("h1")) == ([200], [place.url], [f"This link leads to {made.host}"]), (
-                url
-            )
-        else:
-            assert (tab.statuses, links) == ([400], []), url
-        named, refused = named + bool(made), refused + (made is None)
-    assert named > 10 and refused > 40
 
 
 # == A message on its whole way ==
