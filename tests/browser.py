@@ -285,6 +285,29 @@ class Tab:
         return [Reading(*each) for each in json.loads(found)]
 
 
+# Each text that is seen, with its contrast to what is painted behind it (WCAG 2.2, relative luminance).
+CONTRASTS = """(() => {
+    const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+    const light = colour => numbers(colour).slice(0, 3).map(c => c / 255)
+        .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, n) => sum + c * [0.2126, 0.7152, 0.0722][n], 0);
+    const behind = e => {
+        const colour = getComputedStyle(e).backgroundColor;
+        return (numbers(colour)[3] ?? 1) === 1 ? colour : behind(e.parentElement);
+    };
+    const found = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const range = document.createRange();
+        range.selectNodeContents(walker.currentNode);
+        if (!range.getClientRects().length || !walker.currentNode.data.trim()) continue;
+        const parent = walker.currentNode.parentElement, style = getComputedStyle(parent);
+        const pair = [light(parent.closest("svg") ? style.fill : style.color), light(behind(parent))].sort((a, b) => b - a);
+        found.push([walker.currentNode.data.trim(), (pair[0] + 0.05) / (pair[1] + 0.05)]);
+    }
+    return found;
+})()"""
+
 READ = """urls => {
     const whole = (url, base) => { try { return new URL(url, base) } catch { return null } };
     const link = document.createElement("a");

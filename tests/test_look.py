@@ -15,9 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browser import Chromium, Site, Tab
+from browser import CONTRASTS, Chromium, Site, Tab
 from conftest import ROOT, missing
-from test_chromium import CONTRASTS
 
 WIDTHS, SCHEMES = (320, 768, 1600), ("light", "dark")
 SUBJECTS = (
