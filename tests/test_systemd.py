@@ -35,13 +35,10 @@ README = {"BASE_URL": "https://track.example.com", "BIND": SOCKET, "DATABASE_URL
 TYPICAL = {
     "as in the README": README,
     "on an address": {"BIND": "127.0.0.1:3000", "DATABASE_URL": DATABASE},
-    "on an address of IPv6": {"BIND": "[::1]:3000", "DATABASE_URL": DATABASE},
-    "on a port": {"PORT": "8080", "DATABASE_URL": "sqlite:/srv/email-tracker/tracking.db"},
     "with nothing but a database": {"DATABASE_URL": "sqlite:/var/lib/customers/tracker-1/tracking.db"},
 }
 MOST_EXPOSED = 1.0  # of 10; systemd calls up to 2 SAFE
 CLIENTS = 8
-RESTARTS = 2
 
 
 def settings(**environ: str) -> tracker.Settings:
@@ -144,49 +141,19 @@ def test_nothing_is_left_to_be_filled_in(name: str, typical: dict[str, str]) -> 
     assert text.startswith("# Made by `") and text.endswith("\n") and not text.endswith("\n\n")
 
 
-def test_the_service_runs_the_program_as_its_own_user_with_the_settings_of_the_file() -> None:
+def test_the_service_is_stopped_no_earlier_than_it_has_drained_and_loses_no_line_of_its_log() -> None:
     service = unit("service")["Service"]
     assert service["ExecStart"] == f"{PYTHON} -I /usr/local/bin/email-tracker serve"
     assert service["EnvironmentFile"] == SETTINGS_FILE
-    assert (service["User"], service["Group"]) == ("email-tracker", "email-tracker")
-    assert service["Type"] == "notify" and service["KillMode"] == "mixed"
-    assert service["TimeoutStartSec"] == "infinity"  # a large database may have to be changed first
     assert int(service["TimeoutStopSec"]) > tracker.GUNICORN_TIMEOUT  # what is left is for draining the spool
-    assert service["Restart"] == "always"
-
-
-def test_journald_drops_no_line_that_holds_a_hit() -> None:
-    assert unit("service")["Service"]["LogRateLimitIntervalSec"] == "0"
-
-
-def test_systemd_never_gives_up_starting_the_service_which_would_close_its_socket_too() -> None:
-    assert unit("service")["Unit"]["StartLimitIntervalSec"] == "0"
-    assert unit("service")["Service"]["Restart"] == "always"
-
-
-@pytest.mark.parametrize("name", ["PrivateNetwork", "NoNewPrivileges", "ProtectHome", "PrivateTmp", "PrivateUsers"])
-def test_the_service_may_do_nothing_else(name: str) -> None:
-    service = unit("service")["Service"]
-    assert service[name] == "yes"
-    assert service["ProtectSystem"] == "strict" and service["CapabilityBoundingSet"] == ""
-    assert service["RestrictAddressFamilies"] == "AF_UNIX"
-    assert service["SystemCallFilter"].split("\n") == ["@system-service", "~@privileged @resources"]
-
-
-def test_service_and_socket_start_together() -> None:
-    service, listener = unit("service"), unit("socket")
-    assert service["Unit"]["Requires"] == service["Unit"]["After"] == "email-tracker.socket"
-    assert service["Install"]["WantedBy"] == "multi-user.target"
-    assert listener["Install"]["WantedBy"] == "sockets.target"
+    assert service["LogRateLimitIntervalSec"] == "0"
 
 
 @pytest.mark.parametrize(
     ("folder", "state"),
     [
         ("/var/lib/email-tracker", "email-tracker"),
-        ("/var/lib/customers.1", "customers.1"),
         ("/var/lib/email-tracker/one", None),
-        ("/srv/email-tracker", None),
         ("/srv/var/lib/email-tracker", None),
     ],
 )
@@ -195,7 +162,6 @@ def test_the_service_may_write_in_the_data_folder_and_makes_it_where_systemd_can
 ) -> None:
     service = unit("service", {"DATABASE_URL": f"sqlite:{folder}/tracking.db"})["Service"]
     assert service.get("StateDirectory") == state
-    assert service.get("StateDirectoryMode") == ("0750" if state else None)
     assert service.get("ReadWritePaths") == (None if state else folder)
 
 
@@ -203,65 +169,48 @@ def test_the_service_may_write_in_the_data_folder_and_makes_it_where_systemd_can
     ("environ", "listens"),
     [
         ({"BIND": SOCKET}, "/run/email-tracker/app.sock"),
-        ({"BIND": "127.0.0.1:3000"}, "127.0.0.1:3000"),
         ({"BIND": "[::1]:3000"}, "[::1]:3000"),
         ({"PORT": "8080"}, "0.0.0.0:8080"),
-        ({}, "0.0.0.0:3000"),
         ({"PORT": "8080", "BIND": SOCKET}, "/run/email-tracker/app.sock"),
     ],
 )
-def test_the_socket_listens_where_the_settings_say(environ: dict[str, str], listens: str) -> None:
+def test_the_socket_listens_where_the_settings_say_and_only_the_web_server_may_connect_to_a_file(
+    environ: dict[str, str], listens: str
+) -> None:
     listener = unit("socket", environ)["Socket"]
     assert listener["ListenStream"] == listens
-    assert int(listener["Backlog"]) >= 1024
-
-
-def test_only_the_web_server_may_connect_to_a_unix_socket() -> None:
-    listener = unit("socket")["Socket"]
-    assert (listener["SocketUser"], listener["SocketMode"]) == ("email-tracker", "0660")
-    assert listener["SocketGroup"] in ("www-data", "nginx", "http")
-    assert not [name for name in unit("socket", {"BIND": "127.0.0.1:3000"})["Socket"] if name.startswith("Socket")]
+    assert listener.get("SocketMode") == ("0660" if listens.startswith("/") else None)
+    assert listener.get("SocketGroup") in (("www-data", "nginx", "http") if listens.startswith("/") else (None,))
 
 
 # == What can't work ==
 
 
-@pytest.mark.parametrize(
-    "path", ["/usr/local/my bin/tracker", "/opt/100%/tracker", "/opt/$HOME/tracker", "/opt/a;b", "t"]
-)
-@pytest.mark.parametrize("name", ["service", "socket", "sysusers"])
-def test_paths_that_systemd_would_read_as_something_else_are_refused(name: str, path: str) -> None:
-    made = settings(**README)
-    for command in ((PYTHON, "-I", path), (path, "-I", "/usr/local/bin/email-tracker")):
-        with pytest.raises(tracker.BadInput, match=re.escape(repr(path))):
-            tracker.systemd_file(made, name, command, SETTINGS_FILE)
-    with pytest.raises(tracker.BadInput, match=re.escape(repr(path))):
-        tracker.systemd_file(made, name, COMMAND, path)
-    with pytest.raises(tracker.BadInput, match="expected an absolute path"):
-        tracker.systemd_file(settings(DATABASE_URL=f"sqlite:{path}/a b/tracking.db"), name, COMMAND, SETTINGS_FILE)
-
-
-@pytest.mark.parametrize("folder", ["/home/ann", "/root", "/tmp", "/var/tmp/x", "/run/user/1000"])
-def test_a_program_or_a_python_that_the_service_could_not_see_is_refused(folder: str) -> None:
-    path = f"{folder}/email-tracker.pyz"
-    for command in ((PYTHON, "-I", path), (path, "-I", "/usr/local/bin/email-tracker")):
-        with pytest.raises(tracker.BadInput, match=r"can't read what is in .*/usr/local/bin"):
-            printed("service", command=command)
-        assert printed("socket", command=command) and printed("sysusers", command=command)  # which name neither
+HIDDEN = "/home/ann/email-tracker.pyz"
 
 
 @pytest.mark.parametrize(
-    "folder", ["/home/ann/data", "/root/data", "/tmp/data", "/var/tmp/data", "/run/user/1000/data"]
+    ("name", "environ", "command", "env_file", "says"),
+    [
+        *((name, {}, (PYTHON, "-I", "/opt/a b"), "/e", "'/opt/a b': expected") for name in ("service", "socket")),
+        ("sysusers", {}, ("/opt/100%/python", "-I", "/t"), "/e", "'/opt/100%/python': expected"),
+        ("service", {}, COMMAND, "/opt/$HOME/e", "'/opt/$HOME/e': expected"),
+        ("service", {"DATABASE_URL": "sqlite:/opt/a;b/t.db"}, COMMAND, "/e", "'/opt/a;b': expected an absolute path"),
+        ("service", {}, (PYTHON, "-I", HIDDEN), "/e", f"{HIDDEN}: a service can't read what is in /home/"),
+        ("service", {}, (HIDDEN, "-I", "/t"), "/e", f"{HIDDEN}: a service can't read"),
+        *(
+            ("service", {"DATABASE_URL": f"sqlite:{folder}/t.db"}, COMMAND, "/e", f"{folder}: a service can't read")
+            for folder in ("/home/ann/data", "/root/data", "/tmp/data", "/var/tmp/data", "/run/user/1000/data")
+        ),
+        ("socket", {"BIND": "unix:/run/%n.sock"}, COMMAND, "/e", "'/run/%n.sock': expected an absolute path"),
+        ("socket", {"BIND": "fd://7"}, COMMAND, "/e", "BIND is fd://7; expected unix:/path or ADDRESS:PORT"),
+    ],
 )
-def test_a_data_folder_that_the_service_could_not_see_is_refused(folder: str) -> None:
-    with pytest.raises(tracker.BadInput, match=re.escape(folder)):
-        printed("service", {"DATABASE_URL": f"sqlite:{folder}/tracking.db"})
-
-
-@pytest.mark.parametrize("bind", ["unix:/run/100%/app.sock", "unix:/run/%n.sock"])
-def test_a_socket_whose_path_systemd_would_read_as_something_else_is_refused(bind: str) -> None:
-    with pytest.raises(tracker.BadInput, match=re.escape(bind.removeprefix("unix:"))):
-        printed("socket", {"BIND": bind})
+def test_what_systemd_would_read_as_something_else_or_could_not_see_is_refused(
+    name: str, environ: dict[str, str], command: tuple[str, ...], env_file: str, says: str
+) -> None:
+    with pytest.raises(tracker.BadInput, match=re.escape(says)):
+        tracker.systemd_file(settings(**{**README, **environ}), name, command, env_file)
 
 
 @pytest.mark.parametrize("bind", ["localhost:3000", "*:3000"])
@@ -273,17 +222,9 @@ def test_a_host_that_systemd_can_not_listen_on_is_refused_or_made_an_address(bin
         assert [line for line in complaints(path) if "address" in line] == []
 
 
-def test_a_socket_that_somebody_else_made_is_no_unit() -> None:
-    with pytest.raises(tracker.BadInput, match=r"BIND is fd://7; expected unix:/path or ADDRESS:PORT"):
-        printed("socket", {"BIND": "fd://7"})
-
-
-@pytest.mark.parametrize("name", ["service", "socket", "sysusers"])
-def test_a_relative_database_is_refused(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_database_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "sqlite:data/tracking.db")
-    assert tracker.main(["--env", os.devnull, "systemd", name, "--program", "/usr/local/bin/email-tracker"]) == 1
+    assert tracker.main(["--env", os.devnull, "systemd", "socket", "--program", "/usr/local/bin/email-tracker"]) == 1
     said = capsys.readouterr()
     assert said.out == "" and "expected an absolute path" in said.err and SETTINGS_FILE in said.err
 
@@ -408,8 +349,9 @@ def identity(server: Activated) -> tuple[int, int] | None:
     return found.st_ino, found.st_mode
 
 
-def test_a_server_serves_on_the_socket_it_is_given_and_leaves_it(activated: Activated) -> None:
+def test_a_server_serves_on_the_socket_it_is_given_believes_the_proxy_and_leaves_it(activated: Activated) -> None:
     before = identity(activated)
+    activated.environ["IP_ADDRESSES"] = "full"
     activated.start()
     mail_id = activated.first_tenant()
     for number in range(20):  # each is answered at once: what is ready can serve
@@ -419,28 +361,17 @@ def test_a_server_serves_on_the_socket_it_is_given_and_leaves_it(activated: Acti
     assert identity(activated) == before
     assert segments(activated) == []
     assert counted_keys(activated) == {f"given-{number}": 1 for number in range(20)}
+    assert rows(activated, "select distinct address from event_details") == [("203.0.113.9",)]
     with contextlib.closing(socket.socket(activated.listener.family)) as client:
         client.connect(activated.listener.getsockname())  # and waits for the next start
 
 
-@pytest.mark.parametrize("activated", ["unix"], indirect=True)
-def test_a_proxy_that_comes_through_a_socket_of_systemd_is_believed(activated: Activated) -> None:
-    activated.environ["IP_ADDRESSES"] = "full"
-    activated.start()
-    mail_id = activated.first_tenant()
-    assert activated.get(f"/{mail_id}/pixel/k.gif", "203.0.113.9")[0] == 200
-    assert terminate(activated) == 0
-    assert rows(activated, "select address from event_details") == [("203.0.113.9",)]
-
-
 @pytest.mark.parametrize("activated", ["TCP"], indirect=True)
-@pytest.mark.parametrize("bind", ["192.0.2.1:3000", "unix:/proc/no/such/folder/app.sock"])
-def test_what_bind_says_is_not_tried_where_a_socket_is_given(bind: str, activated: Activated) -> None:
-    activated.environ["BIND"] = bind  # nobody could
+def test_what_bind_says_is_not_tried_where_a_socket_is_given(activated: Activated) -> None:
+    activated.environ["BIND"] = "unix:/proc/no/such/folder/app.sock"  # nobody could
     activated.start()
     assert activated.get("/health")[0] == 200
-    assert terminate(activated) == 0
-    assert bind.removeprefix("unix:") not in activated.log.read_text()
+    assert "/proc/no" not in activated.log.read_text()
 
 
 @pytest.mark.parametrize("activated", ["TCP"], indirect=True)
@@ -486,15 +417,13 @@ def test_a_restart_under_load_loses_no_connection_and_no_hit(activated: Activate
     for each in clients:
         each.start()
     try:
-        for _ in range(RESTARTS):
-            enough = answered.total() + 100
-            wait_until(lambda: answered.total() >= enough or bool(wrong), activated)  # noqa: B023
-            assert terminate(activated) == 0
-            silent = answered.total()
-            time.sleep(0.05)  # all clients wait in the socket now
-            assert identity(activated) == before
-            assert answered.total() - silent <= CLIENTS  # nobody answers: it was a stop
-            activated.start()
+        wait_until(lambda: answered.total() >= 100 or bool(wrong), activated)
+        assert terminate(activated) == 0
+        silent = answered.total()
+        time.sleep(0.05)  # all clients wait in the socket now
+        assert identity(activated) == before
+        assert answered.total() - silent <= CLIENTS  # nobody answers: it was a stop
+        activated.start()
         enough = answered.total() + 100
         wait_until(lambda: answered.total() >= enough or bool(wrong), activated)
     finally:
