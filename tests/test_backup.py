@@ -30,7 +30,7 @@ from test_live import fire, get, pixels
 import tracker
 
 KEY = "k" * 32
-LARGE = 40_000  # emails: some MB, so that a copy takes long enough to be stopped in its middle
+LARGE = 20_000  # emails: some MB, so that a copy takes long enough to be stopped in its middle
 OWNER, GROUP = 12_345, 23_456  # nobody's
 
 
@@ -81,7 +81,7 @@ def keys_in(path: Path) -> Counter[str]:
         return Counter(key for (key,) in found)
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o177])
+@pytest.mark.parametrize("umask", [0o000, 0o177])
 def test_only_its_owner_may_read_a_backup(umask: int, run: Callable[..., Said]) -> None:
     old = os.umask(umask)
     try:
@@ -92,33 +92,21 @@ def test_only_its_owner_may_read_a_backup(umask: int, run: Callable[..., Said]) 
     assert stat.S_IMODE(found.st_mode) == 0o600 and found.st_uid == os.geteuid()
 
 
-def test_a_backup_is_one_file_that_holds_everything(stage: Stage, run: Callable[..., Said]) -> None:
-    stage.pixel("ann")
-    run("drain")
-    assert run("backup", "copy.db").status == 0
+def test_a_backup_is_one_file_that_holds_everything_also_what_waited(stage: Stage, run: Callable[..., Said]) -> None:
+    segment(stage, *(hit(stage, f"finished-{number}") for number in range(30)))
+    stage.pixel("unfinished")  # its segment is still written to
+    assert stage.rows("select count(*) from events") == [(0,)]
+    said = run("backup", "copy.db")
+    assert said.err == "" and f"copy.db: {os.stat('copy.db').st_size:,} bytes, a full backup." in said.out
+    assert "like a password" in said.out and "sign links" in said.out
     assert os.listdir() == ["copy.db"]  # no -wal, -shm or -journal, which nobody would copy with it
     tables = [name for (name,) in stage.rows("select name from sqlite_master where type = 'table' order by name")]
     assert len(tables) > 5
     with contextlib.closing(whole(Path("copy.db").absolute())) as copy:
         for table in tables:
             assert copy.execute(f"select * from {table}").fetchall() == stage.rows(f"select * from {table}"), table
-    assert os.listdir() == ["copy.db"]
-
-
-def test_a_backup_drains_first(stage: Stage, run: Callable[..., Said]) -> None:
-    segment(stage, *(hit(stage, f"finished-{number}") for number in range(30)))
-    stage.pixel("unfinished")  # its segment is still written to
-    assert stage.rows("select count(*) from events") == [(0,)]
-    assert run("backup", "copy.db").status == 0
     assert keys_in(Path("copy.db").absolute()) == {"unfinished": 1} | {f"finished-{n}": 1 for n in range(30)}
-
-
-def test_a_backup_says_what_it_holds_and_how_to_keep_it(run: Callable[..., Said]) -> None:
-    said = run("backup", "copy.db")
-    assert said.err == ""
-    assert said.out.startswith("copy.db: ") and "full backup" in said.out
-    assert "like a password" in said.out and "sign links" in said.out
-    assert f"{os.stat('copy.db').st_size:,} bytes" in said.out
+    assert os.listdir() == ["copy.db"]
 
 
 def test_a_backup_that_was_put_in_place_says_to_start_the_server_which_makes_its_spool(
@@ -148,28 +136,21 @@ def test_a_backup_says_that_secret_key_is_not_in_it(run: Callable[..., Said], mo
     assert KEY.encode() not in Path("copy.db").read_bytes() and KEY not in said.out + said.err
 
 
-@pytest.mark.parametrize("kind", ["file", "empty file", "link to a file", "dangling link", "folder", "device"])
+@pytest.mark.parametrize("kind", ["file", "empty file", "link to a file", "dangling link", "folder"])
 def test_a_backup_replaces_nothing(kind: str, tmp_path: Path, run: Callable[..., Said]) -> None:
     path, target = Path("copy.db"), tmp_path / "target"
-    if kind.endswith("file") and "link" not in kind:
-        path.write_bytes(b"" if "empty" in kind else b"precious")
-        path.chmod(0o644)
-    elif "link" in kind:
-        if "dangling" not in kind:
-            target.write_bytes(b"precious")
+    if "link" in kind:
         path.symlink_to(target)
-    elif kind == "folder":
+    if kind == "folder":
         path.mkdir()
-    else:
-        path = Path(os.devnull)
-    before = path.lstat(), target.exists() and target.stat()
+    elif kind != "dangling link":
+        path.write_bytes(b"" if "empty" in kind else b"precious")
+    before = path.lstat()
     said = run("backup", path)
     assert (said.status, said.out) == (1, "")
     assert f"{path} is there already; expected the name of a new file" in said.err
-    for old, new in zip(before, (path.lstat(), target.exists() and target.stat()), strict=True):
-        assert [getattr(old, n, None) for n in ("st_ino", "st_mode", "st_size", "st_mtime_ns")] == [
-            getattr(new, n, None) for n in ("st_ino", "st_mode", "st_size", "st_mtime_ns")
-        ]
+    assert path.lstat() == before and target.exists() == (kind == "link to a file")
+    assert kind in ("folder", "empty file", "dangling link") or path.read_bytes() == b"precious"
 
 
 def test_the_database_is_no_place_for_its_own_backup(stage: Stage, run: Callable[..., Said]) -> None:
@@ -185,17 +166,7 @@ def test_a_backup_that_can_not_be_written_is_said_in_a_sentence(name: str, run: 
     assert os.listdir() == ["file"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        ":memory:",
-        "file:copy.db",
-        "file:copy.db?mode=memory",
-        "file:copy.db?vfs=none",
-        "copy.db?mode=memory",
-        "a b%20c#d",
-    ],
-)
+@pytest.mark.parametrize("name", [":memory:", "file:copy.db?mode=memory", "copy.db?mode=memory", "a b%20c#d"])
 def test_no_name_of_a_file_means_anything_else_to_sqlite(name: str, stage: Stage, run: Callable[..., Said]) -> None:
     """SQLite keeps `:memory:` nowhere, and may read a name that begins with `file:` as a URI: then the backup is empty."""
     stage.pixel("ann")
@@ -235,27 +206,17 @@ def as_process(stage: Stage, *words: str, cwd: Path) -> subprocess.CompletedProc
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, cwd=cwd)
 
 
-def as_on_a_full_disk(stage: Stage) -> subprocess.CompletedProcess[str]:
-    """A backup whose file may not grow beyond 32 or 64 KB, by how large the shell's blocks are."""
-    return as_process(stage, "sh", "-c", 'ulimit -f 64; exec "$@"', "sh", cwd=Path.cwd())
-
-
 def fault_of_a_full_disk(done: subprocess.CompletedProcess[str], folder: Path) -> None:
     assert done.returncode == 1 and done.stdout == ""
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert "copy.db: " in done.stderr and "tracking.db: " not in done.stderr
     assert os.listdir(folder) == []
 
 
 def test_no_half_backup_is_left_where_a_file_may_not_grow(stage: Stage, run: Callable[..., Said]) -> None:
-    fault_of_a_full_disk(as_on_a_full_disk(stage), Path.cwd())
+    """Beyond 32 or 64 KB, by how large the shell's blocks are."""
+    fault_of_a_full_disk(as_process(stage, "sh", "-c", 'ulimit -f 64; exec "$@"', "sh", cwd=Path.cwd()), Path.cwd())
     assert stage.check() == []
-
-
-def test_a_disk_that_is_full_is_said_of_the_backup_and_not_of_the_database(
-    stage: Stage, run: Callable[..., Said]
-) -> None:
-    done = as_on_a_full_disk(stage)
-    assert "copy.db: " in done.stderr and "tracking.db: " not in done.stderr
 
 
 @contextlib.contextmanager
