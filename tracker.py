@@ -43,7 +43,7 @@ import traceback
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
@@ -6083,7 +6083,7 @@ class Response(NamedTuple):
 
     status: int
     headers: Headers
-    body: bytes | Iterator[bytes]
+    body: bytes | Generator[bytes, None, None]
 
 
 def utf8(text: str) -> str:
@@ -6151,11 +6151,12 @@ def send(response: Response, method: str, start_response: StartResponse) -> Iter
         if has_break(value):
             raise ValueError(f"header {name} would hold a line break")
     start_response(f"{response.status} {REASON_PHRASES[response.status]}", headers)
+    if isinstance(response.body, bytes):
+        return [b"" if method == "HEAD" else response.body]
     if method == "HEAD":
-        if not isinstance(response.body, bytes) and hasattr(response.body, "close"):
-            response.body.close()
+        response.body.close()
         return [b""]
-    return [response.body] if isinstance(response.body, bytes) else response.body
+    return response.body
 
 
 # == Hits ==============================================================================================
@@ -6629,7 +6630,7 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
     return Response(200, headers, body)
 
 
-def _one_at_a_time(folder: str, rows: Iterator[bytes], errors: Any) -> Iterator[bytes]:
+def _one_at_a_time(folder: str, rows: Iterator[bytes], errors: Any) -> Generator[bytes, None, None]:
     """An export as it is sent. What comes first is nothing, and the lock, which is given back however it ends.
 
     Its errors go to our log, since the server would log the private URL with them.
