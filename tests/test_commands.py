@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -112,43 +113,95 @@ def as_process(run: Terminal, *words: str, shell: str = '"$@"') -> subprocess.Co
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, cwd=run.folder)
 
 
-# == tenant add ==
+# == What is refused: rows of argv, status and what is said; Acme is there, and nothing changes ==
+
+REFUSED = [
+    ("tenant add X --id ab", 1, "3 to 64"),
+    ("tenant add X --id pixel", 1, "word of the URLs"),
+    ("tenant add X --domain https://acme.com/", 1, "acme.com"),
+    ("tenant add X --domain localhost", 1, "two labels"),
+    ("tenant add X --domain ''", 1, "expected a domain"),
+    ("tenant add X --domain acme.com:port", 1, "HOST:PORT"),
+    ("tenant add X --tracking-host localhost", 1, "two labels"),
+    ("tenant add X --tracking-host track.acme.com:8080", 1, "without a port"),
+    ("tenant add X --tracking-host 192.0.2.1", 1, "domain name"),
+    ("tenant add X --tracking-host track.example.com", 1, "BASE_URL"),
+    ("tenant add X --own here", 1, "'here': expected an address or a network"),
+    ("tenant add X --tz Nowhere/Land", 1, "--tz: 'Nowhere/Land'; expected a time zone"),
+    ("tenant add X --id abc123", 1, "taken"),
+    ("tenant add X --tracking-host t.acme.com", 1, "(abc123)"),
+    *(
+        (f"tenant {command} '{name}'", 1, "expected one line")
+        for command in ("add", "set Acme --name")
+        for name in ("", " ")
+    ),
+    (f"tenant add {'x' * 201}", 1, "expected one line"),
+    ("tenant add 'two\nlines'", 1, "expected one line"),
+    ("tenant set Acme --name a\x1b[31mred", 1, "expected one line"),
+    ("tenant set Acme --name B --domain a/b", 1, "a/b"),
+    ("tenant set Acme --name B --block x", 1, "two labels"),
+    ("tenant set Acme --name B --tracking-host 'no dots'", 1, "no dots"),
+    ("tenant set Acme --name B --tz ../../etc/passwd", 1, "expected a time zone"),
+    *(
+        (f"tenant set Acme --name B {option} '{text}'", 1, f"{text!r}: expected an address or a network")
+        for option in ("--own", "--not-own")
+        for text in ("", "the office", "203.0.113", "203.0.113.7/33", "203.0.113.7:80")
+    ),
+    *(
+        (f"tenant set Acme --own {text}", 1, f"'{text}': expected a network of one's own")
+        for text in ("0.0.0.0/0", "2000::/3")
+    ),
+    ("tenant show Nobody", 1, "tenant list"),
+    ("stats Acme --tz Nowhere/Land", 1, "Nowhere/Land"),
+    ("stats Acme --range 9y", 2, "9y"),
+    ("rejudge --since yesterday", 1, "expected a time"),
+    ("ingest .", 1, ".: can't be read: Is a directory"),
+    ("judge nowhere.jsonl", 1, "nowhere.jsonl: can't be read: No such file"),
+    ("nginx --output nowhere/x.conf", 1, "nowhere/x.conf: can't be written: No such file"),
+    *(
+        (words, 2, "usage: tracker.py")
+        for words in (
+            *("unknown", "tenant", "tenant unknown", "tenant add", "tenant add X --unknown", "tenant add X Y"),
+            *("tenant add X --id", "tenant show", "stats", "serve now", "drain --json", "--unknown"),
+        )
+    ),
+]
 
 
-def test_tenant_add_prints_ids_and_urls(run: Terminal) -> None:
+@pytest.mark.parametrize(("words", "status", "told"), REFUSED, ids=[words for words, *_ in REFUSED])
+def test_what_is_wrong_is_named_and_changes_nothing(words: str, status: int, told: str, run: Terminal) -> None:
+    run.add("Acme", "--id", "abc123", "--tracking-host", "t.acme.com")
+    before = run("tenant", "show", "Acme").out
+    said = run(*shlex.split(words), status=status)
+    assert said.out == "" and told in said.err
+    assert run("tenant", "show", "Acme").out == before
+    assert len(run("tenant", "list", "--json").json) == 1
+
+
+# == tenant add, set, show, list ==
+
+
+def test_tenant_add_prints_ids_and_urls_that_work(run: Terminal) -> None:
     said = run("tenant", "add", "Acme", "--domain", "acme.com")
     shown = dict(line.split(maxsplit=1) for line in said.out.splitlines())
-    assert shown["name"] == "Acme"
+    assert shown["name"] == "Acme" and shown["id"] != shown["mail_id"] and said.err == ""
     assert shown["dashboard_url"] == f"{BASE}/{shown['id']}/dashboard"
     assert shown["pixel_url"].startswith(f"{BASE}/{shown['mail_id']}/pixel/")
-    assert shown["id"] != shown["mail_id"]
-    assert said.err == ""
-
-
-def test_tenant_add_json_has_the_same_fields_and_urls_that_work(run: Terminal) -> None:
-    made = run.add("Acme", "--domain", "acme.com")
+    made = run.add("Globex", "--domain", "acme.com")
     assert set(made) == {"name", "id", "mail_id", "dashboard_url", "pixel_url"}
     web = run.web()
     assert web.get(made["pixel_url"].removeprefix(BASE)).headers["X-Tracker"] == "recorded"
-    assert "Acme" in web.get(made["dashboard_url"].removeprefix(BASE))
+    assert "Globex" in web.get(made["dashboard_url"].removeprefix(BASE))
 
 
 def test_tenant_add_with_id_makes_both_ids_that_and_warns_who_can_open_the_dashboard(run: Terminal) -> None:
-    said = run("tenant", "add", "Acme", "--id", "abc123", "--any-domain", "--json")
+    said = run("tenant", "add", "Acme", "--id", "abc123", "--json")
     assert (said.json["id"], said.json["mail_id"]) == ("abc123", "abc123")
     assert "every recipient can open this dashboard" in said.err
+    assert "tenant set abc123 --domain" in said.err  # how plain links are made to redirect
     web = run.web()
     assert web.get("/abc123/pixel/e1.gif").headers["X-Tracker"] == "recorded"
-    assert web.get("/abc123/click/e1?url=https://acme.com/").status_int == 302
     assert web.get("/abc123/dashboard").status_int == 200
-
-
-@pytest.mark.parametrize("options", [(), ("--id", "abc123")], ids=["two ids", "one id"])
-def test_tenant_add_without_a_domain_says_how_plain_links_are_made_to_redirect(
-    options: tuple[str, ...], run: Terminal
-) -> None:
-    said = run("tenant", "add", "Acme", "--json", *options)
-    assert f"tenant set {said.json['mail_id']} --domain" in said.err
 
 
 @pytest.mark.parametrize(
@@ -162,84 +215,48 @@ def test_tenant_add_without_a_domain_says_how_plain_links_are_made_to_redirect(
         (("--domain", "acme.com:8443"), "acme.com", 200),
         (("--domain", "münchen.example"), "xn--mnchen-3ya.example", 302),
         (("--any-domain",), "anything.example", 302),
+        (("--any-domain", "--block", "acme.com"), "acme.com", 200),
+        (("--domain", "acme.com", "--suspend"), "acme.com", 200),
         ((), "acme.com", 200),
     ],
 )
-def test_tenant_add_says_where_plain_links_may_lead(
+def test_tenant_add_and_tenant_set_say_where_plain_links_may_lead(
     options: tuple[str, ...], host: str, status: int, run: Terminal
 ) -> None:
-    made = run.add("Acme", *options)
-    answer = run.web().get(f"/{made['mail_id']}/click/e1?url=https://{host}/")
-    assert answer.status_int == status
+    made, other = run.add("Acme", *options), run.add("Globex")
+    run("tenant", "set", "Globex", *options)
+    for each in (made, other):
+        assert run.web().get(f"/{each['mail_id']}/click/e1?url=https://{host}/").status_int == status
 
 
-def test_tenant_add_with_a_tracking_host_makes_links_on_that_host(run: Terminal) -> None:
-    made = run.add("Acme", "--tracking-host", "Track.Acme.com")
-    assert made["pixel_url"].startswith(f"https://track.acme.com/{made['mail_id']}/pixel/")
-
-
-@pytest.mark.parametrize("words", [("tenant", "add", "Acme"), ("tenant", "add", "Acme", "--json")])
-def test_tenant_add_without_a_public_address_refuses_with_the_reason(words: tuple[str, ...], run: Terminal) -> None:
-    run.monkeypatch.delenv("BASE_URL")
-    said = run(*words, status=1)
-    assert said.out == ""
-    assert "BASE_URL" in said.err and "--local" in said.err and "called back" in said.err
-    assert not run.database.exists()
-
-
-def test_tenant_add_local_makes_links_to_this_machine(run: Terminal) -> None:
-    run.monkeypatch.delenv("BASE_URL")
-    run.monkeypatch.setenv("PORT", "3210")
-    assert run.add("Acme", "--local")["dashboard_url"].startswith("http://localhost:3210/")
-
-
-def test_tenant_add_with_only_a_tracking_host_needs_no_base_url(run: Terminal) -> None:
-    run.monkeypatch.delenv("BASE_URL")
-    assert run.add("Acme", "--tracking-host", "track.acme.com")["pixel_url"].startswith("https://track.acme.com/")
+def test_tenant_add_takes_all_that_tenant_set_takes(run: Terminal) -> None:
+    words = ("--block", "evil.com", "--tz", "Europe/Rome", "--own", "203.0.113.7", "--suspend")
+    made = run.add("Acme", *words)
+    shown = run("tenant", "show", made["id"], "--json").json
+    assert (shown["blocked"], shown["tz"], shown["own_addresses"]) == (["evil.com"], "Europe/Rome", ["203.0.113.7"])
+    assert shown["suspended"] is True
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("base", "options", "begins"),
     [
-        (("--id", "ab"), "3 to 64"),
-        (("--id", "a b c"), "3 to 64"),
-        (("--id", "x" * 65), "3 to 64"),
-        (("--id", "pixel"), "word of the URLs"),
-        (("--domain", "https://acme.com/"), "acme.com"),
-        (("--domain", "localhost"), "two labels"),
-        (("--domain", ""), "expected a domain"),
-        (("--domain", "acme.com:port"), "HOST:PORT"),
-        (("--tracking-host", "localhost"), "two labels"),
-        (("--tracking-host", "track.acme.com:8080"), "without a port"),
-        (("--tracking-host", "192.0.2.1"), "domain name"),
-        (("--tracking-host", BASE.partition("//")[2]), "BASE_URL"),
+        (BASE, ("--tracking-host", "Track.Acme.com"), "https://track.acme.com/"),
+        ("", ("--tracking-host", "track.acme.com"), "https://track.acme.com/"),
+        ("", ("--local",), "http://localhost:3210/"),
     ],
 )
-def test_tenant_add_names_what_is_wrong_with_an_option(options: tuple[str, ...], reason: str, run: Terminal) -> None:
-    said = run("tenant", "add", "Acme", *options, status=1)
-    assert said.out == "" and reason in said.err
+def test_links_of_a_new_tenant_begin_with(base: str, options: tuple[str, ...], begins: str, run: Terminal) -> None:
+    run.monkeypatch.setenv("BASE_URL", base)
+    run.monkeypatch.setenv("PORT", "3210")
+    assert run.add("Acme", *options)["pixel_url"].startswith(begins)
+
+
+def test_tenant_add_without_a_public_address_refuses_with_the_reason(run: Terminal) -> None:
+    run.monkeypatch.delenv("BASE_URL")
+    said = run("tenant", "add", "Acme", "--json", status=1)
+    assert said.out == ""
+    assert "BASE_URL" in said.err and "--local" in said.err and "called back" in said.err
     assert not run.database.exists()
-
-
-@pytest.mark.parametrize("name", ["", " ", "x" * 201, "two\nlines", "a\x1b[31mred"], ids=repr)
-def test_a_tenants_name_is_one_line_of_1_to_200_characters(name: str, run: Terminal) -> None:
-    assert run("tenant", "add", name, status=1).err
-    run.add("Acme")
-    assert run("tenant", "set", "Acme", "--name", name, status=1).err
-    assert [tenant["name"] for tenant in run("tenant", "list", "--json").json] == ["Acme"]
-
-
-def test_an_id_or_tracking_host_that_is_taken_is_refused(run: Terminal) -> None:
-    run.add("Acme", "--id", "abc123")
-    globex = run.add("Globex", "--tracking-host", "track.globex.com")
-    assert "taken" in run("tenant", "add", "Other", "--id", "abc123", status=1).err
-    assert "taken" in run("tenant", "add", "Other", "--id", globex["mail_id"], status=1).err
-    said = run("tenant", "add", "Other", "--tracking-host", "track.globex.com", status=1)
-    assert globex["mail_id"] in said.err
-    assert len(run("tenant", "list", "--json").json) == 2
-
-
-# == tenant set, show, list ==
 
 
 def test_tenant_set_changes_name_and_rules_and_shows_them(run: Terminal) -> None:
@@ -248,24 +265,14 @@ def test_tenant_set_changes_name_and_rules_and_shows_them(run: Terminal) -> None
     shown = run("tenant", "set", "Acme", "--json", *words).json
     assert (shown["name"], shown["domains"], shown["blocked"]) == ("Acme Shoes", ["shoes.com"], ["evil.com"])
     assert (shown["id"], shown["mail_id"]) == (made["id"], made["mail_id"])
-    assert run("tenant", "set", "Acme Shoes", "--any-domain", "--json").json["domains"] == ["any"]
-    assert run("tenant", "set", "Acme Shoes", "--no-any-domain", "--json").json["domains"] == ["shoes.com"]
-    assert run("tenant", "set", "Acme Shoes", "--unblock", "evil.com", "--json").json["blocked"] == []
-
-
-def test_tenant_set_says_which_addresses_are_the_senders_own(run: Terminal) -> None:
-    run.add("Acme")
-    words = ("--own", "203.0.113.7", "--own", "2001:DB8:1::/48", "--own", "198.51.100.9/24", "--own", "203.0.113.7/32")
-    shown = run("tenant", "set", "Acme", "--json", *words).json
-    assert shown["own_addresses"] == ["198.51.100.0/24", "2001:db8:1::/48", "203.0.113.7"]
-    shown = run("tenant", "set", "Acme", "--json", "--not-own", "198.51.100.0/24", "--not-own", "203.0.113.8").json
-    assert shown["own_addresses"] == ["2001:db8:1::/48", "203.0.113.7"]
-    assert "203.0.113.7" in run("tenant", "show", "Acme").out
-    for text in ("203.0.113", "acme.com", "203.0.113.7/33", ""):
-        assert (
-            f"{text!r}: expected an address or a network" in run("tenant", "set", "Acme", "--own", text, status=1).err
-        )
-    assert run("tenant", "show", "Acme", "--json").json["own_addresses"] == shown["own_addresses"]
+    for options, name, expected in (
+        (("--any-domain",), "domains", ["any"]),
+        (("--no-any-domain",), "domains", ["shoes.com"]),
+        (("--unblock", "evil.com"), "blocked", []),
+        (("--tracking-host", "track.acme.com"), "tracking_host", "track.acme.com"),
+        (("--tracking-host", ""), "tracking_host", ""),
+    ):
+        assert run("tenant", "set", "Acme Shoes", "--json", *options).json[name] == expected
 
 
 def test_tenant_set_is_seen_by_the_server(run: Terminal) -> None:
@@ -278,23 +285,6 @@ def test_tenant_set_is_seen_by_the_server(run: Terminal) -> None:
     assert run.web().get(path).status_int == 200
     run("tenant", "set", "Acme", "--unblock", "acme.com")
     assert run.web().get(path).status_int == 302
-
-
-def test_tenant_set_gives_and_takes_a_tracking_host(run: Terminal) -> None:
-    run.add("Acme")
-    shown = run("tenant", "set", "Acme", "--tracking-host", "track.acme.com", "--json").json
-    assert shown["pixel_url"].startswith("https://track.acme.com/")
-    assert run("tenant", "set", "Acme", "--tracking-host", "", "--json").json["pixel_url"].startswith(BASE)
-
-
-@pytest.mark.parametrize(
-    "options", [("--domain", "a/b"), ("--block", "x"), ("--own", "x"), ("--tracking-host", "no dots")]
-)
-def test_tenant_set_changes_nothing_when_an_option_is_wrong(options: tuple[str, ...], run: Terminal) -> None:
-    run.add("Acme", "--domain", "acme.com")
-    before = run("tenant", "show", "Acme").out
-    assert run("tenant", "set", "Acme", "--name", "Other", *options, status=1).err
-    assert run("tenant", "show", "Acme").out == before
 
 
 @pytest.mark.parametrize("by", ["id", "mail_id", "name"])
@@ -317,11 +307,6 @@ def test_a_mail_id_is_a_mail_id_even_where_another_tenant_has_it_as_its_name(run
     first = run.add("Acme")
     run.add(first["mail_id"])
     assert run("tenant", "show", first["mail_id"], "--json").json["id"] == first["id"]
-
-
-def test_an_unknown_tenant_is_an_error_that_says_how_to_find_the_known(run: Terminal) -> None:
-    run.add("Acme")
-    assert "tenant list" in run("tenant", "show", "Nobody", status=1).err
 
 
 def test_tenant_show_without_base_url_says_to_set_it(run: Terminal) -> None:
@@ -364,28 +349,20 @@ def write(web: webtest.TestApp, id_: str, key: str, token: str = "") -> int:
     return int(status)
 
 
-def test_an_api_key_is_printed_once_stored_hashed_and_needed_from_then_on(run: Terminal) -> None:
+def test_an_api_key_is_printed_once_stored_hashed_and_needed_until_it_is_another_or_none(run: Terminal) -> None:
     made = run.add("Acme")
     assert write(run.web(), made["id"], "k1") == 201
     key = run("tenant", "key", "Acme").out.strip()
     assert re.fullmatch(r"[A-Za-z0-9_-]{43}", key)
     for path in run.database.parent.rglob("*"):
-        if path.is_file():
-            assert key.encode() not in path.read_bytes(), path
+        assert not path.is_file() or key.encode() not in path.read_bytes(), path
     assert key not in run("tenant", "show", "Acme").out
-    assert write(run.web(), made["id"], "k2") == 401
-    assert write(run.web(), made["id"], "k2", key) == 201
-
-
-def test_another_api_key_ends_the_first_and_remove_ends_both(run: Terminal) -> None:
-    made = run.add("Acme")
-    first = run("tenant", "key", "Acme", "--json").json["api_key"]
+    assert [write(run.web(), made["id"], "k2", token) for token in ("", key)] == [401, 201]
     second = run("tenant", "key", "Acme", "--json").json["api_key"]
-    assert write(run.web(), made["id"], "k1", first) == 401
-    assert write(run.web(), made["id"], "k1", second) == 201
+    assert [write(run.web(), made["id"], "k3", token) for token in (key, second)] == [401, 201]
     assert "no API key" in run("tenant", "key", "Acme", "--remove").out
     assert run("tenant", "show", "Acme", "--json").json["api_key"] is False
-    assert write(run.web(), made["id"], "k2") == 201
+    assert write(run.web(), made["id"], "k4") == 201
 
 
 def test_writing_for_a_one_id_tenant_needs_a_key(run: Terminal) -> None:
@@ -496,15 +473,6 @@ def test_stats_for_people_shows_the_dashboards_figures(stage: Stage, run: Termin
     assert values["Sent"] == "2" and values["Opened"] == "50.0"
 
 
-@pytest.mark.parametrize(
-    ("options", "status"), [(("--tz", "Nowhere/Land"), 1), (("--tz", "../../etc/passwd"), 1), (("--range", "9y"), 2)]
-)
-def test_stats_says_what_is_wrong_with_a_zone_or_a_range(options: tuple[str, ...], status: int, run: Terminal) -> None:
-    run.add("Acme")
-    said = run("stats", "Acme", *options, status=status)
-    assert options[1] in said.err and said.out == ""
-
-
 def test_drain_counts_what_waits_and_keeps_apart_what_it_cannot_read(stage: Stage, run: Terminal) -> None:
     segment(stage, hit(stage, "k1"), b"no hit\n", hit(stage, "k2"), click(stage, "k1"))
     said = run("drain")
@@ -571,12 +539,6 @@ def test_ingest_replays_what_a_server_with_a_broken_spool_printed(stage: Stage, 
     assert run.rows("select key from event_details") == [("k1",)]
 
 
-@pytest.mark.parametrize("path", [".", "no such file"])
-def test_ingest_says_that_a_file_cannot_be_read(path: str, run: Terminal) -> None:
-    run.add("Acme")
-    assert f"{path}: can't be read" in run("ingest", path, status=1).err
-
-
 # == check ==
 
 
@@ -589,11 +551,6 @@ def fill(stage: Stage) -> None:
         stage.web.get(f"/{stage.acme.mail_id}/click/{key}?url=https://acme.com/", headers={"User-Agent": CHROME})
         stage.web.get(f"/{stage.acme.mail_id}/click/{key}?url=https://other.example/")
     stage.drain()
-
-
-def test_check_finds_nothing_wrong_with_a_database_that_is_right(stage: Stage, run: Terminal) -> None:
-    fill(stage)
-    assert run("check").out == "all is well\n"
 
 
 @pytest.mark.parametrize(
@@ -679,14 +636,6 @@ def test_config_prints_the_settings_in_force_and_masks_secrets(run: Terminal) ->
     assert run("config", "--json").json["API_KEY"] is None
 
 
-def test_config_reads_the_env_file_for_what_the_environment_does_not_say(run: Terminal) -> None:
-    env = run.folder / "tracker.env"
-    env.write_text('# settings\nBASE_URL=https://ignored.example.com\nPORT="4000"\n')
-    assert tracker.main(["--env", str(env), "config", "--json"]) == 0
-    shown = json.loads(run.capsys.readouterr().out)
-    assert (shown["PORT"], shown["BASE_URL"]) == (4000, BASE)
-
-
 def test_all_faults_in_the_settings_are_listed_at_once(run: Terminal) -> None:
     faulty = {"PORT": "http", "WEB_CONCURRENCY": "0", "BASE_URL": "track.example.com", "DATABASE_URL": "mysql://x"}
     for name, value in faulty.items():
@@ -700,23 +649,6 @@ def test_all_faults_in_the_settings_are_listed_at_once(run: Terminal) -> None:
             [line] = [line for line in lines if line.startswith(f"tracker.py: {name} ")]
             assert value in line and "expected" in line
         assert any(line.startswith("tracker.py: API_KEY:") for line in lines)
-
-
-def test_a_faulty_secret_is_named_but_not_shown(run: Terminal) -> None:
-    run.monkeypatch.setenv("SECRET_KEY", "too-short-secret")
-    said = run("config", status=2)
-    assert "SECRET_KEY" in said.err and "too-short-secret" not in said.err
-
-
-@pytest.mark.parametrize("content", [None, "no equals sign\n", b"\xff\xfe=1\n"])
-def test_an_env_file_that_cannot_be_read_is_a_fault_in_the_settings(
-    content: str | bytes | None, run: Terminal, capsys: pytest.CaptureFixture[str]
-) -> None:
-    env = run.folder / "tracker.env"
-    if content is not None:
-        env.write_bytes(content.encode() if isinstance(content, str) else content)
-    assert tracker.main(["--env", str(env), "config"]) == 2
-    assert str(env) in capsys.readouterr().err
 
 
 def test_the_demo_fills_an_empty_database_with_two_tenants_whose_numbers_look_like_real_mail(run: Terminal) -> None:
@@ -762,14 +694,9 @@ def test_a_command_that_needs_a_database_says_that_there_is_none_and_makes_none(
 ) -> None:
     said = run(*words, status=1)
     assert said.err.startswith(f"tracker.py: no database at {run.database}; ") and said.err.count("\n") == 1
-    assert said.out == ""
-    assert not run.database.parent.exists()
-
-
-@pytest.mark.parametrize("words", NEED_A_DATABASE, ids=" ".join)
-def test_a_command_never_makes_a_database_where_one_was_lost(words: tuple[str, ...], run: Terminal) -> None:
+    assert said.out == "" and not run.database.parent.exists()
     run.add("Acme")
-    run.database.unlink()
+    run.database.unlink()  # it was lost
     assert "no database at" in run(*words, status=1).err
     assert not run.database.exists()
 
@@ -805,16 +732,14 @@ def database_of_another_program(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [folder_in_its_place, empty_file, shopping_list, database_of_another_program])
-@pytest.mark.parametrize("words", [("tenant", "add", "Globex"), *NEED_A_DATABASE], ids=" ".join)
-def test_what_is_no_database_of_ours_is_named_and_left_as_it_is(
-    words: tuple[str, ...], spoil: Callable[[Path], None], run: Terminal
-) -> None:
+def test_what_is_no_database_of_ours_is_named_and_left_as_it_is(spoil: Callable[[Path], None], run: Terminal) -> None:
     run.add("Acme")
     spoil(run.database)
     before = run.database.read_bytes() if run.database.is_file() else None
-    said = run(*words, status=1)
-    assert str(run.database) in said.err and said.out == ""
-    assert (run.database.read_bytes() if run.database.is_file() else None) == before
+    for words in (("tenant", "add", "Globex"), *NEED_A_DATABASE):
+        said = run(*words, status=1)
+        assert str(run.database) in said.err and said.out == "", words
+        assert (run.database.read_bytes() if run.database.is_file() else None) == before, words
 
 
 @pytest.mark.parametrize("name", ["write.lock", "tenants.json"])
@@ -822,36 +747,6 @@ def test_a_file_that_cannot_be_written_is_named(name: str, run: Terminal) -> Non
     run.add("Acme")
     folder_in_its_place(run.database.parent / name)
     assert name in run("tenant", "set", "Acme", "--any-domain", status=1).err
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("unknown",),
-        ("tenant",),
-        ("tenant", "unknown"),
-        ("tenant", "add"),
-        ("tenant", "add", "Acme", "--unknown"),
-        ("tenant", "add", "Acme", "Globex"),
-        ("tenant", "add", "Acme", "--id"),
-        ("tenant", "show"),
-        ("stats",),
-        ("serve", "now"),
-        ("drain", "--json"),
-        ("--unknown",),
-    ],
-    ids=" ".join,
-)
-def test_a_usage_error_ends_with_status_2_and_the_usage(words: tuple[str, ...], run: Terminal) -> None:
-    said = run(*words, status=2)
-    assert "usage: tracker.py" in said.err and said.out == ""
-    assert not run.database.parent.exists()
-
-
-COMMANDS = {
-    *("serve", "tenant", "stats", "drain", "ingest", "check", "config"),
-    *(f"tenant {name}" for name in ("add", "set", "list", "show", "key", "rotate", "remove")),
-}
 
 
 def parsers(parser: argparse.ArgumentParser, above: str = "") -> dict[str, tuple[str, argparse.ArgumentParser]]:
@@ -869,7 +764,7 @@ def parsers(parser: argparse.ArgumentParser, above: str = "") -> dict[str, tuple
 
 def test_help_says_what_each_command_is_for_and_explains_each_option(run: Terminal) -> None:
     found = parsers(tracker.command_line())
-    assert set(found) >= COMMANDS
+    assert set(found) == {*tracker.COMMANDS, *tracker.COMMAND_GROUPS}
     for command, (listed, parser) in found.items():
         assert len(listed.split()) >= 3, command
         *above, name = command.split()
@@ -893,8 +788,6 @@ def test_a_file_for_nginx_is_written_whole_or_not_at_all(run: Terminal) -> None:
     assert run("nginx", "--output", str(path)).out == ""
     assert path.read_text() == printed and "server_name track.example.com;" in printed
     assert sorted(entry.name for entry in run.folder.iterdir()) == ["data", path.name]
-    said = run("nginx", "--output", str(run.folder / "nowhere" / "x.conf"), status=1)
-    assert "nowhere/x.conf: can't be written: No such file" in said.err
 
 
 def test_version_names_what_runs_and_its_licences(run: Terminal) -> None:
@@ -1070,17 +963,15 @@ def test_a_first_line_that_says_nothing_sensible_is_refused(
         pytest.param(DELIVERED, id="an-email-that-is-not-in-the-first-line"),
         pytest.param(b'{"id": "a1", "t": 1, "uri": "/x"}\n', id="a-time-that-is-none"),
         pytest.param(b"[]\n", id="another-json"),
+        pytest.param(
+            b'{"id": "a1", "t": 1795544485, "kind": "email", "mail_id": "x", "key": "e1"}\n', id="a-registration"
+        ),
     ],
 )
 def test_a_line_that_is_no_hit_is_named_by_its_number(line: bytes, stage: Stage, run: Terminal) -> None:
     path = hits_file(run, hit(stage, "e1"), hit(stage, "e1"), line, hit(stage, "e1"))
     said = run("judge", path, status=1)
     assert (said.out, f"{path}, line 3: " in said.err) == ("", True)
-
-
-def test_a_registration_among_the_hits_is_named_as_one(stage: Stage, run: Terminal) -> None:
-    line = json.dumps({"id": "a1", "t": NOW / 1000, "email": 1, "mail_id": stage.acme.mail_id, "key": "e1"}).encode()
-    assert "line 2: " in run("judge", hits_file(run, hit(stage, "e1"), line + b"\n"), status=1).err
 
 
 def test_hits_with_several_keys_are_judged_with_a_note(stage: Stage, run: Terminal) -> None:
@@ -1097,10 +988,6 @@ def test_judge_names_fields_that_no_hit_has(stage: Stage, run: Terminal) -> None
     assert "no-user-agent" in said.out
     assert run("judge", stdin=json.dumps({**line, "ua": "Mozilla/5.0"})).err == ""
     assert "standard input, line 1: t: expected" in run("judge", stdin="{}", status=1).err
-
-
-def test_judge_says_that_a_file_cannot_be_read(run: Terminal) -> None:
-    assert "nowhere.jsonl: can't be read" in run("judge", "nowhere.jsonl", status=1).err
 
 
 # == rejudge ==
@@ -1157,7 +1044,6 @@ def test_rejudge_since_a_time_leaves_emails_without_later_hits(stage: Stage, run
     )
     assert states(run) == {"old": [0, 1, 0, 0], "new": [2, 0, 0, 0]}
     assert run("check").out == "all is well\n"
-    assert "expected" in run("rejudge", "--since", "yesterday", status=1).err
 
 
 def test_rejudge_leaves_what_was_judged_by_an_agent_or_an_address_that_was_erased(stage: Stage, run: Terminal) -> None:
@@ -1223,14 +1109,6 @@ def test_own_addresses_are_shown_as_they_are_read_and_can_be_taken_back(run: Ter
     assert taken["own_addresses"] == ["203.0.113.7"]
 
 
-@pytest.mark.parametrize("option", ["--own", "--not-own"])
-@pytest.mark.parametrize("text", ["", "the office", "203.0.113", "203.0.113.7/33", "203.0.113.7:80"])
-def test_what_is_no_address_changes_nothing(option: str, text: str, run: Terminal) -> None:
-    run.add("Acme")
-    assert "expected an address or a network" in run("tenant", "set", "Acme", "--name", "B", option, text, status=1).err
-    assert run("tenant", "show", "Acme", "--json").json["own_addresses"] == []
-
-
 def test_hits_from_an_own_address_are_marked_before_it_is_truncated_and_stand_in_no_number(run: Terminal) -> None:
     made = run.add("Acme", "--domain", "acme.com")
     run("tenant", "set", "Acme", "--own", "203.0.113.7", "--own", "2001:db8:5::/48")
@@ -1280,10 +1158,3 @@ def test_a_removed_tenants_own_addresses_go_with_it(run: Terminal) -> None:
     run("tenant", "remove", "Acme", "--yes")
     assert run.rows("select * from tenant_rules") == []
     assert run("check").out == "all is well\n"
-
-
-@pytest.mark.parametrize("text", ["0.0.0.0/0", "64.0.0.0/2", "::/0", "2000::/3"])
-def test_a_part_of_the_internet_is_nobodys_own(text: str, run: Terminal) -> None:
-    run.add("Acme")
-    assert f"'{text}': expected a network of one's own" in run("tenant", "set", "Acme", "--own", text, status=1).err
-    assert run("tenant", "show", "Acme", "--json").json["own_addresses"] == []
