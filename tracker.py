@@ -4787,20 +4787,20 @@ class Drain:
             if began > self.until:
                 raise Busy("not all hits could be drained in time")
             try:
-                more = self.record(segment)
+                more = self.record_some(segment)
             except LINE_FAULTS as error:
                 if self.lines > 1:
                     self.lines //= 2
                     continue
                 about = f"{type(error).__name__}: {error}"
                 log("a line of the spool can't be counted and goes to spool/rejected", error=about)
-                more = self.record(segment, reject=True)
+                more = self.record_some(segment, reject=True)
             took = max(time.monotonic() - began, 0.001)
-            fit = int(self.lines * min(self.seconds / took, 4.0))
+            fit = round(self.lines * min(self.seconds / took, 4.0))
             self.lines = min(max(fit, self.lines // 2, 1), self.batch)
             time.sleep(took / 10 if more else 0)  # for others to write
 
-    def record(self, segment: Segment, *, reject: bool = False) -> bool:
+    def record_some(self, segment: Segment, *, reject: bool = False) -> bool:
         """Record some lines in one transaction, or put them aside; returns whether there is more before the goal."""
         good: list[Hit | SpooledEmail] = []
         taken = rejected = 0
