@@ -44,7 +44,7 @@ import unicodedata
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
 from itertools import chain, islice, pairwise, starmap
@@ -5110,12 +5110,12 @@ class Totals:
     emails: int
     opened: dict[str, int]
     clicked: dict[str, int]
-    click_only: int  # clicked by a person, though no open by a person was seen: read all the same
+    clicked_without_open: int  # clicked by a person, though no open by a person was seen: read all the same
 
     @property
     def read(self) -> int:
         """How many emails people certainly read."""
-        return self.opened["person"] + self.click_only
+        return self.opened["person"] + self.clicked_without_open
 
     def rate(self, counts: Mapping[str, int]) -> tuple[float, float] | None:
         """The share of the emails that a person opened or clicked: at least, and with the unconfirmed at most."""
@@ -5142,7 +5142,7 @@ class Stats:
     hits: Counts  # in the period
     emails: Counts  # unique: emails that came under a state in the period
     steps: list[Counts]  # hits in each step
-    reasons: list[tuple[int, str, str, int, int]]  # in the period: type, verdict, reason, state and hits
+    reasons: list[dict[str, Any]]  # what the hits in the period were judged, and why, as stats.json has it
     named: list[tuple[str, str, int]]
     dropped: dict[str, int]  # so far, by reason
     last_hit_at: int | None
@@ -5167,28 +5167,39 @@ def read_stats(connection: sqlite3.Connection, tenant: int, period: Period, tena
     """Read a period's numbers from the roll-ups; events are never counted here."""
     judgements = judgements_by_number(connection)
     span, before = period.span(tenant_zone), period.before(tenant_zone)
+    steps = [hits_in(connection, tenant, some) for some in period.spans(tenant_zone)]
+    sums: Counter[tuple[int, int]] = Counter()
+    for type_, number, hits in chain(*steps):
+        sums[type_, number] += hits
+    reasons = [(type_, *judgements[number], hits) for (type_, number), hits in sums.items() if hits]
 
     def cohort(some: Span) -> Totals:
         return totals_of(cohort_in(connection, tenant, some))
 
-    def hits(some: Span) -> list[tuple[int, int, int]]:
-        return [(type_, judgements[number][2], count) for type_, number, count in hits_in(connection, tenant, some)]
+    def by_state(rows: Iterable[tuple[int, int, int]]) -> Counts:
+        return counts_of((type_, judgements[number][2], hits) for type_, number, hits in rows)
 
-    reasons = [
-        (type_, *judgements[number], count) for type_, number, count in hits_in(connection, tenant, span) if count
-    ]
     return Stats(
         period=period,
         sent=cohort(span),
         unregistered=cohort(UNREGISTERED),
-        hits=counts_of((type_, state, count) for type_, _, _, state, count in reasons),
+        hits=counts_of((type_, state, hits) for type_, _, _, state, hits in reasons),
         emails=counts_of(uniques_in(connection, tenant, span)),
-        steps=[counts_of(hits(some)) for some in period.spans(tenant_zone)],
-        reasons=sorted(reasons, key=lambda row: (row[0], -row[4], row[1], row[2])),
+        steps=list(map(by_state, steps)),
+        reasons=[
+            {
+                "event_type": TYPES[type_],
+                "verdict": verdict,
+                "reason": reason,
+                "counts_as": STATE_NAMES[state],
+                "hits": n,
+            }
+            for type_, verdict, reason, state, n in sorted(reasons, key=lambda row: (row[0], -row[4], row[1], row[2]))
+        ],
         named=named_clicks(connection, tenant),
         dropped=dropped_hits(connection, tenant),
         last_hit_at=last_hit_at(connection, tenant),
-        before=(cohort(before), counts_of(hits(before))) if before else None,
+        before=(cohort(before), by_state(hits_in(connection, tenant, before))) if before else None,
     )
 
 
@@ -5231,15 +5242,10 @@ def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
     """The numbers as stats.json has them; README lists the fields."""
 
     def hits(counts: Counts) -> dict[str, dict[str, int]]:
-        """By the names of types and states."""
         return {
             f"{word}s": {said: counts[type_][state] for state, said in STATE_NAMES.items()}
             for type_, word in TYPES.items()
         }
-
-    def group(totals: Totals) -> dict[str, Any]:
-        emails, opened, clicked = totals.emails, totals.opened, totals.clicked
-        return {"emails": emails, "opened": opened, "clicked": clicked, "clicked_without_open": totals.click_only}
 
     period = stats.period
     begin, end = iso_time(period.starts[0]), iso_time(period.end - 1)
@@ -5247,8 +5253,8 @@ def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
     return {
         "tenant": name,
         "range": {"name": period.name, "from": begin, "to": end, "tz": period.zone_name},
-        "sent": {**group(stats.sent), **rates},
-        "unregistered": group(stats.unregistered),
+        "sent": {**asdict(stats.sent), **rates},
+        "unregistered": asdict(stats.unregistered),
         "activity": {
             f"{word}s": {
                 "hits": hits(stats.hits)[f"{word}s"],
@@ -5256,17 +5262,8 @@ def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
             }
             for type_, word in TYPES.items()
         },
-        "reasons": [
-            {
-                "event_type": TYPES[type_],
-                "verdict": verdict,
-                "reason": reason,
-                "counts_as": STATE_NAMES[state],
-                "hits": n,
-            }
-            for type_, verdict, reason, state, n in stats.reasons
-        ],
-        "before": stats.before and {"sent": group(stats.before[0]), **hits(stats.before[1])},
+        "reasons": stats.reasons,
+        "before": stats.before and {"sent": asdict(stats.before[0]), **hits(stats.before[1])},
         "naming_page": [{"host": host, "reason": reason, "clicks": clicks} for host, reason, clicks in stats.named],
         "dropped": stats.dropped,
         "last_hit_at": iso_time(stats.last_hit_at),
@@ -5727,7 +5724,7 @@ def _rates(totals: Totals | None) -> dict[str, tuple[float, float] | None]:
 
 def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> list[Figure]:
     """What became of some mail that was sent."""
-    by_click = f"; and {grouped(totals.click_only)} more by a click" if totals.click_only else ""
+    by_click = f"; and {grouped(only)} more by a click" if (only := totals.clicked_without_open) else ""
     details = {
         "Opened": f"{of}{made_of(totals.opened)}{by_click}",
         "Clicked": f"{of}{made_of(totals.clicked)}",
@@ -5780,9 +5777,9 @@ def figure_list(figures: Iterable[Figure], of: str = "sent in this range", expla
 
 def reason_rows(stats: Stats) -> Iterator[tuple[str, ...]]:
     """Why the hits of a period count as they do: (hits, their type, what they count as, verdict, reason, sentence)."""
-    for type_, verdict, reason, state, hits in stats.reasons:
-        counts_as = STATE_NAMES[state].replace("_", " ")
-        yield grouped(hits), f"{TYPES[type_]}s", counts_as, verdict, reason, sentence_of(reason)
+    for row in stats.reasons:
+        counts_as, reason = row["counts_as"].replace("_", " "), row["reason"]
+        yield grouped(row["hits"]), f"{row['event_type']}s", counts_as, row["verdict"], reason, sentence_of(reason)
 
 
 # -- Pages
