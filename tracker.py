@@ -5117,16 +5117,17 @@ class Totals:
         """How many emails people certainly read."""
         return self.opened["person"] + self.clicked_without_open
 
-    def rate(self, counts: Mapping[str, int]) -> tuple[float, float] | None:
-        """The share of the emails that a person opened or clicked: at least, and with the unconfirmed at most."""
-        if not self.emails:
-            return None
-        return counts["person"] / self.emails, (counts["person"] + counts["unconfirmed"]) / self.emails
-
     @property
-    def click_to_open(self) -> tuple[float, float] | None:
-        """The share of those who read the mail that clicked in it, as a rate."""
-        return (self.clicked["person"] / self.read,) * 2 if self.read else None
+    def rates(self) -> dict[str, tuple[float, float] | None]:
+        """Shares of the emails, and of those that were read: by people at least, and with the unconfirmed at most."""
+        found: dict[str, tuple[float, float] | None] = dict.fromkeys(("Opened", "Clicked", "Click-to-open"))
+        if self.emails:
+            for label, counts in (("Opened", self.opened), ("Clicked", self.clicked)):
+                low = counts["person"]
+                found[label] = low / self.emails, (low + counts["unconfirmed"]) / self.emails
+        if self.read:
+            found["Click-to-open"] = (self.clicked["person"] / self.read,) * 2
+        return found
 
 
 Counts = dict[int, dict[int, int]]  # by type and state
@@ -5249,7 +5250,7 @@ def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
 
     period = stats.period
     begin, end = iso_time(period.starts[0]), iso_time(period.end - 1)
-    rates = {"open_rate": stats.sent.rate(stats.sent.opened), "click_rate": stats.sent.rate(stats.sent.clicked)}
+    rates = {"open_rate": stats.sent.rates["Opened"], "click_rate": stats.sent.rates["Clicked"]}
     return {
         "tenant": name,
         "range": {"name": period.name, "from": begin, "to": end, "tz": period.zone_name},
@@ -5434,27 +5435,20 @@ def state_summary(row: Mapping[str, Any], noun: str) -> str:
 
 
 AGO = (  # up to how many seconds a time is told in which unit
-    (3_600, 60, "minute"),
-    (86_400, 3_600, "hour"),
-    (14 * 86_400, 86_400, "day"),
-    (365 * 86_400, 7 * 86_400, "week"),
-    (math.inf, 365 * 86_400, "year"),
+    *((60, 1, "second"), (3_600, 60, "minute"), (86_400, 3_600, "hour"), (14 * 86_400, 86_400, "day")),
+    *((365 * 86_400, 7 * 86_400, "week"), (math.inf, 365 * 86_400, "year")),
 )
+LASTING = ((60, 1, "second"), (2 * 3_600, 60, "minute"), (2 * 86_400, 3_600, "hour"), (math.inf, 86_400, "day"))
+
+
+def lasting(seconds: float, units: Iterable[tuple[float, int, str]] = LASTING) -> str:
+    """A length of time in one unit: `2 hours`."""
+    return next(counted(int(seconds // length), noun) for limit, length, noun in units if seconds < limit)
 
 
 def ago(seconds: float) -> str:
-    """How long ago something was, in one unit: `3 minutes ago`."""
-    length, noun = next((length, noun) for limit, length, noun in AGO if seconds < limit)
-    return "just now" if seconds < 60 else f"{counted(int(seconds // length), noun)} ago"
-
-
-def lasting(milliseconds: int) -> str:
-    """A length of time in its largest unit: `2 hours`."""
-    seconds = abs(milliseconds) // 1000
-    for length, noun in ((86_400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= 2 * length or (seconds >= length and length == 60):
-            return counted(seconds // length, noun)
-    return counted(seconds, "second")
+    """How long ago something was: `3 minutes ago`."""
+    return "just now" if seconds < 60 else f"{lasting(seconds, AGO)} ago"
 
 
 def short_url(url: str) -> str:
@@ -5715,13 +5709,6 @@ class Figure(NamedTuple):
     change: str = ""
 
 
-def _rates(totals: Totals | None) -> dict[str, tuple[float, float] | None]:
-    if totals is None:
-        return {}
-    opened, clicked = totals.rate(totals.opened), totals.rate(totals.clicked)
-    return {"Opened": opened, "Clicked": clicked, "Click-to-open": totals.click_to_open}
-
-
 def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> list[Figure]:
     """What became of some mail that was sent."""
     by_click = f"; and {grouped(only)} more by a click" if (only := totals.clicked_without_open) else ""
@@ -5732,8 +5719,8 @@ def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> l
     }
     change = change_of(totals.emails, before.emails) if before else ""
     figures = [Figure("Sent", grouped(totals.emails), sent, change)]
-    for label, rate in _rates(totals).items():
-        change, then = "", _rates(before).get(label)
+    for label, rate in totals.rates.items():
+        change, then = "", before.rates[label] if before else None
         if rate and then:
             points = 100 * (rate[0] - then[0])
             change = "the same" if abs(points) < 0.05 else f"{points:+.1f} points".replace("-", MINUS)
@@ -5741,27 +5728,21 @@ def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> l
     return figures
 
 
-def hit_figures(stats: Stats) -> list[Figure]:
-    """The hits that came in a range."""
+def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
+    """Figures of the mail sent in a range, and of the hits in it."""
     before, figures = stats.before, []
     for type_, label in ((OPEN, "Opens"), (CLICK, "Clicks")):
         hits, emails = stats.hits[type_], stats.emails[type_]
         count = sum(hits[state] for state in STATES)
-        made = (
-            f"{grouped(hits[state])} {word} ({counted(emails[state], 'email')})" for state, word in STATE_WORDS.items()
-        )
+        of = {state: f"({counted(emails[state], 'email')})" for state in STATES}
+        made = ", ".join(f"{grouped(hits[state])} {word} {of[state]}" for state, word in STATE_WORDS.items())
         change = change_of(count, sum(before[1][type_][state] for state in STATES)) if before else ""
-        figures.append(Figure(label, grouped(count), ", ".join(made), change))
+        figures.append(Figure(label, grouped(count), made, change))
     machines = [stats.hits[type_][MACHINE] for type_ in TYPES]
     change = change_of(sum(machines), sum(before[1][type_][MACHINE] for type_ in TYPES)) if before else ""
     detail = f"{grouped(machines[0])} on pixels and {grouped(machines[1])} on links"
-    return [*figures, Figure("Machines", grouped(sum(machines)), detail, change)]
-
-
-def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
-    """Figures of the mail sent in a range, and of the hits in it."""
-    before = stats.before[0] if stats.before else None
-    return sent_figures(stats.sent, before, "emails sent in this range", "of these: "), hit_figures(stats)
+    figures.append(Figure("Machines", grouped(sum(machines)), detail, change))
+    return sent_figures(stats.sent, before and before[0], "emails sent in this range", "of these: "), figures
 
 
 def figure_list(figures: Iterable[Figure], of: str = "sent in this range", explained: bool = True) -> Markup:
@@ -5773,13 +5754,6 @@ def figure_list(figures: Iterable[Figure], of: str = "sent in this range", expla
         term = tag("dt", label, title=DEFINITIONS[label].replace("sent in this range", of))
         items.append(tag("div", term, tag("dd", tag("b", value), " ", tag("span", change, class_="change"), small)))
     return joined(*items)
-
-
-def reason_rows(stats: Stats) -> Iterator[tuple[str, ...]]:
-    """Why the hits of a period count as they do: (hits, their type, what they count as, verdict, reason, sentence)."""
-    for row in stats.reasons:
-        counts_as, reason = row["counts_as"].replace("_", " "), row["reason"]
-        yield grouped(row["hits"]), f"{row['event_type']}s", counts_as, row["verdict"], reason, sentence_of(reason)
 
 
 # -- Pages
@@ -5819,10 +5793,10 @@ def range_links(view: View, period: Period) -> Markup:
 def reason_lines(stats: Stats) -> Markup:
     """The rows of the list of reasons."""
     lines = []
-    for hits, type_, counts_as, verdict, reason, sentence in reason_rows(stats):
-        judged = tag("td", f"{verdict}, {type_}")
-        why = tag("td", tag("code", reason), f" {sentence}", class_="wide")
-        lines.append(tag("tr", tag("td", hits, class_="number"), tag("td", counts_as), judged, why))
+    for row in stats.reasons:
+        hits, counts_as = tag("td", grouped(row["hits"]), class_="number"), row["counts_as"].replace("_", " ")
+        why = tag("td", tag("code", row["reason"]), f" {sentence_of(row['reason'])}", class_="wide")
+        lines.append(tag("tr", hits, tag("td", counts_as), tag("td", f"{row['verdict']}, {row['event_type']}s"), why))
     return joined(*lines)
 
 
@@ -5879,7 +5853,9 @@ def campaign_page(pages: Pages, view: View, campaign: Rows, links: Rows, emails:
 def timeline_row(view: View, hit: Row, arrived: int | None, arrival: str) -> Markup:
     """A hit of an email, with how long after its arrival it came, and why it counts as it does."""
     at, url, agent = hit["timestamp"], hit["url"], hit["user_agent"]
-    after = f"{lasting(at - arrived)} {'after' if at >= arrived else 'before'} {arrival}" if arrived else ""
+    after = (
+        f"{lasting(abs(at - arrived) // 1000)} {'after' if at >= arrived else 'before'} {arrival}" if arrived else ""
+    )
     why = tag("b", hit["verdict"]), " ", tag("code", hit["reason"]), tag("small", sentence_of(hit["reason"]))
     return tag(
         "tr",
@@ -7811,8 +7787,9 @@ def cmd_stats(args: argparse.Namespace, settings: Settings) -> None:
     lines = [f"{tenant.name}: {RANGES[args.range]}, {zone}"]
     lines += [f"{each.label:13} {each.value:>12}   {each.detail}" for each in chain(*dashboard_figures(stats))]
     if args.why:
-        for hits, type_, counts_as, verdict, reason, sentence in reason_rows(stats):
-            lines.append(f"{hits:>8} {type_}, {counts_as}: {verdict}, {reason}. {sentence}")
+        for row in stats.reasons:
+            what = f"{row['event_type']}s, {row['counts_as'].replace('_', ' ')}: {row['verdict']}, {row['reason']}"
+            print(f"{grouped(row['hits']):>8} {what}. {sentence_of(row['reason'])}")
     if waiting:
         lines.append(f"about {waiting} hits are still waiting to be counted")
     _say(args, stats_json(stats, tenant.name, waiting), lines)
