@@ -92,7 +92,7 @@ create table judgements (                -- the few pairs of verdict and reason 
 
 create table events (                    -- a row a hit, as it was judged
     id        integer primary key,
-    tenant    integer not null references tenants (number),
+    tenant    integer not null,                               -- its email's
     email     integer not null references emails (id),
     at        integer not null check (at > 0),
     type      integer not null check (type in (1, 2)),

@@ -2444,6 +2444,9 @@ def integrity_faults(connection: sqlite3.Connection) -> list[str]:
         sql = f"select count(*) from {table} where {column} is not null and {column} not in (select id from {referred})"
         if missing := connection.execute(sql).fetchone()[0]:
             faults.append(f"{table}: {missing} rows refer to {referred} that are not there")
+    sql = "select count(*) from events join emails on emails.id = events.email where emails.tenant <> events.tenant"
+    if others := connection.execute(sql).fetchone()[0]:
+        faults.append(f"events: {others} are another tenant's than their emails")
     return faults
 
 
@@ -3377,10 +3380,10 @@ class Batch:
     def __init__(self, connection: sqlite3.Connection, now: int) -> None:
         self.connection = connection
         self.now = now
-        self._shapes: Counter[tuple[Any, ...]] = Counter()  # as Shape
-        self._standings: Counter[Standing] = Counter()
-        self._cells: Counter[Cell] = Counter()
-        self._dropped: Counter[tuple[int, str, int]] = Counter()
+        self._shapes: dict[tuple[Any, ...], int] = defaultdict(int)  # as Shape
+        self._standings: dict[Standing, int] = defaultdict(int)
+        self._cells: dict[Cell, int] = defaultdict(int)
+        self._dropped: dict[tuple[int, str, int], int] = defaultdict(int)
         self._emails: list[Email] = []  # whose counts may have changed
         self._events: list[tuple[Any, ...]] = []
         self._revised: list[tuple[int, int]] = []
@@ -3453,16 +3456,17 @@ class Batch:
                     judged.append((email, new, judgements, self._otherwise(again)))
                 else:
                     judged.append((email, new, judge(new, email.context), []))
-            self._read_links(judged, urls)
+            if urls or any(revised for *_, revised in judged):
+                self._read_links(judged, urls)
             for email, new, judgements, revised in judged:
-                self._revise(email, revised)
+                if revised:
+                    self._revise(email, revised)
                 for hit, judgement in zip(new, judgements):  # noqa: B905  # as long as each other
                     number = self._numbers.get(judgement) or self._number(judgement)
                     url = urls[hit.url] if hit.url is not None else None
                     method = "HEAD" if hit.method == "HEAD" else None
-                    said = hit.address or None, hit.purpose or None, int(hit.own), int(hit.fixed is not None)
-                    event = tenant, email.id, hit.at, hit.type, method, number, agents[hit.agent], url, *said
-                    self._events.append(event)
+                    event = (tenant, email.id, hit.at, hit.type, method, number, agents[hit.agent], url)
+                    self._events.append((*event, hit.address or None, hit.purpose or None, 1 if hit.own else 0))
                     self._count(email, hit, url, number, judgement.state, 1)
                 if email.last_at is None or new[-1].at > email.last_at:
                     email.last_at = new[-1].at
@@ -3559,7 +3563,8 @@ class Batch:
             (tenant, day, taken),
         )
         made = find_emails(self.connection, tenant, [key for _, key, *_ in new])
-        self._standings.update(email.standing() for email in made.values())
+        for email in made.values():
+            self._standings[email.standing()] += 1
         return made
 
     def _expected(self, tenant: int, campaigns: Iterable[str]) -> Counter[str]:
@@ -3847,8 +3852,8 @@ class Batch:
         """Write what was gathered, once, at the end."""
         many = self.connection.executemany
         many(
-            "insert into events (tenant, email, at, type, method, judgement, agent, url, address, purpose, own, fixed)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "insert into events (tenant, email, at, type, method, judgement, agent, url, address, purpose, own)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             self._events,
         )
         many("update events set judgement = ? where id = ?", self._revised)
@@ -3912,9 +3917,9 @@ class Batch:
                     links.append((email.id, url, *columns_of(new)))
             if email.last_at is not None:
                 counts.append((email.id, *columns_of(email.opens), *columns_of(email.clicks), email.last_at))
-                if email.campaign and not email.is_test:
-                    key = email.tenant, email.campaign
-                    last[key] = max(email.last_at, last.get(key, 0))
+                key = email.tenant, email.campaign
+                if email.campaign and email.last_at > last.get(key, 0) and not email.is_test:
+                    last[key] = email.last_at
         instead = "{column} = excluded.{column}"
         _upsert(self.connection, "email_counts", (*_columns_of(TALLIES), "last_at"), instead, counts)
         _upsert(self.connection, "link_counts", _columns_of(CLICK_TALLIES), instead, links)
