@@ -7104,108 +7104,13 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
     return respond(environ, start_response)
 
 
-# == Commands ==========================================================================================
-# The command line: each command is a function whose docstring is its help, below its options.
+# == Server ============================================================================================
+# How the application is served: by gunicorn, as the owner of its data, with files for nginx and systemd around it.
 
-HELP_TOPICS = (
-    "instrument",
-    "postfix",
-    "api",
-    "numbers",
-    "dashboard",
-    "keep",
-    "elsewhere",
-    "privacy",
-    "costs",
-    "design",
-)
-PIPE_PATIENCE = 5.0  # seconds that `instrument` waits for the database: a mail system waits for it
-EX_TEMPFAIL = 75  # sysexits.h: to a mail system, "try again"
 GUNICORN_TIMEOUT = 30  # seconds for one request, and for the last ones after SIGTERM
 MAX_REQUEST_LINE = 16_384  # as nginx; a plain link spells a target of 4,096 characters in up to 12,288
-REJUDGE_EMAILS = 500  # in one transaction: between two, the service writes
-SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted
-CLOCK_SECONDS = 120.0  # that two clocks may differ
-
-# The commands by their words, in the order in which help lists them: each function with its options.
-Option = tuple[tuple[str, ...], dict[str, Any]]
-Run = Callable[["argparse.Namespace", Settings], "int | None"]
-COMMANDS: dict[str, tuple[Run, tuple[Option | list[Option], ...]]] = {}  # a list: one of these at most
-COMMAND_GROUPS = {
-    "tenant": "make, change, list and remove tenants",
-    "campaign": "say how many emails were sent without being registered, list campaigns",
-}
-
-
-def command(words: str, *options: Option | list[Option]) -> Callable[[Run], Run]:
-    """Make a function the command of these words; its docstring is the help."""
-
-    def register(run: Run) -> Run:
-        COMMANDS[words] = (run, options)
-        return run
-
-    return register
-
-
-def option(*names: str, **how: Any) -> Option:
-    """An option of a command, or what stands without a name, as argparse's add_argument takes it."""
-    return names, how
-
-
-def flag(name: str, about: str, **how: Any) -> Option:
-    """An option that is given or not."""
-    return option(name, action="store_true", help=about, **how)
-
-
-def several(name: str, metavar: str, about: str) -> Option:
-    """An option that may be repeated."""
-    return option(name, action="append", default=[], metavar=metavar, help=f"{about}; repeatable")
-
-
-TENANT = option("tenant", metavar="TENANT", help="a tenant's dashboard id, mail id or name")
-LOCAL = flag("--local", "without BASE_URL, make links to this machine, for a trial")
-JSON = flag("--json", "print JSON, for programs")
-OUTPUT = option("--output", metavar="FILE", help="write the file there, whole or not at all (default: print it)")
-
-
-def _say(args: argparse.Namespace, value: Any, lines: Iterable[str]) -> None:
-    """Print what a command found out: as JSON where that was asked for, else in lines."""
-    for line in [json.dumps(value, ensure_ascii=False)] if args.json else lines:
-        print(line)
-
-
-def _warn(text: str) -> None:
-    print(f"{PROGRAM}: note: {text}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _naming(path: str, verb: str) -> Iterator[None]:
-    """Say why a file that somebody named can't be `read` or `written`. Raises StoreError."""
-    try:
-        yield
-    except FileExistsError:
-        raise StoreError(f"{path} is there already; expected the name of a new file") from None
-    except OSError as error:
-        raise StoreError(f"{path}: can't be {verb}: {error.strerror}") from error
-
-
-def _to_read(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
-    with _naming(path, "read"):
-        return contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
-
-
-@contextlib.contextmanager
-def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
-    """A file that was not there; nothing is left of it where it does not become whole, to be in the way next time."""
-    with _naming(path, "written"):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with open(fd, "wb") as file:
-            yield file
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        raise
+LONGEST_HASHED_NAME = 46  # of the 64 bytes that a bucket of nginx's table of names has by itself
+HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 
 
 def data_owner(folder: str) -> tuple[int, int] | None:
@@ -7233,80 +7138,6 @@ def acting_as_owner(settings: Settings) -> Iterator[None]:
         os.seteuid(0)
         os.setegid(group)
         os.setgroups(groups)
-
-
-@contextlib.contextmanager
-def _opened(settings: Settings, *, make: bool = False) -> Iterator[Database]:
-    """The database, touched as its owner; made where there is none, if that is wanted. Closed at the end."""
-    with acting_as_owner(settings):
-        schema = resource("schema.sql").decode() if make else ""
-        database = create_database(settings.database, schema) if make else Database(settings.database)
-        with contextlib.closing(database):
-            with database.reading():
-                pass  # a missing database is named first, before anything else that is missing with it
-            yield database
-
-
-@contextlib.contextmanager
-def _numbers(settings: Settings) -> Iterator[tuple[Database, sqlite3.Connection]]:
-    """The database and a connection that reads it, once what waits has been counted."""
-    with _opened(settings) as database:
-        _drain_first(database)
-        with database.reading() as connection:
-            yield database, connection
-
-
-def _drain_first(database: Database) -> bool:
-    """Count what waits before numbers are read; says so, where not all of it could be counted."""
-    try:
-        drained = drain_for_reading(database, seconds=10.0)
-    except StoreError as error:
-        _warn(f"waiting hits could not be counted: {error}")
-        return False
-    if not drained:
-        _warn("some hits are still waiting to be counted")
-    return drained
-
-
-@command("serve", LOCAL)
-def cmd_serve(args: argparse.Namespace, settings: Settings) -> None:
-    """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
-    first = None
-    try:
-        with _opened(settings, make=True) as database, changing_tenants(database) as connection:
-            first = None if list_tenants(connection) else add_tenant(connection, "default", now_ms())
-    except NoDatabase as error:
-        if not os.path.exists(os.path.join(settings.folder, "tenants.json")):
-            raise
-        # Mail already sent goes on working: its hits wait in the spool until the database is back.
-        log(f"serving pixels and links only: {error}")
-    if first:  # without its ids, which are for a person and not for a log
-        log(f"made the tenant default; its URLs: {PROGRAM} tenant show default{' --local' if settings.local else ''}")
-    _probe(settings)
-    with acting_as_owner(settings):
-        app = App(settings)
-    run_gunicorn(settings, app)
-
-
-def _probe(settings: Settings) -> None:
-    """Say at the start, not at the first hit, that the spool can't be written, and that the address is taken."""
-    folder = os.path.join(settings.folder, "spool")
-    probe = os.path.join(folder, f".new-{secrets.token_hex(8)}")
-    try:
-        with acting_as_owner(settings):
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640))
-            os.unlink(probe)
-    except OSError as error:
-        raise StoreError(f"can't write to the spool {folder}: {error.strerror}; hits would be lost") from error
-    host, _, port = settings.address.rpartition(":")
-    given = os.environ.get("LISTEN_PID") == str(os.getpid())  # systemd listens, and gunicorn takes over its socket
-    if given or not port.isdecimal() or settings.address.startswith(("unix:", "fd:")):
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:  # gunicorn would try eleven times
-        socket.create_server((host.strip("[]"), int(port)), family=family).close()
-    except OSError as error:
-        raise StoreError(f"can't listen on {settings.address}: {error.strerror}; choose another PORT or BIND") from None
 
 
 def one_line(record: logging.LogRecord) -> str:
@@ -7416,6 +7247,261 @@ def heed_sigterm() -> None:
     )
 
 
+class ServerFile(string.Template):
+    """A configuration file. `@@` marks what is filled in: nginx and systemd use `$` and `%` themselves."""
+
+    delimiter = "@@"
+
+
+def server_file(name: str, /, **values: str) -> str:
+    """Fill in one of the files for nginx and systemd in templates/."""
+    return ServerFile(resource(f"templates/{name}").decode()).substitute(values, program=PROGRAM)
+
+
+def _refuse_odd_path(path: str, reader: str) -> None:
+    if not re.fullmatch(r"/[\w./+@-]+", path, re.ASCII):
+        raise BadInput(f"{path!r}: expected an absolute path of letters, digits and . _ + @ -, for {reader} to read")
+
+
+def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **places: str) -> str:
+    """nginx's configuration for hosts, each with whether it has its certificate yet.
+
+    nginx does not start without a certificate that it was told of, so until there is one a host only answers what
+    those ask who make certificates. Raises BadInput for what nginx would read as something else.
+    """
+    for path in places.values():
+        _refuse_odd_path(path, "nginx")
+    if not is_port(str(http_port)):
+        raise BadInput(f"--http-port is {http_port}: expected a port from 1 to 65535")
+    match = re.fullmatch("(https?)://.*?(?::([0-9]+))?", settings.base_url or "")
+    scheme, port = match.groups() if match else ("https", None)
+    servers = []
+    for host, has_certificate in hosts.items():
+        # A longer name keeps nginx from starting. Larger buckets are a setting that all its sites share and that must
+        # not stand twice, so such a name becomes a pattern, which needs none.
+        server_name = host if len(host) <= LONGEST_HASHED_NAME else f'"~^{re.escape(host)}$"'
+        server = partial(server_file, server_name=server_name, **places)
+        if scheme == "http":
+            servers.append(server("_nginx_server.conf", listen=_nginx_listen(port or http_port), certificate=""))
+            continue
+        shown_port = f":{port}" if port else ""
+        otherwise = f"return 301 https://{host}{shown_port}$request_uri;" if has_certificate else "return 503;"
+        servers.append(server("_nginx_challenge.conf", listen=_nginx_listen(http_port), otherwise=otherwise))
+        if has_certificate:
+            certificate = server_file("_nginx_certificate.conf", host=host, **places)
+            listen = _nginx_listen(port or DEFAULT_PORTS["https"], " ssl")
+            servers.append(server("_nginx_server.conf", listen=listen, certificate=certificate))
+    return server_file("nginx.conf", upstream=_nginx_upstream(settings), servers="\n".join(servers))
+
+
+def _nginx_listen(port: object, options: str = "") -> str:
+    addresses = ("", "[::]:") if os.path.exists("/proc/net/if_inet6") else ("",)  # else nginx would not start
+    return "\n".join(f"    listen {address}{port}{options};" for address in addresses)
+
+
+def _nginx_upstream(settings: Settings) -> str:
+    if settings.address.startswith("fd:"):
+        raise StoreError(f"BIND is {settings.address}; expected where nginx finds the tracker: unix:/path or HOST:PORT")
+    if settings.address.startswith("unix:"):
+        _refuse_odd_path(settings.address.removeprefix("unix:"), "nginx")
+    return re.sub(r"^(0\.0\.0\.0|\[::\]):", "127.0.0.1:", settings.address)
+
+
+def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file: str) -> str:
+    """One of the files for systemd: "service", "socket" or "sysusers". Raises BadInput for what can't work."""
+    for path in (*command[::2], settings.folder, env_file):
+        _refuse_odd_path(path, "systemd")
+    if name == "sysusers":
+        return server_file("systemd.sysusers", folder=settings.folder)
+    if name == "socket":
+        return _systemd_socket(settings)
+    for path in (*command[::2], settings.folder):
+        if f"{path}/".startswith(HIDDEN_FOLDERS):
+            expected = "the program in /usr/local/bin (see --program), a Python in /usr/bin, the database in /var/lib"
+            raise BadInput(f"{path}: a service can't read what is in {', '.join(HIDDEN_FOLDERS)}; expected {expected}")
+    state = re.fullmatch("/var/lib/([^/]+)", settings.folder)
+    folder = f"StateDirectory={state[1]}\nStateDirectoryMode=0750" if state else f"ReadWritePaths={settings.folder}"
+    return server_file("systemd.service", command=" ".join(command), env_file=env_file, folder=folder)
+
+
+def _systemd_socket(settings: Settings) -> str:
+    import grp
+
+    listen, permissions = settings.address.removeprefix("unix:"), ""
+    if listen != settings.address:
+        _refuse_odd_path(listen, "systemd")
+        # The group that nginx's workers run in, on this machine; Debian's where there is none.
+        known = {group.gr_name for group in grp.getgrall()}
+        group = next((name for name in ("www-data", "nginx", "http") if name in known), "www-data")
+        permissions = server_file("_systemd_permissions.socket", group=group)
+    elif read_address(listen) is None:
+        raise BadInput(f"BIND is {settings.address}; expected unix:/path or ADDRESS:PORT: systemd looks up no names")
+    return server_file("systemd.socket", listen=listen, permissions=permissions)
+
+
+# == Commands ==========================================================================================
+# The command line: each command is a function whose docstring is its help, below its options.
+
+HELP_TOPICS: tuple[str, ...] = ("instrument", "postfix", "api", "numbers", "dashboard", "keep")
+HELP_TOPICS += ("elsewhere", "privacy", "costs", "design")
+PIPE_PATIENCE = 5.0  # seconds that `instrument` waits for the database: a mail system waits for it
+EX_TEMPFAIL = 75  # sysexits.h: to a mail system, "try again"
+REJUDGE_EMAILS = 500  # in one transaction: between two, the service writes
+SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted
+CLOCK_SECONDS = 120.0  # that two clocks may differ
+
+# The commands by their words, in the order in which help lists them: each function with its options.
+Option = tuple[tuple[str, ...], dict[str, Any]]
+Run = Callable[["argparse.Namespace", Settings], "int | None"]
+COMMANDS: dict[str, tuple[Run, tuple[Option | list[Option], ...]]] = {}  # a list: one of these at most
+COMMAND_GROUPS = {
+    "tenant": "make, change, list and remove tenants",
+    "campaign": "say how many emails were sent without being registered, list campaigns",
+}
+
+
+def command(words: str, *options: Option | list[Option]) -> Callable[[Run], Run]:
+    """Make a function the command of these words; its docstring is the help."""
+
+    def register(run: Run) -> Run:
+        COMMANDS[words] = (run, options)
+        return run
+
+    return register
+
+
+def option(*names: str, **how: Any) -> Option:
+    """An option of a command, or what stands without a name, as argparse's add_argument takes it."""
+    return names, how
+
+
+def flag(name: str, about: str, **how: Any) -> Option:
+    """An option that is given or not."""
+    return option(name, action="store_true", help=about, **how)
+
+
+def several(name: str, metavar: str, about: str) -> Option:
+    """An option that may be repeated."""
+    return option(name, action="append", default=[], metavar=metavar, help=f"{about}; repeatable")
+
+
+TENANT = option("tenant", metavar="TENANT", help="a tenant's dashboard id, mail id or name")
+LOCAL = flag("--local", "without BASE_URL, make links to this machine, for a trial")
+JSON = flag("--json", "print JSON, for programs")
+OUTPUT = option("--output", metavar="FILE", help="write the file there, whole or not at all (default: print it)")
+
+
+def _say(args: argparse.Namespace, value: Any, lines: Iterable[str]) -> None:
+    """Print what a command found out: as JSON where that was asked for, else in lines."""
+    for line in [json.dumps(value, ensure_ascii=False)] if args.json else lines:
+        print(line)
+
+
+def _warn(text: str) -> None:
+    print(f"{PROGRAM}: note: {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _naming(path: str, verb: str) -> Iterator[None]:
+    """Say why a file that somebody named can't be `read` or `written`. Raises StoreError."""
+    try:
+        yield
+    except FileExistsError:
+        raise StoreError(f"{path} is there already; expected the name of a new file") from None
+    except OSError as error:
+        raise StoreError(f"{path}: can't be {verb}: {error.strerror}") from error
+
+
+def _to_read(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    with _naming(path, "read"):
+        return contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
+
+
+@contextlib.contextmanager
+def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
+    """A file that was not there; nothing is left of it where it does not become whole, to be in the way next time."""
+    with _naming(path, "written"):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "wb") as file:
+            yield file
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+@contextlib.contextmanager
+def _opened(settings: Settings, *, make: bool = False) -> Iterator[Database]:
+    """The database, touched as its owner; made where there is none, if that is wanted. Closed at the end."""
+    with acting_as_owner(settings):
+        schema = resource("schema.sql").decode() if make else ""
+        database = create_database(settings.database, schema) if make else Database(settings.database)
+        with contextlib.closing(database):
+            with database.reading():
+                pass  # a missing database is named first, before anything else that is missing with it
+            yield database
+
+
+@contextlib.contextmanager
+def _numbers(settings: Settings) -> Iterator[tuple[Database, sqlite3.Connection]]:
+    """The database and a connection that reads it, once what waits has been counted."""
+    with _opened(settings) as database:
+        _drain_first(database)
+        with database.reading() as connection:
+            yield database, connection
+
+
+def _drain_first(database: Database) -> None:
+    """Count what waits before numbers are read; says so, where not all of it could be counted."""
+    try:
+        if not drain_for_reading(database, seconds=10.0):
+            _warn("some hits are still waiting to be counted")
+    except StoreError as error:
+        _warn(f"waiting hits could not be counted: {error}")
+
+
+@command("serve", LOCAL)
+def cmd_serve(args: argparse.Namespace, settings: Settings) -> None:
+    """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
+    first = None
+    try:
+        with _opened(settings, make=True) as database, changing_tenants(database) as connection:
+            first = None if list_tenants(connection) else add_tenant(connection, "default", now_ms())
+    except NoDatabase as error:
+        if not os.path.exists(os.path.join(settings.folder, "tenants.json")):
+            raise
+        # Mail already sent goes on working: its hits wait in the spool until the database is back.
+        log(f"serving pixels and links only: {error}")
+    if first:  # without its ids, which are for a person and not for a log
+        log(f"made the tenant default; its URLs: {PROGRAM} tenant show default{' --local' if settings.local else ''}")
+    _probe(settings)
+    with acting_as_owner(settings):
+        app = App(settings)
+    run_gunicorn(settings, app)
+
+
+def _probe(settings: Settings) -> None:
+    """Say at the start, not at the first hit, that the spool can't be written, and that the address is taken."""
+    folder = os.path.join(settings.folder, "spool")
+    probe = os.path.join(folder, f".new-{secrets.token_hex(8)}")
+    try:
+        with acting_as_owner(settings):
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640))
+            os.unlink(probe)
+    except OSError as error:
+        raise StoreError(f"can't write to the spool {folder}: {error.strerror}; hits would be lost") from error
+    host, _, port = settings.address.rpartition(":")
+    given = os.environ.get("LISTEN_PID") == str(os.getpid())  # systemd listens, and gunicorn takes over its socket
+    if given or not port.isdecimal() or settings.address.startswith(("unix:", "fd:")):
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:  # gunicorn would try eleven times
+        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+    except OSError as error:
+        raise StoreError(f"can't listen on {settings.address}: {error.strerror}; choose another PORT or BIND") from None
+
+
 TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     several("--domain", "HOST", "plain links may lead to this domain"),
     several("--remove-domain", "HOST", "… may no longer"),
@@ -7481,15 +7567,11 @@ def cmd_tenant_add(args: argparse.Namespace, settings: Settings) -> None:
         _warn(f"there was a tenant of this name already ({namesakes[0]}); commands must name them by their ids")
     _print_tenant(args, tenant_summary(settings, tenant))
     if tenant.one_id:
-        _warn(
-            "with one id for both, every recipient can open this dashboard; it leaves out recipients and subjects."
-            f" Writing needs an API key: {PROGRAM} tenant key {tenant.mail_id}"
-        )
+        key = f"{PROGRAM} tenant key {tenant.mail_id}"
+        _warn(f"every recipient can open this dashboard, so it names nobody, and writing needs an API key: {key}")
     if not rules["allow"][0] and not tenant.any_domain:
-        _warn(
-            "plain links (?url=…) of this tenant lead to the naming page, signed links redirect."
-            f" To let plain links redirect: {PROGRAM} tenant set {tenant.mail_id} --domain acme.com"
-        )
+        allow = f"{PROGRAM} tenant set {tenant.mail_id} --domain acme.com"
+        _warn(f"signed links redirect, plain links (?url=…) lead to the naming page; to let them redirect: {allow}")
 
 
 def _print_tenant(args: argparse.Namespace, about: Mapping[str, object]) -> None:
@@ -7604,11 +7686,7 @@ def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> None:
     TENANT,
     [
         option("--email", metavar="KEY", help="the key of the email (default: a new one)"),
-        option(
-            "--key-placeholder",
-            metavar="TEXT",
-            help="what a mailing tool replaces by its own ids, such as '{{ .Subscriber.UUID }}'; nothing is registered",
-        ),
+        option("--key-placeholder", metavar="TEXT", help="a mailing tool's mark for its own ids; registers nothing"),
     ],
     option("--recipient", metavar="RECIPIENT", help="the recipient's address (default: the first of the headers)"),
     option("--subject", metavar="SUBJECT", help="the subject (default: that of the headers)"),
@@ -7619,8 +7697,7 @@ def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> None:
     flag("--hidden-link", "add a link that only machines see and follow; whatever follows it is known to be a scanner"),
     flag("--force", "also messages with a signature that a change breaks"),
     flag(
-        "--strict",
-        f"where the email can't be registered, write nothing and exit {EX_TEMPFAIL}, so that the mail system tries again",
+        "--strict", f"where the email can't be registered, write nothing and exit {EX_TEMPFAIL}: mail systems try again"
     ),
     option("--report", metavar="FILE", help="write there, as JSON, what was done and what was not, and why"),
     LOCAL,
@@ -7931,18 +8008,11 @@ def counted_faults(database: Database, tenant: Tenant, key: str, address: str, s
         yield "the link was answered, but its hit did not come"
     if any(hit["verdict"] != "self" for hit in hits):
         yield "the hits were not counted as your own; expected a server of the same version"
-    seen = {hit["ip_address"] for hit in hits if hit["ip_address"]}
-    if not _is_inner(address) and any(map(_is_inner, seen)):
-        yield (
-            f"readers' addresses are lost: {kept_address(address, settings.ip_addresses)} was seen as {', '.join(seen)}; "
-            "expected the proxy to set X-Forwarded-For, and to stand in FORWARDED_ALLOW_IPS"
-        )
-
-
-def _is_inner(address: str) -> bool:
-    """Whether an address is of this machine or of a private network."""
-    parsed = read_address(address)
-    return parsed is not None and parsed.is_private
+    ours, *seen = (read_address(each or "") for each in (address, *(hit["ip_address"] for hit in hits)))
+    if ours and not ours.is_private and any(each and each.is_private for each in seen):
+        told = f"{kept_address(address, settings.ip_addresses)} was seen as {', '.join({str(each) for each in seen})}"
+        expected = "expected the proxy to set X-Forwarded-For, and to stand in FORWARDED_ALLOW_IPS"
+        yield f"readers' addresses are lost: {told}; {expected}"
 
 
 @command("drain", flag("--follow", "go on until stopped"))
@@ -8040,7 +8110,16 @@ def _read_email_to_judge(line: bytes) -> tuple[Context, list[Network]]:
         raise BadInput("expected one JSON object") from None
     if not isinstance(said, dict) or not set(said) <= set(known):
         raise BadInput(f"email: expected an object with some of {', '.join(known)}")
-    times = [_time_to_judge(said[name], name) for name in ("delivered_at", "sent_at") if said.get(name) is not None]
+    times = []
+    for name in ("delivered_at", "sent_at"):
+        value = said.get(name)
+        try:
+            if value is not None:
+                times.append(read_time(value))
+        except BadInput:
+            if not isinstance(value, str):
+                raise BadInput(f"{name}: expected seconds since 1970, or as 2026-11-30T09:00:00Z") from None
+            times.append(read_iso_time(value, name))
     links = said.get("links")
     if links is not None and (type(links) is not int or links < 0):
         raise BadInput("links: expected how many different links the mail has")
@@ -8051,31 +8130,18 @@ def _read_email_to_judge(line: bytes) -> tuple[Context, list[Network]]:
     return Context(next(iter(times), None), bool(times), links), networks
 
 
-def _time_to_judge(value: object, name: str) -> int:
-    try:
-        return read_time(value)
-    except BadInput:
-        if isinstance(value, str):
-            return read_iso_time(value, name)
-        raise BadInput(f"{name}: expected seconds since 1970, or a time such as 2026-11-30T09:00:00Z") from None
-
-
-@command(
-    "rejudge",
-    option("--since", metavar="TIME", help="only emails with hits since then, such as 2026-11-30T09:00:00Z"),
-)
+@command("rejudge", option("--since", metavar="TIME", help="only emails with hits since then, as 2026-11-30T09:00:00Z"))
 def cmd_rejudge(args: argparse.Namespace, settings: Settings) -> None:
     """Judge stored hits anew by the rules of this version, and correct every number. Skips what was erased."""
     since = read_iso_time(args.since, "--since") if args.since else 0
-    changed = last = 0
+    found: tuple[int, int] | None = (0, 0)
+    changed = 0
     with _opened(settings) as database:
         _drain_first(database)
-        while True:
+        while found:
+            changed += found[1]
             with database.transaction() as connection:
-                found = rejudge_emails(connection, last, since, REJUDGE_EMAILS)
-            if found is None:
-                break
-            last, changed = found[0], changed + found[1]
+                found = rejudge_emails(connection, found[0], since, REJUDGE_EMAILS)
     print(f"{grouped(changed)} hits are judged otherwise than before" if changed else "all hits are judged as before")
 
 
@@ -8135,17 +8201,6 @@ def cmd_config(args: argparse.Namespace, settings: Settings) -> None:
     _say(args, shown, lines)
 
 
-class ServerFile(string.Template):
-    """A configuration file. `@@` marks what is filled in: nginx and systemd use `$` and `%` themselves."""
-
-    delimiter = "@@"
-
-
-def server_file(name: str, /, **values: str) -> str:
-    """Fill in one of the files for nginx and systemd in templates/."""
-    return ServerFile(resource(f"templates/{name}").decode()).substitute(values, program=PROGRAM)
-
-
 def _put_out(path: str | None, text: str) -> None:
     """Print a file, or write it whole: a shell's `>` would empty the old one even when there is nothing new."""
     if path is None:
@@ -8153,11 +8208,6 @@ def _put_out(path: str | None, text: str) -> None:
     else:
         with _naming(path, "written"):
             write_small_file(os.path.abspath(path), text, 0o644)
-
-
-def _refuse_odd_path(path: str, reader: str) -> None:
-    if not re.fullmatch(r"/[\w./+@-]+", path, re.ASCII):
-        raise BadInput(f"{path!r}: expected an absolute path of letters, digits and . _ + @ -, for {reader} to read")
 
 
 def _place(name: str, default: str, about: str) -> Option:
@@ -8200,59 +8250,10 @@ def _has_certificate(folder: str, host: str) -> bool:
         raise StoreError(f"can't look for certificates in {folder}: {error.strerror}; expected to be root") from error
 
 
-LONGEST_HASHED_NAME = 46  # of the 64 bytes that a bucket of nginx's table of names has by itself
-
-
-def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **places: str) -> str:
-    """nginx's configuration for hosts, each with whether it has its certificate yet.
-
-    nginx does not start without a certificate that it was told of, so until there is one a host only answers what
-    those ask who make certificates. Raises BadInput for what nginx would read as something else.
-    """
-    for path in places.values():
-        _refuse_odd_path(path, "nginx")
-    if not is_port(str(http_port)):
-        raise BadInput(f"--http-port is {http_port}: expected a port from 1 to 65535")
-    match = re.fullmatch("(https?)://.*?(?::([0-9]+))?", settings.base_url or "")
-    scheme, port = match.groups() if match else ("https", None)
-    servers = []
-    for host, has_certificate in hosts.items():
-        # A longer name keeps nginx from starting. Larger buckets are a setting that all its sites share and that must
-        # not stand twice, so such a name becomes a pattern, which needs none.
-        server_name = host if len(host) <= LONGEST_HASHED_NAME else f'"~^{re.escape(host)}$"'
-        server = partial(server_file, server_name=server_name, **places)
-        if scheme == "http":
-            servers.append(server("_nginx_server.conf", listen=_nginx_listen(port or http_port), certificate=""))
-            continue
-        shown_port = f":{port}" if port else ""
-        otherwise = f"return 301 https://{host}{shown_port}$request_uri;" if has_certificate else "return 503;"
-        servers.append(server("_nginx_challenge.conf", listen=_nginx_listen(http_port), otherwise=otherwise))
-        if has_certificate:
-            certificate = server_file("_nginx_certificate.conf", host=host, **places)
-            listen = _nginx_listen(port or DEFAULT_PORTS["https"], " ssl")
-            servers.append(server("_nginx_server.conf", listen=listen, certificate=certificate))
-    return server_file("nginx.conf", upstream=_nginx_upstream(settings), servers="\n".join(servers))
-
-
-def _nginx_listen(port: object, options: str = "") -> str:
-    addresses = ("", "[::]:") if os.path.exists("/proc/net/if_inet6") else ("",)  # else nginx would not start
-    return "\n".join(f"    listen {address}{port}{options};" for address in addresses)
-
-
-def _nginx_upstream(settings: Settings) -> str:
-    if settings.address.startswith("fd:"):
-        raise StoreError(f"BIND is {settings.address}; expected where nginx finds the tracker: unix:/path or HOST:PORT")
-    if settings.address.startswith("unix:"):
-        _refuse_odd_path(settings.address.removeprefix("unix:"), "nginx")
-    return re.sub(r"^(0\.0\.0\.0|\[::\]):", "127.0.0.1:", settings.address)
-
-
 @command(
     "systemd",
     option("file", choices=("service", "socket", "sysusers"), help="which file"),
-    option(
-        "--program", default=PROGRAM_FILE, metavar="FILE", help="where the program will be (default: where it is now)"
-    ),
+    option("--program", default=PROGRAM_FILE, metavar="FILE", help="where it will be (default: where it is now)"),
     OUTPUT,
 )
 def cmd_systemd(args: argparse.Namespace, settings: Settings) -> None:
@@ -8264,52 +8265,14 @@ def cmd_systemd(args: argparse.Namespace, settings: Settings) -> None:
     _put_out(args.output, systemd_file(settings, args.file, command, os.path.abspath(args.env or ENV_FILE)))
 
 
-HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
-
-
-def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file: str) -> str:
-    """One of the files for systemd: "service", "socket" or "sysusers". Raises BadInput for what can't work."""
-    for path in (*command[::2], settings.folder, env_file):
-        _refuse_odd_path(path, "systemd")
-    if name == "sysusers":
-        return server_file("systemd.sysusers", folder=settings.folder)
-    if name == "socket":
-        return _systemd_socket(settings)
-    for path in (*command[::2], settings.folder):
-        if f"{path}/".startswith(HIDDEN_FOLDERS):
-            expected = "the program in /usr/local/bin (see --program), a Python in /usr/bin, the database in /var/lib"
-            raise BadInput(f"{path}: a service can't read what is in {', '.join(HIDDEN_FOLDERS)}; expected {expected}")
-    state = re.fullmatch("/var/lib/([^/]+)", settings.folder)
-    folder = f"StateDirectory={state[1]}\nStateDirectoryMode=0750" if state else f"ReadWritePaths={settings.folder}"
-    return server_file("systemd.service", command=" ".join(command), env_file=env_file, folder=folder)
-
-
-def _systemd_socket(settings: Settings) -> str:
-    import grp
-
-    listen, permissions = settings.address.removeprefix("unix:"), ""
-    if listen != settings.address:
-        _refuse_odd_path(listen, "systemd")
-        # The group that nginx's workers run in, on this machine; Debian's where there is none.
-        known = {group.gr_name for group in grp.getgrall()}
-        group = next((name for name in ("www-data", "nginx", "http") if name in known), "www-data")
-        permissions = server_file("_systemd_permissions.socket", group=group)
-    elif read_address(listen) is None:
-        raise BadInput(f"BIND is {settings.address}; expected unix:/path or ADDRESS:PORT: systemd looks up no names")
-    return server_file("systemd.socket", listen=listen, permissions=permissions)
-
-
 def versions() -> str:
     """What this program is made of, a line each: name, version and licence."""
     try:
         from gunicorn import __version__ as gunicorn
     except ImportError:
         gunicorn = "is not installed"
-    python = ".".join(map(str, sys.version_info[:3]))
-    return (
-        f"email-tracker {__version__} (MIT)\ngunicorn {gunicorn} (MIT)\n"
-        f"running on Python {python} (PSF-2.0), SQLite {sqlite3.sqlite_version} (public domain)"
-    )
+    below = f"running on Python {sys.version.split()[0]} (PSF-2.0), SQLite {sqlite3.sqlite_version} (public domain)"
+    return f"email-tracker {__version__} (MIT)\ngunicorn {gunicorn} (MIT)\n{below}"
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -33,7 +33,7 @@ SECTIONS = (
         "Stats",
     ),
     *("Pages", "Web", "Hits", "Views", "API"),
-    *("Routes and application", "Commands"),
+    *("Routes and application", "Server", "Commands"),
 )
 SOURCE = (ROOT / "tracker.py").read_text(encoding="utf-8")
 BANNER = re.compile(r"^# == (.+?) =+$", re.MULTILINE)
