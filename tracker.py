@@ -6266,9 +6266,9 @@ def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
 
 def leads_back(settings: Settings, directory: Directory, urls: Iterable[str], target: Target) -> bool:
     """Whether a target leads to this server, as far as it can know: BASE_URL, tracking hosts, and these URLs."""
-    own = {read_origin(url) for url in (settings.base_url, *urls) if url}
+    own = [read_origin(url) for url in (settings.base_url, *urls) if url]
     if target.host in directory.host_owners:
-        own.add((target.host, DEFAULT_PORTS["https"]))
+        own.append((target.host, DEFAULT_PORTS["https"]))
     return is_ours(own, target)
 
 
