@@ -4010,44 +4010,35 @@ def ingest_lines(connection: sqlite3.Connection, lines: Iterable[Hit | SpooledEm
 class Span(NamedTuple):
     """A time of which numbers are read: from one quarter, or one day of the tenant's own zone, up to another."""
 
-    by_day: bool
+    by_day: int  # 0 or 1
     start: int
     end: int
 
 
-UNREGISTERED = Span(False, NO_QUARTER, 0)  # the cohort of the emails that nobody registered
+UNREGISTERED = Span(0, NO_QUARTER, 0)  # the cohort of the emails that nobody registered
 
 
-def _in_span(tenant: int, span: Span) -> dict[str, int]:
-    return {"tenant": tenant, "grain": int(span.by_day), "start": span.start, "end": span.end}
+_IN_SPAN = "tenant = :tenant and grain = :by_day and time >= :start and time < :end"
 
 
 def hits_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int]]:
     """Rows (type, number of a judgement, hits) of the hits that came in a span."""
-    sql = """
-        select type, judgement, sum(hits) from reasons
-        where tenant = :tenant and grain = :grain and time >= :start and time < :end group by type, judgement
-    """
-    return connection.execute(sql, _in_span(tenant, span)).fetchall()
+    sql = f"select type, judgement, sum(hits) from reasons where {_IN_SPAN} group by type, judgement"
+    return connection.execute(sql, {"tenant": tenant, **span._asdict()}).fetchall()
 
 
 def uniques_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int]]:
     """Rows (type, state, emails) of the emails that came under a state in a span."""
-    sql = """
-        select type, state, sum(emails) from uniques
-        where tenant = :tenant and grain = :grain and time >= :start and time < :end group by type, state
-    """
-    return connection.execute(sql, _in_span(tenant, span)).fetchall()
+    sql = f"select type, state, sum(emails) from uniques where {_IN_SPAN} group by type, state"
+    return connection.execute(sql, {"tenant": tenant, **span._asdict()}).fetchall()
 
 
 def cohort_in(connection: sqlite3.Connection, tenant: int, span: Span) -> dict[str, int]:
     """Emails sent in a span, and how many of them are under which state."""
     columns = ("emails", *GROUP_COLUMNS)
-    sql = f"""
-        select {", ".join(f"coalesce(sum({column}), 0)" for column in columns)} from cohorts
-        where tenant = :tenant and grain = :grain and time >= :start and time < :end
-    """
-    return dict(zip(columns, connection.execute(sql, _in_span(tenant, span)).fetchone(), strict=True))
+    sums = ", ".join(f"coalesce(sum({column}), 0)" for column in columns)
+    row = connection.execute(f"select {sums} from cohorts where {_IN_SPAN}", {"tenant": tenant, **span._asdict()})
+    return dict(zip(columns, row.fetchone(), strict=True))
 
 
 def judgements_by_number(connection: sqlite3.Connection) -> dict[int, tuple[str, str, int]]:
@@ -4998,6 +4989,7 @@ MOST_HOURS = 2  # days of a range of one's own that is shown by hours
 MOST_DAYS = 92  # … and by days
 MOST_WEEKS = 104  # beyond two years, months
 HOUR_MS = 3_600_000
+Days = tuple[date, date]  # the first and the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -5024,9 +5016,9 @@ class Period:
         """Its steps: in days where they are whole days of the tenant's own zone, else in quarters."""
         if self.step != "hour" and self.zone_name == tenant_zone:
             bounds = [*(self.day(start).toordinal() - FIRST_DAY for start in self.starts), self.days[1]]
-            return [Span(True, *each) for each in pairwise(bounds)]
+            return [Span(1, *each) for each in pairwise(bounds)]
         bounds = [*(start // QUARTER_MS for start in self.starts), -(-self.end // QUARTER_MS)]
-        return [Span(False, *each) for each in pairwise(bounds)]
+        return [Span(0, *each) for each in pairwise(bounds)]
 
     def span(self, tenant_zone: str) -> Span:
         """All of it."""
@@ -5047,9 +5039,7 @@ def read_zone(name: str) -> tzinfo:
     return found
 
 
-def read_period(
-    name: str, zone_name: str, now: int, first: int | None, days: tuple[date, date] | None = None
-) -> Period:
+def read_period(name: str, zone_name: str, now: int, first: int | None, days: Days | None = None) -> Period:
     """Cut a range that ends now, or one from a day to a day, into steps that begin with the hours, days and weeks of a zone.
 
     `first` is when the tenant's numbers begin, for the range "all". Raises BadInput.
@@ -5094,7 +5084,7 @@ def _midnight(day: date, zone: tzinfo) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 1000
 
 
-def read_days(**asked: str) -> tuple[date, date]:
+def read_days(**asked: str) -> Days:
     """Read the two ends of a range, both included, each by its name: `from` and `to`, or `on` alone. Raises BadInput."""
     found = []
     for name, text in asked.items():
@@ -5210,12 +5200,7 @@ def read_stats(connection: sqlite3.Connection, tenant: int, period: Period, tena
 
 
 def period_of(
-    connection: sqlite3.Connection,
-    tenant: int,
-    name: str,
-    zone_name: str,
-    now: int,
-    days: tuple[date, date] | None = None,
+    connection: sqlite3.Connection, tenant: int, name: str, zone_name: str, now: int, days: Days | None = None
 ) -> Period:
     """The period a reader asks for. Raises BadInput."""
     first = first_quarter(connection, tenant) if name == "all" and not days else None
