@@ -116,8 +116,8 @@ class Mailing:
     events: int
 
 
-Event = tuple[int, int, int, str | None, int, int, int | None, str, int | None]
-# at, email, type, method, judgement, user agent, url, address, own: sorted, they are in the order of time
+Event = tuple[int, int, int, str | None, int, int, int | None, str, int]
+# at, email, type, method, judgement, agent, url, address, own: sorted, they are in the order of time
 
 
 def plan(chance: random.Random, emails: int, events: int, now: int) -> list[Mailing]:
@@ -151,12 +151,13 @@ def email_rows(chance: random.Random, mailing: Mailing, tenant: int) -> Iterator
         at = mailing.sent_at + n * 20
         key = f"m{mailing.number}-{chance.getrandbits(96):024x}"
         if not mailing.name and chance.random() < UNREGISTERED:
-            yield id_, tenant, key, "", "", "", 0, at, None, None
+            yield id_, tenant, key, "", "", "", 0, at, None, None, ""
             continue
         rare = f" {RARE_WORD}" if id_ % 20_011 == 7 else ""
         person = chance.randrange(200_000)
         recipient = f"{NAMES[person % len(NAMES)]}.{person}@example{person % 97}.com"
-        yield id_, tenant, key, subject + rare, recipient, mailing.name, 1, at, at, LINKS
+        texts = (subject + rare, recipient, mailing.name)
+        yield id_, tenant, key, *texts, 1, at, at, LINKS, tracker.fold_text(key, *texts)
 
 
 class Hits:
@@ -172,24 +173,24 @@ class Hits:
         self.click_signs = self._otherwise(tracker.CLICK)
 
     def _agents(
-        self, agents: Sequence[tuple[float, str, Iterable[int]]], kind: int
+        self, agents: Sequence[tuple[float, str, Iterable[int]]], type_: int
     ) -> tuple[list[tuple[int, int]], list[float]]:
         """Pairs of user agent and judgement, and how often each occurs, summed up."""
         pairs, weights, total = [], [], 0.0
         for share, pattern, versions in agents:
             names = [pattern.format(version) for version in versions]
             for name in names:
-                judged = tracker.judge_agent(name, kind)
+                judged = tracker.judge_agent(name, type_)
                 pairs.append((self.agents[name], self.judgements[judged.verdict, judged.reason, judged.state]))
                 total += share / len(names)
                 weights.append(total)
         return pairs, weights
 
-    def _otherwise(self, kind: int) -> list[tuple[float, int]]:
+    def _otherwise(self, type_: int) -> list[tuple[float, int]]:
         """Judgements that come from neighbours, addresses and times: up to which random number each is given."""
         aside, unconfirmed, machine = tracker.ASIDE, tracker.UNCONFIRMED, tracker.MACHINE
         shares = [(OWN, ("self", "own-address", aside)), (HEADS, ("scanner", "head", machine))]
-        if kind == tracker.OPEN:
+        if type_ == tracker.OPEN:
             shares.append((REPEATS, ("human", "repeat", aside)))
         else:
             shares += [(SIGNS, ("unconfirmed", "some-signs", unconfirmed)), (MANY_SIGNS, ("scanner", "burst", machine))]
@@ -220,7 +221,7 @@ class Hits:
 
     def _hits(
         self,
-        kind: int,
+        type_: int,
         mailing: Mailing,
         emails: Sequence[int],
         agents: tuple[list[tuple[int, int]], list[float]],
@@ -248,13 +249,13 @@ class Hits:
             yield (
                 sent_at + 60_000 + after if after + 60_000 < left else sent_at + after,
                 emails[place],
-                kind,
+                type_,
                 "HEAD" if judgement == head else None,
                 judgement,
                 agent,
                 url,
                 address,
-                1 if judgement == own else None,
+                int(judgement == own),
             )
 
 
@@ -276,30 +277,25 @@ def in_time(mailings: Sequence[Mailing], hits: Hits) -> Iterator[list[Event]]:
 def _insert(connection: sqlite3.Connection, mailings: Sequence[Mailing], hits: Hits, tenant: int) -> None:
     """Emails and events, and what they refer to. Indexes are made at the end: one by one they'd take most of the time."""
     indexes = connection.execute(
-        "select name, sql from sqlite_master where type = 'index' and sql is not null and tbl_name in ('emails', 'event_rows')"
+        "select name, sql from sqlite_master where type = 'index' and sql is not null and tbl_name in ('emails', 'events')"
     ).fetchall()
     for name, _ in indexes:
         connection.execute(f"drop index {name}")
+
+    def insert(table: str, columns: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        marks = ", ".join("?" * (columns.count(",") + 1))
+        connection.executemany(f"insert into {table} ({columns}) values ({marks})", rows)
+
+    columns = "id, tenant, key, subject, recipient, campaign, registered, created_at, sent_at, links, search"
     for mailing in mailings:
-        connection.executemany(
-            "insert into emails (id, tenant, key, subject, recipient, campaign, registered, created_at, sent_at, links)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            email_rows(hits.chance, mailing, tenant),
-        )
+        insert("emails", columns, email_rows(hits.chance, mailing, tenant))
+    columns = "at, email, type, method, judgement, agent, url, address, own, tenant"
     for events in in_time(mailings, hits):
-        connection.executemany(
-            "insert into event_rows (at, email, type, method, judgement, user_agent, url, ip_address, own, tenant)"
-            f" values (?, ?, ?, ?, ?, ?, ?, ?, ?, {tenant})",
-            events,
-        )
-    connection.executemany("insert into user_agents (id, user_agent) values (?, ?)", hits.agents.rows())
-    connection.executemany(
-        "insert into judgements (id, verdict, reason, state) values (?, ?, ?, ?)", hits.judgements.rows()
-    )
-    connection.executemany(
-        f"insert into urls (id, url, tenant, host) values (?, ?, {tenant}, ?)",
-        ((number, url, tracker.url_host(url)) for number, url in hits.urls.rows()),
-    )
+        insert("events", columns, ((*event, tenant) for event in events))
+    insert("agents", "id, agent", hits.agents.rows())
+    insert("judgements", "id, verdict, reason, state", hits.judgements.rows())
+    urls = ((number, url, tenant, tracker.url_host(url)) for number, url in hits.urls.rows())
+    insert("urls", "id, url, tenant, host", urls)
     for _, sql in indexes:
         connection.execute(sql)
 

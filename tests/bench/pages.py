@@ -132,7 +132,7 @@ def pages_of(site: Site) -> Iterator[Page]:
     home = f"/{site.tenant.id}"
     today = datetime.now(timezone.utc).date()
     middle, name = site.rows(
-        "select created_at, key from emails where tenant = ? and campaign <> '' and registered"
+        "select created_at, key from emails where tenant = ? and campaign <> '' and registered = 1"
         " order by created_at desc limit 1 offset (select count(*) / 2 from emails)"
     )[0]
     person = site.rows("select recipient from emails where tenant = ? and recipient <> '' limit 1 offset 99")[0][0]
@@ -238,8 +238,7 @@ def run_export(site: Site, *words: str) -> tuple[float, float]:
 def time_exports(site: Site) -> Iterator[Export]:
     """The command `export`, whole tables in both forms; the start of the program and its memory are taken off."""
     for table, form in ((table, form) for table in ("emails", "events") for form in tracker.EXPORT_TYPES):
-        counted = {"emails": "emails", "events": "event_rows"}[table]
-        [(rows,)] = site.rows(f"select count(*) from {counted} where tenant = ?")
+        [(rows,)] = site.rows(f"select count(*) from {table} where tenant = ?")
         nothing = ("--search", "no such email") if table == "emails" else ("--key", "none")
         run_export(site, table, *nothing)  # compiles the program, if it is the first
         start, before = run_export(site, table, "--format", form, *nothing)
