@@ -7125,6 +7125,27 @@ def acting_as_owner(settings: Settings) -> Iterator[None]:
         os.setgroups(groups)
 
 
+def probe(settings: Settings) -> None:
+    """Say at the start, not at the first hit, that the spool can't be written, and that the address is taken."""
+    folder = os.path.join(settings.folder, "spool")
+    new = os.path.join(folder, f".new-{secrets.token_hex(8)}")
+    try:
+        with acting_as_owner(settings):
+            os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640))
+            os.unlink(new)
+    except OSError as error:
+        raise StoreError(f"can't write to the spool {folder}: {error.strerror}; hits would be lost") from error
+    host, _, port = settings.address.rpartition(":")
+    given = os.environ.get("LISTEN_PID") == str(os.getpid())  # systemd listens, and gunicorn takes over its socket
+    if given or not port.isdecimal() or settings.address.startswith(("unix:", "fd:")):
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:  # gunicorn would try eleven times
+        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+    except OSError as error:
+        raise StoreError(f"can't listen on {settings.address}: {error.strerror}; choose another PORT or BIND") from None
+
+
 def one_line(record: logging.LogRecord) -> str:
     """Write one of gunicorn's log records on one line, without addresses and paths, which hold private ids."""
     text = re.sub(r"(Invalid request .*?)['\"].*", r"\1(hidden)", record.getMessage(), flags=re.DOTALL)
@@ -7248,6 +7269,15 @@ def _refuse_odd_path(path: str, reader: str) -> None:
         raise BadInput(f"{path!r}: expected an absolute path of letters, digits and . _ + @ -, for {reader} to read")
 
 
+def has_certificate(folder: str, host: str) -> bool:
+    try:
+        return os.stat(os.path.join(folder, host, "fullchain.pem")).st_size > 0
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreError(f"can't look for certificates in {folder}: {error.strerror}; expected to be root") from error
+
+
 def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **places: str) -> str:
     """nginx's configuration for hosts, each with whether it has its certificate yet.
 
@@ -7261,7 +7291,7 @@ def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **
     match = re.fullmatch("(https?)://.*?(?::([0-9]+))?", settings.base_url or "")
     scheme, port = match.groups() if match else ("https", None)
     servers = []
-    for host, has_certificate in hosts.items():
+    for host, is_certified in hosts.items():
         # A longer name keeps nginx from starting. Larger buckets are a setting that all its sites share and that must
         # not stand twice, so such a name becomes a pattern, which needs none.
         server_name = host if len(host) <= LONGEST_HASHED_NAME else f'"~^{re.escape(host)}$"'
@@ -7270,9 +7300,9 @@ def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **
             servers.append(server("_nginx_server.conf", listen=_nginx_listen(port or http_port), certificate=""))
             continue
         shown_port = f":{port}" if port else ""
-        otherwise = f"return 301 https://{host}{shown_port}$request_uri;" if has_certificate else "return 503;"
+        otherwise = f"return 301 https://{host}{shown_port}$request_uri;" if is_certified else "return 503;"
         servers.append(server("_nginx_challenge.conf", listen=_nginx_listen(http_port), otherwise=otherwise))
-        if has_certificate:
+        if is_certified:
             certificate = server_file("_nginx_certificate.conf", host=host, **places)
             listen = _nginx_listen(port or DEFAULT_PORTS["https"], " ssl")
             servers.append(server("_nginx_server.conf", listen=listen, certificate=certificate))
@@ -7360,9 +7390,9 @@ def option(*names: str, **how: Any) -> Option:
     return names, how
 
 
-def flag(name: str, about: str, **how: Any) -> Option:
+def flag(name: str, about: str) -> Option:
     """An option that is given or not."""
-    return option(name, action="store_true", help=about, **how)
+    return option(name, action="store_true", help=about)
 
 
 def several(name: str, metavar: str, about: str) -> Option:
@@ -7460,31 +7490,10 @@ def cmd_serve(args: argparse.Namespace, settings: Settings) -> None:
         log(f"serving pixels and links only: {error}")
     if first:  # without its ids, which are for a person and not for a log
         log(f"made the tenant default; its URLs: {PROGRAM} tenant show default{' --local' if settings.local else ''}")
-    _probe(settings)
+    probe(settings)
     with acting_as_owner(settings):
         app = App(settings)
     run_gunicorn(settings, app)
-
-
-def _probe(settings: Settings) -> None:
-    """Say at the start, not at the first hit, that the spool can't be written, and that the address is taken."""
-    folder = os.path.join(settings.folder, "spool")
-    probe = os.path.join(folder, f".new-{secrets.token_hex(8)}")
-    try:
-        with acting_as_owner(settings):
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640))
-            os.unlink(probe)
-    except OSError as error:
-        raise StoreError(f"can't write to the spool {folder}: {error.strerror}; hits would be lost") from error
-    host, _, port = settings.address.rpartition(":")
-    given = os.environ.get("LISTEN_PID") == str(os.getpid())  # systemd listens, and gunicorn takes over its socket
-    if given or not port.isdecimal() or settings.address.startswith(("unix:", "fd:")):
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:  # gunicorn would try eleven times
-        socket.create_server((host.strip("[]"), int(port)), family=family).close()
-    except OSError as error:
-        raise StoreError(f"can't listen on {settings.address}: {error.strerror}; choose another PORT or BIND") from None
 
 
 TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
@@ -7640,8 +7649,7 @@ def cmd_tenant_rotate(args: argparse.Namespace, settings: Settings) -> None:
     """Give a tenant a new dashboard id; the old one opens nothing any more, mail already sent works on."""
     with _opened(settings) as database:
         with changing_tenants(database) as connection:
-            new = {"id": new_dashboard_id(), "id_in_mail_at": None}
-            tenant = _make_changes(connection, args.tenant, new, {})
+            tenant = _make_changes(connection, args.tenant, {"id": new_dashboard_id(), "id_in_mail_at": None}, {})
         _show(args, settings, database, tenant.id)
 
 
@@ -7652,9 +7660,7 @@ def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> None:
         with database.reading() as connection:
             tenant = find_tenant(connection, args.tenant)
         if not args.yes:
-            print(
-                f"This deletes {tenant.name} with all its emails and numbers. Its old links will show the naming page."
-            )
+            print(f"This deletes {tenant.name}, its emails and numbers. Its old links will show the naming page.")
             try:
                 typed = input("Type its name to go on: ").strip()
             except EOFError:
@@ -7681,9 +7687,7 @@ def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> None:
     option("--no-links", dest="links", action="store_false", help="leave the links as they are"),
     flag("--hidden-link", "add a link that only machines see and follow; whatever follows it is known to be a scanner"),
     flag("--force", "also messages with a signature that a change breaks"),
-    flag(
-        "--strict", f"where the email can't be registered, write nothing and exit {EX_TEMPFAIL}: mail systems try again"
-    ),
+    flag("--strict", f"if the email can't be registered, write nothing and exit {EX_TEMPFAIL}: mail systems try again"),
     option("--report", metavar="FILE", help="write there, as JSON, what was done and what was not, and why"),
     LOCAL,
 )
@@ -7737,7 +7741,7 @@ def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _key_of_email(args: argparse.Namespace) -> str:
-    """The key, or what stands for it, once what is said of the email has been found fit. Raises BadInput."""
+    """The key, or what stands for it, once what is said of the email was found fit. Raises BadInput."""
     if args.email is not None and not is_key(args.email):
         raise BadInput(f"--email: {KEY_FAULT}")
     if args.key_placeholder is not None and (fault := placeholder_fault(args.key_placeholder)):
@@ -7761,10 +7765,7 @@ def _opened_briefly(settings: Settings) -> Iterator[Database]:
 
 
 def _link_maker_of(word: str, settings: Settings, database: Database) -> LinkMaker:
-    """What makes a tenant's links: it is known from the database or, where that can't be read, from tenants.json.
-
-    Raises NoTenant if there is no such tenant, another StoreError if that can't be known now.
-    """
+    """What makes a tenant's links: it is known from the database or, where that can't be read, from tenants.json."""
     directory = Directory(settings.folder).refresh()
     try:
         with database.reading() as connection:
@@ -7853,10 +7854,9 @@ def cmd_stats(args: argparse.Namespace, settings: Settings) -> None:
         waiting = waiting_hits(database, connection)
     lines = [f"{tenant.name}: {RANGES[args.range]}, {zone}"]
     lines += [f"{each.label:13} {each.value:>12}   {each.detail}" for each in chain(*dashboard_figures(stats))]
-    if args.why:
-        for row in stats.reasons:
-            what = f"{row['event_type']}s, {row['counts_as'].replace('_', ' ')}: {row['verdict']}, {row['reason']}"
-            print(f"{grouped(row['hits']):>8} {what}. {sentence_of(row['reason'])}")
+    for row in stats.reasons if args.why else ():
+        what = f"{row['event_type']}s, {row['counts_as'].replace('_', ' ')}: {row['verdict']}, {row['reason']}"
+        lines.append(f"{grouped(row['hits']):>8} {what}. {sentence_of(row['reason'])}")
     if waiting:
         lines.append(f"about {waiting} hits are still waiting to be counted")
     _say(args, stats_json(stats, tenant.name, waiting), lines)
@@ -7924,10 +7924,8 @@ def cmd_selftest(args: argparse.Namespace, settings: Settings) -> int:
             faults = [f"{public} does not answer: {error}; expected DNS, firewall and proxy to lead to this server"]
         with database.transaction() as connection, Batch(connection, now_ms()) as changes:
             changes.delete(tenant.number, [key])
-    for fault in faults:
-        print(f"wrong: {fault}")
-    if not faults:
-        print(f"{public} works: two pixels and a link were answered and counted, as your own, and are removed again")
+    works = f"{public} works: two pixels and a link were answered and counted, as your own, and are removed again"
+    print(*([f"wrong: {fault}" for fault in faults] or [works]), sep="\n")
     return 1 if faults else 0
 
 
@@ -8080,8 +8078,7 @@ def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list
                 is_own = hit.own or (address is not None and any(address in network for network in own))
                 hits.append(hit._replace(own=is_own))
         except BadInput as error:
-            place = "standard input" if name == "-" else name
-            raise BadInput(f"{place}, line {number}: {error}") from None
+            raise BadInput(f"{'standard input' if name == '-' else name}, line {number}: {error}") from None
     if unknown:
         _warn(f"no field of a hit, so ignored: {', '.join(sorted(unknown))}; expected some of {', '.join(fields_)}")
     return context, hits
@@ -8214,25 +8211,16 @@ def cmd_nginx(args: argparse.Namespace, settings: Settings) -> None:
     with _opened(settings) as database, database.reading() as connection:
         tracking_hosts = sorted(tenant.tracking_host for tenant in list_tenants(connection) if tenant.tracking_host)
     names = (read_origin(settings.base_url)[0], *tracking_hosts)
-    hosts = {host: _has_certificate(args.certificates, host) for host in names}
+    hosts = {host: has_certificate(args.certificates, host) for host in names}
     places = {name: os.path.abspath(getattr(args, name)) for name in ("certificates", "webroot", "log_folder")}
     _put_out(args.output, nginx_file(settings, hosts, args.http_port, **places))
-    bare = [host for host, has_certificate in hosts.items() if not has_certificate]
+    bare = [host for host, is_certified in hosts.items() if not is_certified]
     if bare and settings.base_url.startswith("https:"):
         _warn(f"without a certificate so far: {', '.join(bare)}. With this file nginx starts all the same; then")
         for host in bare:
             ask = f"certbot certonly --webroot -w {args.webroot} -d {host}"
             print(f'  {ask} --deploy-hook "systemctl reload nginx"', file=sys.stderr)
         print("and print the file anew", file=sys.stderr)
-
-
-def _has_certificate(folder: str, host: str) -> bool:
-    try:
-        return os.stat(os.path.join(folder, host, "fullchain.pem")).st_size > 0
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StoreError(f"can't look for certificates in {folder}: {error.strerror}; expected to be root") from error
 
 
 @command(
@@ -8273,8 +8261,7 @@ def command_line() -> argparse.ArgumentParser:
             self.exit(2, f"{self.prog}: {message}\n{self.format_usage()}")
 
     parser = Parser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
-    about = "print the versions of what runs here, with licences"
-    parser.add_argument("--version", action="store_true", help=about)
+    parser.add_argument("--version", action="store_true", help="print the versions of what runs here, with licences")
     about = f"settings that the environment does not give (default: {ENV_FILE}, where it exists)"
     parser.add_argument("--env", metavar="FILE", help=about)
     groups = {"": parser.add_subparsers(title="commands", metavar="COMMAND")}
