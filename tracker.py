@@ -4088,10 +4088,10 @@ def has_emails(connection: sqlite3.Connection, tenant: int) -> bool:
 
 # -- The tables. The fields of exports are a contract, listed in README.
 
-_TIME_FIELDS = frozenset(
+TIMES_AS_NUMBERS = frozenset(
     {"created_at", "sent_at", "opened_at", "clicked_at", "timestamp", "first_email_at", "last_hit_at"}
 )
-_FOREIGN_FIELDS = frozenset(  # which hold what strangers wrote, and a spreadsheet might run
+FOREIGN_FIELDS = frozenset(  # which hold what strangers wrote, and a spreadsheet might run
     {"key", "subject", "recipient", "campaign", "url", "user_agent", "ip_address"}
 )
 PERSONAL_FIELDS = frozenset({"recipient", "subject", "ip_address"})  # not for who has an id that stands in mail
@@ -6656,7 +6656,7 @@ def _json_flag(value: int) -> str:
     return "true" if value else "false"
 
 
-_JSON_FORMATS = {**dict.fromkeys(_TIME_FIELDS, _json_time), "registered": _json_flag}
+_JSON_FORMATS = {**dict.fromkeys(TIMES_AS_NUMBERS, _json_time), "registered": _json_flag}
 
 
 def _json_lines(names: Sequence[str], pages: Iterator[Rows]) -> Iterator[bytes]:
@@ -6677,7 +6677,7 @@ def csv_cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-_CSV_FORMATS = {**dict.fromkeys(_TIME_FIELDS, iso_time), **dict.fromkeys(_FOREIGN_FIELDS, csv_cell)}
+_CSV_FORMATS = {**dict.fromkeys(TIMES_AS_NUMBERS, iso_time), **dict.fromkeys(FOREIGN_FIELDS, csv_cell)}
 
 
 def _csv_lines(names: Sequence[str], pages: Iterator[Rows]) -> Iterator[bytes]:

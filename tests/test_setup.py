@@ -159,6 +159,36 @@ def test_a_section_calls_only_what_stands_above_it() -> None:
     assert upwards == []
 
 
+def test_a_name_with_an_underscore_stays_in_its_section() -> None:
+    tree = ast.parse(SOURCE)
+    homes = {
+        name.id: section_of(name)
+        for statement in tree.body
+        for name in ast.walk(statement)
+        if isinstance(name, ast.Name)
+        and isinstance(name.ctx, ast.Store)
+        and isinstance(statement, (ast.Assign, ast.AnnAssign))
+    }
+    homes |= {node.name: section_of(node) for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    abroad = {
+        f"{name.id} of {homes[name.id]} is used in {section_of(name)}"
+        for statement in tree.body
+        for name in global_names(statement)
+        if re.match("_[^_]", name.id) and name.id in homes and homes[name.id] != section_of(name)
+    }
+    assert abroad == set()
+
+
+def test_no_section_is_longer_than_a_thousand_lines_and_no_function_than_sixty() -> None:
+    assert {name: len(lines) for name, lines in section_lines().items() if len(lines) > 1_000} == {}
+    lengths = {
+        f"{node.name}, line {node.lineno}": (node.end_lineno or 0) - node.lineno + 1
+        for node in ast.walk(ast.parse(SOURCE))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
 def strings(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
     """All text in code: an f-string as one, its values left out, and no docstrings."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
