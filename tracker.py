@@ -2065,7 +2065,7 @@ def _decode_quoted_printable(text: str, part: Part, line_break: str) -> Encoded:
     """Decode, remembering where each line stands. An "=" that is no escape stands for itself, as mail programs read it."""
     pieces: list[str] = []
     quoted = Quoted(text, [], array("I"))
-    decoded = 0
+    decoded, is_open = 0, True
     for at, end, following in _line_spans(text, part.start, part.end):
         shown = text[at:end].rstrip(" \t")
         is_soft = shown.endswith("=")
@@ -2077,7 +2077,8 @@ def _decode_quoted_printable(text: str, part: Part, line_break: str) -> Encoded:
             shown = QP_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), shown)
         pieces.append(shown if is_soft else shown + text[end:following])
         decoded += len(pieces[-1])
-    if not pieces or pieces[-1].endswith(("\n", "\r")):  # the empty one behind the last line break
+        is_open = following > end and not is_soft
+    if is_open:  # the empty line behind the last line break
         quoted.lines.append(QPLine(decoded, part.end, part.end, part.end, len(quoted.escapes)))
     return Encoded("".join(pieces), partial(_quoted_printable_edits, quoted, line_break))
 
