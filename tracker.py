@@ -3052,12 +3052,8 @@ GROUP_COLUMNS = (*(f"{verb}_{state}" for verb in ("opened", "clicked") for state
 LINK_COLUMNS = tuple(f"{noun}_{state}" for noun in ("clicks", "emails") for state in STATES.values())
 TALLIES = tuple(f"{type_}_{state}" for type_ in TYPES.values() for state in STATES.values())
 CLICK_TALLIES = TALLIES[len(STATES) :]
-
-
-def _columns_of(tallies: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f"{tally}{end}" for tally in tallies for end in ("", "_first"))
-
-
+TALLY_COLUMNS = tuple(f"{tally}{end}" for tally in TALLIES for end in ("", "_first"))  # as columns_of has them
+CLICK_COLUMNS = TALLY_COLUMNS[len(TALLY_COLUMNS) // 2 :]
 ROLLUPS = {  # in the order in which their recounts build on each other
     "email_counts": Rollup(("email",), TALLIES, (*(f"{tally}_first" for tally in TALLIES), "last_at")),
     "link_counts": Rollup(("email", "url"), CLICK_TALLIES, tuple(f"{tally}_first" for tally in CLICK_TALLIES)),
@@ -3197,11 +3193,6 @@ class Email:
         self.before: Standing | None = None  # where that may have changed
         self.stored: list[Stored] = []  # of the sessions that new hits come into
 
-    @property
-    def is_test(self) -> bool:
-        """Whether selftest made it; its hits are in no number."""
-        return bool(self.key.startswith(TEST_KEY))
-
     def standing(self) -> Standing:
         """Where it stands by what is counted now."""
         opened, clicked = best_of(self.opens), best_of(self.clicks)
@@ -3209,7 +3200,7 @@ class Email:
             self.tenant,
             self.campaign,
             self.registered == 1,
-            self.is_test,
+            self.key.startswith(TEST_KEY),
             NO_QUARTER if self.sent_at is None else self.sent_at // QUARTER_MS,
             opened,
             self.opens[opened][1] // QUARTER_MS if opened else 0,
@@ -3247,7 +3238,7 @@ _EMAIL_FACTS = f"""
            coalesce(emails.delivered_at, emails.sent_at),
            case when emails.delivered_at is not null or emails.time_said = 1 then 1 else 0 end,
            emails.links, email_counts.last_at,
-           {", ".join(_columns_of(TALLIES))}
+           {", ".join(TALLY_COLUMNS)}
     from {{}} cross join emails
     left join email_counts on email_counts.email = emails.id
     left join campaign_sends on emails.registered = 0 and campaign_sends.tenant = emails.tenant
@@ -3393,7 +3384,8 @@ class Batch:
         self._numbers: dict[Judgement, int] = {}
         self._judgements: dict[int, Judgement] = {}
         for number, verdict, reason in connection.execute("select id, verdict, reason from judgements"):
-            self._know(number, judgement_of(verdict, reason))
+            self._judgements[number] = judgement_of(verdict, reason)
+            self._numbers[self._judgements[number]] = number
 
     def __enter__(self) -> Batch:
         return self
@@ -3402,15 +3394,14 @@ class Batch:
         if error is None:
             self.write()
 
-    def _know(self, number: int, judgement: Judgement) -> int:
-        self._numbers[judgement], self._judgements[number] = number, judgement
-        return number
-
     def _number(self, judgement: Judgement) -> int:
         """The number of a judgement; of a pair that never occurred, in a new row."""
-        row = (judgement.verdict, judgement.reason, judgement.state)
-        sql = "insert into judgements (verdict, reason, state) values (?, ?, ?) returning id"
-        return self._know(self.connection.execute(sql, row).fetchone()[0], judgement)
+        if judgement not in self._numbers:
+            row = (judgement.verdict, judgement.reason, judgement.state)
+            sql = "insert into judgements (verdict, reason, state) values (?, ?, ?) returning id"
+            number = self.connection.execute(sql, row).fetchone()[0]
+            self._numbers[judgement], self._judgements[number] = number, judgement
+        return self._numbers[judgement]
 
     def _texts(self, table: str, column: str, ids: Iterable[int | None]) -> dict[int, str]:
         """What is stored once, by number."""
@@ -3858,7 +3849,8 @@ class Batch:
             self._events,
         )
         many("update events set judgement = ? where id = ?", self._revised)
-        self._find_firsts()
+        if self._firsts:
+            self._find_firsts()
         self._write_counts()
         self._write_cells()
         many(
@@ -3919,11 +3911,11 @@ class Batch:
             if email.last_at is not None:
                 counts.append((email.id, *columns_of(email.opens), *columns_of(email.clicks), email.last_at))
                 key = email.tenant, email.campaign
-                if email.campaign and email.last_at > last.get(key, 0) and not email.is_test:
+                if email.campaign and email.last_at > last.get(key, 0) and not email.key.startswith(TEST_KEY):
                     last[key] = email.last_at
         instead = "{column} = excluded.{column}"
-        _upsert(self.connection, "email_counts", (*_columns_of(TALLIES), "last_at"), instead, counts)
-        _upsert(self.connection, "link_counts", _columns_of(CLICK_TALLIES), instead, links)
+        _upsert(self.connection, "email_counts", (*TALLY_COLUMNS, "last_at"), instead, counts)
+        _upsert(self.connection, "link_counts", CLICK_COLUMNS, instead, links)
         self.connection.executemany(
             "update emails set created_at = ? where id = ? and registered = 0 and created_at > ?",
             [(email.created_at, email.id, email.created_at) for email in self._emails if not email.registered],
