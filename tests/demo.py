@@ -147,6 +147,9 @@ class Mailing:
                 self.newsletter(today - days * DAY_MS + 9 * HOUR_MS)
             for _ in range(self.sender.orders):
                 self.order(today - days * DAY_MS + int(self.chance.triangular(6, 23, 18) * HOUR_MS))
+        if self.sender.orders:  # something has just happened
+            latest = self.email("Your order is on its way", self.readers[0], "Orders", self.now - HOUR_MS)
+            self.hit(latest, self.now - 180_000, PHONE)
         self.hits = [hit for hit in self.hits if hit["t"] * 1000 < self.now]
 
     def email(self, subject: str, reader: Reader, campaign: str, sent_at: int) -> str:
