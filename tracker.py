@@ -3076,10 +3076,10 @@ def add_to_rollups(connection: sqlite3.Connection, cells: Mapping[Cell, int]) ->
     for table, rows in tables.items():
         columns = ROLLUPS[table].numbers
         values = [(*key, *(row.get(column, 0) for column in columns)) for key, row in rows.items()]
-        _upsert(connection, table, columns, "{column} = {table}.{column} + excluded.{column}", values)
+        upsert(connection, table, columns, "{column} = {table}.{column} + excluded.{column}", values)
 
 
-def _upsert(
+def upsert(
     connection: sqlite3.Connection, table: str, columns: Sequence[str], change: str, rows: Iterable[Sequence[Any]]
 ) -> None:
     """Insert rows of the table's key and these columns; where a key is there, change its columns so."""
@@ -3914,8 +3914,8 @@ class Batch:
                 if email.campaign and email.last_at > last.get(key, 0) and not email.key.startswith(TEST_KEY):
                     last[key] = email.last_at
         instead = "{column} = excluded.{column}"
-        _upsert(self.connection, "email_counts", (*TALLY_COLUMNS, "last_at"), instead, counts)
-        _upsert(self.connection, "link_counts", CLICK_COLUMNS, instead, links)
+        upsert(self.connection, "email_counts", (*TALLY_COLUMNS, "last_at"), instead, counts)
+        upsert(self.connection, "link_counts", CLICK_COLUMNS, instead, links)
         self.connection.executemany(
             "update emails set created_at = ? where id = ? and registered = 0 and created_at > ?",
             [(email.created_at, email.id, email.created_at) for email in self._emails if not email.registered],
