@@ -52,9 +52,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
 if TYPE_CHECKING:
-    import argparse
     import email.message
     import logging
+    from argparse import ArgumentParser, Namespace
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -7350,8 +7350,10 @@ def _systemd_socket(settings: Settings) -> str:
 # == Commands ==========================================================================================
 # The command line: each command is a function whose docstring is its help, below its options.
 
-HELP_TOPICS: tuple[str, ...] = ("instrument", "postfix", "api", "numbers", "dashboard", "keep")
-HELP_TOPICS += ("elsewhere", "privacy", "costs", "design")
+HELP_TOPICS = (
+    *("instrument", "postfix", "api", "numbers", "dashboard"),
+    *("keep", "elsewhere", "privacy", "costs", "design"),
+)
 PIPE_PATIENCE = 5.0  # seconds that `instrument` waits for the database: a mail system waits for it
 EX_TEMPFAIL = 75  # sysexits.h: to a mail system, "try again"
 REJUDGE_EMAILS = 500  # in one transaction: between two, the service writes
@@ -7359,8 +7361,8 @@ SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted
 CLOCK_SECONDS = 120.0  # that two clocks may differ
 
 # The commands by their words, in the order in which help lists them: each function with its options.
-Option = tuple[tuple[str, ...], dict[str, Any]]
-Run = Callable[["argparse.Namespace", Settings], "int | None"]
+Option = tuple[str, dict[str, Any]]
+Run = Callable[["Namespace", Settings], "int | None"]
 COMMANDS: dict[str, tuple[Run, tuple[Option | list[Option], ...]]] = {}  # a list: one of these at most
 COMMAND_GROUPS = {
     "tenant": "make, change, list and remove tenants",
@@ -7378,35 +7380,44 @@ def command(words: str, *options: Option | list[Option]) -> Callable[[Run], Run]
     return register
 
 
-def option(*names: str, **how: Any) -> Option:
-    """An option of a command, or what stands without a name, as argparse's add_argument takes it."""
-    return names, how
+def option(form: str, about: str, **how: Any) -> Option:
+    """What a command takes: `--name VALUE`, `--flag`, or `name VALUE` for what stands there without its name."""
+    name, _, value = form.partition(" ")
+    if value:
+        how["metavar"] = value
+    elif name.startswith("--") and not how:
+        how["action"] = "store_true"
+    return name, {"help": about, **how}
 
 
-def flag(name: str, about: str) -> Option:
-    """An option that is given or not."""
-    return option(name, action="store_true", help=about)
+def preset(form: str, default: object, about: str, **how: Any) -> Option:
+    """An option with a default, which its help names."""
+    return option(form, f"{about}; default: {default}", default=default, **how)
 
 
-def several(name: str, metavar: str, about: str) -> Option:
+def several(form: str, about: str) -> Option:
     """An option that may be repeated."""
-    return option(name, action="append", default=[], metavar=metavar, help=f"{about}; repeatable")
+    return option(form, f"{about}; repeatable", action="append", default=[])
 
 
-TENANT = option("tenant", metavar="TENANT", help="a tenant's dashboard id, mail id or name")
-LOCAL = flag("--local", "without BASE_URL, make links to this machine, for a trial")
-JSON = flag("--json", "print JSON, for programs")
-OUTPUT = option("--output", metavar="FILE", help="write the file there, whole or not at all (default: print it)")
+TENANT = option("tenant TENANT", "a tenant's dashboard id, mail id or name")
+LOCAL = option("--local", "without BASE_URL, make links to this machine, for a trial")
+JSON = option("--json", "print JSON, for programs")
+OUTPUT = option("--output FILE", "write the file there, whole or not at all (default: print it)")
 
 
-def _say(args: argparse.Namespace, value: Any, lines: Iterable[str]) -> None:
+def _say(args: Namespace, value: Any, lines: Iterable[str]) -> None:
     """Print what a command found out: as JSON where that was asked for, else in lines."""
     for line in [json.dumps(value, ensure_ascii=False)] if args.json else lines:
         print(line)
 
 
+def _tell(text: str) -> None:
+    print(f"{PROGRAM}: {text}", file=sys.stderr)
+
+
 def _warn(text: str) -> None:
-    print(f"{PROGRAM}: note: {text}", file=sys.stderr)
+    _tell(f"note: {text}")
 
 
 @contextlib.contextmanager
@@ -7420,31 +7431,33 @@ def _naming(path: str, verb: str) -> Iterator[None]:
         raise StoreError(f"{path}: can't be {verb}: {error.strerror}") from error
 
 
-def _to_read(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
-    with _naming(path, "read"):
-        return contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
+@contextlib.contextmanager
+def _to_read(path: str) -> Iterator[BinaryIO]:
+    """A file that somebody named, or standard input."""
+    with _naming(path, "read"), contextlib.ExitStack() as stack:
+        yield sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
 
 
 @contextlib.contextmanager
 def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
     """A file that was not there; nothing is left of it where it does not become whole, to be in the way next time."""
-    with _naming(path, "written"):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with open(fd, "wb") as file:
+    with _naming(path, "written"), open(path, "xb", opener=partial(os.open, mode=mode)) as file:
+        try:
             yield file
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        raise
+            file.flush()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            raise
 
 
 @contextlib.contextmanager
 def _opened(settings: Settings, *, make: bool = False) -> Iterator[Database]:
     """The database, touched as its owner; made where there is none, if that is wanted. Closed at the end."""
     with acting_as_owner(settings):
-        schema = resource("schema.sql").decode() if make else ""
-        database = create_database(settings.database, schema) if make else Database(settings.database)
+        database = Database(settings.database)
+        if make:
+            database = create_database(settings.database, resource("schema.sql").decode())
         with contextlib.closing(database):
             with database.reading():
                 pass  # a missing database is named first, before anything else that is missing with it
@@ -7469,8 +7482,11 @@ def _drain_first(database: Database) -> None:
         _warn(f"waiting hits could not be counted: {error}")
 
 
+# -- Serving
+
+
 @command("serve", LOCAL)
-def cmd_serve(args: argparse.Namespace, settings: Settings) -> None:
+def cmd_serve(args: Namespace, settings: Settings) -> None:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
     first = None
     try:
@@ -7483,29 +7499,57 @@ def cmd_serve(args: argparse.Namespace, settings: Settings) -> None:
         log(f"serving pixels and links only: {error}")
     if first:  # without its ids, which are for a person and not for a log
         log(f"made the tenant default; its URLs: {PROGRAM} tenant show default{' --local' if settings.local else ''}")
-    probe(settings)
+    _probe_spool(settings)
+    _probe_address(settings.address)
     with acting_as_owner(settings):
         app = App(settings)
     run_gunicorn(settings, app)
 
 
+def _probe_spool(settings: Settings) -> None:
+    """Say at the start, not at the first hit, that the spool can't be written."""
+    folder = os.path.join(settings.folder, "spool")
+    probe = os.path.join(folder, f".new-{secrets.token_hex(8)}")
+    try:
+        with acting_as_owner(settings):
+            open(probe, "xb").close()
+            os.unlink(probe)
+    except OSError as error:
+        raise StoreError(f"can't write to the spool {folder}: {error.strerror}; hits would be lost") from error
+
+
+def _probe_address(address: str) -> None:
+    """Say at once that the address is taken: gunicorn would try eleven times."""
+    host, _, port = address.rpartition(":")
+    given = os.environ.get("LISTEN_PID") == str(os.getpid())  # systemd listens, and gunicorn takes over its socket
+    if given or not port.isdecimal() or address.startswith(("unix:", "fd:")):
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+    except OSError as error:
+        raise StoreError(f"can't listen on {address}: {error.strerror}; choose another PORT or BIND") from None
+
+
+# -- Tenants
+
 TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
-    several("--domain", "HOST", "plain links may lead to this domain"),
-    several("--remove-domain", "HOST", "… may no longer"),
-    option("--any-domain", action="yes or no", help="whether plain links may lead anywhere (an open redirect)"),
-    option("--tracking-host", metavar="HOST", help="its own host for links, a CNAME to this server; '' for none"),
-    several("--block", "HOST", "no link, signed or plain, leads there"),
-    several("--unblock", "HOST", "links may lead there again"),
-    option("--tz", metavar="ZONE", help="in which zone its days begin, such as Europe/Rome"),
-    several("--own", "ADDRESS", "the sender's own address or network, whose hits are set aside"),
-    several("--not-own", "ADDRESS", "… is no longer the sender's own"),
-    option("--suspend", action="yes or no", help="whether all links show the naming page"),
+    several("--domain HOST", "plain links may lead to this domain"),
+    several("--remove-domain HOST", "… may no longer"),
+    option("--any-domain", "whether plain links may lead anywhere (an open redirect)", action="yes or no"),
+    option("--tracking-host HOST", "its own host for links, a CNAME to this server; '' for none"),
+    several("--block HOST", "no link, signed or plain, leads there"),
+    several("--unblock HOST", "links may lead there again"),
+    option("--tz ZONE", "in which zone its days begin, such as Europe/Rome"),
+    several("--own ADDRESS", "the sender's own address or network, whose hits are set aside"),
+    several("--not-own ADDRESS", "… is no longer the sender's own"),
+    option("--suspend", "whether all links show the naming page", action="yes or no"),
     LOCAL,
     JSON,
 )
 
 
-def _tenant_changes(args: argparse.Namespace, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+def _tenant_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], dict[str, list[list[str]]]]:
     """Read TENANT_OPTIONS: columns to set, and for each rule what to add and to remove. Raises BadInput."""
     wanted = {"any_domain": args.any_domain, "suspended": args.suspend, "tz": args.tz}
     columns = {name: value for name, value in wanted.items() if value is not None}
@@ -7515,12 +7559,12 @@ def _tenant_changes(args: argparse.Namespace, settings: Settings) -> tuple[dict[
         columns["tracking_host"] = read_tracking_host(settings, args.tracking_host) if args.tracking_host else None
     if args.tz is not None and zone_named(args.tz) is None:
         raise BadInput(f"--tz: {args.tz[:60]!r}; expected a time zone that this machine knows, such as Europe/Rome")
-    rules: dict[str, Any] = {
+    rules = {
         "allow": (map(read_destination, args.domain), map(read_destination, args.remove_domain)),
         "block": (map(read_destination, args.block), map(read_destination, args.unblock)),
         "own": (map(read_own_network, args.own), map(read_own_network, args.not_own)),
     }
-    return columns, {rule: (list(add), list(remove)) for rule, (add, remove) in rules.items()}
+    return columns, {rule: [[*values] for values in both] for rule, both in rules.items()}
 
 
 def _make_changes(connection: sqlite3.Connection, word: str, columns: dict[str, Any], rules: dict[str, Any]) -> Tenant:
@@ -7532,13 +7576,18 @@ def _make_changes(connection: sqlite3.Connection, word: str, columns: dict[str, 
     return find_tenant(connection, columns.get("id", tenant.id))
 
 
+def _changed(args: Namespace, settings: Settings, columns: dict[str, Any], rules: dict[str, Any]) -> Tenant:
+    with _opened(settings) as database, changing_tenants(database) as connection:
+        return _make_changes(connection, args.tenant, columns, rules)
+
+
 @command(
     "tenant add",
-    option("name", metavar="NAME", help="what to call the tenant"),
-    option("--id", help="one id of your own for mail and dashboard (recipients can then open the dashboard)"),
+    option("name NAME", "what to call the tenant"),
+    option("--id ID", "one id of your own for mail and dashboard (recipients can then open the dashboard)"),
     *TENANT_OPTIONS,
 )
-def cmd_tenant_add(args: argparse.Namespace, settings: Settings) -> None:
+def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
     """Make a tenant and print its ids and URLs."""
     if settings.public_url(args.tracking_host) is None:
         raise StoreError(NO_PUBLIC_URL)
@@ -7561,18 +7610,17 @@ def cmd_tenant_add(args: argparse.Namespace, settings: Settings) -> None:
         _warn(f"signed links redirect, plain links (?url=…) lead to the naming page; to let them redirect: {allow}")
 
 
-def _print_tenant(args: argparse.Namespace, about: Mapping[str, object]) -> None:
-    def shown(value: object) -> object:
-        if value is None:
-            return "(set BASE_URL, or add --local)"
-        return ", ".join(map(str, value)) if isinstance(value, list) else value
+def _print_tenant(args: Namespace, about: Mapping[str, object]) -> None:
+    lines = []
+    for name, value in about.items():
+        shown = ", ".join(value) if isinstance(value, list) else value
+        lines.append(f"{name:14} {'(set BASE_URL, or add --local)' if shown is None else shown}")
+    _say(args, about, lines)
 
-    _say(args, about, (f"{name:14} {shown(value)}" for name, value in about.items()))
 
-
-def _show(args: argparse.Namespace, settings: Settings, database: Database, id_: str) -> None:
-    with database.reading() as connection:
-        tenant = find_tenant(connection, id_)
+def _show(args: Namespace, settings: Settings, word: str) -> None:
+    with _opened(settings) as database, database.reading() as connection:
+        tenant = find_tenant(connection, word)
         rules = tenant_rules(connection, tenant.number)
     about = {
         **tenant_summary(settings, tenant),
@@ -7587,18 +7635,15 @@ def _show(args: argparse.Namespace, settings: Settings, database: Database, id_:
     _print_tenant(args, about)
 
 
-@command("tenant set", TENANT, option("--name", help="another name"), *TENANT_OPTIONS)
-def cmd_tenant_set(args: argparse.Namespace, settings: Settings) -> None:
+@command("tenant set", TENANT, option("--name NAME", "another name"), *TENANT_OPTIONS)
+def cmd_tenant_set(args: Namespace, settings: Settings) -> None:
     """Change what a tenant is called, where its links may lead, and whether they lead anywhere."""
-    changes = _tenant_changes(args, settings)
-    with _opened(settings) as database:
-        with changing_tenants(database) as connection:
-            tenant = _make_changes(connection, args.tenant, *changes)
-        _show(args, settings, database, tenant.id)
+    tenant = _changed(args, settings, *_tenant_changes(args, settings))
+    _show(args, settings, tenant.id)
 
 
 @command("tenant list", JSON)
-def cmd_tenant_list(args: argparse.Namespace, settings: Settings) -> None:
+def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
     """List tenants with what they sent in 30 days (as in `stats`), what people opened of it, and their last hit."""
     rows, lines = [], [f"{'mail_id':20} {'sent':>8} {'opened':>15}  {'last hit':20} name"]
     with _numbers(settings) as (_, connection):
@@ -7621,33 +7666,29 @@ def _zone_of(tenant: Tenant) -> str:
 
 
 @command("tenant show", TENANT, LOCAL, JSON)
-def cmd_tenant_show(args: argparse.Namespace, settings: Settings) -> None:
+def cmd_tenant_show(args: Namespace, settings: Settings) -> None:
     """Print a tenant's ids, URLs and rules."""
-    with _opened(settings) as database:
-        _show(args, settings, database, args.tenant)
+    _show(args, settings, args.tenant)
 
 
-@command("tenant key", TENANT, flag("--remove", "take the key away"), JSON)
-def cmd_tenant_key(args: argparse.Namespace, settings: Settings) -> None:
+@command("tenant key", TENANT, option("--remove", "take the key away"), JSON)
+def cmd_tenant_key(args: Namespace, settings: Settings) -> None:
     """Make a tenant a new API key and print it, this once; the old one stops working."""
     key = None if args.remove else secrets.token_urlsafe(32)
-    with _opened(settings) as database, changing_tenants(database) as connection:
-        tenant = _make_changes(connection, args.tenant, {"api_key_hash": key and key_hash(key)}, {})
+    tenant = _changed(args, settings, {"api_key_hash": key and key_hash(key)}, {})
     closed = "writing is closed" if tenant.one_id else "its dashboard id writes"
     _say(args, {"api_key": key}, [key or f"{tenant.name} has no API key now; {closed}"])
 
 
 @command("tenant rotate", TENANT, LOCAL, JSON)
-def cmd_tenant_rotate(args: argparse.Namespace, settings: Settings) -> None:
+def cmd_tenant_rotate(args: Namespace, settings: Settings) -> None:
     """Give a tenant a new dashboard id; the old one opens nothing any more, mail already sent works on."""
-    with _opened(settings) as database:
-        with changing_tenants(database) as connection:
-            tenant = _make_changes(connection, args.tenant, {"id": new_dashboard_id(), "id_in_mail_at": None}, {})
-        _show(args, settings, database, tenant.id)
+    tenant = _changed(args, settings, {"id": new_dashboard_id(), "id_in_mail_at": None}, {})
+    _show(args, settings, tenant.id)
 
 
-@command("tenant remove", TENANT, flag("--yes", "don't ask"))
-def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> None:
+@command("tenant remove", TENANT, option("--yes", "don't ask"))
+def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
     """Delete a tenant and all its data. Its mail id stays reserved; links in its old mail show the naming page."""
     with _opened(settings) as database:
         with database.reading() as connection:
@@ -7669,22 +7710,26 @@ def cmd_tenant_remove(args: argparse.Namespace, settings: Settings) -> None:
     "instrument",
     TENANT,
     [
-        option("--email", metavar="KEY", help="the key of the email (default: a new one)"),
-        option("--key-placeholder", metavar="TEXT", help="a mailing tool's mark for its own ids; registers nothing"),
+        option("--email KEY", "the key of the email (default: a new one)"),
+        option("--key-placeholder TEXT", "a mailing tool's mark for its own ids; registers nothing"),
     ],
-    option("--recipient", metavar="RECIPIENT", help="the recipient's address (default: the first of the headers)"),
-    option("--subject", metavar="SUBJECT", help="the subject (default: that of the headers)"),
-    option("--campaign", metavar="CAMPAIGN", help="the campaign that the email belongs to"),
-    flag("--html", "standard input is HTML, not a message"),
-    option("--pixel", choices=PIXEL_PLACES, default="bottom", help="where in the body; default: bottom"),
-    option("--no-links", dest="links", action="store_false", help="leave the links as they are"),
-    flag("--hidden-link", "add a link that only machines see and follow; whatever follows it is known to be a scanner"),
-    flag("--force", "also messages with a signature that a change breaks"),
-    flag("--strict", f"if the email can't be registered, write nothing and exit {EX_TEMPFAIL}: mail systems try again"),
-    option("--report", metavar="FILE", help="write there, as JSON, what was done and what was not, and why"),
+    option("--recipient RECIPIENT", "the recipient's address (default: the first of the headers)"),
+    option("--subject SUBJECT", "the subject (default: that of the headers)"),
+    option("--campaign CAMPAIGN", "the campaign that the email belongs to"),
+    option("--html", "standard input is HTML, not a message"),
+    preset("--pixel", "bottom", "where in the body", choices=PIXEL_PLACES),
+    option("--no-links", "leave the links as they are", dest="links", action="store_false"),
+    option(
+        "--hidden-link", "add a link that only machines see and follow; whatever follows it is known to be a scanner"
+    ),
+    option("--force", "also messages with a signature that a change breaks"),
+    option(
+        "--strict", f"if the email can't be registered, write nothing and exit {EX_TEMPFAIL}: mail systems try again"
+    ),
+    option("--report FILE", "write there, as JSON, what was done and what was not, and why"),
     LOCAL,
 )
-def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_instrument(args: Namespace, settings: Settings) -> int:
     """Wrap the links of a message and place the pixel: standard input to standard output. Registers it as an email."""
     key = _key_of_email(args)
     output = sys.stdout.buffer
@@ -7718,7 +7763,7 @@ def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
         except NoTenant:
             raise
         except StoreError as error:
-            print(f"{PROGRAM}: {error}; nothing was written, try again", file=sys.stderr)
+            _tell(f"{error}; nothing was written, try again")
             return EX_TEMPFAIL
         if report_file:
             json.dump({"email": key, **report.as_json()}, report_file, ensure_ascii=False, indent=1)
@@ -7733,7 +7778,7 @@ def cmd_instrument(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _key_of_email(args: argparse.Namespace) -> str:
+def _key_of_email(args: Namespace) -> str:
     """The key, or what stands for it, once what is said of the email was found fit. Raises BadInput."""
     if args.email is not None and not is_key(args.email):
         raise BadInput(f"--email: {KEY_FAULT}")
@@ -7777,7 +7822,7 @@ def _link_maker_of(word: str, settings: Settings, database: Database) -> LinkMak
     return maker
 
 
-def _registration(args: argparse.Namespace, raw: bytes, key: str, report: Report) -> Registration:
+def _registration(args: Namespace, raw: bytes, key: str, report: Report) -> Registration:
     said = {name: getattr(args, name) for name in SAID_OF_EMAILS}
     if args.html:
         return Registration(key, **said, links=report.links)
@@ -7804,11 +7849,11 @@ def _register(settings: Settings, database: Database, mail_id: str, email: Regis
 @command(
     "campaign add",
     TENANT,
-    option("name", metavar="NAME", help="the campaign, as --campaign or ?campaign= name it"),
-    option("--sent", type=int, required=True, metavar="NUMBER", help="how many emails; again: instead of before"),
-    option("--at", metavar="TIME", help="when, such as 2026-11-30T09:00:00Z (default: now)"),
+    option("name NAME", "the campaign, as --campaign or ?campaign= name it"),
+    option("--sent NUMBER", "how many emails; again: instead of before", type=int, required=True),
+    option("--at TIME", "when, such as 2026-11-30T09:00:00Z (default: now)"),
 )
-def cmd_campaign_add(args: argparse.Namespace, settings: Settings) -> None:
+def cmd_campaign_add(args: Namespace, settings: Settings) -> None:
     """Say how many emails of a campaign a mailing tool sent under its own ids, which nobody registers."""
     wanted = read_declaration(args.name, args.sent, args.at, "--at")
     with _opened(settings) as database, database.transaction() as connection:
@@ -7819,7 +7864,7 @@ def cmd_campaign_add(args: argparse.Namespace, settings: Settings) -> None:
 
 
 @command("campaign list", TENANT, JSON)
-def cmd_campaign_list(args: argparse.Namespace, settings: Settings) -> None:
+def cmd_campaign_list(args: Namespace, settings: Settings) -> None:
     """Print a tenant's campaigns: emails sent, and how many were opened and clicked."""
     with _numbers(settings) as (_, connection):
         tenant = find_tenant(connection, args.tenant).number
@@ -7832,12 +7877,12 @@ def cmd_campaign_list(args: argparse.Namespace, settings: Settings) -> None:
 @command(
     "stats",
     TENANT,
-    option("--range", default=DEFAULT_RANGE, choices=RANGES, help=f"default: {DEFAULT_RANGE}"),
-    option("--tz", metavar="ZONE", help="time zone, such as Europe/Rome; default: the tenant's own"),
-    flag("--why", "list the hits by what they count as, and why"),
+    preset("--range", DEFAULT_RANGE, "the time that is counted", choices=RANGES),
+    option("--tz ZONE", "time zone, such as Europe/Rome; default: the tenant's own"),
+    option("--why", "list the hits by what they count as, and why"),
     JSON,
 )
-def cmd_stats(args: argparse.Namespace, settings: Settings) -> None:
+def cmd_stats(args: Namespace, settings: Settings) -> None:
     """Print a tenant's numbers; with --json as stats.json has them."""
     with _numbers(settings) as (database, connection):
         tenant = find_tenant(connection, args.tenant)
@@ -7861,15 +7906,15 @@ EXPORT_FILTERS = {"emails": ("campaign", "search", "show"), "events": ("key",), 
 @command(
     "export",
     TENANT,
-    option("table", choices=EXPORT_FILTERS, help="which table"),
-    option("--format", choices=EXPORT_TYPES, default="csv", help="default: csv"),
-    option("--output", metavar="FILE", help="a new file (default: standard output)"),
-    option("--campaign", metavar="NAME", help="emails and links of this campaign only"),
-    option("--search", metavar="TEXT", help="emails with this in their recipient, key, subject or campaign"),
-    option("--show", choices=SHOWN, help="emails by what their readers did; default: all"),
-    option("--key", metavar="KEY", help="events of this email only"),
+    option("table", "which table", choices=EXPORT_FILTERS),
+    preset("--format", "csv", "how it is written", choices=EXPORT_TYPES),
+    option("--output FILE", "a new file (default: standard output)"),
+    option("--campaign NAME", "emails and links of this campaign only"),
+    option("--search TEXT", "emails with this in their recipient, key, subject or campaign"),
+    option("--show", "emails by what their readers did; default: all", choices=SHOWN),
+    option("--key KEY", "events of this email only"),
 )
-def cmd_export(args: argparse.Namespace, settings: Settings) -> None:
+def cmd_export(args: Namespace, settings: Settings) -> None:
     """Write a whole table of a tenant, newest first, as CSV or JSON; in constant memory, however long it is."""
     for name in ("campaign", "search", "show", "key"):
         text = getattr(args, name)
@@ -7899,7 +7944,7 @@ class Answer(NamedTuple):
 
 
 @command("selftest", TENANT, LOCAL)
-def cmd_selftest(args: argparse.Namespace, settings: Settings) -> int:
+def cmd_selftest(args: Namespace, settings: Settings) -> int:
     """Ask for a pixel and a link through the public address, as a reader would, and look for both in the numbers."""
     with _opened(settings) as database:
         with database.reading() as connection:
@@ -7991,8 +8036,8 @@ def counted_faults(database: Database, tenant: Tenant, key: str, address: str, s
         yield f"readers' addresses are lost: {told}; {expected}"
 
 
-@command("drain", flag("--follow", "go on until stopped"))
-def cmd_drain(args: argparse.Namespace, settings: Settings) -> int:
+@command("drain", option("--follow", "go on until stopped"))
+def cmd_drain(args: Namespace, settings: Settings) -> int:
     """Move the hits that wait in the spool into the database, in large batches; for a backlog."""
     with _opened(settings) as database:
         database.enlarge_cache(64)
@@ -8007,8 +8052,8 @@ def cmd_drain(args: argparse.Namespace, settings: Settings) -> int:
             time.sleep(Drainer.WAKE_SECONDS)
 
 
-@command("ingest", option("file", nargs="*", metavar="FILE", help="a log; without one, standard input"))
-def cmd_ingest(args: argparse.Namespace, settings: Settings) -> int:
+@command("ingest", option("file FILE", "a log; without one, standard input", nargs="*"))
+def cmd_ingest(args: Namespace, settings: Settings) -> int:
     """Count hits that the server printed as `unspooled`: give it the log. Each hit counts once, however often given."""
     failed = False
     for path in args.file or ["-"]:
@@ -8021,12 +8066,8 @@ def cmd_ingest(args: argparse.Namespace, settings: Settings) -> int:
     return 1 if failed else 0
 
 
-@command(
-    "judge",
-    option("file", nargs="?", default="-", metavar="FILE", help="lines of the spool; without one, standard input"),
-    JSON,
-)
-def cmd_judge(args: argparse.Namespace, settings: Settings) -> None:
+@command("judge", option("file FILE", "lines of the spool; without one, standard input", nargs="?", default="-"), JSON)
+def cmd_judge(args: Namespace, settings: Settings) -> None:
     """Judge a file of hits of one email, lines of the spool, and say why. For support, and to try rules on one's own logs.
 
     A first line may say what is known of the email: {"email": {"sent_at": …, "delivered_at": …, "links": 4,
@@ -8079,10 +8120,7 @@ def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list
 
 def _read_email_to_judge(line: bytes) -> tuple[Context, list[Network]]:
     known = ("sent_at", "delivered_at", "links", "own_addresses")
-    try:
-        said = json.loads(line)["email"]
-    except (ValueError, RecursionError):
-        raise BadInput("expected one JSON object") from None
+    said = read_object(line)["email"]
     if not isinstance(said, dict) or not set(said) <= set(known):
         raise BadInput(f"email: expected an object with some of {', '.join(known)}")
     times = []
@@ -8105,8 +8143,8 @@ def _read_email_to_judge(line: bytes) -> tuple[Context, list[Network]]:
     return Context(next(iter(times), None), bool(times), links), networks
 
 
-@command("rejudge", option("--since", metavar="TIME", help="only emails with hits since then, as 2026-11-30T09:00:00Z"))
-def cmd_rejudge(args: argparse.Namespace, settings: Settings) -> None:
+@command("rejudge", option("--since TIME", "only emails with hits since then, as 2026-11-30T09:00:00Z"))
+def cmd_rejudge(args: Namespace, settings: Settings) -> None:
     """Judge stored hits anew by the rules of this version, and correct every number. Skips what was erased."""
     since = read_iso_time(args.since, "--since") if args.since else 0
     found: tuple[int, int] | None = (0, 0)
@@ -8120,8 +8158,8 @@ def cmd_rejudge(args: argparse.Namespace, settings: Settings) -> None:
     print(f"{grouped(changed)} hits are judged otherwise than before" if changed else "all hits are judged as before")
 
 
-@command("backup", option("file", metavar="FILE", help="a file that is not there yet"))
-def cmd_backup(args: argparse.Namespace, settings: Settings) -> None:
+@command("backup", option("file FILE", "a file that is not there yet"))
+def cmd_backup(args: Namespace, settings: Settings) -> None:
     """Copy the database into a new file, while it is in use: all hits drained so far, and the key that signs links."""
     path = os.path.abspath(args.file)  # :memory: and file:… mean something else to SQLite
     # Opened by whoever asks for the backup, then written to while acting as the owner of the data.
@@ -8138,8 +8176,8 @@ def cmd_backup(args: argparse.Namespace, settings: Settings) -> None:
         _warn("SECRET_KEY is not in it; keep that too, since links in mail already sent are signed with it")
 
 
-@command("check", flag("--repair", "rebuild the roll-ups and tenants.json"))
-def cmd_check(args: argparse.Namespace, settings: Settings) -> int:
+@command("check", option("--repair", "rebuild the roll-ups and tenants.json"))
+def cmd_check(args: Namespace, settings: Settings) -> int:
     """Hold the database against itself: integrity, every roll-up against a recount, positions, tenants.json."""
 
     def differences() -> tuple[list[str], list[str]]:
@@ -8162,7 +8200,7 @@ def cmd_check(args: argparse.Namespace, settings: Settings) -> int:
 
 
 @command("config", JSON)
-def cmd_config(args: argparse.Namespace, settings: Settings) -> None:
+def cmd_config(args: Namespace, settings: Settings) -> None:
     """Print the settings in force, secrets masked."""
     shown, lines = {}, []
     for each in fields(Settings):
@@ -8185,19 +8223,15 @@ def _put_out(path: str | None, text: str) -> None:
             write_small_file(os.path.abspath(path), text, 0o644)
 
 
-def _place(name: str, default: str, about: str) -> Option:
-    return option(name, default=default, metavar=name[2:].upper(), help=f"{about}; default: {default}")
-
-
 @command(
     "nginx",
-    _place("--certificates", "/etc/letsencrypt/live", "where HOST/fullchain.pem and HOST/privkey.pem are, or will be"),
-    _place("--webroot", "/var/www/email-tracker", "where the proofs for certificates are put, for `certbot --webroot`"),
-    _place("--log-folder", "/var/log/nginx", "where nginx keeps its logs"),
-    option("--http-port", type=int, default=80, metavar="PORT", help="for plain HTTP; default: 80"),
+    preset("--certificates", "/etc/letsencrypt/live", "where HOST/fullchain.pem and HOST/privkey.pem are, or will be"),
+    preset("--webroot", "/var/www/email-tracker", "where the proofs for certificates are put, for `certbot --webroot`"),
+    preset("--log-folder", "/var/log/nginx", "where nginx keeps its logs"),
+    preset("--http-port PORT", 80, "for plain HTTP", type=int),
     OUTPUT,
 )
-def cmd_nginx(args: argparse.Namespace, settings: Settings) -> None:
+def cmd_nginx(args: Namespace, settings: Settings) -> None:
     """Print nginx's configuration: a server for BASE_URL and for each tenant's tracking host."""
     if settings.base_url is None:
         raise StoreError("BASE_URL is not set; expected the public address, such as https://track.example.com")
@@ -8218,11 +8252,11 @@ def cmd_nginx(args: argparse.Namespace, settings: Settings) -> None:
 
 @command(
     "systemd",
-    option("file", choices=("service", "socket", "sysusers"), help="which file"),
-    option("--program", default=PROGRAM_FILE, metavar="FILE", help="where it will be (default: where it is now)"),
+    option("file", "which file", choices=("service", "socket", "sysusers")),
+    option("--program FILE", "where it will be (default: where it is now)", default=PROGRAM_FILE),
     OUTPUT,
 )
-def cmd_systemd(args: argparse.Namespace, settings: Settings) -> None:
+def cmd_systemd(args: Namespace, settings: Settings) -> None:
     """Print the unit of the service, that of its socket, or the line that makes its user."""
     if not os.path.isabs(settings.database):
         expected = f"an absolute path, such as sqlite:/var/lib/email-tracker/tracking.db, in {ENV_FILE}"
@@ -8241,14 +8275,14 @@ def versions() -> str:
     return f"email-tracker {__version__} (MIT)\ngunicorn {gunicorn} (MIT)\n{below}"
 
 
-def command_line() -> argparse.ArgumentParser:
+def command_line() -> ArgumentParser:
     """What the decorated functions say of their commands, for argparse."""
-    import argparse
+    from argparse import ArgumentParser, BooleanOptionalAction
 
-    class Parser(argparse.ArgumentParser):
+    class Parser(ArgumentParser):
         def __init__(self, **about: Any) -> None:
             super().__init__(**about)
-            self.register("action", "yes or no", argparse.BooleanOptionalAction)
+            self.register("action", "yes or no", BooleanOptionalAction)
 
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"{self.prog}: {message}\n{self.format_usage()}")
@@ -8268,13 +8302,13 @@ def command_line() -> argparse.ArgumentParser:
         made.set_defaults(run=run, local=False, json=False)
         for each in options:
             place = made.add_mutually_exclusive_group() if isinstance(each, list) else made
-            for names, how in each if isinstance(each, list) else [each]:
-                place.add_argument(*names, **how)
+            for name, how in each if isinstance(each, list) else [each]:
+                place.add_argument(name, **how)
     return parser
 
 
-@command("help", option("words", nargs="*", metavar="TOPIC", help="a topic or a command; without one, list the topics"))
-def cmd_help(args: argparse.Namespace, settings: Settings) -> None:
+@command("help", option("words TOPIC", "a topic or a command; without one, list the topics", nargs="*"))
+def cmd_help(args: Namespace, settings: Settings) -> None:
     """Print a text on a topic, such as `numbers` or `keep`, or the options of a command."""
     asked = " ".join(args.words)
     if asked in HELP_TOPICS:
@@ -8305,10 +8339,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except SettingsError as error:
         for fault in error.faults:
-            print(f"{PROGRAM}: {fault}", file=sys.stderr)
+            _tell(fault)
         return 2
     except (StoreError, BadInput) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        _tell(str(error))
         return 1
     except KeyboardInterrupt:
         return 1
@@ -8316,7 +8350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What could not be written must not be tried again at the end of the process.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):  # whoever read our output has gone, and knows
-            print(f"{PROGRAM}: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+            _tell(f"{error.filename or 'standard output'}: {error.strerror}")
         return 1
 
 
