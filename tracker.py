@@ -4743,7 +4743,7 @@ def _opened_segment(folder: str, name: str) -> Iterator[Segment]:
             finished = True  # and nobody else can be told so while we hold the lock
         # Now the end, and not before: a hit could have been written in between.
         yield Segment(folder, name, fd, os.fstat(fd).st_size, finished)
-        if finished and os.fstat(fd).st_nlink:
+        if finished:
             os.unlink(path)
             sync_folder(folder)
     finally:

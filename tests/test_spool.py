@@ -1103,25 +1103,6 @@ def test_while_the_database_is_replaced_hits_are_recorded_and_when_it_is_back_ea
     app.close()
 
 
-def test_a_database_and_the_spool_of_another_are_refused(stage: Stage, tmp_path: Path) -> None:
-    other = make_stage(tmp_path / "other")
-    segment(stage, hit(stage, "e1"))
-    instance = stage.spool / "instance"
-    own = instance.read_text()
-    instance.write_text((other.spool / "instance").read_text())
-    for ask in (lambda: tracker.drain(stage.database), lambda: events_of(stage.database)):
-        with pytest.raises(tracker.StoreError, match="do not belong together"):
-            ask()
-    assert stage.pixel("e2").headers["X-Tracker"] == "recorded"
-    instance.unlink()
-    with pytest.raises(tracker.StoreError, match="has no spool"):
-        tracker.drain(stage.database)
-    instance.write_text(own)
-    stage.drain()
-    assert counted(stage) == ["e1", "e2"]
-    other.app.close()
-
-
 def test_a_key_file_that_differs_from_the_database_is_refused_with_the_way_to_repair_it(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
