@@ -690,7 +690,7 @@ def read_own_network(text: str) -> str:
 
 # == Verdicts ==========================================================================================
 # Who made a hit, and why we think so. Pure: what is known of one email's hits decides, without a clock or a look-up.
-# The names of programs, networks and reasons are data, in templates/agents.txt, networks.txt and reasons.txt.
+# What is known of programs, networks and reasons is data, in templates/agents.txt, networks.txt and so on.
 
 OPEN, CLICK = 1, 2
 PERSON, UNCONFIRMED, MACHINE, ASIDE = 1, 2, 3, 4
@@ -712,20 +712,13 @@ NAMING_REASONS = {  # why a click met the naming page, as its dashboard says it
     "destination-blocked": "this tenant had blocked that host",
     "suspended": "this tenant was suspended",
 }
+_ASIDE_REASONS = {"repeat", "forged-link", *NAMING_REASONS}
 
 SESSION_GAP_MS = 900_000  # of quiet between two sessions of an email
 MAX_SESSION = 50  # hits; in a longer session each is judged by itself, so that nobody can make judging slow
 CROWD_NEAR = 20  # hits of such a session, before and after a click, that are asked whether they are of its program
-CROWD_LINKS = 3  # other links among them that make it a scanner's
-REPEAT_MS = 10_000  # proxies fetch a pixel up to four times (Litmus on Yahoo, 2018)
-HEAD_MS = 10_000
-HIDDEN_MS = 10_000  # mautic#9798
-ECHO_MS = 15_000  # resend-node#901: 12 s
+BURST_MS = 3_000
 SOON_MS = 2_000  # Mautic takes 2 s, Marketo 1 s
-EARLY_MS = 60_000  # a person waiting for a sign-in mail clicks after 8 s: a sign, never a verdict
-BURST_MS, BURST_LINKS = 3_000, 3  # different links; autoemails.com: 3 in 2 s
-RUSH_MS, RUSH_HITS = 1_000, 3  # hits, on at least two links; Marketo
-SWEEP_MS, SWEEP_LINKS = 15_000, 3  # every link of the mail, if it has as many; mautic#8692: 10 s
 
 
 class Judgement(NamedTuple):
@@ -739,9 +732,6 @@ class Judgement(NamedTuple):
     def state(self) -> int:
         """What the hit counts as."""
         return ASIDE if self.reason in _ASIDE_REASONS else VERDICT_STATES[self.verdict]
-
-
-_ASIDE_REASONS = {"repeat", "forged-link", *NAMING_REASONS}
 
 
 class Hit(NamedTuple):
@@ -776,18 +766,15 @@ class Context(NamedTuple):
 NO_CONTEXT = Context()
 
 
-# -- What templates/ says of programs, networks and reasons
+# -- What templates/ says
 
 
 class Programs(NamedTuple):
-    """A line of agents.txt.
-
-    Looking for a hundred names one by one takes a tenth of the time that one pattern of them all does.
-    """
+    """A line of agents.txt."""
 
     section: str
     family: str
-    names: list[str]  # that may stand anywhere in a user agent
+    names: list[str]  # anywhere in a user agent; looking for each takes a tenth of the time of one pattern of them all
     pattern: re.Pattern[str] | None  # of what needs its surroundings
 
     def fit(self, agent: str) -> bool:
@@ -802,24 +789,25 @@ class VerdictData(NamedTuple):
     chrome_years: list[tuple[int, int]]  # a year, and the first version in it
     filters: dict[str, list[Network]]  # networks of mail filters, by the first part of their addresses
     reasons: dict[str, tuple[str, str]]  # certainty and sentence
+    shapes: dict[str, re.Pattern[str]]  # of user agents and headers
 
 
 @lru_cache(maxsize=1)
 def verdict_data() -> VerdictData:
     """Read and compile it: on first use, or before processes are forked that share it."""
-    data = VerdictData(
-        [], [(int(year), int(version)) for _, year, version in _lines("chrome.txt")], defaultdict(list), {}
-    )
+    programs, filters = [], defaultdict(list)
     for section, family, text in _lines("agents.txt"):
         words = text.split(", ")
         patterns = "|".join(word[1:-1] for word in words if word.startswith("/"))
         names = [word for word in words if not word.startswith("/")]
-        data.programs.append(Programs(section, family, names, re.compile(patterns) if patterns else None))
+        programs.append(Programs(section, family, names, re.compile(patterns) if patterns else None))
     for _, _, text in _lines("networks.txt"):
         for network in text.split(", "):
-            data.filters[re.split("[.:]", network)[0]].append(ipaddress.ip_network(network))
-    data.reasons.update((reason, (certainty, text)) for certainty, reason, text in _lines("reasons.txt"))
-    return data
+            filters[re.split("[.:]", network)[0]].append(ipaddress.ip_network(network))
+    years = [(int(year), int(version)) for _, year, version in _lines("chrome.txt")]
+    reasons = {reason: (certainty, text) for certainty, reason, text in _lines("reasons.txt")}
+    shapes = {name: re.compile(pattern) for _, name, pattern in _lines("shapes.txt")}
+    return VerdictData(programs, years, filters, reasons, shapes)
 
 
 def _lines(name: str) -> Iterator[tuple[str, str, str]]:
@@ -839,6 +827,9 @@ def judgement_of(verdict: str, reason: str) -> Judgement:
     return Judgement(verdict, reason, verdict_data().reasons.get(reason, (PROBABLE, ""))[0])
 
 
+_scanner = partial(judgement_of, "scanner")
+
+
 def sentence_of(reason: str) -> str:
     """What a person is told of a reason; nothing, if it is another version's."""
     return verdict_data().reasons.get(reason, (PROBABLE, ""))[1]
@@ -846,65 +837,42 @@ def sentence_of(reason: str) -> str:
 
 # -- What a hit says of itself
 
-# Chrome or Edge, and nothing beside that: what is built on them (360, QQBrowser, Electron …) is often as old with people.
-DESKTOP_CHROME = re.compile(
-    r"\((?:Windows NT|Macintosh|X11; Linux)[^)]*\) .*\(KHTML, like Gecko\) "
-    r"Chrome/([0-9]{1,4})\.[0-9.]+ Safari/[0-9.]+(?: Edge?/[0-9.]+)?$"
-)
-LAST_CHROME = re.compile(r"Windows NT 6\..*Chrome/109\.|Macintosh.*Chrome/(?:103|116|128|138)\.")  # for an old system
-SYSTEM = re.compile("iP(?=hone|ad|od)|Android|Windows|Mac(?=intosh| OS X)|CrOS|Linux(?!.*Android)")
-MOBILE = re.compile(r"iphone|ipad|ipod|android|mobile|-ios/")
-DESKTOP = re.compile(r"windows|macintosh|mac ?os|macoutlook|linux|x11|cros|darwin")
-PREFETCH = re.compile("prefetch|preview|prerender", re.I)
 TRUNCATED = (".0", "::")  # so end addresses that stand for their whole network (IPv4 /24, IPv6 /48), as far as one sees
 
 
 @lru_cache(maxsize=1024)
 def judge_agent(agent: str, type_: int) -> Judgement:
-    """Judge by user agent alone; the first rule that fits wins."""
+    """Judge by user agent alone."""
     agent = agent.strip().lower()
     section = next(each.section for each in verdict_data().programs if each.section != "family" and each.fit(agent))
     rules = section.split(", ")
     return judgement_of(*rules[0 if type_ == OPEN else -1].split())
 
 
-class Client(NamedTuple):
-    """What somebody reads mail with."""
-
-    name: str
-    device: str  # "mobile", "desktop", or "" where a proxy hides it
-
-
 @lru_cache(maxsize=1024)
-def client_of(agent: str) -> Client:
-    """The family of programs that a user agent belongs to, and the kind of device."""
+def client_of(agent: str) -> tuple[str, str]:
+    """The family of programs that a user agent belongs to, and its device: mobile, desktop, or "" if a proxy hides it."""
     hidden = judge_agent(agent, OPEN).reason in ("image-proxy", "apple-mpp")
     agent = agent.strip().lower()
     people = (each for each in verdict_data().programs if not each.section.startswith(("scanner", "bot")))
-    name = next((each.family for each in people if each.fit(agent)), "Others")
-    device = "mobile" if MOBILE.search(agent) else "desktop" if DESKTOP.search(agent) else ""
-    return Client(name, "" if hidden else device)
+    shapes = () if hidden else ("mobile", "desktop")
+    return (
+        next((each.family for each in people if each.fit(agent)), "Others"),
+        next((name for name in shapes if verdict_data().shapes[name].search(agent)), ""),
+    )
 
 
 @lru_cache(maxsize=1024)
 def chrome_released_at(agent: str) -> float:
-    """About when a desktop Chrome came out, in milliseconds since 1970; infinity for whatever else, and for a new one.
-
-    Scanners run one that is years old; phones are often as old with people.
-    """
-    match = DESKTOP_CHROME.search(agent)
-    version = int(match[1]) if match and not LAST_CHROME.search(agent) else -1
-    for (year, first), (_, following) in pairwise(verdict_data().chrome_years):
+    """About when a desktop Chrome came out, in milliseconds since 1970; infinity for whatever else, and for a new one."""
+    data = verdict_data()
+    match = data.shapes["desktop-chrome"].search(agent)
+    version = int(match[1]) if match and not data.shapes["last-chrome"].search(agent) else -1
+    for (year, first), (_, following) in pairwise(data.chrome_years):
         if first <= version < following:
             days = 365 * (version - first) // (following - first)
             return (datetime(year, 1, 1, tzinfo=timezone.utc).timestamp() + days * 86_400) * 1000
     return math.inf
-
-
-@lru_cache(maxsize=1024)
-def _system(agent: str) -> str:
-    match = SYSTEM.search(agent)
-    return match[0] if match else ""
 
 
 @lru_cache(maxsize=1024)
@@ -918,10 +886,8 @@ def filter_network(address: str) -> str | None:
         seen = ipaddress.ip_network(f"{address}/{cut if address.endswith(TRUNCATED) else whole}", strict=False)
     except ValueError:
         return None  # of a line that another program wrote
-    for network in networks:
-        if network.version == seen.version and network.overlaps(seen):
-            return CERTAIN if network.prefixlen <= seen.prefixlen else PROBABLE
-    return None
+    found = (network for network in networks if network.version == seen.version and network.overlaps(seen))
+    return next((CERTAIN if each.prefixlen <= seen.prefixlen else PROBABLE for each in found), None)
 
 
 def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
@@ -930,21 +896,21 @@ def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
         return hit.fixed
     by_agent = judge_agent(hit.agent, hit.type)
     if hit.answer == "404":
-        return judgement_of("scanner", "forged-link")
+        return _scanner("forged-link")
     if hit.own and by_agent.reason not in ("image-proxy", "proxy-click"):
         return judgement_of("self", "own-address")
     if hit.url == HIDDEN_TARGET:
-        return judgement_of("scanner", "hidden-link")
+        return _scanner("hidden-link")
     if hit.method == "HEAD":
-        return judgement_of("scanner", "head")
-    if hit.purpose and PREFETCH.search(hit.purpose):
+        return _scanner("head")
+    if hit.purpose and verdict_data().shapes["prefetch"].search(hit.purpose):
         return judgement_of("prefetch", "prefetch-header")
     if by_agent.verdict != "human":
         return by_agent
     if filter_network(hit.address) == CERTAIN:
-        return judgement_of("scanner", "filter-network")
+        return _scanner("filter-network")
     if hit.type == CLICK and context.said and context.begin is not None and 0 <= hit.at - context.begin < SOON_MS:
-        return judgement_of("scanner", "too-soon")
+        return _scanner("too-soon")
     return by_agent
 
 
@@ -957,15 +923,16 @@ def _weigh(hit: Hit, judgement: Judgement, context: Context, signs: int = 0) -> 
         return judgement
     if judgement.verdict == "human":
         since = -1 if context.begin is None else hit.at - context.begin
-        if 0 <= since < EARLY_MS:
+        if 0 <= since < 60_000:  # a person waiting for a sign-in mail clicks after 8 s: a sign, never a verdict
             signs += (2 if since >= SOON_MS else 6) // (1 if context.said else 2)
         signs += _signs_of_age(hit) + 2 * (filter_network(hit.address) == PROBABLE)
         if signs >= 4:
-            judgement = judgement_of(*(("scanner", "many-signs") if signs >= 6 else ("unconfirmed", "some-signs")))
+            judgement = _scanner("many-signs") if signs >= 6 else judgement_of("unconfirmed", "some-signs")
     return _named(hit, judgement)
 
 
 def _signs_of_age(hit: Hit) -> int:
+    """A scanner's Chrome may be years old; phones are often as old with people."""
     years = (hit.at - chrome_released_at(hit.agent)) / (365.25 * 86_400_000)
     return 4 if years > 4 else 2 if years > 2 else 0
 
@@ -977,34 +944,36 @@ def _named(click: Hit, judgement: Judgement) -> Judgement:
 
 # -- Hits in the light of their neighbours
 
+_SAME_TYPE = operator.attrgetter("type")
+_SAME_REQUEST = operator.attrgetter("type", "url", "address", "agent")
 _UNNAMED = {"hidden-link", "head", "with-head", "filter-network", "too-soon"}  # scanners that do not name themselves
-_FOLLOWED = {  # reasons after which the same address or the same rare program is taken for the scanner it was
-    *("hidden-link", "with-hidden-link", "head", "with-head", "burst", "after-scanner", "gmail-sampling"),
-    *("scanner-word", "bot-word"),
-}
-# Messengers that fetch a preview of a link from the phone of whoever sends it (iMessage calls itself Facebook's and
-# Twitter's): what comes from the same address next is this person.
-DEVICE_PREVIEW = re.compile(r"^whatsapp|facebookexternalhit", re.I)
+# After these the same address, or the same rare program, is taken for the scanner it was.
+_FOLLOWED = _UNNAMED - {"filter-network", "too-soon"} | {"with-hidden-link", "burst", "after-scanner"}
+_FOLLOWED |= {"gmail-sampling", "scanner-word", "bot-word"}
 
 
-def judge(hits: Sequence[Hit], context: Context = NO_CONTEXT, *, crowded: bool = False) -> list[Judgement]:
+def judge(hits: Sequence[Hit], context: Context = NO_CONTEXT) -> list[Judgement]:
     """Judge the hits of one email: a verdict, its reason and how certain it is, one a hit, in the order given.
 
     The outcome does not depend on that order. A hit is judged in the light of its session: the hits of its email that
     are apart by at most 15 minutes each. Later hits may change what earlier ones were.
-    `crowded` says that these are a piece of a session that is too long for that. What is said of a hit holds where the
-    piece has all that is near it: CROWD_NEAR + 1 hits before and after its millisecond, or all within 3 seconds.
     """
-    if len(hits) == 1 and not crowded:
+    if len(hits) == 1:
         return [_weigh(hits[0], _judge_by_itself(hits[0], context), context)]
-    order = sorted(range(len(hits)), key=lambda n: in_order(hits[n]))
-    pauses = (n for n in range(1, len(order)) if hits[order[n]].at - hits[order[n - 1]].at > SESSION_GAP_MS)
-    cuts = [0, *(() if crowded else pauses), len(order)]
     judgements: dict[int, Judgement] = {}
-    for session in (order[start:end] for start, end in pairwise(cuts)):
-        judged = judge_session([hits[n] for n in session], context, crowded=crowded)
-        judgements.update(zip(session, judged, strict=True))
+    for session in sessions_of((hit, n) for n, hit in enumerate(hits)):
+        judged = judge_session([hit for hit, _ in session], context)
+        judgements.update(zip((n for _, n in session), judged, strict=True))
     return [judgements[n] for n in range(len(hits))]
+
+
+def sessions_of(hits: Iterable[tuple[Hit, Any]]) -> Iterator[list[tuple[Hit, Any]]]:
+    """The sessions of an email's hits, each with what belongs to it, in order."""
+    hits, start = sorted(hits, key=lambda pair: in_order(pair[0])), 0
+    for end in range(1, len(hits) + 1):
+        if end == len(hits) or hits[end][0].at - hits[end - 1][0].at > SESSION_GAP_MS:
+            yield hits[start:end]
+            start = end
 
 
 def in_order(hit: Hit) -> tuple[Any, ...]:
@@ -1013,14 +982,15 @@ def in_order(hit: Hit) -> tuple[Any, ...]:
     return hit.at, hit.type, hit.url or "", *said
 
 
-def judge_session(hits: Sequence[Hit], context: Context, *, crowded: bool = False) -> list[Judgement]:
+def judge_session(hits: Sequence[Hit], context: Context) -> list[Judgement]:
     """Judge the hits of one session, which are in order, as judge does."""
-    if crowded or len(hits) > MAX_SESSION:
-        return _judge_crowd(hits, context)
+    if len(hits) > MAX_SESSION:
+        return judge_crowd(hits, context)
     judged = [_judge_by_itself(hit, context) for hit in hits]
     if any(hit.type == CLICK or judged[n].verdict in ("scanner", "bot") for n, hit in enumerate(hits)):
-        _find_pairs_with_head(hits, judged)
+        _find_company(hits, judged, "head", _SAME_REQUEST)
         _find_bursts(hits, judged, context.links)
+        _find_company(hits, judged, "hidden-link", _SAME_TYPE)  # mautic#9798
         _find_followers(hits, judged, context)
         judged = [_weigh(*pair, context) for pair in zip(hits, judged, strict=True)]
         _find_echoes(hits, judged)
@@ -1028,21 +998,22 @@ def judge_session(hits: Sequence[Hit], context: Context, *, crowded: bool = Fals
     return judged
 
 
-def _judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
+def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
     """Judge hits in order, of a session of too many: each by itself, but no click is certainly a person's.
 
-    It is a scanner's where its program or its address asked for several other links near it.
+    It is a scanner's where its program or its address asked for several other links near it. Of a piece of a session,
+    this holds for a hit if all that is near it is there: CROWD_NEAR + 1 hits on each side of its millisecond, or all
+    within 3 seconds.
     """
     judged = [_weigh(hit, _judge_by_itself(hit, context), context) for hit in hits]
-    times = [hit.at for hit in hits]
-    at, links = -1, _links_near(hits, times, -1)
+    links_near = lru_cache(maxsize=1)(
+        partial(_links_near, hits, [hit.at for hit in hits])
+    )  # a millisecond shares a look
     for n, hit in enumerate(hits):
         if hit.type == CLICK and judged[n].verdict == "human" and not hit.fixed:
-            if at != hit.at:  # else they share one look
-                at, links = hit.at, _links_near(hits, times, hit.at)
-            same = max(len(links["agent", hit.agent]), len(links["address", hit.address]) if hit.address else 0)
-            verdict = "scanner" if same > CROWD_LINKS else "unconfirmed"
-            judged[n] = _named(hit, judgement_of(verdict, "crowded"))
+            links = links_near(hit.at)
+            most = max(len(links["agent", hit.agent]), len(links["address", hit.address]) if hit.address else 0)
+            judged[n] = _named(hit, judgement_of("scanner" if most > 3 else "unconfirmed", "crowded"))
     return judged
 
 
@@ -1051,72 +1022,58 @@ def _links_near(hits: Sequence[Hit], times: Sequence[int], at: int) -> dict[tupl
 
     What is near follows from the times alone: a bounded number of hits, but for those of the same millisecond.
     """
-    first, end = bisect.bisect_left(times, at - BURST_MS), bisect.bisect_right(times, at + BURST_MS)
-    too_early, too_late = bisect.bisect_left(times, at) - CROWD_NEAR - 1, bisect.bisect_right(times, at) + CROWD_NEAR
-    if too_early >= first:
-        first = bisect.bisect_right(times, times[too_early])
-    if too_late < end:
-        end = bisect.bisect_left(times, times[too_late])
+    before, after = bisect.bisect_left(times, at) - CROWD_NEAR - 1, bisect.bisect_right(times, at) + CROWD_NEAR
+    since = max(at - BURST_MS, times[before] + 1) if before >= 0 else at - BURST_MS
+    until = min(at + BURST_MS, times[after] - 1) if after < len(times) else at + BURST_MS
     links: dict[tuple[str, str], set[str | None]] = defaultdict(set)
-    for hit in hits[first:end]:
+    for hit in hits[bisect.bisect_left(times, since) : bisect.bisect_right(times, until)]:
         if hit.type == CLICK:
             links["agent", hit.agent].add(hit.url)
             links["address", hit.address].add(hit.url)
     return links
 
 
-def _find_pairs_with_head(hits: Sequence[Hit], judged: list[Judgement]) -> None:
-    """A GET is its HEAD's, where the same program asks for the same thing within some seconds."""
-    heads: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    same = operator.attrgetter("type", "url", "address", "agent")
-    for n, hit in enumerate(hits):
-        if judged[n].reason == "head":
-            heads[same(hit)].append(hit.at)
-    for n, hit in enumerate(hits if heads else ()):
-        if (
-            judged[n].verdict == "human"
-            and not hit.fixed
-            and any(abs(hit.at - at) <= HEAD_MS for at in heads.get(same(hit), ()))
-        ):
-            judged[n] = judgement_of("scanner", "with-head")
-
-
 def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], links: int | None) -> None:
-    """Several links at once are a scanner's, the first as well as the last; so is what comes with the hidden link."""
+    """Several links at once are a scanner's, the first as well as the last."""
+    windows = [(BURST_MS, 3, 3), (1_000, 3, 2)]  # hits and different links; autoemails.com in 3 s, Marketo
+    if links is not None and links >= 3:
+        windows.append((15_000, links, links))  # every link of the mail; mautic#8692: 10 s
     clicks = [
         n
         for n, hit in enumerate(hits)
         if hit.type == CLICK and (judged[n].verdict == "human" or judged[n].reason in _UNNAMED)
     ]
-    together = _close(hits, clicks, BURST_MS, BURST_LINKS, BURST_LINKS) | _close(hits, clicks, RUSH_MS, RUSH_HITS, 2)
-    if links is not None and links >= SWEEP_LINKS:
-        together |= _close(hits, clicks, SWEEP_MS, links, links)
-    hidden = [hits[n].at for n in clicks if judged[n].reason == "hidden-link"]
-    for n in clicks:
+    times = [hits[n].at for n in clicks]
+    together: set[int] = set()
+    for window, least_hits, least_links in windows:
+        end = 0
+        for first, at in enumerate(times):
+            last_end, end = end, bisect.bisect_right(times, at + window)
+            is_enough = end > last_end and end - first >= least_hits  # else it is a part of the window before
+            if is_enough and len({hits[n].url for n in clicks[first:end]}) >= least_links:
+                together.update(clicks[first:end])
+    for n in together:
         if judged[n].verdict == "human" and not hits[n].fixed:
-            if n in together:
-                judged[n] = judgement_of("scanner", "burst")
-            elif any(abs(hits[n].at - at) <= HIDDEN_MS for at in hidden):
-                judged[n] = judgement_of("scanner", "with-hidden-link")
+            judged[n] = _scanner("burst")
 
 
-def _close(hits: Sequence[Hit], clicks: Sequence[int], window: int, least_hits: int, least_links: int) -> set[int]:
-    """Those clicks that are in a window of that many milliseconds with enough hits on enough links."""
-    found: set[int] = set()
-    times, end = [hits[n].at for n in clicks], 0
-    for first, at in enumerate(times):
-        last_end, end = end, bisect.bisect_right(times, at + window)
-        is_enough = end > last_end and end - first >= least_hits  # else it is a part of the window before
-        if is_enough and len({hits[n].url for n in clicks[first:end]}) >= least_links:
-            found.update(clicks[first:end])
-    return found
+def _find_company(hits: Sequence[Hit], judged: list[Judgement], reason: str, same: Callable[[Hit], Any]) -> None:
+    """What comes within 10 seconds of such a hit, and is the same, is the scanner's as well."""
+    times: dict[Any, list[int]] = defaultdict(list)
+    for n, hit in enumerate(hits):
+        if judged[n].reason == reason:
+            times[same(hit)].append(hit.at)
+    for n, hit in enumerate(hits if times else ()):
+        near = times.get(same(hit), ())
+        if judged[n].verdict == "human" and not hit.fixed and any(abs(hit.at - at) <= 10_000 for at in near):
+            judged[n] = _scanner(f"with-{reason}")
 
 
 def _find_followers(hits: Sequence[Hit], judged: list[Judgement], context: Context) -> None:
     """What comes from a scanner's address, or from its program if that is a rare one, within 15 minutes is its too.
 
-    A session has no longer pause. An address that was stored truncated is a whole network's: there another program is
-    only doubtful. A common browser, and a mail program of people, is never a scanner's by its name.
+    An address that was stored truncated is a whole network's: there another program is only doubtful.
+    A common browser, and a mail program of people, is never a scanner's by its name.
     """
     until: dict[tuple[str, str], int] = {}
     for n, hit in enumerate(hits):
@@ -1127,10 +1084,10 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], context: Conte
             here, same_here = here and is_browser and hit.address != "", same_here and hit.address != ""
             same = same and is_browser and _signs_of_age(hit) > 0
             if same or same_here or (here and not hit.address.endswith(TRUNCATED)):
-                judged[n] = judgement_of("scanner", "after-scanner")
+                judged[n] = _scanner("after-scanner")
             elif here and hit.type == CLICK:
                 judged[n] = _weigh(hit, judged[n], context, 4)
-        if judged[n].reason in _FOLLOWED and not DEVICE_PREVIEW.search(hit.agent):
+        if judged[n].reason in _FOLLOWED and not verdict_data().shapes["device-preview"].search(hit.agent):
             until.update(dict.fromkeys(places, hit.at + SESSION_GAP_MS))
 
 
@@ -1139,27 +1096,33 @@ def _find_echoes(hits: Sequence[Hit], judged: list[Judgement]) -> None:
 
     Not one that repeats a doubtful click: of the two, a scanner that tests a link before the person gets there is first.
     """
-    clicks: dict[str | None, dict[tuple[str, str], int]] = defaultdict(dict)  # of a link: when the last came from where
+    people: dict[str | None, list[tuple[str, str, int]]] = defaultdict(list)  # who clicked a link, and when
     for n, hit in enumerate(hits):
-        if hit.type != CLICK or judged[n].verdict not in ("human", "unconfirmed"):
-            continue
-        system, earlier = _system(hit.agent), clicks[hit.url]
-        elsewhere = [
-            at for (address, other), at in earlier.items() if "" != address != hit.address != "" and other != system
-        ]
-        if not hit.fixed and any(hit.at - at <= ECHO_MS for at in elsewhere):
-            judged[n] = _named(hit, judgement_of("scanner", "echo"))
-        elif judged[n].verdict == "human":
-            earlier[hit.address, system] = hit.at
+        if hit.type == CLICK and judged[n].verdict in ("human", "unconfirmed"):
+            system, earlier = _system(hit.agent), people[hit.url]
+            places = {place for place, other, at in earlier if other != system and hit.at - at <= 15_000}
+            if places - {"", hit.address} and hit.address and not hit.fixed:  # resend-node#901: 12 s
+                judged[n] = _named(hit, _scanner("echo"))
+            elif judged[n].verdict == "human":
+                earlier.append((hit.address, system, hit.at))
+
+
+@lru_cache(maxsize=1024)
+def _system(agent: str) -> str:
+    match = verdict_data().shapes["system"].search(agent)
+    return match[0] if match else ""
 
 
 def _find_repeats(hits: Sequence[Hit], judged: list[Judgement]) -> None:
-    """Opens by the same program within 10 seconds of the first are one open; the later ones are in no number."""
+    """Opens by the same program within 10 seconds of the first are one open; the later ones are in no number.
+
+    Proxies fetch a pixel up to four times (Litmus on Yahoo, 2018).
+    """
     anchors: dict[tuple[str, str], int] = {}
     for n, hit in enumerate(hits):
         if hit.type == OPEN and judged[n].state != ASIDE:
             who = judged[n].verdict, hit.agent
-            if hit.at - anchors.get(who, -math.inf) <= REPEAT_MS and not hit.fixed:
+            if hit.at - anchors.get(who, -math.inf) <= 10_000 and not hit.fixed:
                 judged[n] = judgement_of(judged[n].verdict, "repeat")
             else:
                 anchors[who] = hit.at
@@ -2252,8 +2215,8 @@ def local_day(zone: str, quarter: int) -> int:
 FIRST_DAY = date(1970, 1, 1).toordinal()
 SQL_FUNCTIONS: tuple[tuple[str, int, Callable[..., Any]], ...] = (
     ("local_day", 2, local_day),
-    ("client_name", 1, lambda agent: client_of(agent).name),
-    ("client_device", 1, lambda agent: client_of(agent).device),
+    ("client_name", 1, lambda agent: client_of(agent)[0]),
+    ("client_device", 1, lambda agent: client_of(agent)[1]),
 )
 
 
@@ -3310,20 +3273,6 @@ Judged = tuple[Email, list[Hit], list[Judgement], list[tuple[Stored, Judgement]]
 Session = list[tuple[Hit, Stored | None]]  # hits in order, each with its event if it is stored already
 
 
-def sessions_of(new: Iterable[Hit], stored: Iterable[Stored]) -> Iterator[Session]:
-    """The sessions that new hits are in, with the stored hits that belong to them."""
-    both: Session = [(each.hit, each) for each in stored]
-    both += [(hit, None) for hit in new]
-    both.sort(key=lambda pair: in_order(pair[0]))
-    start = 0
-    for end in range(1, len(both) + 1):
-        if end == len(both) or both[end][0].at - both[end - 1][0].at > SESSION_GAP_MS:
-            session = both[start:end]
-            if any(each is None for _, each in session):
-                yield session
-            start = end
-
-
 def judge_together(email: Email, new: Sequence[Hit]) -> tuple[list[Judgement], list[tuple[Stored, Judgement]]]:
     """Judge new hits of an email, which are in order, with the stored ones around them, and say what those are now.
 
@@ -3332,11 +3281,13 @@ def judge_together(email: Email, new: Sequence[Hit]) -> tuple[list[Judgement], l
     """
     judgements: list[Judgement] = []
     judged: list[tuple[Stored, Judgement]] = []
-    for session in sessions_of(new, email.stored):
-        crowded = len(session) > MAX_SESSION
-        concerned = _concerned(session) if crowded else range(len(session))
+    both: Session = [*((each.hit, each) for each in email.stored), *((hit, None) for hit in new)]
+    for session in sessions_of(both):
+        if all(stored for _, stored in session):
+            continue
+        concerned = _concerned(session) if len(session) > MAX_SESSION else range(len(session))
         hits = [hit for hit, _ in session]
-        for n, (judgement, (_, stored)) in enumerate(zip(judge_session(hits, email.context, crowded=crowded), session)):  # noqa: B905
+        for n, (judgement, (_, stored)) in enumerate(zip(judge_session(hits, email.context), session)):  # noqa: B905
             if stored is None:
                 judgements.append(judgement)
             elif n in concerned:
@@ -5501,7 +5452,7 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
         row.get(name) or row["key"], url=page_url(view, "emails", row["key"]), head=True
     ),
     "way": lambda view, row, name: text_cell(
-        short_url(row[name]) if row[name] else client_of(row["user_agent"]).name, row[name] or row["user_agent"]
+        short_url(row[name]) if row[name] else client_of(row["user_agent"])[0], row[name] or row["user_agent"]
     ),
     "share": lambda view, row, name: share_cell(row[f"{name}_person"], row[f"{name}_unconfirmed"], row["emails"]),
     "clicks": lambda view, row, name: clicks_cell(row),

@@ -97,6 +97,13 @@ def reasons(hits: Sequence[Hit], context: Context = NO_CONTEXT) -> str:
     return " ".join(judged.reason for judged in tracker.judge(hits, context))
 
 
+def amid_many(hits: Sequence[Hit], context: Context = NO_CONTEXT) -> list[tracker.Judgement]:
+    """What is thought of hits that are a piece of a session of too many."""
+    order = sorted(hits, key=tracker.in_order)
+    judged = dict(zip(order, tracker.judge_crowd(order, context), strict=True))
+    return [judged[each] for each in hits]
+
+
 def delivered(before: float) -> Context:
     """That the mail was delivered so many seconds before the beginning, as its sender said."""
     return Context(NOW - round(before * 1000), said=True)
@@ -541,7 +548,7 @@ AMID_MANY = {  # clicks that come with those, and what is thought of the first
 def test_among_too_many_hits_no_click_is_certainly_a_persons(hits: list[Hit], expected: str) -> None:
     first, *others = tracker.judge([*hits, *CROWD])
     assert told(first) == expected
-    assert tracker.judge(hits, crowded=True)[0] == first
+    assert amid_many(hits)[0] == first
     assert {judged.reason for judged in others[len(hits) - 1 :]} == {"mail-client"}
 
 
@@ -586,7 +593,7 @@ def test_of_a_piece_of_a_crowded_session_is_said_what_is_said_in_the_whole_and_i
         for n in range(0, 300, 25):
             begin, end = times.index(times[n]), 300 - times[::-1].index(times[n])
             piece = dice.sample(near := hits[max(begin - 21, 0) : end + 21], len(near))
-            found = dict(zip(piece, tracker.judge(piece, crowded=True), strict=True))
+            found = dict(zip(piece, amid_many(piece), strict=True))
             assert [found[each] for each in hits[begin:end]] == [whole[each] for each in hits[begin:end]]
     assert seen >= {CROWDED, CROWDED_MACHINE, SOME}
 
@@ -620,7 +627,7 @@ def test_what_was_cut_keeps_its_verdict_and_others_see_that_only(judged: str, ot
     kept = tracker.judgement_of(*judged.split())
     cut = click(agent="", address="", fixed=kept)
     assert reasons([cut, *others], delivered(1)) == f"{kept.reason} {expected}"
-    assert tracker.judge([cut], delivered(1)) == tracker.judge([cut], crowded=True) == [kept]
+    assert tracker.judge([cut], delivered(1)) == amid_many([cut]) == [kept]
 
 
 def test_no_rule_changes_what_is_fixed() -> None:
@@ -630,7 +637,7 @@ def test_no_rule_changes_what_is_fixed() -> None:
     thought = [tracker.judgement_of(*pair) for pair in pairs]
     for number in (2, 10, 40, 60) * 25:
         hits = [each._replace(fixed=dice.choice([*thought, None, None])) for each in crowd(dice, number)]
-        judged = tracker.judge(hits, Context(links=3), crowded=dice.random() < 0.2)
+        judged = (amid_many if dice.random() < 0.2 else tracker.judge)(hits, Context(links=3))
         assert all(each.fixed in (None, kept) for each, kept in zip(hits, judged, strict=True))
 
 
