@@ -7433,9 +7433,6 @@ def _drain_first(database: Database) -> None:
         _warn(f"waiting hits could not be counted: {error}")
 
 
-# -- Serving
-
-
 @command("serve", LOCAL)
 def cmd_serve(args: Namespace, settings: Settings) -> None:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
@@ -7482,8 +7479,6 @@ def _probe_address(address: str) -> None:
         raise StoreError(f"can't listen on {address}: {error.strerror}; choose another PORT or BIND") from None
 
 
-# -- Tenants
-
 TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     several("--domain HOST", "plain links may lead to this domain"),
     several("--remove-domain HOST", "… may no longer"),
@@ -7500,7 +7495,7 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
 )
 
 
-def _tenant_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], dict[str, list[list[str]]]]:
+def _tenant_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read TENANT_OPTIONS: columns to set, and for each rule what to add and to remove. Raises BadInput."""
     wanted = {"any_domain": args.any_domain, "suspended": args.suspend, "tz": args.tz}
     columns = {name: value for name, value in wanted.items() if value is not None}
@@ -7511,11 +7506,11 @@ def _tenant_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any]
     if args.tz is not None and zone_named(args.tz) is None:
         raise BadInput(f"--tz: {args.tz[:60]!r}; expected a time zone that this machine knows, such as Europe/Rome")
     rules = {
-        "allow": (map(read_destination, args.domain), map(read_destination, args.remove_domain)),
-        "block": (map(read_destination, args.block), map(read_destination, args.unblock)),
-        "own": (map(read_own_network, args.own), map(read_own_network, args.not_own)),
+        "allow": (read_destination, args.domain, args.remove_domain),
+        "block": (read_destination, args.block, args.unblock),
+        "own": (read_own_network, args.own, args.not_own),
     }
-    return columns, {rule: [[*values] for values in both] for rule, both in rules.items()}
+    return columns, {rule: ([*map(read, add)], [*map(read, remove)]) for rule, (read, add, remove) in rules.items()}
 
 
 def _make_changes(connection: sqlite3.Connection, word: str, columns: dict[str, Any], rules: dict[str, Any]) -> Tenant:
@@ -7597,18 +7592,19 @@ def cmd_tenant_set(args: Namespace, settings: Settings) -> None:
 def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
     """List tenants with what they sent in 30 days (as in `stats`), what people opened of it, and their last hit."""
     rows, lines = [], [f"{'mail_id':20} {'sent':>8} {'opened':>15}  {'last hit':20} name"]
+    now = now_ms()
     with _numbers(settings) as (_, connection):
-        now = now_ms()
         for tenant in list_tenants(connection):
-            sums = cohort_in(connection, tenant.number, read_period("30d", _zone_of(tenant), now, None).span(tenant.tz))
+            period = read_period("30d", _zone_of(tenant), now, None)
+            sums = cohort_in(connection, tenant.number, period.span(tenant.tz))
             sent, least, unconfirmed = (sums[name] for name in ("emails", "opened_person", "opened_unconfirmed"))
-            last = last_hit_at(connection, tenant.number)
-            last_at = iso_time(last) if last and last >= now - 30 * DAY_MS else None
-            told = {"sent": sent, "opened": least, "opened_unconfirmed": unconfirmed, "last_hit_at": last_at}
+            last = last_hit_at(connection, tenant.number) or 0
+            at = iso_time(last) if last >= now - 30 * DAY_MS else None
+            told = {"sent": sent, "opened": least, "opened_unconfirmed": unconfirmed, "last_hit_at": at}
             rows.append({"mail_id": tenant.mail_id, "name": tenant.name, **told, "suspended": tenant.suspended})
-            opened = f"{least}–{least + unconfirmed}" if unconfirmed else str(least)
-            name = tenant.name + (" (suspended)" if tenant.suspended else "")
-            lines.append(f"{tenant.mail_id:20} {sent:>8} {opened:>15}  {(last_at or 'none')[:19]:20} {name}")
+            opened = f"{least}–{least + unconfirmed}" if unconfirmed else least
+            name = tenant.name + " (suspended)" * tenant.suspended
+            lines.append(f"{tenant.mail_id:20} {sent:>8} {opened:>15}  {(at or 'none')[:19]:20} {name}")
     _say(args, rows, lines)
 
 
@@ -7687,37 +7683,18 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # nothing but the message may get into the message
         with _naming(args.report, "written"):
-            report_file = stack.enter_context(open(args.report, "w", encoding="utf-8")) if args.report else None
+            report_file = stack.enter_context(open(args.report or os.devnull, "w", encoding="utf-8"))
         raw = sys.stdin.buffer.read()
         if args.html and raw.decode("latin-1").startswith(tuple(BYTE_ORDER_MARKS)):
             raise BadInput("--html: expected HTML in UTF-8, not UTF-16 or UTF-32")
         try:
-            database = stack.enter_context(_opened_briefly(settings))
-            # The owner may not read root's Python, so only the data is touched as the owner.
-            with acting_as_owner(settings):
-                maker = _link_maker_of(args.tenant, settings, database)
-            how = maker.instrumenting(
-                key,
-                place=args.pixel,
-                links=args.links,
-                hidden_link=args.hidden_link,
-                placeholder=args.key_placeholder is not None,
-                campaign=args.campaign or "",
-            )
-            new, report = (
-                instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
-            )
-            if report.edits and args.key_placeholder is None:
-                registration = _registration(args, raw, key, report)
-                with acting_as_owner(settings):
-                    _register(settings, database, maker.mail_id, registration, strict=args.strict)
+            new, report = _instrumented(args, settings, key, raw)
         except NoTenant:
             raise
         except StoreError as error:
             _tell(f"{error}; nothing was written, try again")
             return EX_TEMPFAIL
-        if report_file:
-            json.dump({"email": key, **report.as_json()}, report_file, ensure_ascii=False, indent=1)
+        json.dump({"email": key, **report.as_json()}, report_file, ensure_ascii=False, indent=1)
     output.write(new)
     output.flush()
     if not report.edits:
@@ -7727,6 +7704,34 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
     for warning in report.warnings():
         _warn(warning)
     return 0
+
+
+def _instrumented(args: Namespace, settings: Settings, key: str, raw: bytes) -> tuple[bytes, Report]:
+    """Instrument and register, wherever the database is and whatever its state: a mail system waits.
+
+    The owner of the data may not read root's Python, so nothing else is done as the owner.
+    """
+    database = Database(settings.database, patience=PIPE_PATIENCE)
+    try:
+        with acting_as_owner(settings):
+            maker = _link_maker_of(args.tenant, settings, database)
+        how = maker.instrumenting(
+            key,
+            place=args.pixel,
+            links=args.links,
+            hidden_link=args.hidden_link,
+            placeholder=args.key_placeholder is not None,
+            campaign=args.campaign or "",
+        )
+        done = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
+        if done[1].edits and args.key_placeholder is None:
+            email = _registration(args, raw, key, done[1])
+            with acting_as_owner(settings):
+                _register(settings, database, maker.mail_id, email, strict=args.strict)
+        return done
+    finally:
+        with acting_as_owner(settings), contextlib.suppress(StoreError):
+            database.close(wait=False)
 
 
 def _key_of_email(args: Namespace) -> str:
@@ -7740,17 +7745,6 @@ def _key_of_email(args: Namespace) -> str:
         if len(text) > FIELD_LIMITS[name] or UNFIT.search(text):
             raise BadInput(f"--{name}: expected at most {FIELD_LIMITS[name]} characters in one line")
     return str(args.email or args.key_placeholder or new_key())
-
-
-@contextlib.contextmanager
-def _opened_briefly(settings: Settings) -> Iterator[Database]:
-    """The database, wherever it is and whatever its state, for what a mail system waits for."""
-    database = Database(settings.database, patience=PIPE_PATIENCE)
-    try:
-        yield database
-    finally:
-        with acting_as_owner(settings), contextlib.suppress(StoreError):
-            database.close(wait=False)
 
 
 def _link_maker_of(word: str, settings: Settings, database: Database) -> LinkMaker:
@@ -7914,7 +7908,7 @@ def cmd_selftest(args: Namespace, settings: Settings) -> int:
         with database.transaction() as connection, Batch(connection, now_ms()) as changes:
             changes.delete(tenant.number, [key])
     works = f"{public} works: two pixels and a link were answered and counted, as your own, and are removed again"
-    print(*([f"wrong: {fault}" for fault in faults] or [works]), sep="\n")
+    print("\n".join(f"wrong: {fault}" for fault in faults) or works)
     return 1 if faults else 0
 
 
@@ -7925,39 +7919,42 @@ def _ask(public: str, path: str) -> Answer:
 
     scheme, _, host = public.partition("://")
     make = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
-    with contextlib.closing(make(host, timeout=SELFTEST_SECONDS)) as connection:
-        try:
-            agent = f"Mozilla/5.0 (email-tracker {__version__} selftest)"
+    agent = f"Mozilla/5.0 (email-tracker {__version__} selftest)"
+    try:
+        with contextlib.closing(make(host, timeout=SELFTEST_SECONDS)) as connection:
             connection.request("GET", path, headers={"User-Agent": agent})
             address = connection.sock.getsockname()[0]
-            with connection.getresponse() as answer:
-                headers = {name.lower(): value for name, value in answer.getheaders()}
-                return Answer(answer.status, headers, answer.read(), address)
-        except ssl.SSLCertVerificationError as error:
-            raise OSError(f"its certificate is not valid: {error.verify_message}") from error
-        except http.client.HTTPException as error:
-            raise OSError(f"its answer is no HTTP ({type(error).__name__})") from error
+            answer = connection.getresponse()
+            headers = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, headers, answer.read(), address)
+    except ssl.SSLCertVerificationError as error:
+        raise OSError(f"its certificate is not valid: {error.verify_message}") from error
+    except http.client.HTTPException as error:
+        raise OSError(f"its answer is no HTTP ({type(error).__name__})") from error
 
 
 def answer_faults(pixels: Sequence[Answer], link: Answer) -> Iterator[str]:
     """What is wrong with the answers to two requests for one pixel, and to one for a signed link."""
-    location = link.headers.get("location")
-    if link.status != 302 or location != TEST_DESTINATION:
-        leads = location or "nowhere"
-        yield f"the link was answered with status {link.status} and leads to {leads}; expected 302 and {TEST_DESTINATION}"
+    from email.utils import parsedate_to_datetime
+
+    location = link.headers.get("location", "nowhere")
+    if (link.status, location) != (302, TEST_DESTINATION):
+        expected = f"expected 302 and {TEST_DESTINATION}"
+        yield f"the link was answered with status {link.status} and leads to {location}; {expected}"
     for answer in pixels:
         note = answer.headers.get("x-tracker")
         if answer.status != 200 or answer.body != resource("pixel.gif") or note is None:
-            yield f"the pixel was answered by something else (status {answer.status}); expected BASE_URL to lead to this server"
+            answered = f"the pixel was answered by something else (status {answer.status})"
+            yield f"{answered}; expected BASE_URL to lead to this server"
             return
         if note not in ("recorded", "unknown tenant"):
             yield f"the pixel was answered, but not recorded: {note}"
             return
     if any(answer.headers.get("age", "0") != "0" for answer in pixels):
         yield "the pixel came from a cache on the way; expected the proxy to heed Cache-Control: no-store"
-    with contextlib.suppress(ValueError):
-        there = datetime.strptime(pixels[-1].headers.get("date", ""), "%a, %d %b %Y %H:%M:%S %Z")
-        here = datetime.fromtimestamp(time.time(), timezone.utc).replace(tzinfo=None)
+    with contextlib.suppress(ValueError, TypeError):  # no date, or none that can be read
+        there = parsedate_to_datetime(pixels[-1].headers.get("date", ""))
+        here = datetime.now(timezone.utc)
         if abs((there - here).total_seconds()) > CLOCK_SECONDS:
             yield f"the clock there says {there:%Y-%m-%d %H:%M} UTC, the one here {here:%H:%M}; expected the same"
 
@@ -7971,12 +7968,13 @@ def counted_faults(database: Database, tenant: Tenant, key: str, address: str, s
         with database.reading() as connection:
             hits = read_table(connection, tenant.number, EVENTS, Wanted(key=key, most=10)).named()
         time.sleep(0.1)
-    opens, clicks = (sum(hit["event_type"] == type_ for hit in hits) for type_ in TYPES.values())
+    types = [hit["event_type"] for hit in hits]
+    opens = types.count("open")
     if not hits:
         yield f"no hit was counted; expected BASE_URL to lead to the server of this database ({database.path})"
     elif opens < 2:
         yield f"of two pixels {opens} came; expected no cache on the way that answers in this server's place"
-    elif not clicks:
+    elif "click" not in types:
         yield "the link was answered, but its hit did not come"
     if any(hit["verdict"] != "self" for hit in hits):
         yield "the hits were not counted as your own; expected a server of the same version"
@@ -8026,26 +8024,27 @@ def cmd_judge(args: Namespace, settings: Settings) -> None:
     {"t": …, "uri": "/MAIL_ID/pixel/KEY.gif", "ip": …, "ua": …}, t in seconds since 1970.
     """
     with _to_read(args.file) as file:
-        about, hits = read_hits_to_judge(file, args.file)
+        about, hits = read_hits_to_judge(file, "standard input" if args.file == "-" else args.file)
     if len({(hit.mail_id, hit.key) for hit in hits}) > 1:
         _warn("these hits have several keys; they are judged as hits of one email all the same")
     for hit, judgement in zip(hits, judge(hits, about), strict=True):
+        state, reason = STATE_NAMES[judgement.state], judgement.reason
         told = {
             "at": iso_time(hit.at),
             "event_type": TYPES[hit.type],
             "verdict": judgement.verdict,
             "certainty": judgement.certainty,
-            "reason": judgement.reason,
-            "counts_as": STATE_NAMES[judgement.state],
-            "sentence": sentence_of(judgement.reason),
+            "reason": reason,
+            "counts_as": state,
+            "sentence": sentence_of(reason),
         }
-        line = "{at}  {event_type:5}  {verdict:11}  {certainty:8}  {counts_as:11}  {reason}: {sentence}"
-        _say(args, told, [line.format_map({**told, "counts_as": STATE_NAMES[judgement.state].replace("_", " ")})])
+        line = "{at}  {event_type:5}  {verdict:11}  {certainty:8}  {:11}  {reason}: {sentence}"
+        _say(args, told, [line.format(state.replace("_", " "), **told)])
 
 
 def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list[Hit]]:
     """Read what `judge` is given. Raises BadInput with the line and what was expected there."""
-    fields_ = ("t", "uri", *(name for name in TEXT_FIELDS if name != "uri"), "own", "id", "gpc")
+    known = ("t", "uri", *(name for name in TEXT_FIELDS if name != "uri"), "own", "id", "gpc")
     context = NO_CONTEXT
     own: list[Network] = []
     hits: list[Hit] = []
@@ -8058,14 +8057,14 @@ def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list
                 hit = parse_line(line)
                 if isinstance(hit, SpooledEmail):
                     raise BadInput("expected a hit, not a registration")
-                unknown |= read_object(line).keys() - set(fields_)
+                unknown |= read_object(line).keys() - set(known)
                 address = read_address(hit.address)
-                is_own = hit.own or (address is not None and any(address in network for network in own))
+                is_own = hit.own or any(address in network for network in own if address)
                 hits.append(hit._replace(own=is_own))
         except BadInput as error:
-            raise BadInput(f"{'standard input' if name == '-' else name}, line {number}: {error}") from None
+            raise BadInput(f"{name}, line {number}: {error}") from None
     if unknown:
-        _warn(f"no field of a hit, so ignored: {', '.join(sorted(unknown))}; expected some of {', '.join(fields_)}")
+        _warn(f"no field of a hit, so ignored: {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
     return context, hits
 
 
@@ -8074,24 +8073,23 @@ def _read_email_to_judge(line: bytes) -> tuple[Context, list[Network]]:
     said = read_object(line)["email"]
     if not isinstance(said, dict) or not set(said) <= set(known):
         raise BadInput(f"email: expected an object with some of {', '.join(known)}")
-    times = []
-    for name in ("delivered_at", "sent_at"):
-        value = said.get(name)
-        try:
-            if value is not None:
-                times.append(read_time(value))
-        except BadInput:
-            if not isinstance(value, str):
-                raise BadInput(f"{name}: expected seconds since 1970, or as 2026-11-30T09:00:00Z") from None
-            times.append(read_iso_time(value, name))
-    links = said.get("links")
+    sent, delivered = (_read_time_to_judge(said.get(name), name) for name in known[:2])
+    begin = sent if delivered is None else delivered
+    links, own = said.get("links"), said.get("own_addresses", [])
     if links is not None and (type(links) is not int or links < 0):
         raise BadInput("links: expected how many different links the mail has")
-    own = said.get("own_addresses", [])
     if not isinstance(own, list) or not all(isinstance(text, str) for text in own):
         raise BadInput("own_addresses: expected a list of addresses and networks")
-    networks = [ipaddress.ip_network(read_own_network(text)) for text in own]
-    return Context(next(iter(times), None), bool(times), links), networks
+    return Context(begin, begin is not None, links), [ipaddress.ip_network(read_own_network(text)) for text in own]
+
+
+def _read_time_to_judge(value: Any, name: str) -> int | None:
+    try:
+        return None if value is None else read_time(value)
+    except BadInput:
+        if isinstance(value, str):
+            return read_iso_time(value, name)
+        raise BadInput(f"{name}: expected seconds since 1970, or as 2026-11-30T09:00:00Z") from None
 
 
 @command("rejudge", option("--since TIME", "only emails with hits since then, as 2026-11-30T09:00:00Z"))
@@ -8294,15 +8292,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (StoreError, BadInput) as error:
         _tell(str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 1
     except OSError as error:
         # What could not be written must not be tried again at the end of the process.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):  # whoever read our output has gone, and knows
             _tell(f"{error.filename or 'standard output'}: {error.strerror}")
-        return 1
+    except KeyboardInterrupt:
+        pass
+    return 1
 
 
 def _run(argv: list[str]) -> int:
