@@ -47,6 +47,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
+from http import HTTPStatus
 from itertools import chain, islice, pairwise, starmap
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
@@ -5880,11 +5881,7 @@ JSON_TYPE = "application/json; charset=utf-8"
 HTML_TYPE = "text/html; charset=utf-8"
 TEXT_TYPE = "text/plain; charset=utf-8"
 MAX_BODY = 10 << 20
-REASON_PHRASES = {
-    200: "OK", 201: "Created", 302: "Found", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
-    405: "Method Not Allowed", 409: "Conflict", 413: "Content Too Large", 415: "Unsupported Media Type",
-    500: "Internal Server Error", 503: "Service Unavailable",
-}  # fmt: skip
+REASON_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 PAGE_HEADERS = [
     (
         "Content-Security-Policy",
@@ -5956,10 +5953,7 @@ class Request(NamedTuple):
 
     def parameters(self) -> dict[str, str]:
         """The query's parameters; the first of a name counts."""
-        found: dict[str, str] = {}
-        for name, value in parse_qsl(self.query, keep_blank_values=True):
-            found.setdefault(name, value)
-        return found
+        return dict(reversed(parse_qsl(self.query, keep_blank_values=True)))
 
     def bearer(self) -> str | None:
         """The key of `Authorization: Bearer KEY`."""
@@ -6052,18 +6046,18 @@ def json_response(status: int, value: object, headers: Headers = ()) -> Response
 def send(response: Response, method: str, start_response: StartResponse) -> Iterable[bytes]:
     """The only place that calls start_response. HEAD gets the headers of a GET and no body."""
     headers = list(response.headers)
-    if isinstance(response.body, bytes):
-        headers.append(("Content-Length", str(len(response.body))))
+    body = response.body
+    if isinstance(body, bytes):
+        headers.append(("Content-Length", str(len(body))))
     for name, value in headers:
         if has_break(value):
             raise ValueError(f"header {name} would hold a line break")
     start_response(f"{response.status} {REASON_PHRASES[response.status]}", headers)
-    if isinstance(response.body, bytes):
-        return [b"" if method == "HEAD" else response.body]
+    if method == "HEAD" and not isinstance(body, bytes):
+        body.close()
     if method == "HEAD":
-        response.body.close()
         return [b""]
-    return response.body
+    return [body] if isinstance(body, bytes) else body
 
 
 # == Hits ==============================================================================================
@@ -6112,13 +6106,12 @@ class App:
 
     def close(self) -> None:
         """Finish the segment, drain what is left, close the database: for the end of a process."""
+        self.spool.close()
         if self.drainer is not None and self._started_in == os.getpid():
             self.drainer.stop()
             self.drainer = None
-            self.spool.close()
             with contextlib.suppress(StoreError):
                 drain_for_reading(self.database, seconds=10.0)
-        self.spool.close()
         with contextlib.suppress(StoreError, OSError):
             self.database.close()
 
@@ -6187,8 +6180,8 @@ def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
     found = (*(settings.secret_key or ()), *((own,) if own else ()))
     if not found and os.path.exists(database.path):
         raise StoreError(
-            f"the key that signs links is neither in {database.path} nor in {settings.folder}/secret.key: restore either from a backup, "
-            "or give it as SECRET_KEY; a new one would break every link in mail already sent"
+            f"the key that signs links is neither in {database.path} nor in {settings.folder}/secret.key: restore either "
+            "from a backup, or give it as SECRET_KEY; a new one would break every link in mail already sent"
         )
     return found
 
@@ -6278,8 +6271,7 @@ def _lead_on(app: App, request: Request, mail_id: str, target: Target, *, signed
     """Redirect to where a link leads, or show the page that names it."""
     if leads_back(app.settings, app.directory, (request.origin,), target):
         raise HTTPError(400, "This link's destination can't be used: it leads back to this server.")
-    reason = _why_named(app, mail_id, target, signed=signed)
-    if reason:
+    if reason := _why_named(app, mail_id, target, signed=signed):
         app.record(request, mail_id, "named", reason)
         body = app.pages["naming.html"].render(host=target.host, location=target.location)
         return html_response(200, app.pages.page(f"This link leads to {target.host}", body))
@@ -6305,10 +6297,8 @@ def _why_named(app: App, mail_id: str, target: Target, *, signed: bool) -> str |
 
 def home(app: App, request: Request) -> Response:
     """Say what this host is to somebody who found it in a mail."""
-    text = (
-        "This host serves images and links in mail, so that whoever sent the mail can see whether it was read. "
-        "If you have a question about a mail, ask its sender."
-    )
+    text = "This host serves images and links in mail, so that whoever sent the mail can see whether it was read. "
+    text += "If you have a question about a mail, ask its sender."
     return html_response(200, app.pages.message("An email tracker", text))
 
 
@@ -6327,52 +6317,46 @@ def asset(app: App, request: Request, name: str) -> Response:
     if name not in app.pages.assets:
         raise HTTPError(404, "There is no such file.")
     content_type, content = app.pages.assets[name]
-    headers = [
-        ("Content-Type", content_type),
-        ("Cache-Control", "public, max-age=31536000, immutable"),
-        ("X-Content-Type-Options", "nosniff"),
-    ]
-    return Response(200, headers, content)
+    kept = ("Cache-Control", "public, max-age=31536000, immutable"), ("X-Content-Type-Options", "nosniff")
+    return Response(200, [("Content-Type", content_type), *kept], content)
 
 
 def health(app: App, request: Request) -> Response:
     """Whether hits are recorded and counted, and why not."""
-    why = []
-    waiting = None
+    why, waiting, rejected = [], None, rejected_lines(app.settings.folder)
     try:
         with app.database.reading(wait=False) as connection:
             waiting = waiting_hits(app.database, connection)
     except StoreError as error:
-        why.append(f"database: {_without_path(error, app)}")
+        why.append(f"database: {error}")
     except OSError as error:
         why.append(f"spool: {error.strerror}")
     if app.spool.failing:
         why.append("spool: can't be written; hits are printed to stderr as `unspooled`, replay them with `ingest`")
     if app.directory.refresh().trouble:
         why.append(f"{app.directory.trouble}; workers go by what they knew")
-    if waiting is not None and waiting > MANY_WAITING:
+    if waiting and waiting > MANY_WAITING:
         why.append(f"drain: about {waiting} hits wait to be counted")
-    if app.drainer is not None and app.drainer.trouble:
-        why.append(f"drain: {_without_path(app.drainer.trouble, app)}")
-    rejected = rejected_lines(app.settings.folder)
+    if app.drainer and app.drainer.trouble:
+        why.append(f"drain: {app.drainer.trouble}")
     if rejected:
         why.append(f"spool: {rejected} lines could not be read and were put into spool/rejected")
-    status = "degraded" if why else "ok"
-    strict = "strict" in request.parameters()
-    value = {"status": status, "why": why, "waiting_hits": waiting, "rejected_lines": rejected, "version": __version__}
-    return json_response(503 if why and strict else 200, value)
-
-
-def _without_path(error: object, app: App) -> str:
-    """Anybody may ask for /health, so it doesn't say where the data is."""
-    return str(error).replace(app.settings.folder + "/", "").replace(app.settings.folder, "the data folder")
+    folder = app.settings.folder  # anybody may ask, so it is not said where it is
+    value = {
+        "status": "degraded" if why else "ok",
+        "why": [each.replace(folder + "/", "").replace(folder, "the data folder") for each in why],
+        "waiting_hits": waiting,
+        "rejected_lines": rejected,
+        "version": __version__,
+    }
+    return json_response(503 if why and "strict" in request.parameters() else 200, value)
 
 
 def has_key(app: App, request: Request, tenant: Tenant) -> bool:
     """Whether a request carries the tenant's API key or the operator's."""
-    key = request.bearer()
-    its_own = key is not None and hmac.compare_digest(key_hash(key), tenant.api_key_hash or "")
-    return its_own or is_operator(app, request)
+    if (key := request.bearer()) is None:
+        return False
+    return hmac.compare_digest(key_hash(key), tenant.api_key_hash or "") or is_operator(app, request)
 
 
 def is_operator(app: App, request: Request) -> bool:
@@ -6898,9 +6882,9 @@ class Route:
 
 def as_page(app: App, error: HTTPError) -> Response:
     """An error for people."""
-    titles = {400: "This address can't be used", 404: "Not found", 405: "Not like this", 503: "Not now"}
-    page = app.pages.message(titles.get(error.status, "This did not work"), error.message)
-    return html_response(error.status, page, error.headers)
+    titles = {400: "This address can't be used", 404: "Not found", 405: "Not like this", 500: "Something broke"}
+    title = {**titles, 503: "Not now"}.get(error.status, "This did not work")
+    return html_response(error.status, app.pages.message(title, error.message), error.headers)
 
 
 def as_json(app: App, error: HTTPError) -> Response:
@@ -6919,16 +6903,7 @@ ROUTES = (
     Route("GET", "/", home, ANYONE, as_page),
     Route("GET", "/{id}/dashboard", dashboard, READER, as_page),
     Route("GET", "/{id}/stats.json", stats_view, READER, as_json),
-    Route("GET", "/{id}/emails.json", export, READER, as_json),
-    Route("GET", "/{id}/emails.csv", export, READER, as_json),
-    Route("GET", "/{id}/events.json", export, READER, as_json),
-    Route("GET", "/{id}/events.csv", export, READER, as_json),
-    Route("GET", "/{id}/links.json", export, READER, as_json),
-    Route("GET", "/{id}/links.csv", export, READER, as_json),
-    Route("GET", "/{id}/campaigns.json", export, READER, as_json),
-    Route("GET", "/{id}/campaigns.csv", export, READER, as_json),
-    Route("GET", "/{id}/clients.json", export, READER, as_json),
-    Route("GET", "/{id}/clients.csv", export, READER, as_json),
+    *(Route("GET", f"/{{id}}/{name}.{form}", export, READER, as_json) for name in TABLES for form in ("json", "csv")),
     Route("GET", "/{id}/campaigns/{campaign}", campaign_view, READER, as_page),
     Route("GET", "/{id}/emails/{key}", email_view, READER, as_page),
     Route("POST", "/{id}/emails", post_emails, WRITER, as_json),
@@ -6950,8 +6925,7 @@ def answer(app: App, environ: WSGIEnvironment) -> Response:
         request = read_request(environ, app.proxies)
         method = "GET" if request.method == "HEAD" else request.method
         for route in ROUTES:
-            values = route.read(request.segments)
-            if values is not None:
+            if (values := route.read(request.segments)) is not None:
                 errors = route.errors
                 if route.method == method:
                     return _dispatch(app, request, route, values)
@@ -6964,18 +6938,15 @@ def answer(app: App, environ: WSGIEnvironment) -> Response:
         return errors(app, error)
     except BadInput as error:
         return errors(app, HTTPError(400, str(error)))
+    except Conflict as error:
+        return errors(app, HTTPError(409, str(error)))
+    except Busy:
+        told = "The database is busy just now; nothing was changed, try again."
+        return errors(app, HTTPError(503, told, [("Retry-After", "5")]))
     except StoreError as error:
-        return errors(app, _http_error(error))
-
-
-def _http_error(error: StoreError) -> HTTPError:
-    if isinstance(error, Conflict):
-        return HTTPError(409, str(error))
-    if isinstance(error, Busy):
-        return HTTPError(503, "The database is busy just now; nothing was changed, try again.", [("Retry-After", "5")])
-    log(f"a page could not be answered: {error}")
-    message = "The database can't be read just now. Hits are recorded all the same, and counted later."
-    return HTTPError(503, message, [("Retry-After", "30")])
+        log(f"a page could not be answered: {error}")
+        told = "The database can't be read just now. Hits are recorded all the same, and counted later."
+        return errors(app, HTTPError(503, told, [("Retry-After", "30")]))
 
 
 def _dispatch(app: App, request: Request, route: Route, values: list[str]) -> Response:
@@ -6993,10 +6964,11 @@ def _dispatch(app: App, request: Request, route: Route, values: list[str]) -> Re
     if tenant is None or app.is_others_host(request, tenant.mail_id):
         raise HTTPError(404, NOTHING_HERE)
     if route.access == WRITER and (tenant.one_id or tenant.api_key_hash) and not has_key(app, request, tenant):
-        if tenant.api_key_hash is None:
-            told = "This tenant's id stands in mail, so writing needs an API key; make one with `tenant key`."
-            raise HTTPError(403, told)
-        raise HTTPError(401, "Expected the tenant's API key: Authorization: Bearer KEY.", BEARER)
+        if tenant.api_key_hash:
+            raise HTTPError(401, "Expected the tenant's API key: Authorization: Bearer KEY.", BEARER)
+        raise HTTPError(
+            403, "This tenant's id stands in mail, so writing needs an API key; make one with `tenant key`."
+        )
     return route.handler(app, request, tenant, *values[1:])
 
 
@@ -7010,8 +6982,7 @@ def wsgi(app: App) -> WSGIApplication:
         except Exception:
             # The traceback, since whoever reads the log needs to know where; not the URI, which may hold a private id.
             environ["wsgi.errors"].write(f"unforeseen error while answering a {method}\n{traceback.format_exc()}")
-            page = app.pages.message("Something broke", "The server made a mistake, which is in its log.")
-            response = html_response(500, page)
+            response = as_page(app, HTTPError(500, "The server made a mistake, which is in its log."))
         return send(response, method, start_response)
 
     return respond
