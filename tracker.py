@@ -4828,7 +4828,10 @@ def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[s
 
 
 class Drainer(threading.Thread):
-    """A daemon thread that drains while its worker serves."""
+    """A daemon thread that drains while its worker serves: in one worker, while that lives, which alone needs the memory.
+
+    It holds `drain.lock` and writes into it what is wrong, for all who are asked about it.
+    """
 
     WAKE_SECONDS = 0.5
     LONGEST_BACKOFF = 10.0
@@ -4838,13 +4841,21 @@ class Drainer(threading.Thread):
     def __init__(self, database: Database) -> None:
         super().__init__(name="drain", daemon=True)
         self.database = database
-        self.trouble = ""
+        self._lock = -1
+        self._trouble = ""
         self._ended = threading.Event()
+
+    @property
+    def trouble(self) -> str:
+        """What keeps hits from being counted, in whichever worker drains; "" if nothing does."""
+        return read_small_file(self.database.folder, "drain.lock") or ""
 
     def stop(self) -> None:
         """Stop after the transaction under way."""
         self._ended.set()
         self.join(timeout=10)
+        if self._lock >= 0:
+            os.close(self._lock)
 
     def run(self) -> None:
         """Drain until somebody calls stop."""
@@ -4852,6 +4863,8 @@ class Drainer(threading.Thread):
         drained_at = time.monotonic()
         while not self._ended.wait(delay):
             try:
+                if not self._is_ours():
+                    continue
                 report = drain(self.database, wait=False)
                 if not secrets.randbelow(self.DRAINS_UNTIL_TIDY):  # by chance: not all workers at once
                     tidy_spool(self.database)
@@ -4866,10 +4879,24 @@ class Drainer(threading.Thread):
                 self._say(str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}")
                 delay = min(delay * 2, self.LONGEST_BACKOFF)
 
+    def _is_ours(self) -> bool:
+        """Whether this worker is the one that drains; asked again and again, so that another takes over from a dead one."""
+        if self._lock < 0:
+            self._lock = os.open(
+                os.path.join(self.database.folder, "drain.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640
+            )
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def _say(self, trouble: str) -> None:
-        if trouble != self.trouble:
+        if trouble != self._trouble:
             log(f"drain: {trouble or 'goes on'}")
-            self.trouble = trouble
+            self._trouble = trouble
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, trouble.encode(), 0)
 
 
 def drain_for_reading(database: Database, seconds: float = 2.0) -> bool:

@@ -1261,3 +1261,42 @@ def test_a_drain_that_runs_out_of_time_says_so_and_the_next_goes_on(stage: Stage
     assert not tracker.drain_for_reading(stage.database, seconds=0.0)
     assert tracker.drain_for_reading(stage.database, seconds=30.0)
     assert counted(stage) == [f"e{n}" for n in range(5)]
+
+
+# -- Who drains
+
+
+def test_one_drainer_drains_while_it_lives_and_then_another_takes_over(stage: Stage) -> None:
+    first, second = (tracker.Drainer(stage.database) for _ in range(2))
+    first.start()
+    stage.pixel("e1")
+    wait_for(lambda: stage.rows("select count(*) from events") == [(1,)])
+    second.start()
+    time.sleep(2 * tracker.Drainer.WAKE_SECONDS)
+    with pytest.raises(BlockingIOError), (stage.folder / "drain.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert (first._is_ours(), second._is_ours()) == (True, False)
+    first.stop()
+    stage.pixel("e2")
+    wait_for(lambda: stage.rows("select count(*) from events") == [(2,)])
+    second.stop()
+
+
+def test_what_keeps_a_drainer_from_draining_is_told_by_all(stage: Stage) -> None:
+    first, second = (tracker.Drainer(stage.database) for _ in range(2))
+    right = (stage.spool / "instance").read_text()
+    (stage.spool / "instance").write_text("another\n")
+    stage.pixel("e1")
+    first.start()
+    wait_for(lambda: "do not belong together" in second.trouble)
+    (stage.spool / "instance").write_text(right)
+    wait_for(lambda: second.trouble == "")
+    first.stop()
+
+
+def wait_for(happens: Callable[[], bool], seconds: float = 15) -> None:
+    """Wait until something is so."""
+    until = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < until
+        time.sleep(0.05)
