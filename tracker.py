@@ -7365,10 +7365,6 @@ def _tell(text: str) -> None:
     print(f"{PROGRAM}: {text}", file=sys.stderr)
 
 
-def _warn(text: str) -> None:
-    _tell(f"note: {text}")
-
-
 @contextlib.contextmanager
 def _naming(path: str, verb: str) -> Iterator[None]:
     """Say why a file that somebody named can't be `read` or `written`. Raises StoreError."""
@@ -7382,7 +7378,6 @@ def _naming(path: str, verb: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _to_read(path: str) -> Iterator[BinaryIO]:
-    """A file that somebody named, or standard input."""
     with _naming(path, "read"), contextlib.ExitStack() as stack:
         yield sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
 
@@ -7401,8 +7396,8 @@ def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _opened(settings: Settings, *, make: bool = False) -> Iterator[Database]:
-    """The database, touched as its owner; made where there is none, if that is wanted. Closed at the end."""
+def _opened(settings: Settings, *, make: bool = False, drained: bool = False) -> Iterator[Database]:
+    """The database, touched as its owner; made first where there is none, or what waits counted, if that is wanted."""
     with acting_as_owner(settings):
         database = Database(settings.database)
         if make:
@@ -7410,25 +7405,25 @@ def _opened(settings: Settings, *, make: bool = False) -> Iterator[Database]:
         with contextlib.closing(database):
             with database.reading():
                 pass  # a missing database is named first, before anything else that is missing with it
+            if drained:
+                _drain_first(database)
             yield database
 
 
 @contextlib.contextmanager
 def _numbers(settings: Settings) -> Iterator[tuple[Database, sqlite3.Connection]]:
     """The database and a connection that reads it, once what waits has been counted."""
-    with _opened(settings) as database:
-        _drain_first(database)
-        with database.reading() as connection:
-            yield database, connection
+    with _opened(settings, drained=True) as database, database.reading() as connection:
+        yield database, connection
 
 
 def _drain_first(database: Database) -> None:
     """Count what waits before numbers are read; says so, where not all of it could be counted."""
     try:
         if not drain_for_reading(database, seconds=10.0):
-            _warn("some hits are still waiting to be counted")
+            _tell("note: some hits are still waiting to be counted")
     except StoreError as error:
-        _warn(f"waiting hits could not be counted: {error}")
+        _tell(f"note: waiting hits could not be counted: {error}")
 
 
 @command("serve", LOCAL)
@@ -7544,14 +7539,16 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
         made = add_tenant(connection, name, now_ms(), id_=args.id)
         tenant = _make_changes(connection, made.id, columns, rules)
     if namesakes:
-        _warn(f"there was a tenant of this name already ({namesakes[0]}); commands must name them by their ids")
+        _tell(f"note: there was a tenant of this name already ({namesakes[0]}); commands must name them by their ids")
     _print_tenant(args, tenant_summary(settings, tenant))
     if tenant.one_id:
         key = f"{PROGRAM} tenant key {tenant.mail_id}"
-        _warn(f"every recipient can open this dashboard, so it names nobody, and writing needs an API key: {key}")
+        _tell(f"note: every recipient can open this dashboard, so it names nobody, and writing needs an API key: {key}")
     if not rules["allow"][0] and not tenant.any_domain:
         allow = f"{PROGRAM} tenant set {tenant.mail_id} --domain acme.com"
-        _warn(f"signed links redirect, plain links (?url=…) lead to the naming page; to let them redirect: {allow}")
+        _tell(
+            f"note: signed links redirect, plain links (?url=…) lead to the naming page; to let them redirect: {allow}"
+        )
 
 
 def _print_tenant(args: Namespace, about: Mapping[str, object]) -> None:
@@ -7698,9 +7695,9 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
     if not report.edits:
         reasons = "; ".join(f"{part}: {reason}" for part, reason in report.skipped[:3]) or report.pixel
         hint = "; HTML that is no message is given with --html" if not args.html and raw.lstrip()[:1] == b"<" else ""
-        _warn(f"nothing was changed, so no email was registered ({reasons}){hint}")
+        _tell(f"note: nothing was changed, so no email was registered ({reasons}){hint}")
     for warning in report.warnings():
-        _warn(warning)
+        _tell(f"note: {warning}")
     return 0
 
 
@@ -7769,10 +7766,12 @@ def _registration(args: Namespace, raw: bytes, key: str, report: Report) -> Regi
     said = {name: getattr(args, name) for name in SAID_OF_EMAILS}
     if args.html:
         return Registration(key, **said, links=report.links)
-    recipients = said_by_headers(raw).recipients
-    if args.recipient is None and len(recipients) > 1:
-        several = f"{len(recipients)} recipients, whose opens can't be told apart"
-        _warn(f"the message has {several}; it is registered for {recipients[0]}")
+    first, *others = said_by_headers(raw).recipients or [""]
+    if others and args.recipient is None:
+        number = len(others) + 1
+        _tell(
+            f"note: the message has {number} recipients, whose opens can't be told apart; it is registered for {first}"
+        )
     return registration_of(raw, key, report.links, **said)
 
 
@@ -7784,7 +7783,7 @@ def _register(settings: Settings, database: Database, mail_id: str, email: Regis
     except StoreError as error:
         if strict:
             raise
-        _warn(f"the email will be registered when the database can be written to again: {error}")
+        _tell(f"note: the email will be registered when the database can be written to again: {error}")
         with contextlib.closing(Spool(os.path.join(settings.folder, "spool"))) as spool:
             spool.append(email_line(mail_id, email, now_ms()))
 
@@ -7867,8 +7866,7 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
         if UNFIT.search(text or ""):
             raise BadInput(f"--{name}: expected text in one line, in UTF-8")
     output = _new_file(args.output, 0o666) if args.output else contextlib.nullcontext(sys.stdout.buffer)
-    with output as file, _opened(settings) as database:
-        _drain_first(database)
+    with output as file, _opened(settings, drained=True) as database:
         with database.reading() as connection:
             tenant = find_tenant(connection, args.tenant).number
         asked = Wanted(args.campaign, args.key, args.search or "", args.show or "all")
@@ -7993,7 +7991,7 @@ def cmd_drain(args: Namespace, settings: Settings) -> int:
             if report.hits or report.rejected or not args.follow:
                 print(f"drained {report.hits} hits, put {report.rejected} lines into spool/rejected", flush=True)
             for trouble in report.troubles:
-                _warn(trouble)
+                _tell(f"note: {trouble}")
             if not args.follow:
                 return 1 if report.troubles else 0
             time.sleep(Drainer.WAKE_SECONDS)
@@ -8004,11 +8002,11 @@ def cmd_ingest(args: Namespace, settings: Settings) -> int:
     """Count hits that the server printed as `unspooled`: give it the log. Each hit counts once, however often given."""
     failed = False
     for path in args.file or ["-"]:
-        with _to_read(path) as lines, _opened(settings) as database, _naming(path, "read"):
+        with _to_read(path) as lines, _opened(settings) as database:
             new, known, troubles = ingest(database, lines)
         print(f"{path}: {new} hits counted, {known} known already, {len(troubles)} not readable")
         for trouble in troubles:
-            _warn(f"{path}, {trouble}")
+            _tell(f"note: {path}, {trouble}")
         failed = failed or bool(troubles)
     return 1 if failed else 0
 
@@ -8024,7 +8022,7 @@ def cmd_judge(args: Namespace, settings: Settings) -> None:
     with _to_read(args.file) as file:
         about, hits = read_hits_to_judge(file, "standard input" if args.file == "-" else args.file)
     if len({(hit.mail_id, hit.key) for hit in hits}) > 1:
-        _warn("these hits have several keys; they are judged as hits of one email all the same")
+        _tell("note: these hits have several keys; they are judged as hits of one email all the same")
     for hit, judgement in zip(hits, judge(hits, about), strict=True):
         state, reason = STATE_NAMES[judgement.state], judgement.reason
         told = {
@@ -8062,7 +8060,7 @@ def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list
         except BadInput as error:
             raise BadInput(f"{name}, line {number}: {error}") from None
     if unknown:
-        _warn(f"no field of a hit, so ignored: {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
+        _tell(f"note: no field of a hit, so ignored: {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
     return context, hits
 
 
@@ -8096,8 +8094,7 @@ def cmd_rejudge(args: Namespace, settings: Settings) -> None:
     since = read_iso_time(args.since, "--since") if args.since else 0
     found: tuple[int, int] | None = (0, 0)
     changed = 0
-    with _opened(settings) as database:
-        _drain_first(database)
+    with _opened(settings, drained=True) as database:
         while found:
             changed += found[1]
             with database.transaction() as connection:
@@ -8111,16 +8108,14 @@ def cmd_backup(args: Namespace, settings: Settings) -> None:
     path = os.path.abspath(args.file)  # :memory: and file:… mean something else to SQLite
     # Opened by whoever asks for the backup, then written to while acting as the owner of the data.
     with _new_file(args.file, 0o600) as file:
-        with (
-            contextlib.closing(sqlite3.connect(path, isolation_level=None)) as copy,
-            _numbers(settings) as (_, connection),
-        ):
+        copying = contextlib.closing(sqlite3.connect(path, isolation_level=None))
+        with copying as copy, _numbers(settings) as (_, connection):
             size = copy_database(connection, copy, args.file)
         os.fsync(file.fileno())
         sync_folder(os.path.dirname(path))
     print(f"{args.file}: {size:,} bytes, a full backup. Keep it like a password: who has it can sign links as you do.")
     if settings.secret_key:
-        _warn("SECRET_KEY is not in it; keep that too, since links in mail already sent are signed with it")
+        _tell("note: SECRET_KEY is not in it; keep that too, since links in mail already sent are signed with it")
 
 
 @command("check", option("--repair", "rebuild the roll-ups and tenants.json"))
@@ -8190,11 +8185,10 @@ def cmd_nginx(args: Namespace, settings: Settings) -> None:
     _put_out(args.output, nginx_file(settings, hosts, args.http_port, **places))
     bare = [host for host, is_certified in hosts.items() if not is_certified]
     if bare and settings.base_url.startswith("https:"):
-        _warn(f"without a certificate so far: {', '.join(bare)}. With this file nginx starts all the same; then")
-        for host in bare:
-            ask = f"certbot certonly --webroot -w {args.webroot} -d {host}"
-            print(f'  {ask} --deploy-hook "systemctl reload nginx"', file=sys.stderr)
-        print("and print the file anew", file=sys.stderr)
+        ask = '  certbot certonly --webroot -w {} -d {} --deploy-hook "systemctl reload nginx"'
+        asks = "\n".join(ask.format(args.webroot, host) for host in bare)
+        missing = f"without a certificate so far: {', '.join(bare)}"
+        _tell(f"note: {missing}. With this file nginx starts all the same; then\n{asks}\nand print the file anew")
 
 
 @command(
