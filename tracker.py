@@ -7440,36 +7440,10 @@ def cmd_serve(args: Namespace, settings: Settings) -> None:
         log(f"serving pixels and links only: {error}")
     if first:  # without its ids, which are for a person and not for a log
         log(f"made the tenant default; its URLs: {PROGRAM} tenant show default{' --local' if settings.local else ''}")
-    _probe_spool(settings)
-    _probe_address(settings.address)
+    probe(settings)
     with acting_as_owner(settings):
         app = App(settings)
     run_gunicorn(settings, app)
-
-
-def _probe_spool(settings: Settings) -> None:
-    """Say at the start, not at the first hit, that the spool can't be written."""
-    folder = os.path.join(settings.folder, "spool")
-    probe = os.path.join(folder, f".new-{secrets.token_hex(8)}")
-    try:
-        with acting_as_owner(settings):
-            open(probe, "xb").close()
-            os.unlink(probe)
-    except OSError as error:
-        raise StoreError(f"can't write to the spool {folder}: {error.strerror}; hits would be lost") from error
-
-
-def _probe_address(address: str) -> None:
-    """Say at once that the address is taken: gunicorn would try eleven times."""
-    host, _, port = address.rpartition(":")
-    given = os.environ.get("LISTEN_PID") == str(os.getpid())  # systemd listens, and gunicorn takes over its socket
-    if given or not port.isdecimal() or address.startswith(("unix:", "fd:")):
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host.strip("[]"), int(port)), family=family).close()
-    except OSError as error:
-        raise StoreError(f"can't listen on {address}: {error.strerror}; choose another PORT or BIND") from None
 
 
 TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
