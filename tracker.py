@@ -6677,22 +6677,6 @@ class Field(NamedTuple):
     read: Callable[[str, str], Any] | None = None  # what makes more of a text; takes the field's name too
 
 
-def _read_field(value: Any, field_: Field, name: str) -> Any:
-    """A value that holds what its field may hold. Raises BadInput, with the name and what was expected."""
-    fits = value.__class__ is field_.form and (field_.form is not list or all(isinstance(text, str) for text in value))
-    if not fits:
-        raise BadInput(f"{name}: expected {EXPECTED[field_.form]}")
-    if field_.words and value not in field_.words:
-        raise BadInput(f"{name}: expected one of {', '.join(field_.words)}")
-    if field_.most:
-        if len(value) > field_.most:
-            characters = " characters" if field_.form is str else ""
-            raise BadInput(f"{name}: expected at most {field_.most}{characters}, got {len(value)}")
-        if field_.form is str and UNFIT.search(value):
-            raise BadInput(f"{name}: expected text without control characters")
-    return field_.read(value, name) if field_.read else value
-
-
 def _read_fields(value: object, known: Mapping[str, Field], where: str = "") -> dict[str, Any]:
     """The fields that an object has, of those we know: a misspelt one must not be lost silently. Raises BadInput."""
     if not isinstance(value, dict):
@@ -6700,7 +6684,21 @@ def _read_fields(value: object, known: Mapping[str, Field], where: str = "") -> 
     for name in sorted(value):
         if name not in known:
             raise BadInput(f"{where}{name}: unknown field; expected some of {', '.join(known)}")
-    return {name: _read_field(value[name], field_, where + name) for name, field_ in known.items() if name in value}
+    return {name: _read_field(value[name], known[name], where + name) for name in known if name in value}
+
+
+def _read_field(value: Any, field_: Field, name: str) -> Any:
+    """A value that holds what its field may hold. Raises BadInput, with the name and what was expected."""
+    form, most, words, read = field_
+    if value.__class__ is not form or (form is list and not all(isinstance(text, str) for text in value)):
+        raise BadInput(f"{name}: expected {EXPECTED[form]}")
+    if words and value not in words:
+        raise BadInput(f"{name}: expected one of {', '.join(words)}")
+    if most and len(value) > most:
+        raise BadInput(f"{name}: expected at most {most}{' characters' * (form is str)}, got {len(value)}")
+    if most and form is str and UNFIT.search(value):
+        raise BadInput(f"{name}: expected text without control characters")
+    return read(value, name) if read else value
 
 
 def _read_key(text: str, name: str) -> str:
@@ -6714,20 +6712,16 @@ def _read_time(text: str, name: str) -> int | None:
 
 
 _TEXTS = Field(list, 1000)
+_YES_NO = Field(str, words=("yes", "no"), read=lambda text, _: text == "yes")
 _A_KEY = Field(str, MAX_KEY, read=_read_key)
 _SAID_FIELDS = {name: Field(str, FIELD_LIMITS[name]) for name in SAID_OF_EMAILS}
 _SAID_FIELDS |= dict.fromkeys(("sent_at", "delivered_at"), Field(str, 40, read=_read_time))
 _EMAIL_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, "links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)}
 _MESSAGE_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, "pixel": Field(str, words=PIXEL_PLACES)}
-_MESSAGE_FIELDS |= dict.fromkeys(("links", "force", "hidden_link"), Field(str, words=("yes", "no")))
+_MESSAGE_FIELDS |= dict.fromkeys(("links", "force", "hidden_link"), _YES_NO)
 _CAMPAIGN_FIELDS = {"campaign": Field(str, MAX_CAMPAIGN), "sent": Field(int), "sent_at": Field(str, 40)}
-_TENANT_FIELDS = {
-    "name": Field(str, 200),
-    "id": Field(str, 64),
-    "domains": _TEXTS,
-    "any_domain": Field(bool),
-    "tracking_host": Field(str, 253),
-}
+_TENANT_FIELDS = {"name": Field(str, 200), "id": Field(str, 64), "domains": _TEXTS, "any_domain": Field(bool)}
+_TENANT_FIELDS["tracking_host"] = Field(str, 253)
 
 
 def _json_body(request: Request) -> Any:
@@ -6745,13 +6739,9 @@ def _json_body(request: Request) -> Any:
 
 def registration_of(message: bytes, key: str, links: int | None, **said: Any) -> Registration:
     """What to register of a message: what is said, else what its headers say."""
-    headers = said_by_headers(message)
-    found: dict[str, Any] = {
-        "subject": headers.subject[: FIELD_LIMITS["subject"]],
-        "recipient": next(iter(headers.recipients), "")[: FIELD_LIMITS["recipient"]],
-    }
-    found |= {name: value for name, value in said.items() if value is not None}
-    return Registration(key, links=links, **found)
+    headers, limits = said_by_headers(message), FIELD_LIMITS
+    subject, recipient = headers.subject[: limits["subject"]], next(iter(headers.recipients), "")[: limits["recipient"]]
+    return Registration(key, subject, recipient, links=links).updated(Registration(key, **said))
 
 
 def _link_maker(app: App, request: Request, tenant: Tenant) -> LinkMaker:
@@ -6810,13 +6800,9 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     if content_type not in ("message/rfc822", ""):
         raise HTTPError(415, f"Content-Type: expected message/rfc822, got {content_type[:60]}")
     said = _read_fields(request.parameters(), _MESSAGE_FIELDS)
-    key, force = said.pop("key", "") or new_key(), said.pop("force", "no") == "yes"
-    how = maker.instrumenting(
-        key,
-        place=said.pop("pixel", "bottom"),
-        links=said.pop("links", "yes") == "yes",
-        hidden_link=said.pop("hidden_link", "no") == "yes",
-    )
+    key, force = said.pop("key", "") or new_key(), said.pop("force", False)
+    place, links, hidden = said.pop("pixel", "bottom"), said.pop("links", True), said.pop("hidden_link", False)
+    how = maker.instrumenting(key, place=place, links=links, hidden_link=hidden)
     raw = request.body()
     if not raw:
         raise HTTPError(400, "expected a message: its headers, an empty line and its body")
@@ -6825,8 +6811,8 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
         with app.database.transaction() as connection:
             register_emails(connection, tenant.number, [registration_of(raw, key, report.links, **said)], now_ms())
     if "application/json" in request.environ.get("HTTP_ACCEPT", ""):
-        told = {"key": key, "message_base64": base64.b64encode(message).decode(), "report": report.as_json()}
-        return json_response(200, told)
+        text = base64.b64encode(message).decode()
+        return json_response(200, {"key": key, "message_base64": text, "report": report.as_json()})
     notes = (("X-Email-Key", key), ("X-Tracker", "instrumented" if report.edits else "unchanged"))
     return Response(200, [("Content-Type", "message/rfc822"), *PAGE_HEADERS, *notes], message)
 
