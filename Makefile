@@ -80,6 +80,8 @@ bench: bench-packages ## compare with others, time pages with a year of mail; le
 	@$(VENV)/bin/python tests/bench/bench.py $(ARGS)
 	@$(VENV)/bin/python tests/bench/instrument.py
 	@$(VENV)/bin/python tests/bench/pages.py $(filter --quick,$(ARGS))
+	@$(VENV)/bin/python tests/bench/passes.py
+	@$(VENV)/bin/python tests/bench/drain.py $(if $(filter --quick,$(ARGS)),--scale 0.1 --pairs 1)
 
 lint: lint-packages ## check style and types
 	@$(VENV)/bin/python -m ruff check .
