@@ -107,7 +107,7 @@ def read_answers(data: bytes, method: str = "GET") -> list[Answer]:
             length = int(headers["content-length"])
             assert len(rest) >= length
             body, rest = rest[:length], rest[length:]
-        assert status < 500 or status == 503
+        assert status < 500 or status == 503 or headers.get("server") == "nginx"  # which has more to say of strangers
         assert not {"x-evil", "set-cookie"} & set(headers)
         assert b"Traceback" not in body and (b"<script" not in body or "html" not in headers["content-type"])
         answers.append(Answer(status, headers, body))
