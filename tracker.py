@@ -698,15 +698,8 @@ PERSON, UNCONFIRMED, MACHINE, ASIDE = 1, 2, 3, 4
 TYPES = {OPEN: "open", CLICK: "click"}
 STATES = {PERSON: "person", UNCONFIRMED: "unconfirmed", MACHINE: "machine"}  # best first
 STATE_NAMES = {**STATES, ASIDE: "set_aside"}  # what is set aside is in no number
-VERDICT_STATES = {
-    "human": PERSON,
-    "proxy": PERSON,
-    "prefetch": UNCONFIRMED,
-    "unconfirmed": UNCONFIRMED,
-    "scanner": MACHINE,
-    "bot": MACHINE,
-    "self": ASIDE,
-}
+VERDICT_STATES = {"human": PERSON, "proxy": PERSON, "prefetch": UNCONFIRMED, "unconfirmed": UNCONFIRMED}
+VERDICT_STATES |= {"scanner": MACHINE, "bot": MACHINE, "self": ASIDE}
 CERTAIN, PROBABLE = "certain", "probable"
 NAMING_REASONS = {  # why a click met the naming page, as its dashboard says it
     "destination-not-allowed": "this tenant had not allowed that host",
@@ -856,11 +849,8 @@ def client_of(agent: str) -> tuple[str, str]:
     hidden = judge_agent(agent, OPEN).reason in ("image-proxy", "apple-mpp")
     agent = agent.strip().lower()
     people = (each for each in verdict_data().programs if not each.section.startswith(("scanner", "bot")))
-    shapes = () if hidden else ("mobile", "desktop")
-    return (
-        next((each.family for each in people if each.fit(agent)), "Others"),
-        next((name for name in shapes if verdict_data().shapes[name].search(agent)), ""),
-    )
+    devices = (name for name in ("mobile", "desktop") if verdict_data().shapes[name].search(agent))
+    return next((each.family for each in people if each.fit(agent)), "Others"), "" if hidden else next(devices, "")
 
 
 @lru_cache(maxsize=1024)
@@ -916,10 +906,7 @@ def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
 
 
 def _weigh(hit: Hit, judgement: Judgement, context: Context, signs: int = 0) -> Judgement:
-    """The last word on a hit: a click that seems a person's is held against the signs of a scanner.
-
-    Each is a vote that counts as 2, since half ones exist: two make a click doubtful, three a scanner's.
-    """
+    """The last word on a click that seems a person's: signs of a scanner are votes of 2 each, since half ones exist."""
     if hit.type != CLICK or hit.fixed:
         return judgement
     if judgement.verdict == "human":
@@ -1007,9 +994,8 @@ def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
     within 3 seconds.
     """
     judged = [_weigh(hit, _judge_by_itself(hit, context), context) for hit in hits]
-    links_near = lru_cache(maxsize=1)(
-        partial(_links_near, hits, [hit.at for hit in hits])
-    )  # a millisecond shares a look
+    times = [hit.at for hit in hits]
+    links_near = lru_cache(maxsize=1)(partial(_links_near, hits, times))  # hits of one millisecond share a look
     for n, hit in enumerate(hits):
         if hit.type == CLICK and judged[n].verdict == "human" and not hit.fixed:
             links = links_near(hit.at)
@@ -1019,10 +1005,7 @@ def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
 
 
 def _links_near(hits: Sequence[Hit], times: Sequence[int], at: int) -> dict[tuple[str, str], set[str | None]]:
-    """The links that each program and each address asked for near a time.
-
-    What is near follows from the times alone: a bounded number of hits, but for those of the same millisecond.
-    """
+    """The links that each program and each address asked for near a time, for which the times alone decide."""
     before, after = bisect.bisect_left(times, at) - CROWD_NEAR - 1, bisect.bisect_right(times, at) + CROWD_NEAR
     since = max(at - BURST_MS, times[before] + 1) if before >= 0 else at - BURST_MS
     until = min(at + BURST_MS, times[after] - 1) if after < len(times) else at + BURST_MS
@@ -1039,11 +1022,8 @@ def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], links: int | None
     windows = [(BURST_MS, 3, 3), (1_000, 3, 2)]  # hits and different links; autoemails.com in 3 s, Marketo
     if links is not None and links >= 3:
         windows.append((15_000, links, links))  # every link of the mail; mautic#8692: 10 s
-    clicks = [
-        n
-        for n, hit in enumerate(hits)
-        if hit.type == CLICK and (judged[n].verdict == "human" or judged[n].reason in _UNNAMED)
-    ]
+    fit = [each.verdict == "human" or each.reason in _UNNAMED for each in judged]
+    clicks = [n for n, hit in enumerate(hits) if hit.type == CLICK and fit[n]]
     times = [hits[n].at for n in clicks]
     together: set[int] = set()
     for window, least_hits, least_links in windows:
@@ -1115,13 +1095,10 @@ def _system(agent: str) -> str:
 
 
 def _find_repeats(hits: Sequence[Hit], judged: list[Judgement]) -> None:
-    """Opens by the same program within 10 seconds of the first are one open; the later ones are in no number.
-
-    Proxies fetch a pixel up to four times (Litmus on Yahoo, 2018).
-    """
+    """Opens by the same program within 10 seconds of the first are one open; the later ones are in no number."""
     anchors: dict[tuple[str, str], int] = {}
     for n, hit in enumerate(hits):
-        if hit.type == OPEN and judged[n].state != ASIDE:
+        if hit.type == OPEN and judged[n].state != ASIDE:  # proxies fetch it up to four times (Litmus on Yahoo, 2018)
             who = judged[n].verdict, hit.agent
             if hit.at - anchors.get(who, -math.inf) <= 10_000 and not hit.fixed:
                 judged[n] = judgement_of(judged[n].verdict, "repeat")
