@@ -5263,11 +5263,10 @@ class Pages:
 
     def __init__(self) -> None:
         self._templates = {name: Template(resource(f"templates/{name}").decode()) for name in TEMPLATE_NAMES}
-        stylesheet = resource("templates/style.css")
-        self.stylesheet_name = f"style.{hashlib.sha256(stylesheet).hexdigest()[:16]}.css"
+        self.stylesheet = resource("templates/style.css")
+        self.stylesheet_name = f"style.{hashlib.sha256(self.stylesheet).hexdigest()[:16]}.css"
         self.icon = resource("templates/icon.svg")
         self.pixel = resource("pixel.gif")
-        self.assets = {self.stylesheet_name: ("text/css; charset=utf-8", stylesheet)}
 
     def __getitem__(self, name: str) -> Template:
         return self._templates[name]
@@ -6072,8 +6071,6 @@ PIXEL_HEADERS = (
     ("Cache-Control", "no-store, no-cache, max-age=0, must-revalidate, private"),
 )
 REDIRECT_HEADERS = (("Cache-Control", "no-store"), ("X-Robots-Tag", "noindex"), ("Content-Type", TEXT_TYPE))
-WORKER_PATIENCE = 5.0  # seconds that a request waits for its turn to write; then it is a 503
-MANY_WAITING = 100_000  # hits: more than a drain leaves behind when all is well
 PURPOSE_HEADERS = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
 UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
 
@@ -6086,7 +6083,7 @@ class App:
         self.pages = Pages()
         verdict_data()  # as with pages: its files may be others later
         self.proxies = Proxies(settings.forwarded_allow_ips)
-        self.database = Database(settings.database, patience=WORKER_PATIENCE)
+        self.database = Database(settings.database, patience=5.0)  # seconds for its turn to write; then it is a 503
         self.spool = Spool(os.path.join(settings.folder, "spool"))
         self.directory = Directory(settings.folder)
         self._secrets = link_secrets(settings, self.database)
@@ -6119,18 +6116,13 @@ class App:
         with contextlib.suppress(StoreError, OSError):
             self.database.close()
 
-    def _is_flood(self, mail_id: str) -> bool:
-        """Whether this is one hit too many in this second for mail ids that no tenant has."""
-        if not self.directory.known or mail_id in self.directory.tenants:
-            return False
-        now, (second, count) = int(time.monotonic()), self._unknown
-        self._unknown = (now, count + 1 if now == second else 1)
-        return self._unknown[1] > UNKNOWN_A_SECOND
-
     def record(self, request: Request, mail_id: str, answered: str, why: str = "") -> str:
         """Append a hit to the spool; says `recorded`, or what became of it."""
-        if self._is_flood(mail_id):
-            return "too many"
+        if self.directory.known and mail_id not in self.directory.tenants:
+            now, (second, count) = int(time.monotonic()), self._unknown
+            self._unknown = now, count + 1 if now == second else 1
+            if self._unknown[1] > UNKNOWN_A_SECOND:
+                return "too many"
         hit = {
             "id": os.urandom(12).hex(),
             "t": round(time.time(), 3),
@@ -6318,11 +6310,10 @@ def favicon(app: App, request: Request) -> Response:
 
 def asset(app: App, request: Request, name: str) -> Response:
     """A file whose name holds the hash of its content, so it may be kept for ever."""
-    if name not in app.pages.assets:
+    if name != app.pages.stylesheet_name:
         raise HTTPError(404, "There is no such file.")
-    content_type, content = app.pages.assets[name]
     kept = ("Cache-Control", "public, max-age=31536000, immutable"), ("X-Content-Type-Options", "nosniff")
-    return Response(200, [("Content-Type", content_type), *kept], content)
+    return Response(200, [("Content-Type", "text/css; charset=utf-8"), *kept], app.pages.stylesheet)
 
 
 def health(app: App, request: Request) -> Response:
@@ -6339,7 +6330,7 @@ def health(app: App, request: Request) -> Response:
         why.append("spool: can't be written; hits are printed to stderr as `unspooled`, replay them with `ingest`")
     if app.directory.refresh().trouble:
         why.append(f"{app.directory.trouble}; workers go by what they knew")
-    if waiting and waiting > MANY_WAITING:
+    if waiting and waiting > 100_000:  # more than a drain leaves behind when all is well
         why.append(f"drain: about {waiting} hits wait to be counted")
     if app.drainer and app.drainer.trouble:
         why.append(f"drain: {app.drainer.trouble}")
