@@ -710,7 +710,7 @@ _ASIDE_REASONS = {"repeat", "forged-link", *NAMING_REASONS}
 
 SESSION_GAP_MS = 900_000  # of quiet between two sessions of an email
 MAX_SESSION = 50  # hits; in a longer session each is judged by itself, so that nobody can make judging slow
-CROWD_NEAR = 20  # hits of such a session, before and after a click, that are asked whether they are of its program
+CROWD_NEAR = 20  # hits of such a session, before and after a click, that are looked at
 BURST_MS = 3_000
 SOON_MS = 2_000  # Mautic takes 2 s, Marketo 1 s
 
@@ -752,9 +752,9 @@ class Hit(NamedTuple):
 class Context(NamedTuple):
     """What is known of an email beside its hits."""
 
-    begin: int | None = None  # when it was delivered or, where nobody said that, sent; milliseconds since 1970
-    said: bool = False  # whether its sender said so; else it is the time of registration, which has half the weight
-    links: int | None = None  # how many different links it has
+    begin: int | None = None  # when it was delivered, or else sent, in milliseconds since 1970
+    said: bool = False  # by its sender; else that is when it was registered, which has half the weight
+    links: int | None = None  # how many different ones
 
 
 NO_CONTEXT = Context()
@@ -768,7 +768,7 @@ class Programs(NamedTuple):
 
     section: str
     family: str
-    names: list[str]  # anywhere in a user agent; looking for each takes a tenth of the time of one pattern of them all
+    names: list[str]  # anywhere in it; looking for each takes a tenth of the time of one pattern
     pattern: re.Pattern[str] | None  # of what needs its surroundings
 
     def fit(self, agent: str) -> bool:
@@ -831,7 +831,7 @@ def sentence_of(reason: str) -> str:
 
 # -- What a hit says of itself
 
-TRUNCATED = (".0", "::")  # so end addresses that stand for their whole network (IPv4 /24, IPv6 /48), as far as one sees
+TRUNCATED = (".0", "::")  # so end addresses that stand for their network (IPv4 /24, IPv6 /48), as far as one sees
 
 
 @lru_cache(maxsize=1024)
@@ -868,17 +868,18 @@ def chrome_released_at(agent: str) -> float:
 
 @lru_cache(maxsize=1024)
 def filter_network(address: str) -> str | None:
-    """Whether an address is a mail filter's: CERTAIN; PROBABLE where it was stored truncated and only part of that is."""
+    """Whether an address is a mail filter's: CERTAIN; PROBABLE if only a part of the network is that it stands for."""
     networks = verdict_data().filters.get(address.replace(":", ".").partition(".")[0])
     if networks is None:
         return None
     whole, cut = (128, 48) if ":" in address else (32, 24)
+    length = cut if address.endswith(TRUNCATED) else whole
     try:
-        seen = ipaddress.ip_network(f"{address}/{cut if address.endswith(TRUNCATED) else whole}", strict=False)
+        seen = ipaddress.ip_network(f"{address}/{length}", strict=False)
     except ValueError:
         return None  # of a line that another program wrote
-    found = (network for network in networks if network.version == seen.version and network.overlaps(seen))
-    return next((CERTAIN if each.prefixlen <= seen.prefixlen else PROBABLE for each in found), None)
+    found = (each.prefixlen for each in networks if each.version == seen.version and each.overlaps(seen))
+    return next((CERTAIN if own <= length else PROBABLE for own in found), None)
 
 
 def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
@@ -932,7 +933,6 @@ def _named(click: Hit, judgement: Judgement) -> Judgement:
 
 # -- Hits in the light of their neighbours
 
-_SAME_TYPE = operator.attrgetter("type")
 _SAME_REQUEST = operator.attrgetter("type", "url", "address", "agent")
 _UNNAMED = {"hidden-link", "head", "with-head", "filter-network", "too-soon"}  # scanners that do not name themselves
 # After these the same address, or the same rare program, is taken for the scanner it was.
@@ -941,11 +941,7 @@ _FOLLOWED |= {"gmail-sampling", "scanner-word", "bot-word"}
 
 
 def judge(hits: Sequence[Hit], context: Context = NO_CONTEXT) -> list[Judgement]:
-    """Judge the hits of one email: a verdict, its reason and how certain it is, one a hit, in the order given.
-
-    The outcome does not depend on that order. A hit is judged in the light of its session: the hits of its email that
-    are apart by at most 15 minutes each. Later hits may change what earlier ones were.
-    """
+    """Judge the hits of one email in the light of their sessions; the outcome does not depend on the order given."""
     if len(hits) == 1:
         return [_weigh(hits[0], _judge_by_itself(hits[0], context), context)]
     judgements: dict[int, Judgement] = {}
@@ -956,7 +952,7 @@ def judge(hits: Sequence[Hit], context: Context = NO_CONTEXT) -> list[Judgement]
 
 
 def sessions_of(hits: Iterable[tuple[Hit, Any]]) -> Iterator[list[tuple[Hit, Any]]]:
-    """The sessions of an email's hits, each with what belongs to it, in order."""
+    """The sessions of an email's hits, which are apart by at most 15 minutes; each hit with what belongs to it."""
     hits, start = sorted(hits, key=lambda pair: in_order(pair[0])), 0
     for end in range(1, len(hits) + 1):
         if end == len(hits) or hits[end][0].at - hits[end - 1][0].at > SESSION_GAP_MS:
@@ -965,7 +961,7 @@ def sessions_of(hits: Iterable[tuple[Hit, Any]]) -> Iterator[list[tuple[Hit, Any
 
 
 def in_order(hit: Hit) -> tuple[Any, ...]:
-    """What hits of an email are sorted by: their time, then their content, so that ties are the same in any drain."""
+    """What hits are sorted by: their time, then their content, so that ties are the same in any drain."""
     said = hit.method, hit.agent, hit.address, hit.purpose, hit.own, hit.why, hit.fixed or ()
     return hit.at, hit.type, hit.url or "", *said
 
@@ -978,7 +974,7 @@ def judge_session(hits: Sequence[Hit], context: Context) -> list[Judgement]:
     if any(hit.type == CLICK or judged[n].verdict in ("scanner", "bot") for n, hit in enumerate(hits)):
         _find_company(hits, judged, "head", _SAME_REQUEST)
         _find_bursts(hits, judged, context.links)
-        _find_company(hits, judged, "hidden-link", _SAME_TYPE)  # mautic#9798
+        _find_company(hits, judged, "hidden-link", operator.attrgetter("type"))  # mautic#9798
         _find_followers(hits, judged, context)
         judged = [_weigh(*pair, context) for pair in zip(hits, judged, strict=True)]
         _find_echoes(hits, judged)
@@ -989,9 +985,8 @@ def judge_session(hits: Sequence[Hit], context: Context) -> list[Judgement]:
 def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
     """Judge hits in order, of a session of too many: each by itself, but no click is certainly a person's.
 
-    It is a scanner's where its program or its address asked for several other links near it. Of a piece of a session,
-    this holds for a hit if all that is near it is there: CROWD_NEAR + 1 hits on each side of its millisecond, or all
-    within 3 seconds.
+    It is a scanner's where its program or its address asked for several other links near it. A piece of a session
+    will do, with CROWD_NEAR + 1 hits on each side of a hit's millisecond, or all within 3 seconds.
     """
     judged = [_weigh(hit, _judge_by_itself(hit, context), context) for hit in hits]
     times = [hit.at for hit in hits]
@@ -1019,7 +1014,7 @@ def _links_near(hits: Sequence[Hit], times: Sequence[int], at: int) -> dict[tupl
 
 def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], links: int | None) -> None:
     """Several links at once are a scanner's, the first as well as the last."""
-    windows = [(BURST_MS, 3, 3), (1_000, 3, 2)]  # hits and different links; autoemails.com in 3 s, Marketo
+    windows = [(BURST_MS, 3, 3), (1_000, 3, 2)]  # with so many hits on so many links; autoemails.com, Marketo
     if links is not None and links >= 3:
         windows.append((15_000, links, links))  # every link of the mail; mautic#8692: 10 s
     fit = [each.verdict == "human" or each.reason in _UNNAMED for each in judged]
@@ -1051,11 +1046,7 @@ def _find_company(hits: Sequence[Hit], judged: list[Judgement], reason: str, sam
 
 
 def _find_followers(hits: Sequence[Hit], judged: list[Judgement], context: Context) -> None:
-    """What comes from a scanner's address, or from its program if that is a rare one, within 15 minutes is its too.
-
-    An address that was stored truncated is a whole network's: there another program is only doubtful.
-    A common browser, and a mail program of people, is never a scanner's by its name.
-    """
+    """What comes within 15 minutes from a scanner's address, or from its program if that is a rare one, is its too."""
     until: dict[tuple[str, str], int] = {}
     for n, hit in enumerate(hits):
         places = (hit.address, ""), (hit.address, hit.agent), ("", hit.agent)
@@ -1066,17 +1057,14 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], context: Conte
             same = same and is_browser and _signs_of_age(hit) > 0
             if same or same_here or (here and not hit.address.endswith(TRUNCATED)):
                 judged[n] = _scanner("after-scanner")
-            elif here and hit.type == CLICK:
+            elif here and hit.type == CLICK:  # another program in the same network, so doubtful
                 judged[n] = _weigh(hit, judged[n], context, 4)
         if judged[n].reason in _FOLLOWED and not verdict_data().shapes["device-preview"].search(hit.agent):
             until.update(dict.fromkeys(places, hit.at + SESSION_GAP_MS))
 
 
 def _find_echoes(hits: Sequence[Hit], judged: list[Judgement]) -> None:
-    """A click that repeats a person's at once, from another address and another system, is a scanner's.
-
-    Not one that repeats a doubtful click: of the two, a scanner that tests a link before the person gets there is first.
-    """
+    """A click that repeats a person's at once, from another address and another system, is a scanner's."""
     people: dict[str | None, list[tuple[str, str, int]]] = defaultdict(list)  # who clicked a link, and when
     for n, hit in enumerate(hits):
         if hit.type == CLICK and judged[n].verdict in ("human", "unconfirmed"):
@@ -1084,7 +1072,7 @@ def _find_echoes(hits: Sequence[Hit], judged: list[Judgement]) -> None:
             places = {place for place, other, at in earlier if other != system and hit.at - at <= 15_000}
             if places - {"", hit.address} and hit.address and not hit.fixed:  # resend-node#901: 12 s
                 judged[n] = _named(hit, _scanner("echo"))
-            elif judged[n].verdict == "human":
+            elif judged[n].verdict == "human":  # not a doubtful one: a scanner may test a link before the person does
                 earlier.append((hit.address, system, hit.at))
 
 
@@ -2842,19 +2830,17 @@ def read_tenant_name(text: str) -> str:
     return name
 
 
-def new_tenant_options(
-    settings: Settings, *, id_: str | None, domains: Iterable[str], any_domain: bool, tracking_host: str | None
-) -> dict[str, Any]:
+def new_tenant_options(settings: Settings, said: Mapping[str, Any]) -> dict[str, Any]:
     """Check what is asked for a new tenant, for add_tenant. Raises BadInput with the field and what was expected."""
-    fault = id_fault(id_) if id_ is not None else None
-    if fault:
+    id_, host = said.get("id") or None, said.get("tracking_host")
+    if id_ and (fault := id_fault(id_)):
         raise BadInput(f"id: {fault}")
-    host = read_tracking_host(settings, tracking_host) if tracking_host else None
+    host = read_tracking_host(settings, host) if host else None
     try:
-        allow = [read_destination(domain) for domain in domains]
+        allow = [read_destination(domain) for domain in said.get("domains", ())]
     except BadInput as error:
         raise BadInput(f"domains: {error}") from None
-    return {"id_": id_, "allow": allow, "any_domain": any_domain, "tracking_host": host}
+    return {"id_": id_, "allow": allow, "any_domain": said.get("any_domain", False), "tracking_host": host}
 
 
 def read_tracking_host(settings: Settings, text: str) -> str:
@@ -6675,15 +6661,12 @@ def _read_key(text: str, name: str) -> str:
     return text
 
 
-def _read_time(text: str, name: str) -> int | None:
-    return read_iso_time(text, name) if text else None
-
-
 _TEXTS = Field(list, 1000)
+_A_TIME = Field(str, 40, read=lambda text, name: read_iso_time(text, name) if text else None)
 _YES_NO = Field(str, words=("yes", "no"), read=lambda text, _: text == "yes")
 _A_KEY = Field(str, MAX_KEY, read=_read_key)
 _SAID_FIELDS = {name: Field(str, FIELD_LIMITS[name]) for name in SAID_OF_EMAILS}
-_SAID_FIELDS |= dict.fromkeys(("sent_at", "delivered_at"), Field(str, 40, read=_read_time))
+_SAID_FIELDS |= dict.fromkeys(("sent_at", "delivered_at"), _A_TIME)
 _EMAIL_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, "links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)}
 _MESSAGE_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, "pixel": Field(str, words=PIXEL_PLACES)}
 _MESSAGE_FIELDS |= dict.fromkeys(("links", "force", "hidden_link"), _YES_NO)
@@ -6707,9 +6690,10 @@ def _json_body(request: Request) -> Any:
 
 def registration_of(message: bytes, key: str, links: int | None, **said: Any) -> Registration:
     """What to register of a message: what is said, else what its headers say."""
-    headers, limits = said_by_headers(message), FIELD_LIMITS
-    subject, recipient = headers.subject[: limits["subject"]], next(iter(headers.recipients), "")[: limits["recipient"]]
-    return Registration(key, subject, recipient, links=links).updated(Registration(key, **said))
+    headers = said_by_headers(message)
+    found = {"subject": headers.subject, "recipient": next(iter(headers.recipients), "")}
+    cut: dict[str, Any] = {name: text[: FIELD_LIMITS[name]] for name, text in found.items()}
+    return Registration(key, **cut, links=links).updated(Registration(key, **said))
 
 
 def _link_maker(app: App, request: Request, tenant: Tenant) -> LinkMaker:
@@ -6823,13 +6807,7 @@ def post_tenants(app: App, request: Request) -> Response:
     """Create a tenant."""
     said = _read_fields(_json_body(request), _TENANT_FIELDS)
     name = read_tenant_name(said.get("name", ""))
-    wanted = new_tenant_options(
-        app.settings,
-        id_=said.get("id") or None,
-        domains=said.get("domains", ()),
-        any_domain=said.get("any_domain", False),
-        tracking_host=said.get("tracking_host") or None,
-    )
+    wanted = new_tenant_options(app.settings, said)
     if app.settings.public_url(wanted["tracking_host"]) is None:
         raise HTTPError(409, NO_PUBLIC_URL)
     with changing_tenants(app.database) as connection:
