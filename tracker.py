@@ -878,8 +878,10 @@ def filter_network(address: str) -> str | None:
         seen = ipaddress.ip_network(f"{address}/{length}", strict=False)
     except ValueError:
         return None  # of a line that another program wrote
-    found = (each.prefixlen for each in networks if each.version == seen.version and each.overlaps(seen))
-    return next((CERTAIN if own <= length else PROBABLE for own in found), None)
+    for network in networks:
+        if network.version == seen.version and network.overlaps(seen):
+            return CERTAIN if network.prefixlen <= length else PROBABLE
+    return None
 
 
 def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
@@ -933,7 +935,6 @@ def _named(click: Hit, judgement: Judgement) -> Judgement:
 
 # -- Hits in the light of their neighbours
 
-_SAME_REQUEST = operator.attrgetter("type", "url", "address", "agent")
 _UNNAMED = {"hidden-link", "head", "with-head", "filter-network", "too-soon"}  # scanners that do not name themselves
 # After these the same address, or the same rare program, is taken for the scanner it was.
 _FOLLOWED = _UNNAMED - {"filter-network", "too-soon"} | {"with-hidden-link", "burst", "after-scanner"}
@@ -945,18 +946,18 @@ def judge(hits: Sequence[Hit], context: Context = NO_CONTEXT) -> list[Judgement]
     if len(hits) == 1:
         return [_weigh(hits[0], _judge_by_itself(hits[0], context), context)]
     judgements: dict[int, Judgement] = {}
-    for session in sessions_of((hit, n) for n, hit in enumerate(hits)):
-        judged = judge_session([hit for hit, _ in session], context)
-        judgements.update(zip((n for _, n in session), judged, strict=True))
+    for session in sessions_of(hits):
+        judged = judge_session([hits[n] for n in session], context)
+        judgements.update(zip(session, judged, strict=True))
     return [judgements[n] for n in range(len(hits))]
 
 
-def sessions_of(hits: Iterable[tuple[Hit, Any]]) -> Iterator[list[tuple[Hit, Any]]]:
-    """The sessions of an email's hits, which are apart by at most 15 minutes; each hit with what belongs to it."""
-    hits, start = sorted(hits, key=lambda pair: in_order(pair[0])), 0
-    for end in range(1, len(hits) + 1):
-        if end == len(hits) or hits[end][0].at - hits[end - 1][0].at > SESSION_GAP_MS:
-            yield hits[start:end]
+def sessions_of(hits: Sequence[Hit]) -> Iterator[list[int]]:
+    """The places of an email's hits in each session, in order: those that are apart by at most 15 minutes."""
+    order, start = sorted(range(len(hits)), key=lambda n: in_order(hits[n])), 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or hits[order[end]].at - hits[order[end - 1]].at > SESSION_GAP_MS:
+            yield order[start:end]
             start = end
 
 
@@ -972,9 +973,12 @@ def judge_session(hits: Sequence[Hit], context: Context) -> list[Judgement]:
         return judge_crowd(hits, context)
     judged = [_judge_by_itself(hit, context) for hit in hits]
     if any(hit.type == CLICK or judged[n].verdict in ("scanner", "bot") for n, hit in enumerate(hits)):
-        _find_company(hits, judged, "head", _SAME_REQUEST)
+        reasons = {each.reason for each in judged}
+        if "head" in reasons:
+            _find_company(hits, judged, "head", operator.attrgetter("type", "url", "address", "agent"))
         _find_bursts(hits, judged, context.links)
-        _find_company(hits, judged, "hidden-link", operator.attrgetter("type"))  # mautic#9798
+        if "hidden-link" in reasons:
+            _find_company(hits, judged, "hidden-link", operator.attrgetter("type"))  # mautic#9798
         _find_followers(hits, judged, context)
         judged = [_weigh(*pair, context) for pair in zip(hits, judged, strict=True)]
         _find_echoes(hits, judged)
@@ -990,10 +994,12 @@ def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
     """
     judged = [_weigh(hit, _judge_by_itself(hit, context), context) for hit in hits]
     times = [hit.at for hit in hits]
-    links_near = lru_cache(maxsize=1)(partial(_links_near, hits, times))  # hits of one millisecond share a look
+    near: dict[int, dict[tuple[str, str], set[str | None]]] = {}
     for n, hit in enumerate(hits):
         if hit.type == CLICK and judged[n].verdict == "human" and not hit.fixed:
-            links = links_near(hit.at)
+            if hit.at not in near:  # hits of one millisecond share a look
+                near = {hit.at: _links_near(hits, times, hit.at)}
+            links = near[hit.at]
             most = max(len(links["agent", hit.agent]), len(links["address", hit.address]) if hit.address else 0)
             judged[n] = _named(hit, judgement_of("scanner" if most > 3 else "unconfirmed", "crowded"))
     return judged
@@ -1002,8 +1008,11 @@ def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
 def _links_near(hits: Sequence[Hit], times: Sequence[int], at: int) -> dict[tuple[str, str], set[str | None]]:
     """The links that each program and each address asked for near a time, for which the times alone decide."""
     before, after = bisect.bisect_left(times, at) - CROWD_NEAR - 1, bisect.bisect_right(times, at) + CROWD_NEAR
-    since = max(at - BURST_MS, times[before] + 1) if before >= 0 else at - BURST_MS
-    until = min(at + BURST_MS, times[after] - 1) if after < len(times) else at + BURST_MS
+    since, until = at - BURST_MS, at + BURST_MS
+    if before >= 0 and times[before] >= since:
+        since = times[before] + 1
+    if after < len(times) and times[after] <= until:
+        until = times[after] - 1
     links: dict[tuple[str, str], set[str | None]] = defaultdict(set)
     for hit in hits[bisect.bisect_left(times, since) : bisect.bisect_right(times, until)]:
         if hit.type == CLICK:
@@ -1039,7 +1048,7 @@ def _find_company(hits: Sequence[Hit], judged: list[Judgement], reason: str, sam
     for n, hit in enumerate(hits):
         if judged[n].reason == reason:
             times[same(hit)].append(hit.at)
-    for n, hit in enumerate(hits if times else ()):
+    for n, hit in enumerate(hits):
         near = times.get(same(hit), ())
         if judged[n].verdict == "human" and not hit.fixed and any(abs(hit.at - at) <= 10_000 for at in near):
             judged[n] = _scanner(f"with-{reason}")
@@ -3246,7 +3255,8 @@ def judge_together(email: Email, new: Sequence[Hit]) -> tuple[list[Judgement], l
     judgements: list[Judgement] = []
     judged: list[tuple[Stored, Judgement]] = []
     both: Session = [*((each.hit, each) for each in email.stored), *((hit, None) for hit in new)]
-    for session in sessions_of(both):
+    for places in sessions_of([hit for hit, _ in both]):
+        session = [both[n] for n in places]
         if all(stored for _, stored in session):
             continue
         concerned = _concerned(session) if len(session) > MAX_SESSION else range(len(session))
