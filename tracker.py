@@ -1007,14 +1007,14 @@ def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
 
 def _links_near(hits: Sequence[Hit], times: Sequence[int], at: int) -> dict[tuple[str, str], set[str | None]]:
     """The links that each program and each address asked for near a time, for which the times alone decide."""
+    first, end = bisect.bisect_left(times, at - BURST_MS), bisect.bisect_right(times, at + BURST_MS)
     before, after = bisect.bisect_left(times, at) - CROWD_NEAR - 1, bisect.bisect_right(times, at) + CROWD_NEAR
-    since, until = at - BURST_MS, at + BURST_MS
-    if before >= 0 and times[before] >= since:
-        since = times[before] + 1
-    if after < len(times) and times[after] <= until:
-        until = times[after] - 1
+    if before >= first:
+        first = bisect.bisect_right(times, times[before])
+    if after < end:
+        end = bisect.bisect_left(times, times[after])
     links: dict[tuple[str, str], set[str | None]] = defaultdict(set)
-    for hit in hits[bisect.bisect_left(times, since) : bisect.bisect_right(times, until)]:
+    for hit in hits[first:end]:
         if hit.type == CLICK:
             links["agent", hit.agent].add(hit.url)
             links["address", hit.address].add(hit.url)
@@ -5877,7 +5877,6 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
 # Requests, responses and errors; nothing here knows what the tracker does.
 
 JSON_TYPE = "application/json; charset=utf-8"
-HTML_TYPE = "text/html; charset=utf-8"
 TEXT_TYPE = "text/plain; charset=utf-8"
 MAX_BODY = 10 << 20
 REASON_PHRASES = {status.value: status.phrase for status in HTTPStatus}
@@ -6029,7 +6028,7 @@ def kept_address(address: str, setting: str) -> str:
 
 def html_response(status: int, page: str, headers: Headers = ()) -> Response:
     """A page."""
-    return Response(status, [("Content-Type", HTML_TYPE), *PAGE_HEADERS, *headers], page.encode())
+    return Response(status, [("Content-Type", "text/html; charset=utf-8"), *PAGE_HEADERS, *headers], page.encode())
 
 
 def json_response(status: int, value: object, headers: Headers = ()) -> Response:
@@ -6052,11 +6051,11 @@ def send(response: Response, method: str, start_response: StartResponse) -> Iter
         if has_break(value):
             raise ValueError(f"header {name} would hold a line break")
     start_response(f"{response.status} {REASON_PHRASES[response.status]}", headers)
-    if method == "HEAD" and not isinstance(body, bytes):
+    if method != "HEAD":
+        return [body] if isinstance(body, bytes) else body
+    if not isinstance(body, bytes):
         body.close()
-    if method == "HEAD":
-        return [b""]
-    return [body] if isinstance(body, bytes) else body
+    return [b""]
 
 
 # == Hits ==============================================================================================
