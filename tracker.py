@@ -3936,27 +3936,23 @@ class Span(NamedTuple):
 UNREGISTERED = Span(0, NO_QUARTER, 0)  # the cohort of the emails that nobody registered
 
 
-_IN_SPAN = "tenant = :tenant and grain = :by_day and time >= :start and time < :end"
-
-
-def hits_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int]]:
-    """Rows (type, number of a judgement, hits) of the hits that came in a span."""
-    sql = f"select type, judgement, sum(hits) from reasons where {_IN_SPAN} group by type, judgement"
-    return connection.execute(sql, {"tenant": tenant, **span._asdict()}).fetchall()
-
-
-def uniques_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int]]:
-    """Rows (type, state, emails) of the emails that came under a state in a span."""
-    sql = f"select type, state, sum(emails) from uniques where {_IN_SPAN} group by type, state"
+def sums_in(connection: sqlite3.Connection, tenant: int, table: str, span: Span) -> list[tuple[int, ...]]:
+    """The sums of a roll-up in a span: a row for each of the keys that it has behind the time."""
+    keys, numbers, _ = ROLLUPS[table]
+    behind = ", ".join(keys[3:])
+    sums = ", ".join(f"coalesce(sum({number}), 0)" for number in numbers)
+    sql = f"""
+        select {behind and f"{behind},"} {sums} from {table}
+        where tenant = :tenant and grain = :by_day and time >= :start and time < :end
+        {behind and f"group by {behind}"}
+    """
     return connection.execute(sql, {"tenant": tenant, **span._asdict()}).fetchall()
 
 
 def cohort_in(connection: sqlite3.Connection, tenant: int, span: Span) -> dict[str, int]:
     """Emails sent in a span, and how many of them are under which state."""
-    columns = ("emails", *GROUP_COLUMNS)
-    sums = ", ".join(f"coalesce(sum({column}), 0)" for column in columns)
-    row = connection.execute(f"select {sums} from cohorts where {_IN_SPAN}", {"tenant": tenant, **span._asdict()})
-    return dict(zip(columns, row.fetchone(), strict=True))
+    [row] = sums_in(connection, tenant, "cohorts", span)
+    return dict(zip(ROLLUPS["cohorts"].numbers, row, strict=True))
 
 
 def judgements_by_number(connection: sqlite3.Connection) -> dict[int, tuple[str, str, int]]:
@@ -4018,16 +4014,13 @@ MOST_SEARCHED = 20_000  # the newest emails, in which a piece of text is looked 
 MOST_BEGIN = 1_000  # older ones that are found by their beginning
 MOST_CLICKED = 10  # links that are told of one email in a table
 EXPORT_TYPES = ("csv", "json")
-SHOWN = {  # which emails a table shows, by what their readers did: in words, and in SQL; without hits there are no counts
-    "all": ("all", "1"),
-    "opened": ("opened by a person", "case when open_person > 0 or click_person > 0 then 1 else 0 end"),
-    "unconfirmed": (
-        "unconfirmed only",
-        "case when open_unconfirmed > 0 and open_person = 0 and click_person = 0 then 1 else 0 end",
-    ),
-    "not-opened": ("not opened", "case when open_person + open_unconfirmed + click_person > 0 then 0 else 1 end"),
-    "clicked": ("clicked by a person", "case when click_person > 0 then 1 else 0 end"),
-    "not-clicked": ("not clicked", "case when click_person > 0 then 0 else 1 end"),
+SHOWN = {  # which emails a table shows, by what their readers did: in words, and in SQL
+    "all": ("all", "1 = 1"),
+    "opened": ("opened by a person", "open_person > 0 or click_person > 0"),
+    "unconfirmed": ("unconfirmed only", "open_unconfirmed > 0 and open_person = 0 and click_person = 0"),
+    "not-opened": ("not opened", "coalesce(open_person + open_unconfirmed + click_person, 0) = 0"),
+    "clicked": ("clicked by a person", "click_person > 0"),
+    "not-clicked": ("not clicked", "coalesce(click_person, 0) = 0"),
 }
 
 
@@ -4088,7 +4081,7 @@ EMAILS = Table(
         "": f"tenant = :tenant and emails.id not in (select id from emails where tenant = :tenant and {_A_TEST})",
     },
     ids="""
-        select emails.id, created_at as at, {shown} as fits, {sort} as sort_key
+        select emails.id, created_at as at, case when {shown} then 1 else 0 end as fits, {sort} as sort_key
         from emails left join email_counts on email_counts.email = emails.id
         where {scope} and (created_at, emails.id) < (:at, :id)
         order by created_at desc, emails.id desc limit :looked
@@ -4274,46 +4267,41 @@ class Rows(NamedTuple):
     def named(self, people: bool = True) -> list[dict[str, Any]]:
         """The rows, by the names of their fields; without those that tell of people, if they must not be told."""
         names = ("id", *self.table.fields, *self.table.more)
-        left_out = () if people else PERSONAL_FIELDS
-        return [
-            {name: each for name, each in zip(names, row, strict=True) if name not in left_out} for row in self.rows
-        ]
+        told = [n for n, name in enumerate(names) if people or name not in PERSONAL_FIELDS]
+        return [{names[n]: row[n] for n in told} for row in self.rows]
 
 
 def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked: Wanted) -> Rows:
     """Rows of a table: which ones first, so that no more are read than these."""
-    values: dict[str, Any] = {**asked._asdict(), **asked.after._asdict(), "tenant": tenant, "most": asked.most + 1}
+    order = asked.order or ("" if asked.whole and table.has_age else table.usual)
+    begin = asked.after.id if order and asked.after != NEWEST else 0
+    values = {**asked._asdict(), **(NEWEST if order else asked.after)._asdict(), "tenant": tenant, "begin": begin}
     values |= {"first_day": asked.days[0], "end_day": asked.days[1], "left_out": "" if asked.whole else HIDDEN_TARGET}
-    values["looked"] = asked.most + 1 if asked.shown == "all" else MOST_SORTED
+    values |= {"most": asked.most + 1, "looked": MOST_SORTED if order or asked.shown != "all" else asked.most + 1}
     scope = table.scopes[next(name for name in table.scopes if not name or getattr(asked, name))]
     found = None
     if asked.search and "search" in table.scopes:
         newest, older = search_emails(connection, tenant, asked)
         values["wanted"], found = as_set(newest + older), (len(newest), len(older))
-    order = asked.order or ("" if asked.whole and table.has_age else table.usual)
     sql = table.ids.format(scope=scope, shown=SHOWN[asked.shown][1], sort=table.orders.get(order, "0"))
     if order:
-        values |= {**NEWEST._asdict(), "looked": MOST_SORTED, "begin": 0 if asked.after == NEWEST else asked.after.id}
         sql = f"""
             select id, at, fits, sort_key from ({sql}) as newest where fits = 1
             order by sort_key {"asc" if asked.ascending else "desc"}, {"at desc, id desc" if table is EMAILS else "id"}
             limit :most offset :begin
         """
-    looked, picked = 0, []
+    looked, last, picked, following = 0, NEWEST, [], None
     for id_, at, fits, _ in connection.execute(sql, values):
-        looked += 1
+        looked, last = looked + 1, Cursor(at, id_)
         if fits:
-            picked.append(Cursor(at, id_))
+            picked.append(last)
         if len(picked) > asked.most:
+            following = Cursor(0, begin + asked.most) if order else picked[-2]
             break
-    following = None
-    if len(picked) > asked.most:
-        following = Cursor(0, values["begin"] + asked.most) if order else picked[asked.most - 1]
-    elif asked.shown != "all" and not order and looked == MOST_SORTED:
-        following = Cursor(at, id_)
-    page = [each.id for each in picked[: asked.most]]
-    found_rows = connection.execute(table.rows.format(scope=scope), {**values, "wanted": as_set(page)})
-    rows = {row[0]: row for row in found_rows}
+    if looked == MOST_SORTED and not (order or following or asked.shown == "all"):
+        following = last
+    values["wanted"] = as_set(page := [each.id for each in picked[: asked.most]])
+    rows = {row[0]: row for row in connection.execute(table.rows.format(scope=scope), values)}
     if table is EMAILS and not asked.whole:
         links = clicked_links(connection, page)
         rows = {id_: (*row, links.get(id_, [])) for id_, row in rows.items()}
@@ -4928,7 +4916,7 @@ def tidy_spool(database: Database) -> None:
 
 RANGES = {"24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days", "12m": "12 months", "all": "all"}
 DEFAULT_RANGE = "30d"
-DAYS_BACK = {"7d": 6, "30d": 29, "90d": 89}  # whole days before today
+DAYS_BACK = {"24h": 1, "7d": 6, "30d": 29, "90d": 89, "12m": 364}  # whole days before today
 MOST_SENT = 1_000_000_000  # emails of a campaign
 MOST_HOURS = 2  # days of a range of one's own that is shown by hours
 MOST_DAYS = 92  # … and by days
@@ -4955,15 +4943,16 @@ class Period:
     @property
     def days(self) -> tuple[int, int]:
         """From which day up to which, counted from 1970."""
-        return self.day(self.starts[0]).toordinal() - FIRST_DAY, self.day(self.end - 1).toordinal() - FIRST_DAY + 1
+        first, last = (local_day(self.zone_name, at // QUARTER_MS) for at in (self.starts[0], self.end - 1))
+        return first, last + 1
 
     def spans(self, tenant_zone: str) -> list[Span]:
         """Its steps: in days where they are whole days of the tenant's own zone, else in quarters."""
-        if self.step != "hour" and self.zone_name == tenant_zone:
-            bounds = [*(self.day(start).toordinal() - FIRST_DAY for start in self.starts), self.days[1]]
-            return [Span(1, *each) for each in pairwise(bounds)]
+        by_day = self.step != "hour" and self.zone_name == tenant_zone
         bounds = [*(start // QUARTER_MS for start in self.starts), -(-self.end // QUARTER_MS)]
-        return [Span(0, *each) for each in pairwise(bounds)]
+        if by_day:
+            bounds = [*(local_day(tenant_zone, quarter) for quarter in bounds[:-1]), self.days[1]]
+        return [Span(int(by_day), *each) for each in pairwise(bounds)]
 
     def span(self, tenant_zone: str) -> Span:
         """All of it."""
@@ -4990,39 +4979,39 @@ def read_period(name: str, zone_name: str, now: int, first: int | None, days: Da
     `first` is when the tenant's numbers begin, for the range "all". Raises BadInput.
     """
     zone = read_zone(zone_name)
-    local = datetime.fromtimestamp(now / 1000, zone)
-    today = local.date()
     if days is None and name not in RANGES:
         raise BadInput(f"range is {name[:60]!r}; expected one of {', '.join(RANGES)}")
-    if days is None and name == "24h":
-        hour = math.floor(local.replace(minute=0, second=0, microsecond=0).timestamp()) * 1000
-        return Period(name, zone, zone_name, [hour - HOUR_MS * back for back in range(23, -1, -1)], now + 1, "hour")
-    whole_weeks = days is None and name not in DAYS_BACK
+    local = datetime.fromtimestamp(now / 1000, zone)
+    last, end = local.date(), now + 1
+    begin = last - timedelta(days=DAYS_BACK.get(name, 0))
     if days:
         name, begin, last, end = "", *days, _midnight(days[1] + timedelta(days=1), zone)
-    else:
-        begin, last, end = today - timedelta(days=DAYS_BACK.get(name, 364)), today, now + 1
-    if name == "all":
-        begin = min(datetime.fromtimestamp((now if first is None else first) / 1000, zone).date(), today)
-    step, starts = _steps(begin, last, whole_weeks)
+    elif name == "all" and first is not None:
+        begin = min(datetime.fromtimestamp(first / 1000, zone).date(), last)
+    step, starts = _steps(begin, last, whole=name in ("12m", "all"))
     moments = [_midnight(day, zone) for day in starts]
+    if name == "24h":
+        hour = local.replace(minute=0, second=0, microsecond=0)
+        moments = [math.floor(hour.timestamp()) * 1000 - 23 * HOUR_MS]
     if step == "hour":
         moments = list(range(moments[0], end, HOUR_MS))
     return Period(name, zone, zone_name, moments, end, step)
 
 
-def _steps(begin: date, last: date, whole_weeks: bool) -> tuple[str, list[date]]:
-    """The days with which the steps of a range begin, as fine as the eye can take; at least weeks if these must be whole."""
+def _steps(begin: date, last: date, whole: bool) -> tuple[str, list[date]]:
+    """The days with which steps begin, as fine as the eye can take; if they must be whole, at least weeks."""
     length = (last - begin).days + 1
-    if length <= MOST_DAYS and not whole_weeks:
-        return "hour" if length <= MOST_HOURS else "day", [begin + timedelta(days=n) for n in range(length)]
-    monday = begin - timedelta(days=begin.weekday())
-    starts = [monday + timedelta(weeks=n) for n in range((last - monday).days // 7 + 1)]
-    step = "week"
-    if len(starts) > MOST_WEEKS:
-        months = range(12 * begin.year + begin.month - 1, 12 * last.year + last.month)
-        step, starts = "month", [date(month // 12, month % 12 + 1, 1) for month in months]
-    return step, starts if whole_weeks else [begin, *starts[1:]]
+    step = "hour" if length <= MOST_HOURS else "day"
+    if whole or length > MOST_DAYS:
+        step = "week" if begin.weekday() + length <= 7 * MOST_WEEKS else "month"
+
+    def place(day: date) -> int:
+        return day.weekday() if step == "week" else day.day - 1 if step == "month" else 0
+
+    if whole:
+        begin -= timedelta(days=place(begin))
+    days = (begin + timedelta(days=n) for n in range((last - begin).days + 1))
+    return step, [day for day in days if day == begin or place(day) == 0]
 
 
 def _midnight(day: date, zone: tzinfo) -> int:
@@ -5060,17 +5049,16 @@ class Totals:
     @property
     def rates(self) -> dict[str, tuple[float, float] | None]:
         """Shares of the emails, and of those that were read: by people at least, and with the unconfirmed at most."""
-        found: dict[str, tuple[float, float] | None] = dict.fromkeys(("Opened", "Clicked", "Click-to-open"))
-        if self.emails:
-            for label, counts in (("Opened", self.opened), ("Clicked", self.clicked)):
-                low = counts["person"]
-                found[label] = low / self.emails, (low + counts["unconfirmed"]) / self.emails
-        if self.read:
-            found["Click-to-open"] = (self.clicked["person"] / self.read,) * 2
-        return found
+        opened, clicked = self.opened, self.clicked
+        parts = {
+            "Opened": (opened["person"], opened["unconfirmed"], self.emails),
+            "Clicked": (clicked["person"], clicked["unconfirmed"], self.emails),
+            "Click-to-open": (clicked["person"], 0, self.read),
+        }
+        return {label: (low / of, (low + more) / of) if of else None for label, (low, more, of) in parts.items()}
 
 
-Counts = dict[int, dict[int, int]]  # by type and state
+Counts = dict[str, dict[str, int]]  # by "opens" and "clicks", and by state, as stats.json has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -5096,11 +5084,11 @@ def totals_of(sums: Mapping[str, int]) -> Totals:
     return Totals(sums["emails"], opened, clicked, sums["click_only"])
 
 
-def counts_of(rows: Iterable[tuple[int, int, int]]) -> Counts:
+def counts_of(rows: Iterable[Sequence[int]], states: Mapping[int, str] = STATE_NAMES) -> Counts:
     """The sums of rows (type, state, count)."""
-    counts = {type_: dict.fromkeys((*STATES, ASIDE), 0) for type_ in TYPES}
+    counts = {f"{word}s": dict.fromkeys(states.values(), 0) for word in TYPES.values()}
     for type_, state, count in rows:
-        counts[type_][state] += count
+        counts[f"{TYPES[type_]}s"][states[state]] += count
     return counts
 
 
@@ -5108,39 +5096,37 @@ def read_stats(connection: sqlite3.Connection, tenant: int, period: Period, tena
     """Read a period's numbers from the roll-ups; events are never counted here."""
     judgements = judgements_by_number(connection)
     span, before = period.span(tenant_zone), period.before(tenant_zone)
-    steps = [hits_in(connection, tenant, some) for some in period.spans(tenant_zone)]
-    sums: Counter[tuple[int, int]] = Counter()
-    for type_, number, hits in chain(*steps):
-        sums[type_, number] += hits
-    reasons = [(type_, *judgements[number], hits) for (type_, number), hits in sums.items() if hits]
 
     def cohort(some: Span) -> Totals:
         return totals_of(cohort_in(connection, tenant, some))
 
-    def by_state(rows: Iterable[tuple[int, int, int]]) -> Counts:
+    def hits_in(some: Span) -> list[tuple[int, ...]]:
+        return sums_in(connection, tenant, "reasons", some)
+
+    def by_state(rows: Iterable[Sequence[int]]) -> Counts:
         return counts_of((type_, judgements[number][2], hits) for type_, number, hits in rows)
 
+    steps = [hits_in(some) for some in period.spans(tenant_zone)]
+    sums: Counter[tuple[int, int]] = Counter()
+    for type_, number, hits in chain(*steps):
+        sums[type_, number] += hits
+    reasons = []
+    for (type_, number), hits in sorted(sums.items(), key=lambda each: (each[0][0], -each[1], judgements[each[0][1]])):
+        verdict, reason, state = judgements[number]
+        said = {"verdict": verdict, "reason": reason, "counts_as": STATE_NAMES[state], "hits": hits}
+        reasons += [{"event_type": TYPES[type_], **said}] if hits else []
     return Stats(
         period=period,
         sent=cohort(span),
         unregistered=cohort(UNREGISTERED),
-        hits=counts_of((type_, state, hits) for type_, _, _, state, hits in reasons),
-        emails=counts_of(uniques_in(connection, tenant, span)),
+        hits=by_state(chain(*steps)),
+        emails=counts_of(sums_in(connection, tenant, "uniques", span), STATES),
         steps=list(map(by_state, steps)),
-        reasons=[
-            {
-                "event_type": TYPES[type_],
-                "verdict": verdict,
-                "reason": reason,
-                "counts_as": STATE_NAMES[state],
-                "hits": n,
-            }
-            for type_, verdict, reason, state, n in sorted(reasons, key=lambda row: (row[0], -row[4], row[1], row[2]))
-        ],
+        reasons=reasons,
         named=named_clicks(connection, tenant),
         dropped=dropped_hits(connection, tenant),
         last_hit_at=last_hit_at(connection, tenant),
-        before=(cohort(before), by_state(hits_in(connection, tenant, before))) if before else None,
+        before=(cohort(before), by_state(hits_in(before))) if before else None,
     )
 
 
@@ -5176,37 +5162,21 @@ def read_iso_time(text: str, name: str) -> int:
 
 def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
     """The numbers as stats.json has them; README lists the fields."""
-
-    def hits(counts: Counts) -> dict[str, dict[str, int]]:
-        return {
-            f"{word}s": {said: counts[type_][state] for state, said in STATE_NAMES.items()}
-            for type_, word in TYPES.items()
-        }
-
-    period = stats.period
+    period, rates = stats.period, stats.sent.rates
     begin, end = iso_time(period.starts[0]), iso_time(period.end - 1)
-    rates = {"open_rate": stats.sent.rates["Opened"], "click_rate": stats.sent.rates["Clicked"]}
     return {
         "tenant": name,
         "range": {"name": period.name, "from": begin, "to": end, "tz": period.zone_name},
-        "sent": {**asdict(stats.sent), **rates},
+        "sent": {**asdict(stats.sent), "open_rate": rates["Opened"], "click_rate": rates["Clicked"]},
         "unregistered": asdict(stats.unregistered),
-        "activity": {
-            f"{word}s": {
-                "hits": hits(stats.hits)[f"{word}s"],
-                "emails": {said: stats.emails[type_][state] for state, said in STATES.items()},
-            }
-            for type_, word in TYPES.items()
-        },
+        "activity": {noun: {"hits": hits, "emails": stats.emails[noun]} for noun, hits in stats.hits.items()},
         "reasons": stats.reasons,
-        "before": stats.before and {"sent": asdict(stats.before[0]), **hits(stats.before[1])},
+        "before": stats.before and {"sent": asdict(stats.before[0]), **stats.before[1]},
         "naming_page": [{"host": host, "reason": reason, "clicks": clicks} for host, reason, clicks in stats.named],
         "dropped": stats.dropped,
         "last_hit_at": iso_time(stats.last_hit_at),
         "waiting_hits": waiting,
-        "steps": [
-            {"from": iso_time(start), **hits(step)} for start, step in zip(period.starts, stats.steps, strict=True)
-        ],
+        "steps": [{"from": iso_time(at), **hits} for at, hits in zip(period.starts, stats.steps, strict=True)],
     }
 
 
@@ -5328,7 +5298,7 @@ class View:
 
 NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
-STATE_WORDS = {PERSON: "by people", UNCONFIRMED: "unconfirmed", MACHINE: "by machines"}
+STATE_WORDS = {"person": "by people", "unconfirmed": "unconfirmed", "machine": "by machines"}
 
 
 def grouped(number: int) -> str:
@@ -5359,12 +5329,12 @@ def change_of(now: float, then: float) -> str:
 
 def made_of(counts: Mapping[str, int]) -> str:
     """`2 by people, 1 unconfirmed, 0 by machines`."""
-    return ", ".join(f"{grouped(counts[STATES[state]])} {word}" for state, word in STATE_WORDS.items())
+    return ", ".join(f"{grouped(counts[state])} {word}" for state, word in STATE_WORDS.items())
 
 
 def state_summary(row: Mapping[str, Any], noun: str) -> str:
     """The opens or clicks of one email in words: `2 by people, 1 by machines`."""
-    counts = {word: row[f"{noun}_{STATES[state]}"] for state, word in STATE_WORDS.items()}
+    counts = {word: row[f"{noun}_{state}"] for state, word in STATE_WORDS.items()}
     return ", ".join(f"{grouped(count)} {word}" for word, count in counts.items() if count) or "–"
 
 
@@ -5528,7 +5498,7 @@ def table_section(pages: Pages, view: View, rows: Rows) -> Markup:
 # -- The curve
 
 _LINE, _CELL = Template("<tr><th>$label$cells"), Template("<td>$text")  # hundreds, so without the ends that HTML spares
-PANELS = {OPEN: (16, 120), CLICK: (164, 60)}  # where a panel begins and how high it is, in pixels
+PANELS = {"opens": (16, 120), "clicks": (164, 60)}  # where one begins and how high it is, in pixels
 
 
 def round_top(value: int) -> int:
@@ -5541,20 +5511,20 @@ def round_top(value: int) -> int:
         scale *= 10
 
 
-def bars_of(steps: Sequence[Counts], states: Sequence[int], tops: Mapping[int, int]) -> dict[int, str]:
+def bars_of(steps: Sequence[Counts], states: Iterable[str], tops: Mapping[str, int]) -> dict[str, str]:
     """The bars of each state as a path, people at the bottom."""
-    bars: dict[int, list[str]] = {state: [] for state in STATES}
+    bars = dict.fromkeys(STATE_WORDS, "")
     for n, step in enumerate(steps):
-        for type_, (top, height) in PANELS.items():
+        for noun, (top, height) in PANELS.items():
             count, above = 0, top + height
             for state in states:
-                count += step[type_][state]
-                upper = top + height - round(height * count / tops[type_])
-                if step[type_][state]:
+                count += step[noun][state]
+                upper = top + height - round(height * count / tops[noun])
+                if step[noun][state]:
                     upper = min(upper, above - 1)  # the least is seen as well
-                    bars[state].append(f"M{n}.1 {upper}h.8v{above - upper}h-.8")
+                    bars[state] += f"M{n}.1 {upper}h.8v{above - upper}h-.8"
                 above = upper
-    return {state: "".join(paths) for state, paths in bars.items()}
+    return bars
 
 
 def curve(pages: Pages, view: View, stats: Stats) -> Markup:
@@ -5563,44 +5533,36 @@ def curve(pages: Pages, view: View, stats: Stats) -> Markup:
     Across, a step is a unit, which is stretched to the width of the window; up, a unit is a pixel. So it is sharp, and its
     letters keep their size, however wide the window is.
     """
-    states = tuple(STATES) if "machines" in view.asked else (PERSON, UNCONFIRMED)
-    tops = {
-        type_: round_top(max(sum(step[type_][state] for state in states) for step in stats.steps)) for type_ in PANELS
-    }
-    bars = bars_of(stats.steps, states, tops)
+    states = list(STATE_WORDS)[: 3 if "machines" in view.asked else 2]
+    tops = {noun: round_top(max(sum(step[noun][state] for state in states) for step in stats.steps)) for noun in PANELS}
     width = 100 / len(stats.steps)
-    steps: list[Markup] = []
+    steps, rows = [], []
     marks: list[Markup] = []
-    rows: list[Markup] = []
     for n, step in enumerate(stats.steps):
         label = step_label(stats.period, n)
-        numbers = {type_: [grouped(step[type_][state]) for state in states] for type_ in PANELS}
-        told = " · ".join(f"{'+'.join(some)} {TYPES[type_]}s" for type_, some in numbers.items())
+        numbers = {noun: [grouped(step[noun][state]) for state in states] for noun in PANELS}
+        told = " · ".join(f"{'+'.join(some)} {noun}" for noun, some in numbers.items())
         rect = tag("rect", x=f"{round(n * width, 2)}%", width=f"{round(width, 2)}%")
         steps.append(tag("a", rect, tag("text", f"{label}: {told}"), href=step_url(view, stats.period, n)))
-        if any(step[type_][state] for type_ in PANELS for state in states):
-            rows.append(
-                _LINE.render(label=label, cells=joined(*(_CELL.render(text=each) for each in chain(*numbers.values()))))
-            )
+        if any(step[noun][state] for noun in PANELS for state in states):
+            cells = (_CELL.render(text=each) for each in chain(*numbers.values()))
+            rows.append(_LINE.render(label=label, cells=joined(*cells)))
         if n % -(-len(stats.steps) // 8) == 0:  # at most eight labels fit
             css = "m n" if len(marks) % 2 else "m"
             marks.append(tag("text", label, x=f"{n * width + width / 2:.1f}%", y=242, class_=css))
-    heads = [f"{TYPES[type_].capitalize()}s {STATE_WORDS[state]}" for type_ in PANELS for state in states]
-    nothing = tag("text", "Nothing in this range", class_="nothing", x="50%", y=110)
+    heads = (f"{noun.capitalize()} {STATE_WORDS[state]}" for noun in PANELS for state in states)
     return pages["_curve.html"].render(
-        opens_top=grouped(tops[OPEN]),
-        opens_middle=grouped(tops[OPEN] // 2),
-        clicks_top=grouped(tops[CLICK]),
+        opens_top=grouped(tops["opens"]),
+        opens_middle=grouped(tops["opens"] // 2),
+        clicks_top=grouped(tops["clicks"]),
         count=len(stats.steps),
-        people=bars[PERSON],
-        unconfirmed=bars[UNCONFIRMED],
-        machines=bars[MACHINE],
         steps=joined(*steps),
         marks=joined(*marks),
-        nothing="" if rows else nothing,
+        nothing="" if rows else tag("text", "Nothing in this range", class_="nothing", x="50%", y=110),
         heads=joined(*(tag("th", head, scope="col") for head in heads)),
         rows=joined(*rows),
         step=stats.period.step,
+        **bars_of(stats.steps, states, tops),
     )
 
 
@@ -5664,19 +5626,28 @@ def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> l
 
 def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
     """Figures of the mail sent in a range, and of the hits in it."""
-    before, figures = stats.before, []
-    for type_, label in ((OPEN, "Opens"), (CLICK, "Clicks")):
-        hits, emails = stats.hits[type_], stats.emails[type_]
-        count = sum(hits[state] for state in STATES)
-        of = {state: f"({counted(emails[state], 'email')})" for state in STATES}
-        made = ", ".join(f"{grouped(hits[state])} {word} {of[state]}" for state, word in STATE_WORDS.items())
-        change = change_of(count, sum(before[1][type_][state] for state in STATES)) if before else ""
-        figures.append(Figure(label, grouped(count), made, change))
-    machines = [stats.hits[type_][MACHINE] for type_ in TYPES]
-    change = change_of(sum(machines), sum(before[1][type_][MACHINE] for type_ in TYPES)) if before else ""
-    detail = f"{grouped(machines[0])} on pixels and {grouped(machines[1])} on links"
-    figures.append(Figure("Machines", grouped(sum(machines)), detail, change))
-    return sent_figures(stats.sent, before and before[0], "emails sent in this range", "of these: "), figures
+
+    def figure(label: str, detail: str, count: Callable[[Counts], int]) -> Figure:
+        number = count(stats.hits)
+        change = change_of(number, count(stats.before[1])) if stats.before else ""
+        return Figure(label, grouped(number), detail, change)
+
+    def made(noun: str) -> str:
+        pairs = ((word, stats.hits[noun][state], stats.emails[noun][state]) for state, word in STATE_WORDS.items())
+        return ", ".join(f"{grouped(hits)} {word} ({counted(emails, 'email')})" for word, hits, emails in pairs)
+
+    pixels, links = (grouped(hits["machine"]) for hits in stats.hits.values())
+    activity = [
+        figure("Opens", made("opens"), lambda hits: sum(hits["opens"][state] for state in STATE_WORDS)),
+        figure("Clicks", made("clicks"), lambda hits: sum(hits["clicks"][state] for state in STATE_WORDS)),
+        figure(
+            "Machines",
+            f"{pixels} on pixels and {links} on links",
+            lambda hits: sum(each["machine"] for each in hits.values()),
+        ),
+    ]
+    sent = sent_figures(stats.sent, stats.before and stats.before[0], "emails sent in this range", "of these: ")
+    return sent, activity
 
 
 def figure_list(figures: Iterable[Figure], of: str = "sent in this range", explained: bool = True) -> Markup:

@@ -352,7 +352,7 @@ def test_a_hit_falls_into_its_local_day_to_the_millisecond(stage: Stage) -> None
         with stage.database.reading() as connection:
             stats = tracker.read_stats(connection, stage.acme.number, tracker.read_period("7d", zone, NOW, None))
         days = [datetime.fromtimestamp(at / 1000, stats.period.zone).strftime("%d") for at in stats.period.starts]
-        counts = (sum(step[tracker.OPEN].values()) for step in stats.steps)
+        counts = (sum(step["opens"].values()) for step in stats.steps)
         return {day: count for day, count in zip(days, counts, strict=True) if count}
 
     assert opens_a_day("Asia/Kolkata") == {"19": 1, "20": 2}
