@@ -155,9 +155,9 @@ REFUSED = [
     ("stats Acme --tz Nowhere/Land", 1, "Nowhere/Land"),
     ("stats Acme --range 9y", 2, "9y"),
     ("rejudge --since yesterday", 1, "expected a time"),
-    ("ingest .", 1, ".: can't be read: Is a directory"),
-    ("judge nowhere.jsonl", 1, "nowhere.jsonl: can't be read: No such file"),
-    ("nginx --output nowhere/x.conf", 1, "nowhere/x.conf: can't be written: No such file"),
+    ("ingest .", 1, ".: Is a directory"),
+    ("judge nowhere.jsonl", 1, "nowhere.jsonl: No such file"),
+    ("nginx --output nowhere/x.conf", 1, "nowhere/x.conf: No such file"),
     *(
         (words, 2, "usage: tracker.py")
         for words in (

@@ -43,7 +43,7 @@ def test_the_way_through_nginx_over_tls_works(tmp_path: Path) -> None:
         assert " works: " in nginx.server.run("selftest", "Acme")
         nginx.server.environ.pop("SSL_CERT_FILE")
         said = nginx.server.run("selftest", "Acme", status=1)
-        assert re.match(r"wrong: https://localhost:\d+ does not answer: its certificate is not valid: ", said), said
+        assert re.match(r"wrong: https://localhost:\d+ does not answer: .*certificate", said), said
     finally:
         nginx.stop()
 
@@ -112,8 +112,8 @@ def like_ours(handler: http.server.BaseHTTPRequestHandler) -> None:
 @pytest.mark.parametrize(
     "answer, expected",
     [
-        pytest.param(answer_with(404), r"the pixel was answered by something else \(status 404\)", id="another-site"),
-        pytest.param(answer_with(200, GIF), "the pixel was answered by something else", id="another-tracker"),
+        pytest.param(answer_with(404), r"something else \(status 404\) answered the pixel", id="another-site"),
+        pytest.param(answer_with(200, GIF), "something else .* answered the pixel", id="another-tracker"),
         pytest.param(
             answer_with(200, GIF, X_Tracker="unspooled"), "answered, but not recorded: unspooled", id="full-disk"
         ),
@@ -171,7 +171,7 @@ def test_addresses_that_a_proxy_keeps_to_itself_are_named(stage: Stage, ours: st
     at = tracker.now_ms()
     hits = [hit(stage, key, at - n * 20_000, ip=seen) for n in range(2)]
     segment(stage, *hits, hit(stage, key, at, ip=seen, uri=uri, answer="302"))
-    faults = list(tracker.counted_faults(stage.database, stage.acme, key, ours, stage.settings))
+    faults = list(tracker.counted_faults(stage.database, stage.acme, key, ours))
     assert [fault.partition(":")[0] for fault in faults] == ["readers' addresses are lost"] * lost
 
 
@@ -179,5 +179,5 @@ def test_one_pixel_of_two_is_a_cache_on_the_way(stage: Stage, monkeypatch: pytes
     monkeypatch.setattr(tracker, "SELFTEST_SECONDS", 0.5)
     key = f"{tracker.TEST_KEY}1"
     segment(stage, hit(stage, key, tracker.now_ms()))
-    [fault] = tracker.counted_faults(stage.database, stage.acme, key, "127.0.0.1", stage.settings)
-    assert fault == "of two pixels 1 came; expected no cache on the way that answers in this server's place"
+    [fault] = tracker.counted_faults(stage.database, stage.acme, key, "127.0.0.1")
+    assert fault == "the pixels did not both come; expected no cache on the way that answers in this server's place"
