@@ -4197,7 +4197,7 @@ PROGRAMS = Table(
     more=("emails",),
     columns=(
         Column("Opened with", "head", "client", "client", "client"),
-        Column("Device", "device", "device", "device", "device"),
+        Column("Device", "word", "device", "device", "device"),
         Column("Opens by people", "number", "opens_person", "people", "sum(opens_person)"),
         Column("Unconfirmed", "number", "opens_unconfirmed", "unconfirmed", "sum(opens_unconfirmed)"),
         Column("Share", "share", "opens", "share", "sum(opens_person + opens_unconfirmed)"),
@@ -4240,6 +4240,9 @@ def read_cursor(text: str) -> Cursor | None:
     return Cursor(int(match[1]), int(match[2])) if match else None
 
 
+ALL_ROWS = 1 << 40
+
+
 class Wanted(NamedTuple):
     """Which rows of a table somebody asks for, and in which order."""
 
@@ -4253,7 +4256,7 @@ class Wanted(NamedTuple):
     people: bool = True  # whether recipients and subjects may be searched
     whole: bool = False  # for an export: newest first, and with the hidden link
     after: Cursor = NEWEST
-    most: int = 1 << 40
+    most: int = ALL_ROWS
 
 
 class Rows(NamedTuple):
@@ -5195,32 +5198,26 @@ class Template(string.Template):
 
     def render(self, **values: object) -> Markup:
         """Fill in every $name; a missing one is a KeyError."""
-        return Markup(self.substitute({name: _escaped(value) for name, value in values.items()}))
-
-
-def _escaped(value: object) -> str:
-    return value if isinstance(value, Markup) else html.escape(str(value))
+        return Markup(self.substitute({name: joined(value) for name, value in values.items()}))
 
 
 def joined(*parts: object) -> Markup:
     """Pieces of HTML, and texts, one after the other."""
-    return Markup("".join(map(_escaped, parts)))
+    return Markup("".join(part if isinstance(part, Markup) else html.escape(str(part)) for part in parts))
 
 
 def tag(name: str, /, *content: object, **attributes: object) -> Markup:
     """An element; without an attribute that is "", and `class_` is for the word that Python has for itself."""
     said = [
-        f' {word.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
-        for word, value in attributes.items()
-        if value != ""
+        f' {word.rstrip("_").replace("_", "-")}="{joined(value)}"' for word, value in attributes.items() if value != ""
     ]
     end = f">{joined(*content)}</{name}>" if content else "/>"
     return Markup(f"<{name}{''.join(said)}{end}")
 
 
 TEMPLATE_NAMES = (
-    *("page.html", "dashboard.html", "campaign.html", "email.html", "message.html", "naming.html"),
-    *("_curve.html", "_empty.html", "_search.html", "_table.html", "_trial.html", "_trial_hits.html"),
+    *("page", "dashboard", "campaign", "email", "message", "naming"),
+    *("_curve", "_empty", "_search", "_table", "_trial", "_trial_hits"),
 )
 
 
@@ -5228,7 +5225,7 @@ class Pages:
     """The templates and the files they point to, read once."""
 
     def __init__(self) -> None:
-        self._templates = {name: Template(resource(f"templates/{name}").decode()) for name in TEMPLATE_NAMES}
+        self._templates = {name: Template(resource(f"templates/{name}.html").decode()) for name in TEMPLATE_NAMES}
         self.stylesheet = resource("templates/style.css")
         self.stylesheet_name = f"style.{hashlib.sha256(self.stylesheet).hexdigest()[:16]}.css"
         self.icon = resource("templates/icon.svg")
@@ -5237,13 +5234,14 @@ class Pages:
     def __getitem__(self, name: str) -> Template:
         return self._templates[name]
 
-    def page(self, title: str, body: Markup) -> str:
+    def page(self, title: str, template: str, /, **values: object) -> str:
         """A whole page."""
-        return self["page.html"].render(title=title, stylesheet=self.stylesheet_name, body=body)
+        body = self[template].render(**values)
+        return self["page"].render(title=title, stylesheet=self.stylesheet_name, body=body)
 
     def message(self, title: str, text: str) -> str:
         """A page that says one thing."""
-        return self.page(title, self["message.html"].render(title=title, text=text))
+        return self.page(title, "message", title=title, text=text)
 
 
 # -- Who reads, and what was asked for
@@ -5256,6 +5254,7 @@ TABLE_ROWS = (8, 80, 800)  # of campaigns and links: at first, and what "More" g
 class View:
     """Who reads a page, how they see times, and what they asked for; makes the links to the page asked otherwise."""
 
+    pages: Pages
     tenant: Tenant
     zone: tzinfo
     zone_name: str
@@ -5264,6 +5263,9 @@ class View:
     segments: tuple[str, ...]  # of the path
     asked: Mapping[str, str]  # parameters that are not the default
     campaign: str | None = None  # whose page it is
+
+    def page(self, title: str, template: str, /, **values: object) -> str:
+        return self.pages.page(title, template, name=self.tenant.name, home=f"{self.base}/dashboard", **values)
 
     @property
     def base(self) -> str:
@@ -5277,14 +5279,13 @@ class View:
 
     def range_url(self, **asked: str) -> str:
         """This page of another range of time."""
-        return self.url(**{**dict.fromkeys(RANGE_PARAMETERS, ""), "after": "", **asked})
+        return self.url(**{**dict.fromkeys((*RANGE_PARAMETERS, "after"), ""), **asked})
 
     def most(self, table: str) -> int:
         """How many rows of a table that goes on in place are shown."""
         return next((rows for rows in TABLE_ROWS if self.asked.get(table) == str(rows)), TABLE_ROWS[0])
 
     def time(self, at: int | None) -> str:
-        """A time as people read it."""
         return f"{datetime.fromtimestamp(at / 1000, self.zone):%d %b %Y %H:%M}" if at else ""
 
     def ago(self, at: int | None) -> Markup:
@@ -5301,57 +5302,59 @@ MINUS = "\N{MINUS SIGN}"
 STATE_WORDS = {"person": "by people", "unconfirmed": "unconfirmed", "machine": "by machines"}
 
 
-def grouped(number: int) -> str:
-    """1234567 as 1,234,567."""
-    return f"{number:,}"
-
-
 def counted(number: int, noun: str) -> str:
     """`1 email`, `2 emails`."""
-    return f"{grouped(number)} {noun}" if number == 1 else f"{grouped(number)} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def percent(rate: tuple[float, float] | None) -> str:
-    """A rate, as one figure where it is certain and as a range where it is not."""
-    if rate is None:
+Amount = int | tuple[float, float] | None  # a number, or a rate: what is certain, and what may be
+
+
+def told(amount: Amount) -> str:
+    """An amount in words: a rate as one figure where it is certain, and as a range where it is not."""
+    if amount is None:
         return "–"
-    low, high = (f"{100 * share:.1f}" for share in rate)
+    if isinstance(amount, int):
+        return f"{amount:,}"
+    low, high = (f"{100 * share:.1f}" for share in amount)
     return f"{low}{NBSP}%" if low == high else f"{low}–{high}{NBSP}%"
 
 
-def change_of(now: float, then: float) -> str:
-    """How a number differs from the one before: `+12 %`."""
-    if not then:
-        return "none before" if now else ""
-    difference = 100 * (now - then) / then
-    return "the same" if abs(difference) < 0.5 else f"{difference:+,.0f}{NBSP}%".replace("-", MINUS)
+def change_of(now: Amount, then: Amount) -> str:
+    """How an amount differs from the one before: `+12 %`, `+1.5 points`; "" if there was none."""
+    if isinstance(now, int) and isinstance(then, int) and then:
+        change, least, form = 100 * (now - then) / then, 0.5, "{:+,.0f}" + NBSP + "%"
+    elif isinstance(now, tuple) and isinstance(then, tuple):
+        change, least, form = 100 * (now[0] - then[0]), 0.05, "{:+.1f} points"
+    else:
+        return "none before" if now and then == 0 else ""
+    return "the same" if abs(change) < least else form.format(change).replace("-", MINUS)
 
 
 def made_of(counts: Mapping[str, int]) -> str:
     """`2 by people, 1 unconfirmed, 0 by machines`."""
-    return ", ".join(f"{grouped(counts[state])} {word}" for state, word in STATE_WORDS.items())
+    return ", ".join(f"{counts[state]:,} {word}" for state, word in STATE_WORDS.items())
 
 
 def state_summary(row: Mapping[str, Any], noun: str) -> str:
     """The opens or clicks of one email in words: `2 by people, 1 by machines`."""
     counts = {word: row[f"{noun}_{state}"] for state, word in STATE_WORDS.items()}
-    return ", ".join(f"{grouped(count)} {word}" for word, count in counts.items() if count) or "–"
+    return ", ".join(f"{count:,} {word}" for word, count in counts.items() if count) or "–"
 
 
-AGO = (  # up to how many seconds a time is told in which unit
-    *((60, 1, "second"), (3_600, 60, "minute"), (86_400, 3_600, "hour"), (14 * 86_400, 86_400, "day")),
-    *((365 * 86_400, 7 * 86_400, "week"), (math.inf, 365 * 86_400, "year")),
-)
-LASTING = ((60, 1, "second"), (2 * 3_600, 60, "minute"), (2 * 86_400, 3_600, "hour"), (math.inf, 86_400, "day"))
+SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 7 * 86_400, "year": 365 * 86_400}
+# Up to how many seconds a length of time is told in which unit; and how long ago something was.
+LASTING = {"second": 60, "minute": 2 * 3_600, "hour": 2 * 86_400, "day": math.inf}
+AGO = {"minute": 3_600, "hour": 86_400, "day": 14 * 86_400, "week": 365 * 86_400, "year": math.inf}
 
 
-def lasting(seconds: float, units: Iterable[tuple[float, int, str]] = LASTING) -> str:
+def lasting(seconds: float, units: Mapping[str, float] = LASTING) -> str:
     """A length of time in one unit: `2 hours`."""
-    return next(counted(int(seconds // length), noun) for limit, length, noun in units if seconds < limit)
+    noun = next(noun for noun, limit in units.items() if seconds < limit)
+    return counted(int(seconds // SECONDS[noun]), noun)
 
 
 def ago(seconds: float) -> str:
-    """How long ago something was: `3 minutes ago`."""
     return "just now" if seconds < 60 else f"{lasting(seconds, AGO)} ago"
 
 
@@ -5369,64 +5372,53 @@ Row = Mapping[str, Any]
 def text_cell(text: str, whole: str = "", url: str = "", head: bool = False) -> Markup:
     """A text that somebody else wrote, which the table may have to cut off; the whole is told to who points at it."""
     shown = tag("bdi", text)
-    title = whole or text * (len(text) > SHORT)
-    return head_cell(tag("a", shown, href=url) if url else shown, title) if head else tag("td", shown, title=title)
-
-
-def head_cell(content: object, title: str = "") -> Markup:
-    """The cell that a row is known by."""
-    return tag("th", content, scope="row", title=title)
+    content = tag("a", shown, href=url) if url else shown
+    return tag("th" if head else "td", content, scope="row" * head, title=whole or text * (len(text) > SHORT))
 
 
 def share_cell(low: int, unsure: int, of: int) -> Markup:
     """How many of some emails people certainly and perhaps opened or clicked, as a small bar and the rate."""
     if not of:
-        return tag("td", grouped(low) if low else "–")
+        return tag("td", f"{low:,}" if low else "–")
     certain, rest = (f"{100 * min(count / of, 1):.0f}" for count in (low, unsure))
     bars = [tag("rect", class_="p", width=f"{certain}%")]
     if rest != "0":
         bars.append(tag("rect", class_="u", x=f"{certain}%", width=f"{rest}%"))
-    rate = percent((low / of, (low + unsure) / of))
-    title = f"{grouped(low)} of {grouped(of)}"
+    rate = told((low / of, (low + unsure) / of))
+    title = f"{low:,} of {of:,}"
     return tag("td", tag("span", tag("svg", *bars, aria_hidden="true"), f" {rate}", class_="share", title=title))
 
 
 def clicks_cell(row: Row) -> Markup:
     """The clicks of an email, and where they led."""
-    said = f"{state_summary(row, 'clicks')} ", ", ".join(map(short_url, row["links"]))
-    whole = "".join(said)
-    return tag("td", said[0], tag("small", said[1]), title=whole * (len(whole) > SHORT))
-
-
-def campaigns_cell(row: Row) -> Markup:
-    """In which campaign a link stands, or in how many."""
-    count = row["campaigns"]
-    return text_cell(row["campaign"] if count == 1 else counted(count, "campaign") if count else "–")
+    said, links = f"{state_summary(row, 'clicks')} ", ", ".join(map(short_url, row["links"]))
+    return tag("td", said, tag("small", links), title=(said + links) * (len(said + links) > SHORT))
 
 
 CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
     "text": lambda view, row, name: text_cell(row[name]),
-    "word": lambda view, row, name: tag("td", row[name]),
-    "head": lambda view, row, name: head_cell(row[name]),
-    "number": lambda view, row, name: tag("td", grouped(row[name]), class_="number"),
+    "word": lambda view, row, name: tag("td", row[name] or "hidden"),
+    "head": lambda view, row, name: tag("th", row[name], scope="row"),
+    "number": lambda view, row, name: tag("td", f"{row[name]:,}", class_="number"),
     "time": lambda view, row, name: tag("td", view.ago(row[name])),
     "url": lambda view, row, name: text_cell(short_url(row[name]), row[name], head=True),
     "states": lambda view, row, name: tag("td", state_summary(row, name)),
-    "device": lambda view, row, name: tag("td", row[name] or "hidden"),
+    "verdict": lambda view, row, name: tag("td", row[name], title=sentence_of(row["reason"]) or row["reason"]),
+    "campaign": lambda view, row, name: text_cell(row[name], url=page_url(view, "campaigns", row[name]), head=True),
+    "share": lambda view, row, name: share_cell(row[f"{name}_person"], row[f"{name}_unconfirmed"], row["emails"]),
     "subject": lambda view, row, name: text_cell(
         row.get(name) or ("(no subject)" if row["registered"] else "(not registered)")
     ),
-    "verdict": lambda view, row, name: tag("td", row[name], title=sentence_of(row["reason"]) or row["reason"]),
-    "campaign": lambda view, row, name: text_cell(row[name], url=page_url(view, "campaigns", row[name]), head=True),
     "email": lambda view, row, name: text_cell(
         row.get(name) or row["key"], url=page_url(view, "emails", row["key"]), head=True
     ),
     "way": lambda view, row, name: text_cell(
         short_url(row[name]) if row[name] else client_of(row["user_agent"])[0], row[name] or row["user_agent"]
     ),
-    "share": lambda view, row, name: share_cell(row[f"{name}_person"], row[f"{name}_unconfirmed"], row["emails"]),
     "clicks": lambda view, row, name: clicks_cell(row),
-    "campaigns": lambda view, row, name: campaigns_cell(row),
+    "campaigns": lambda view, row, name: text_cell(
+        row[name] if row["campaigns"] == 1 else counted(row["campaigns"], "campaign") if row["campaigns"] else "–"
+    ),
 }
 EXPORT_QUERIES = {  # the parameters that the exports of a page's tables have from it
     "emails": ("campaign", "q", "show"),
@@ -5458,41 +5450,42 @@ def column_head(view: View, table: str, column: Column) -> Markup:
     return tag("th", tag("a", column.head, href=url), scope="col", class_=css, aria_sort=direction)
 
 
-def table_section(pages: Pages, view: View, rows: Rows) -> Markup:
-    """A table with its heads, how many it found, where it goes on, and where it can be taken away."""
+def table_end(view: View, rows: Rows, name: str) -> Markup:
+    """How many rows a search found, where a table goes on, and where it can be taken away."""
+    found, more, take = "", joined(), joined()
+    if rows.found:
+        newest, older = rows.found
+        also = f" and {older:,} older that begin so" if older else ""
+        found = f"{newest:,} of the newest {MOST_SEARCHED:,}{also} · "
+    larger = next((str(most) for most in TABLE_ROWS if most > view.most(name)), "")
+    after, value = ("after", str(rows.next)) if rows.table is EMAILS else (name, larger)
+    if rows.next and rows.table is not EVENTS and value:
+        more = joined(tag("a", "More", href=f"{view.url(**{after: value})}#{name}", rel="next"), " · ")
+    if name in EXPORT_QUERIES:
+        query = query_of(view, EXPORT_QUERIES[name])
+        csv, json_ = (f"{view.base}/{name}.{form}{'?' * bool(query)}{query}" for form in EXPORT_TYPES)
+        take = joined("Take away as ", tag("a", "CSV", href=csv), " or ", tag("a", "JSON", href=json_))
+    return joined(found, more, take)
+
+
+def table_section(view: View, rows: Rows) -> Markup:
+    """A table with its heads, or what is said where it has no rows."""
     table = rows.table
-    name = "hits" if table is EVENTS else table.name
+    name, text = "hits" if table is EVENTS else table.name, table.empty
+    if table is EMAILS and ("q" in view.asked or view.asked.get("show", "all") != "all"):
+        text = "No email is like that."
+        if rows.next:
+            text = f"None of the newest {MOST_SORTED:,} emails is like that."
     if not rows.rows:
-        text = table.empty
-        if table is EMAILS and ("q" in view.asked or view.asked.get("show", "all") != "all"):
-            text = (
-                f"None of the newest {grouped(MOST_SORTED)} emails is like that."
-                if rows.next
-                else "No email is like that."
-            )
-        return pages["_empty.html"].render(name=name, title=table.title, text=text)
+        return view.pages["_empty"].render(name=name, title=table.title, text=text)
     columns = [column for column in table.columns if not (view.campaign and column.head == "Campaign")]
     lines = (
         tag("tr", *(CELLS[column.kind](view, row, column.field) for column in columns))
         for row in rows.named(view.people)
     )
-    take: list[object] = []
-    if rows.found is not None:
-        newest, older = rows.found
-        more = f" and {grouped(older)} older that begin so" if older else ""
-        take += [f"{grouped(newest)} of the newest {grouped(MOST_SEARCHED)}{more} · "]
-    larger = next((str(most) for most in TABLE_ROWS if most > view.most(name)), "")
-    changes = {"after": str(rows.next)} if table is EMAILS else {name: larger}
-    if rows.next and table is not EVENTS and all(changes.values()):
-        take += [tag("a", "More", href=f"{view.url(**changes)}#{name}", rel="next"), " · "]
-    if name in EXPORT_QUERIES:
-        query = query_of(view, EXPORT_QUERIES[name])
-        csv, json_ = (f"{view.base}/{name}.{form}{'?' * bool(query)}{query}" for form in EXPORT_TYPES)
-        take += ["Take away as ", tag("a", "CSV", href=csv), " or ", tag("a", "JSON", href=json_)]
     heads = joined(*(column_head(view, name, column) for column in columns))
-    return pages["_table.html"].render(
-        name=name, title=table.title, heads=heads, rows=joined(*lines), take=joined(*take)
-    )
+    end = table_end(view, rows, name)
+    return view.pages["_table"].render(name=name, title=table.title, heads=heads, rows=joined(*lines), take=end)
 
 
 # -- The curve
@@ -5527,7 +5520,7 @@ def bars_of(steps: Sequence[Counts], states: Iterable[str], tops: Mapping[str, i
     return bars
 
 
-def curve(pages: Pages, view: View, stats: Stats) -> Markup:
+def curve(view: View, stats: Stats) -> Markup:
     """Opens and clicks over time as bars, people at the bottom.
 
     Across, a step is a unit, which is stretched to the width of the window; up, a unit is a pixel. So it is sharp, and its
@@ -5540,7 +5533,7 @@ def curve(pages: Pages, view: View, stats: Stats) -> Markup:
     marks: list[Markup] = []
     for n, step in enumerate(stats.steps):
         label = step_label(stats.period, n)
-        numbers = {noun: [grouped(step[noun][state]) for state in states] for noun in PANELS}
+        numbers = {noun: [f"{step[noun][state]:,}" for state in states] for noun in PANELS}
         told = " · ".join(f"{'+'.join(some)} {noun}" for noun, some in numbers.items())
         rect = tag("rect", x=f"{round(n * width, 2)}%", width=f"{round(width, 2)}%")
         steps.append(tag("a", rect, tag("text", f"{label}: {told}"), href=step_url(view, stats.period, n)))
@@ -5551,10 +5544,10 @@ def curve(pages: Pages, view: View, stats: Stats) -> Markup:
             css = "m n" if len(marks) % 2 else "m"
             marks.append(tag("text", label, x=f"{n * width + width / 2:.1f}%", y=242, class_=css))
     heads = (f"{noun.capitalize()} {STATE_WORDS[state]}" for noun in PANELS for state in states)
-    return pages["_curve.html"].render(
-        opens_top=grouped(tops["opens"]),
-        opens_middle=grouped(tops["opens"] // 2),
-        clicks_top=grouped(tops["clicks"]),
+    return view.pages["_curve"].render(
+        opens_top=f"{tops['opens']:,}",
+        opens_middle=f"{tops['opens'] // 2:,}",
+        clicks_top=f"{tops['clicks']:,}",
         count=len(stats.steps),
         steps=joined(*steps),
         marks=joined(*marks),
@@ -5593,7 +5586,6 @@ DEFINITIONS = {
     "Clicks": "Hits on links in this range, whenever the mail was sent.",
     "Machines": "Opens and clicks in this range by scanners, bots and previews; they are in no rate.",
 }
-EXPLAINED = {"Opened", "Clicked", "Opens", "Clicks", "Machines"}  # figures that the list of reasons explains
 
 
 class Figure(NamedTuple):
@@ -5602,84 +5594,83 @@ class Figure(NamedTuple):
     label: str
     value: str
     detail: str
-    change: str = ""
+    change: str
+
+
+def figures_of(details: Mapping[str, str], now: Mapping[str, Amount], then: Mapping[str, Amount]) -> list[Figure]:
+    """A figure for each of these labels."""
+    return [
+        Figure(label, told(now[label]), detail, change_of(now[label], then.get(label)))
+        for label, detail in details.items()
+    ]
 
 
 def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> list[Figure]:
     """What became of some mail that was sent."""
-    by_click = f"; and {grouped(only)} more by a click" if (only := totals.clicked_without_open) else ""
+    only = totals.clicked_without_open
     details = {
-        "Opened": f"{of}{made_of(totals.opened)}{by_click}",
+        "Sent": sent,
+        "Opened": f"{of}{made_of(totals.opened)}" + (f"; and {only:,} more by a click" if only else ""),
         "Clicked": f"{of}{made_of(totals.clicked)}",
         "Click-to-open": f"of {counted(totals.read, 'email')} that people read",
     }
-    change = change_of(totals.emails, before.emails) if before else ""
-    figures = [Figure("Sent", grouped(totals.emails), sent, change)]
-    for label, rate in totals.rates.items():
-        change, then = "", before.rates[label] if before else None
-        if rate and then:
-            points = 100 * (rate[0] - then[0])
-            change = "the same" if abs(points) < 0.05 else f"{points:+.1f} points".replace("-", MINUS)
-        figures.append(Figure(label, percent(rate), details[label], change))
-    return figures
+    now, then = ({"Sent": each.emails, **each.rates} if each else {} for each in (totals, before))
+    return figures_of(details, now, then)
 
 
 def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
     """Figures of the mail sent in a range, and of the hits in it."""
 
-    def figure(label: str, detail: str, count: Callable[[Counts], int]) -> Figure:
-        number = count(stats.hits)
-        change = change_of(number, count(stats.before[1])) if stats.before else ""
-        return Figure(label, grouped(number), detail, change)
+    def sums(counts: Counts) -> dict[str, Amount]:
+        found: dict[str, Amount] = {
+            noun.capitalize(): sum(counts[noun][state] for state in STATE_WORDS) for noun in counts
+        }
+        return {**found, "Machines": sum(by_state["machine"] for by_state in counts.values())}
 
-    def made(noun: str) -> str:
-        pairs = ((word, stats.hits[noun][state], stats.emails[noun][state]) for state, word in STATE_WORDS.items())
-        return ", ".join(f"{grouped(hits)} {word} ({counted(emails, 'email')})" for word, hits, emails in pairs)
-
-    pixels, links = (grouped(hits["machine"]) for hits in stats.hits.values())
-    activity = [
-        figure("Opens", made("opens"), lambda hits: sum(hits["opens"][state] for state in STATE_WORDS)),
-        figure("Clicks", made("clicks"), lambda hits: sum(hits["clicks"][state] for state in STATE_WORDS)),
-        figure(
-            "Machines",
-            f"{pixels} on pixels and {links} on links",
-            lambda hits: sum(each["machine"] for each in hits.values()),
-        ),
-    ]
-    sent = sent_figures(stats.sent, stats.before and stats.before[0], "emails sent in this range", "of these: ")
-    return sent, activity
+    details = {}
+    for noun, hits in stats.hits.items():
+        emails = stats.emails[noun]
+        parts = (f"{hits[state]:,} {word} ({counted(emails[state], 'email')})" for state, word in STATE_WORDS.items())
+        details[noun.capitalize()] = ", ".join(parts)
+    pixels, links = (hits["machine"] for hits in stats.hits.values())
+    details["Machines"] = f"{pixels:,} on pixels and {links:,} on links"
+    before, then = stats.before or (None, None)
+    sent = sent_figures(stats.sent, before, "emails sent in this range", "of these: ")
+    return sent, figures_of(details, sums(stats.hits), sums(then) if then else {})
 
 
-def figure_list(figures: Iterable[Figure], of: str = "sent in this range", explained: bool = True) -> Markup:
+def figure_list(figures: Iterable[Figure], campaign: bool = False) -> Markup:
     """Figures as a list; where the page has the list of reasons, with a way to it."""
     items = []
     for label, value, detail, change in figures:
-        why = joined(" ", tag("a", "Why?", href="#why")) if explained and label in EXPLAINED else ""
-        small = tag("small", detail, why)
-        term = tag("dt", label, title=DEFINITIONS[label].replace("sent in this range", of))
-        items.append(tag("div", term, tag("dd", tag("b", value), " ", tag("span", change, class_="change"), small)))
+        about = DEFINITIONS[label].replace(
+            "sent in this range", "of this campaign" if campaign else "sent in this range"
+        )
+        unexplained = campaign or label in ("Sent", "Click-to-open")
+        small = tag("small", detail, "" if unexplained else joined(" ", tag("a", "Why?", href="#why")))
+        shown = tag("dd", tag("b", value), " ", tag("span", change, class_="change"), small)
+        items.append(tag("div", tag("dt", label, title=about), shown))
     return joined(*items)
 
 
 # -- Pages
 
 
-def kept_fields(view: View, without: Collection[str]) -> Markup:
+def kept_fields(view: View, *without: str) -> Markup:
     """What a form must send along, so that the page stays what it is otherwise."""
-    kept = [(name, value) for name, value in view.asked.items() if name not in without]
+    kept = ((name, value) for name, value in view.asked.items() if name not in without)
     return joined(*(tag("input", type="hidden", name=name, value=value) for name, value in kept))
 
 
-def search_form(pages: Pages, view: View) -> Markup:
+def search_form(view: View) -> Markup:
     """The form that searches and filters emails."""
     shown = view.asked.get("show", "all")
     options = (
-        tag("option", label, value=name, selected="selected" if name == shown else "")
-        for name, (label, _) in SHOWN.items()
+        tag("option", label, value=name, selected="selected" * (name == shown)) for name, (label, _) in SHOWN.items()
     )
-    return pages["_search.html"].render(
+    return view.pages["_search"].render(
         action="/" + "/".join(quote(segment, safe="") for segment in view.segments) + "#emails",
-        kept=kept_fields(view, ("q", "show", "after", "sort")),
+        kept=kept_fields(view, "q", "show", "after", "sort"),
         text=view.asked.get("q", ""),
         options=joined(*options),
         about="A piece of a recipient, key, subject or campaign" if view.people else "A piece of a key",
@@ -5687,7 +5678,6 @@ def search_form(pages: Pages, view: View) -> Markup:
 
 
 def range_links(view: View, period: Period) -> Markup:
-    """The ranges that have a name."""
     links = []
     for name, label in RANGES.items():
         url = view.range_url(range="" if name == DEFAULT_RANGE else name)
@@ -5696,75 +5686,68 @@ def range_links(view: View, period: Period) -> Markup:
 
 
 def reason_lines(stats: Stats) -> Markup:
-    """The rows of the list of reasons."""
     lines = []
     for row in stats.reasons:
-        hits, counts_as = tag("td", grouped(row["hits"]), class_="number"), row["counts_as"].replace("_", " ")
+        hits, counts_as = tag("td", f"{row['hits']:,}", class_="number"), row["counts_as"].replace("_", " ")
         why = tag("td", tag("code", row["reason"]), f" {sentence_of(row['reason'])}", class_="wide")
         lines.append(tag("tr", hits, tag("td", counts_as), tag("td", f"{row['verdict']}, {row['event_type']}s"), why))
     return joined(*lines)
 
 
-def dashboard_page(
-    pages: Pages, view: View, stats: Stats, tables: Mapping[str, Rows], waiting: int, trial: Markup
-) -> str:
-    """The dashboard of one tenant."""
+def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting: int, trial: Markup) -> str:
     period, machines = stats.period, "machines" in view.asked
     sent, activity = map(figure_list, dashboard_figures(stats))
-    body = pages["dashboard.html"].render(
-        **{name: table_section(pages, view, rows) for name, rows in tables.items()},
-        name=view.tenant.name,
+    return view.page(
+        f"{view.tenant.name}: opens and clicks",
+        "dashboard",
         last_hit=view.ago(stats.last_hit_at) if stats.last_hit_at else "none so far",
         ranges=range_links(view, period),
         begin=period.day(period.starts[0]),
         end=period.day(period.end - 1),
         zone=period.zone_name,
-        kept=kept_fields(view, (*RANGE_PARAMETERS, "tz", "after")),
+        kept=kept_fields(view, *RANGE_PARAMETERS, "tz", "after"),
         notices=joined(*(tag("p", text, class_="notice") for text in dashboard_notices(view, stats, waiting))),
         trial=trial,
         sent=sent,
         activity=activity,
         compared=f"; compared with the {RANGES.get(period.name, 'same length of time')} before" if stats.before else "",
-        curve=curve(pages, view, stats),
+        curve=curve(view, stats),
         machines_url=view.url(machines="" if machines else "1") + "#curve",
         machines_key=joined(" + ", tag("span", "by machines", class_="machine")) if machines else "",
         machines_text="Without machines" if machines else "With machines",
         reasons=reason_lines(stats),
-        search=search_form(pages, view),
+        search=search_form(view),
         exports=view.base,
         parameters=query_of(view, (*RANGE_PARAMETERS, "tz")),
+        **{name: table_section(view, rows) for name, rows in tables.items()},
     )
-    return pages.page(f"{view.tenant.name}: opens and clicks", body)
 
 
-def campaign_page(pages: Pages, view: View, campaign: Rows, links: Rows, emails: Rows) -> str:
+def campaign_page(view: View, campaign: Rows, links: Rows, emails: Rows) -> str:
     """One campaign: its numbers, its links, its recipients."""
     [row] = campaign.named()
-    figures = sent_figures(totals_of(row), None, "emails", "")
-    body = pages["campaign.html"].render(
-        name=view.tenant.name,
-        home=f"{view.base}/dashboard",
+    return view.page(
+        f"{row['campaign']}: {view.tenant.name}",
+        "campaign",
         campaign=row["campaign"],
         first=view.ago(row["first_email_at"]),
         last=view.ago(row["last_hit_at"]),
-        figures=figure_list(figures, "of this campaign", explained=False),
-        links=table_section(pages, view, links),
-        search=search_form(pages, view),
-        emails=table_section(pages, view, emails),
+        figures=figure_list(sent_figures(totals_of(row), None, "emails", ""), campaign=True),
+        links=table_section(view, links),
+        search=search_form(view),
+        emails=table_section(view, emails),
     )
-    return pages.page(f"{row['campaign']}: {view.tenant.name}", body)
 
 
 def timeline_row(view: View, hit: Row, arrived: int | None, arrival: str) -> Markup:
     """A hit of an email, with how long after its arrival it came, and why it counts as it does."""
-    at, url, agent = hit["timestamp"], hit["url"], hit["user_agent"]
-    after = (
-        f"{lasting(abs(at - arrived) // 1000)} {'after' if at >= arrived else 'before'} {arrival}" if arrived else ""
-    )
+    at, url, agent, after = hit["timestamp"], hit["url"], hit["user_agent"], ""
+    if arrived:
+        after = f"{lasting(abs(at - arrived) // 1000)} {'after' if at >= arrived else 'before'} {arrival}"
     why = tag("b", hit["verdict"]), " ", tag("code", hit["reason"]), tag("small", sentence_of(hit["reason"]))
     return tag(
         "tr",
-        head_cell(joined(tag("time", view.time(at), datetime=iso_time(at)), tag("small", after))),
+        tag("th", tag("time", view.time(at), datetime=iso_time(at)), tag("small", after), scope="row"),
         tag("td", hit["event_type"] + ", HEAD" * (hit["method"] == "HEAD")),
         tag("td", *why, class_="wide"),
         text_cell(", ".join(filter(None, client_of(agent))), agent or "(no user agent)"),
@@ -5773,38 +5756,35 @@ def timeline_row(view: View, hit: Row, arrived: int | None, arrival: str) -> Mar
     )
 
 
-def email_page(pages: Pages, view: View, emails: Rows, hits: Rows) -> str:
+def email_page(view: View, emails: Rows, hits: Rows) -> str:
     """One email, and everything that happened to it."""
     [email] = emails.named(view.people)
-    campaign, delivered = email["campaign"], email["delivered_at"]
+    key, subject, campaign, crumb = email["key"], email.get("subject"), email["campaign"], joined()
+    delivered = email["delivered_at"]
     arrived, arrival = delivered or email["sent_at"], "it was delivered" if delivered else "it was sent"
     about = {
-        "Key": email["key"],
+        "Key": key,
         "Recipient": (email["recipient"] or "–") if view.people else "",
         "Sent": view.time(email["sent_at"]) or "not registered",
         "Delivered": view.time(delivered),
         "Opened": state_summary(email, "opens"),
         "Clicked": state_summary(email, "clicks"),
     }
-    crumb = (
-        joined(tag("a", tag("bdi", campaign), href=page_url(view, "campaigns", campaign)), " \u203a ")
-        if campaign
-        else ""
-    )
+    if campaign:
+        crumb = joined(tag("a", tag("bdi", campaign), href=page_url(view, "campaigns", campaign)), " \u203a ")
     shown = [(name, value) for name, value in about.items() if value]
-    body = pages["email.html"].render(
-        name=view.tenant.name,
-        home=f"{view.base}/dashboard",
-        title=email.get("subject") or f"Email {email['key']}",
+    return view.page(
+        f"{subject or key}: {view.tenant.name}",
+        "email",
+        title=subject or f"Email {key}",
         campaign=crumb,
         about=joined(*(tag("div", tag("dt", name), tag("dd", tag("bdi", value))) for name, value in shown)),
         hits=joined(*(timeline_row(view, hit, arrived, arrival) for hit in reversed(hits.named(view.people)))),
         count=counted(len(hits.rows), "hit") + (" of more; all are in the export" if hits.next else ""),
         events=f"{view.base}/events",
-        key=quote(email["key"], safe=""),
+        key=quote(key, safe=""),
         zone=view.zone_name,
     )
-    return pages.page(f"{email.get('subject') or email['key']}: {view.tenant.name}", body)
 
 
 def can_allow(host: str, reason: str) -> bool:
@@ -5822,7 +5802,7 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
         yield f"This machine has no data of the time zone {tenant.tz} (install tzdata): days begin in UTC."
     if waiting:
         are = "hit is" if waiting == 1 else "hits are"
-        yield f"About {grouped(waiting)} {are} still waiting to be counted, and safe; load this page again."
+        yield f"About {waiting:,} {are} still waiting to be counted, and safe; load this page again."
     if tenant.id_in_mail_at and not tenant.one_id:
         yield (
             f"This dashboard's id stands in mail (last seen {view.time(tenant.id_in_mail_at)}): whoever reads that mail's "
@@ -6235,8 +6215,8 @@ def _lead_on(app: App, request: Request, mail_id: str, target: Target, *, signed
         raise HTTPError(400, "This link's destination can't be used: it leads back to this server.")
     if reason := _why_named(app, mail_id, target, signed=signed):
         app.record(request, mail_id, "named", reason)
-        body = app.pages["naming.html"].render(host=target.host, location=target.location)
-        return html_response(200, app.pages.page(f"This link leads to {target.host}", body))
+        title = f"This link leads to {target.host}"
+        return html_response(200, app.pages.page(title, "naming", host=target.host, location=target.location))
     app.record(request, mail_id, "302")
     return Response(302, (("Location", target.location), *REDIRECT_HEADERS), b"")
 
@@ -6347,7 +6327,7 @@ def _view(app: App, request: Request, tenant: Tenant, campaign: str | None = Non
     cut = {name: parameters.get(name, "")[: MOST_TYPED if name == "q" else MOST_ASKED] for name in ASKED}
     asked = {name: value for name, value in cut.items() if value and (name, value) != ("tz", tenant.tz)}
     people = not tenant.one_id or has_key(app, request, tenant)
-    return View(tenant, zone, name, now_ms(), people, request.segments, asked, campaign)
+    return View(app.pages, tenant, zone, name, now_ms(), people, request.segments, asked, campaign)
 
 
 def _period(connection: sqlite3.Connection, view: View) -> Period:
@@ -6364,45 +6344,47 @@ def _period(connection: sqlite3.Connection, view: View) -> Period:
 def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
     """Which rows of a table the request asks for. Raises HTTPError 400 for what can't be."""
     parameters = request.parameters()
-    search, shown = parameters.get("q", "").strip()[:MOST_TYPED], parameters.get("show") or "all"
+    shown = parameters.get("show") or "all"
     if shown not in SHOWN:
         raise HTTPError(400, f"show: expected one of {', '.join(SHOWN)}")
     name, _, order = parameters.get("sort", "").partition(".")
     order, _, up = order.partition(".")
-    sorted_tables = {each.name: each.orders for each in (CAMPAIGNS, LINKS, PROGRAMS, EMAILS)}
-    if name and name not in sorted_tables:
-        raise HTTPError(400, f"sort: expected one of the tables {', '.join(sorted_tables)}, and a column of it")
-    orders = [each for each in sorted_tables.get(name, ()) if view.people or each not in PERSONAL_FIELDS]
-    if name and (order not in orders or up not in ("", "up")):
-        raise HTTPError(400, f"sort: expected {name} and one of {', '.join(orders)}, such as {name}.{orders[0]}.up")
+    orders = {
+        each.name: [order for order in each.orders if view.people or order not in PERSONAL_FIELDS]
+        for each in (CAMPAIGNS, LINKS, PROGRAMS, EMAILS)
+    }
+    if name and name not in orders:
+        raise HTTPError(400, f"sort: expected one of the tables {', '.join(orders)}, and a column of it")
+    if name and (order not in orders[name] or up not in ("", "up")):
+        known = ", ".join(orders[name])
+        raise HTTPError(400, f"sort: expected {name} and one of {known}, such as {name}.{orders[name][0]}.up")
     text = parameters.get("after", "")
     after = read_cursor(text) if text else NEWEST
     if after is None:
         raise HTTPError(400, "after: expected what `next` said on the page before")
     asked = Wanted(campaign=view.campaign, people=view.people, **more)
     if table is EMAILS:
-        asked = asked._replace(search=UNFIT.sub("", search), shown=shown)
+        search = UNFIT.sub("", parameters.get("q", "").strip()[:MOST_TYPED])
+        asked = asked._replace(search=search, shown=shown)
     if table is EMAILS or asked.whole:
         asked = asked._replace(after=after)
-    return asked._replace(order=order, ascending=up == "up") if name == table.name and not asked.whole else asked
+    if name == table.name and not asked.whole:
+        asked = asked._replace(order=order, ascending=up == "up")
+    return asked
 
 
 def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
     """The tenant's page."""
     view = _view(app, request, tenant)
+    rows = {"emails": EMAIL_ROWS, "events": HIT_ROWS, "clients": ALL_ROWS}
     with app.numbers() as (connection, waiting):
-        period = _period(connection, view)
-        asked = {
-            "campaigns": _wanted(request, view, CAMPAIGNS, most=view.most("campaigns")),
-            "links": _wanted(request, view, LINKS, most=view.most("links")),
-            "clients": _wanted(request, view, PROGRAMS, days=period.days),
-            "events": _wanted(request, view, EVENTS, most=HIT_ROWS),
-            "emails": _wanted(request, view, EMAILS, most=EMAIL_ROWS),
-        }
+        period, tables = _period(connection, view), {}
+        for name, table in TABLES.items():
+            asked = _wanted(request, view, table, days=period.days, most=rows.get(name) or view.most(name))
+            tables[name] = read_table(connection, tenant.number, table, asked)
         stats = read_stats(connection, tenant.number, period, tenant.tz)
-        tables = {name: read_table(connection, tenant.number, TABLES[name], each) for name, each in asked.items()}
         trial = joined() if has_emails(connection, tenant.number) else _trial(app, request, tenant)
-    return html_response(200, dashboard_page(app.pages, view, stats, tables, waiting, trial))
+    return html_response(200, dashboard_page(view, stats, tables, waiting, trial))
 
 
 TEST_DESTINATION = "https://example.com/"  # reserved for such uses (RFC 2606); nobody of ours ever asks for it
@@ -6410,21 +6392,15 @@ TEST_DESTINATION = "https://example.com/"  # reserved for such uses (RFC 2606); 
 
 def _trial(app: App, request: Request, tenant: Tenant) -> Markup:
     """What a tenant without any hit is shown: what to put into a first mail, and a pixel and a link to try."""
-    public = app.settings.public_url(tenant.tracking_host)
-    base = public or "https://track.example.com"
-    key = f"{TEST_KEY}page"
+    public, key = app.settings.public_url(tenant.tracking_host), f"{TEST_KEY}page"
     hits = joined("To try it from here, open this page under the address that links begin with.")
     if public and read_origin(public)[0] == request.host and app.secrets:
-        hits = app.pages["_trial_hits.html"].render(
+        hits = app.pages["_trial_hits"].render(
             test_pixel=pixel_path(tenant.mail_id, key),
             test_click=click_path(app.secrets[0], tenant.mail_id, key, TEST_DESTINATION),
         )
-    return app.pages["_trial.html"].render(
-        instrument=f"{PROGRAM} instrument {tenant.mail_id} < message.eml > tracked.eml",
-        pixel=f'<img src="{base}/{tenant.mail_id}/pixel/KEY.gif" width="1" height="1" alt="">',
-        click=f"{base}/{tenant.mail_id}/click/KEY?url=https://…",
-        trial_hits=hits,
-    )
+    base = f"{public or 'https://track.example.com'}/{tenant.mail_id}"
+    return app.pages["_trial"].render(program=PROGRAM, mail_id=tenant.mail_id, base=base, trial_hits=hits)
 
 
 def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
@@ -6437,7 +6413,7 @@ def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> 
         if not found.rows:
             raise HTTPError(404, "There is no such campaign.")
         tables = (read_table(connection, tenant.number, *each) for each in ((LINKS, links), (EMAILS, emails)))
-        return html_response(200, campaign_page(app.pages, view, found, *tables))
+        return html_response(200, campaign_page(view, found, *tables))
 
 
 def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
@@ -6448,7 +6424,7 @@ def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response
         if not email.rows:
             raise HTTPError(404, "There is no such email.")
         hits = read_table(connection, tenant.number, EVENTS, Wanted(key=key, most=TIMELINE_ROWS))
-    return html_response(200, email_page(app.pages, view, email, hits))
+    return html_response(200, email_page(view, email, hits))
 
 
 def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
@@ -6507,7 +6483,7 @@ CHUNK_ROWS = 500  # read at once: the database is free in between; more takes me
 
 
 def export_rows(
-    database: Database, tenant: int, table: Table, form: str, asked: Wanted, limit: int = 1 << 40
+    database: Database, tenant: int, table: Table, form: str, asked: Wanted, limit: int = ALL_ROWS
 ) -> Iterator[bytes]:
     """A table as JSON or CSV, in pieces, in constant memory; the database is free in between."""
     names = [name for name in table.fields if asked.people or name not in PERSONAL_FIELDS]
@@ -6516,13 +6492,15 @@ def export_rows(
 
 
 def _pages_of(database: Database, tenant: int, table: Table, asked: Wanted, limit: int) -> Iterator[Rows]:
+    """The rows in pieces, of which only the last says where more follow."""
     following: Cursor | None = asked.after
-    while following and limit > 0:
+    while following:
         asked = asked._replace(after=following, most=min(CHUNK_ROWS, limit) if table.has_age else limit)
         with database.reading() as connection:
             page = read_table(connection, tenant, table, asked)
-        yield page
-        following, limit = page.next, limit - len(page.rows)
+        limit -= len(page.rows)
+        following = page.next if limit > 0 else None
+        yield page._replace(next=None) if following else page
 
 
 def _formatted(
@@ -6537,15 +6515,10 @@ def _json_cell(value: object) -> str:
     return "null" if value is None else json.encoder.encode_basestring(value) if isinstance(value, str) else str(value)
 
 
-def _json_time(at: int | None) -> str:
-    return "null" if at is None else f'"{iso_time(at)}"'
-
-
-def _json_flag(value: int) -> str:
-    return "true" if value else "false"
-
-
-_JSON_FORMATS = {**dict.fromkeys(TIMES_AS_NUMBERS, _json_time), "registered": _json_flag}
+_JSON_FORMATS: dict[str, Callable[[Any], str]] = {
+    **dict.fromkeys(TIMES_AS_NUMBERS, lambda at: _json_cell(iso_time(at))),
+    "registered": lambda value: "true" if value else "false",
+}
 
 
 def _json_lines(names: Sequence[str], pages: Iterator[Rows]) -> Iterator[bytes]:
@@ -6574,19 +6547,15 @@ def _csv_lines(names: Sequence[str], pages: Iterator[Rows]) -> Iterator[bytes]:
     import csv
     import io
 
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\r\n")
-    last: tuple[Any, ...] = (*names, "next")  # the newest line waits to learn whether it is the last
-    following = None
+    header = [(*names, "next")]
     for page in pages:
-        lines = [last, *((*row, "") for row in _formatted(page, names, _CSV_FORMATS, lambda value: value))]
-        writer.writerows(lines[:-1])
-        last, following = lines[-1], page.next
+        buffer = io.StringIO()
+        rows = list(_formatted(page, names, _CSV_FORMATS, lambda value: value))
+        ends = [""] * (len(rows) - 1) + [str(page.next or "")]
+        writer = csv.writer(buffer, lineterminator="\r\n")
+        writer.writerows([*header, *((*row, end) for row, end in zip(rows, ends, strict=False))])
         yield buffer.getvalue().encode("utf-8", "backslashreplace")
-        buffer.seek(0)
-        buffer.truncate()
-    writer.writerow((*last[:-1], str(following)) if following else last)
-    yield buffer.getvalue().encode("utf-8", "backslashreplace")
+        header = []
 
 
 # == API ===============================================================================================
@@ -7686,7 +7655,7 @@ def cmd_campaign_add(args: Namespace, settings: Settings) -> None:
         tenant = find_tenant(connection, args.tenant)
         with Batch(connection, now_ms()) as changes:
             first = changes.declare(tenant.number, *wanted)
-    print(f"{wanted[0]}: {grouped(args.sent)} sent" + ("" if first else ", in place of what was said before"))
+    print(f"{wanted[0]}: {args.sent:,} sent" + ("" if first else ", in place of what was said before"))
 
 
 @command("campaign list", TENANT, JSON)
@@ -7720,7 +7689,7 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
     lines += [f"{each.label:13} {each.value:>12}   {each.detail}" for each in chain(*dashboard_figures(stats))]
     for row in stats.reasons if args.why else ():
         what = f"{row['event_type']}s, {row['counts_as'].replace('_', ' ')}: {row['verdict']}, {row['reason']}"
-        lines.append(f"{grouped(row['hits']):>8} {what}. {sentence_of(row['reason'])}")
+        lines.append(f"{row['hits']:>8,} {what}. {sentence_of(row['reason'])}")
     if waiting:
         lines.append(f"about {waiting} hits are still waiting to be counted")
     _say(args, stats_json(stats, tenant.name, waiting), lines)
@@ -7974,7 +7943,7 @@ def cmd_rejudge(args: Namespace, settings: Settings) -> None:
             changed += found[1]
             with database.transaction() as connection:
                 found = rejudge_emails(connection, found[0], since, REJUDGE_EMAILS)
-    print(f"{grouped(changed)} hits are judged otherwise than before" if changed else "all hits are judged as before")
+    print(f"{changed:,} hits are judged otherwise than before" if changed else "all hits are judged as before")
 
 
 @command("backup", option("file FILE", "a file that is not there yet"))
