@@ -3950,7 +3950,6 @@ def sums_in(connection: sqlite3.Connection, tenant: int, table: str, span: Span)
 
 
 def cohort_in(connection: sqlite3.Connection, tenant: int, span: Span) -> dict[str, int]:
-    """Emails sent in a span, and how many of them are under which state."""
     [row] = sums_in(connection, tenant, "cohorts", span)
     return dict(zip(ROLLUPS["cohorts"].numbers, row, strict=True))
 
@@ -3979,13 +3978,11 @@ def named_clicks(connection: sqlite3.Connection, tenant: int) -> list[tuple[str,
 
 
 def dropped_hits(connection: sqlite3.Connection, tenant: int) -> dict[str, int]:
-    """How many of a tenant's hits became no event, by reason."""
     sql = "select reason, sum(hits) from dropped where tenant = ? group by reason order by reason"
     return dict(connection.execute(sql, (tenant,)).fetchall())
 
 
 def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
-    """When the tenant's latest hit came."""
     found: int | None = connection.execute("select max(at) from events where tenant = ?", (tenant,)).fetchone()[0]
     return found
 
@@ -4031,7 +4028,7 @@ class Column(NamedTuple):
     kind: str  # of its cells
     field: str  # that they show, perhaps with others
     order: str = ""  # the name by which it is sorted; "": it is not
-    sql: str = ""  # what is compared then
+    sql: str = ""  # what is compared then; "": its text
 
 
 @dataclass(frozen=True, slots=True)
@@ -4052,8 +4049,7 @@ class Table:
 
     @property
     def orders(self) -> dict[str, str]:
-        """By what it can be sorted."""
-        return {column.order: column.sql for column in self.columns if column.order}
+        return {column.order: column.sql or f"lower({column.field})" for column in self.columns if column.order}
 
 
 EMAILS = Table(
@@ -4067,12 +4063,12 @@ EMAILS = Table(
     ),
     more=("delivered_at", "began_at", "links"),
     columns=(
-        Column("Recipient", "email", "recipient", "recipient", "lower(recipient)"),
-        Column("Subject", "subject", "subject", "subject", "lower(subject)"),
+        Column("Recipient", "email", "recipient", "recipient"),
+        Column("Subject", "subject", "subject", "subject"),
         Column("Opens", "states", "opens", "opens", "coalesce(open_person * 1000000 + open_unconfirmed, 0)"),
         Column("Clicks", "clicks", "clicks", "clicks", "coalesce(click_person * 1000000 + click_unconfirmed, 0)"),
         Column("Sent", "time", "began_at", "sent", "created_at"),
-        Column("Campaign", "text", "campaign", "campaign", "lower(campaign)"),
+        Column("Campaign", "text", "campaign", "campaign"),
     ),
     scopes={
         "key": "tenant = :tenant and key = :key",
@@ -4170,7 +4166,7 @@ CAMPAIGNS = Table(
     "No campaigns yet: name one when you register or instrument mail.",
     fields=("campaign", "emails", *GROUP_COLUMNS, "first_email_at", "last_hit_at"),
     columns=(
-        Column("Campaign", "campaign", "campaign", "campaign", "lower(campaign)"),
+        Column("Campaign", "campaign", "campaign", "campaign"),
         Column("Sent", "number", "emails", "sent", "emails"),
         Column("Opened", "share", "opened", "opened", f"(opened_person + click_only) {_OF_ALL}"),
         Column("Clicked", "share", "clicked", "clicked", f"clicked_person {_OF_ALL}"),
@@ -4934,42 +4930,33 @@ class Period:
 
     name: str  # of a range; "" for one from a day to a day
     zone: tzinfo
-    zone_name: str
     starts: list[int]  # of each step
     end: int
     step: str  # hour, day, week or month
 
     def day(self, at: int) -> date:
-        """The day of a moment in the zone."""
         return datetime.fromtimestamp(at / 1000, self.zone).date()
 
     @property
     def days(self) -> tuple[int, int]:
         """From which day up to which, counted from 1970."""
-        first, last = (local_day(self.zone_name, at // QUARTER_MS) for at in (self.starts[0], self.end - 1))
+        first, last = (local_day(str(self.zone), at // QUARTER_MS) for at in (self.starts[0], self.end - 1))
         return first, last + 1
 
     def spans(self, tenant_zone: str) -> list[Span]:
         """Its steps: in days where they are whole days of the tenant's own zone, else in quarters."""
-        by_day = self.step != "hour" and self.zone_name == tenant_zone
+        by_day = self.step != "hour" and str(self.zone) == tenant_zone
         bounds = [*(start // QUARTER_MS for start in self.starts), -(-self.end // QUARTER_MS)]
         if by_day:
             bounds = [*(local_day(tenant_zone, quarter) for quarter in bounds[:-1]), self.days[1]]
         return [Span(int(by_day), *each) for each in pairwise(bounds)]
 
     def span(self, tenant_zone: str) -> Span:
-        """All of it."""
         spans = self.spans(tenant_zone)
         return spans[0]._replace(end=spans[-1].end)
 
-    def before(self, tenant_zone: str) -> Span | None:
-        """The same length of time before it, as far as now has come in it; None before all there is."""
-        span = self.span(tenant_zone)
-        return None if self.name == "all" else span._replace(start=2 * span.start - span.end, end=span.start)
-
 
 def read_zone(name: str) -> tzinfo:
-    """The time zone of that name. Raises BadInput."""
     found = zone_named(name)
     if found is None:
         raise BadInput(f"tz is {name[:60]!r}; expected a time zone such as Europe/Rome or UTC")
@@ -4998,7 +4985,7 @@ def read_period(name: str, zone_name: str, now: int, first: int | None, days: Da
         moments = [math.floor(hour.timestamp()) * 1000 - 23 * HOUR_MS]
     if step == "hour":
         moments = list(range(moments[0], end, HOUR_MS))
-    return Period(name, zone, zone_name, moments, end, step)
+    return Period(name, zone, moments, end, step)
 
 
 def _steps(begin: date, last: date, whole: bool) -> tuple[str, list[date]]:
@@ -5046,7 +5033,6 @@ class Totals:
 
     @property
     def read(self) -> int:
-        """How many emails people certainly read."""
         return self.opened["person"] + self.clicked_without_open
 
     @property
@@ -5082,7 +5068,6 @@ class Stats:
 
 
 def totals_of(sums: Mapping[str, int]) -> Totals:
-    """The totals that a row of a cohort or a campaign has."""
     opened, clicked = ({state: sums[f"{verb}_{state}"] for state in STATES.values()} for verb in ("opened", "clicked"))
     return Totals(sums["emails"], opened, clicked, sums["click_only"])
 
@@ -5098,7 +5083,9 @@ def counts_of(rows: Iterable[Sequence[int]], states: Mapping[int, str] = STATE_N
 def read_stats(connection: sqlite3.Connection, tenant: int, period: Period, tenant_zone: str = "UTC") -> Stats:
     """Read a period's numbers from the roll-ups; events are never counted here."""
     judgements = judgements_by_number(connection)
-    span, before = period.span(tenant_zone), period.before(tenant_zone)
+    span, before = period.span(tenant_zone), None
+    if period.name != "all":  # as long a time before it, of which as much has passed
+        before = span._replace(start=2 * span.start - span.end, end=span.start)
 
     def cohort(some: Span) -> Totals:
         return totals_of(cohort_in(connection, tenant, some))
@@ -5136,7 +5123,6 @@ def read_stats(connection: sqlite3.Connection, tenant: int, period: Period, tena
 def period_of(
     connection: sqlite3.Connection, tenant: int, name: str, zone_name: str, now: int, days: Days | None = None
 ) -> Period:
-    """The period a reader asks for. Raises BadInput."""
     first = first_quarter(connection, tenant) if name == "all" and not days else None
     return read_period(name, zone_name, now, None if first is None else first * QUARTER_MS, days)
 
@@ -5169,7 +5155,7 @@ def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
     begin, end = iso_time(period.starts[0]), iso_time(period.end - 1)
     return {
         "tenant": name,
-        "range": {"name": period.name, "from": begin, "to": end, "tz": period.zone_name},
+        "range": {"name": period.name, "from": begin, "to": end, "tz": str(period.zone)},
         "sent": {**asdict(stats.sent), "open_rate": rates["Opened"], "click_rate": rates["Clicked"]},
         "unregistered": asdict(stats.unregistered),
         "activity": {noun: {"hits": hits, "emails": stats.emails[noun]} for noun, hits in stats.hits.items()},
@@ -5235,12 +5221,10 @@ class Pages:
         return self._templates[name]
 
     def page(self, title: str, template: str, /, **values: object) -> str:
-        """A whole page."""
         body = self[template].render(**values)
         return self["page"].render(title=title, stylesheet=self.stylesheet_name, body=body)
 
     def message(self, title: str, text: str) -> str:
-        """A page that says one thing."""
         return self.page(title, "message", title=title, text=text)
 
 
@@ -5257,7 +5241,6 @@ class View:
     pages: Pages
     tenant: Tenant
     zone: tzinfo
-    zone_name: str
     now: int
     people: bool  # whether recipients, subjects and addresses may be shown
     segments: tuple[str, ...]  # of the path
@@ -5278,7 +5261,6 @@ class View:
         return "?" + "&".join(f"{name}={quote(value, safe=':,')}" for name, value in query.items())
 
     def range_url(self, **asked: str) -> str:
-        """This page of another range of time."""
         return self.url(**{**dict.fromkeys((*RANGE_PARAMETERS, "after"), ""), **asked})
 
     def most(self, table: str) -> int:
@@ -5359,7 +5341,6 @@ def ago(seconds: float) -> str:
 
 
 def short_url(url: str) -> str:
-    """A destination without its scheme."""
     return "(hidden link)" if url == HIDDEN_TARGET else re.sub(r"^https?://(?:www\.)?", "", url).rstrip("/")
 
 
@@ -5390,7 +5371,6 @@ def share_cell(low: int, unsure: int, of: int) -> Markup:
 
 
 def clicks_cell(row: Row) -> Markup:
-    """The clicks of an email, and where they led."""
     said, links = f"{state_summary(row, 'clicks')} ", ", ".join(map(short_url, row["links"]))
     return tag("td", said, tag("small", links), title=(said + links) * (len(said + links) > SHORT))
 
@@ -5429,7 +5409,6 @@ EXPORT_QUERIES = {  # the parameters that the exports of a page's tables have fr
 
 
 def page_url(view: View, kind: str, name: str) -> str:
-    """The page of a campaign or an email."""
     return f"{view.base}/{kind}/{quote(name, safe='')}"
 
 
@@ -5505,7 +5484,6 @@ def round_top(value: int) -> int:
 
 
 def bars_of(steps: Sequence[Counts], states: Iterable[str], tops: Mapping[str, int]) -> dict[str, str]:
-    """The bars of each state as a path, people at the bottom."""
     bars = dict.fromkeys(STATE_WORDS, "")
     for n, step in enumerate(steps):
         for noun, (top, height) in PANELS.items():
@@ -5569,7 +5547,6 @@ def step_url(view: View, period: Period, n: int) -> str:
 
 
 def step_label(period: Period, n: int) -> str:
-    """How a step is named under the curve."""
     local = datetime.fromtimestamp(period.starts[n] / 1000, period.zone)
     forms = {"hour": "%H:%M", "month": "%b %Y"}
     return local.strftime(forms.get(period.step, f"{local.day} %b"))
@@ -5598,7 +5575,6 @@ class Figure(NamedTuple):
 
 
 def figures_of(details: Mapping[str, str], now: Mapping[str, Amount], then: Mapping[str, Amount]) -> list[Figure]:
-    """A figure for each of these labels."""
     return [
         Figure(label, told(now[label]), detail, change_of(now[label], then.get(label)))
         for label, detail in details.items()
@@ -5606,7 +5582,6 @@ def figures_of(details: Mapping[str, str], now: Mapping[str, Amount], then: Mapp
 
 
 def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> list[Figure]:
-    """What became of some mail that was sent."""
     only = totals.clicked_without_open
     details = {
         "Sent": sent,
@@ -5619,7 +5594,6 @@ def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> l
 
 
 def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
-    """Figures of the mail sent in a range, and of the hits in it."""
 
     def sums(counts: Counts) -> dict[str, Amount]:
         found: dict[str, Amount] = {
@@ -5663,7 +5637,6 @@ def kept_fields(view: View, *without: str) -> Markup:
 
 
 def search_form(view: View) -> Markup:
-    """The form that searches and filters emails."""
     shown = view.asked.get("show", "all")
     options = (
         tag("option", label, value=name, selected="selected" * (name == shown)) for name, (label, _) in SHOWN.items()
@@ -5696,6 +5669,7 @@ def reason_lines(stats: Stats) -> Markup:
 
 def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting: int, trial: Markup) -> str:
     period, machines = stats.period, "machines" in view.asked
+    other = view.url(machines="" if machines else "1") + "#curve"
     sent, activity = map(figure_list, dashboard_figures(stats))
     return view.page(
         f"{view.tenant.name}: opens and clicks",
@@ -5704,7 +5678,7 @@ def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting
         ranges=range_links(view, period),
         begin=period.day(period.starts[0]),
         end=period.day(period.end - 1),
-        zone=period.zone_name,
+        zone=str(period.zone),
         kept=kept_fields(view, *RANGE_PARAMETERS, "tz", "after"),
         notices=joined(*(tag("p", text, class_="notice") for text in dashboard_notices(view, stats, waiting))),
         trial=trial,
@@ -5712,9 +5686,8 @@ def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting
         activity=activity,
         compared=f"; compared with the {RANGES.get(period.name, 'same length of time')} before" if stats.before else "",
         curve=curve(view, stats),
-        machines_url=view.url(machines="" if machines else "1") + "#curve",
         machines_key=joined(" + ", tag("span", "by machines", class_="machine")) if machines else "",
-        machines_text="Without machines" if machines else "With machines",
+        machines=tag("a", f"{'Without' if machines else 'With'} machines", href=other),
         reasons=reason_lines(stats),
         search=search_form(view),
         exports=view.base,
@@ -5724,7 +5697,6 @@ def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting
 
 
 def campaign_page(view: View, campaign: Rows, links: Rows, emails: Rows) -> str:
-    """One campaign: its numbers, its links, its recipients."""
     [row] = campaign.named()
     return view.page(
         f"{row['campaign']}: {view.tenant.name}",
@@ -5757,7 +5729,6 @@ def timeline_row(view: View, hit: Row, arrived: int | None, arrival: str) -> Mar
 
 
 def email_page(view: View, emails: Rows, hits: Rows) -> str:
-    """One email, and everything that happened to it."""
     [email] = emails.named(view.people)
     key, subject, campaign, crumb = email["key"], email.get("subject"), email["campaign"], joined()
     delivered = email["delivered_at"]
@@ -5783,7 +5754,7 @@ def email_page(view: View, emails: Rows, hits: Rows) -> str:
         count=counted(len(hits.rows), "hit") + (" of more; all are in the export" if hits.next else ""),
         events=f"{view.base}/events",
         key=quote(key, safe=""),
-        zone=view.zone_name,
+        zone=str(view.zone),
     )
 
 
@@ -6327,7 +6298,7 @@ def _view(app: App, request: Request, tenant: Tenant, campaign: str | None = Non
     cut = {name: parameters.get(name, "")[: MOST_TYPED if name == "q" else MOST_ASKED] for name in ASKED}
     asked = {name: value for name, value in cut.items() if value and (name, value) != ("tz", tenant.tz)}
     people = not tenant.one_id or has_key(app, request, tenant)
-    return View(app.pages, tenant, zone, name, now_ms(), people, request.segments, asked, campaign)
+    return View(app.pages, tenant, zone, now_ms(), people, request.segments, asked, campaign)
 
 
 def _period(connection: sqlite3.Connection, view: View) -> Period:
@@ -6338,7 +6309,7 @@ def _period(connection: sqlite3.Connection, view: View) -> Period:
         today = f"{datetime.fromtimestamp(view.now / 1000, view.zone):%Y-%m-%d}"
         days = read_days(**{"from": asked.get("from", today), "to": asked.get("to", today)})
     name = asked.get("range", DEFAULT_RANGE)
-    return period_of(connection, view.tenant.number, name, view.zone_name, view.now, days)
+    return period_of(connection, view.tenant.number, name, str(view.zone), view.now, days)
 
 
 def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
@@ -6374,7 +6345,6 @@ def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
 
 
 def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
-    """The tenant's page."""
     view = _view(app, request, tenant)
     rows = {"emails": EMAIL_ROWS, "events": HIT_ROWS, "clients": ALL_ROWS}
     with app.numbers() as (connection, waiting):
@@ -6404,7 +6374,6 @@ def _trial(app: App, request: Request, tenant: Tenant) -> Markup:
 
 
 def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
-    """The page of a campaign."""
     view = _view(app, request, tenant, campaign)
     links = _wanted(request, view, LINKS, most=view.most("links"))
     emails = _wanted(request, view, EMAILS, most=CAMPAIGN_EMAIL_ROWS)
@@ -6417,7 +6386,6 @@ def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> 
 
 
 def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
-    """The page of an email."""
     view = _view(app, request, tenant)
     with app.numbers() as (connection, _):
         email = read_table(connection, tenant.number, EMAILS, Wanted(key=key))
@@ -6428,7 +6396,6 @@ def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response
 
 
 def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
-    """The numbers of the dashboard as JSON."""
     view = _view(app, request, tenant)
     with app.numbers() as (connection, waiting):
         stats = read_stats(connection, tenant.number, _period(connection, view), tenant.tz)
