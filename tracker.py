@@ -5008,18 +5008,20 @@ def _midnight(day: date, zone: tzinfo) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 1000
 
 
-def read_days(**asked: str) -> Days:
-    """Read the two ends of a range, both included, each by its name: `from` and `to`, or `on` alone. Raises BadInput."""
+def read_days(asked: Mapping[str, str], today: date) -> Days | None:
+    """The range of one's own that is asked for: `on` a day, or `from` one `to` another. Raises BadInput."""
+    names = ["on"] if "on" in asked else ["from", "to"] if asked.keys() & {"from", "to"} else []
     found = []
-    for name, text in asked.items():
+    for name in names:
+        text = asked.get(name, str(today))
         try:
             found.append(date.fromisoformat(text))
         except ValueError:
             raise BadInput(f"{name} is {text[:40]!r}; expected a day such as 2026-11-30") from None
-    if not date(2000, 1, 1) <= found[0] <= found[-1] < date(2100, 1, 1):
+    if found and not date(2000, 1, 1) <= found[0] <= found[-1] < date(2100, 1, 1):
         expected = "a day of this century" if len(found) == 1 else "two days of this century, in order"
-        raise BadInput(f"{' and '.join(asked)}: expected {expected}")
-    return found[0], found[-1]
+        raise BadInput(f"{' and '.join(names)}: expected {expected}")
+    return (found[0], found[-1]) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -5203,7 +5205,7 @@ def tag(name: str, /, *content: object, **attributes: object) -> Markup:
 
 TEMPLATE_NAMES = (
     *("page", "dashboard", "campaign", "email", "message", "naming"),
-    *("_curve", "_empty", "_search", "_table", "_trial", "_trial_hits"),
+    *("_curve", "_empty", "_figure", "_reason", "_search", "_table", "_trial", "_trial_hits"),
 )
 
 
@@ -5313,15 +5315,10 @@ def change_of(now: Amount, then: Amount) -> str:
     return "the same" if abs(change) < least else form.format(change).replace("-", MINUS)
 
 
-def made_of(counts: Mapping[str, int]) -> str:
+def made_of(counts: Mapping[str, int], prefix: str = "", zeros: bool = True) -> str:
     """`2 by people, 1 unconfirmed, 0 by machines`."""
-    return ", ".join(f"{counts[state]:,} {word}" for state, word in STATE_WORDS.items())
-
-
-def state_summary(row: Mapping[str, Any], noun: str) -> str:
-    """The opens or clicks of one email in words: `2 by people, 1 by machines`."""
-    counts = {word: row[f"{noun}_{state}"] for state, word in STATE_WORDS.items()}
-    return ", ".join(f"{count:,} {word}" for word, count in counts.items() if count) or "–"
+    numbers = {word: counts[prefix + state] for state, word in STATE_WORDS.items()}
+    return ", ".join(f"{number:,} {word}" for word, number in numbers.items() if number or zeros) or "–"
 
 
 SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 7 * 86_400, "year": 365 * 86_400}
@@ -5371,7 +5368,7 @@ def share_cell(low: int, unsure: int, of: int) -> Markup:
 
 
 def clicks_cell(row: Row) -> Markup:
-    said, links = f"{state_summary(row, 'clicks')} ", ", ".join(map(short_url, row["links"]))
+    said, links = f"{made_of(row, 'clicks_', zeros=False)} ", ", ".join(map(short_url, row["links"]))
     return tag("td", said, tag("small", links), title=(said + links) * (len(said + links) > SHORT))
 
 
@@ -5382,7 +5379,7 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
     "number": lambda view, row, name: tag("td", f"{row[name]:,}", class_="number"),
     "time": lambda view, row, name: tag("td", view.ago(row[name])),
     "url": lambda view, row, name: text_cell(short_url(row[name]), row[name], head=True),
-    "states": lambda view, row, name: tag("td", state_summary(row, name)),
+    "states": lambda view, row, name: tag("td", made_of(row, f"{name}_", zeros=False)),
     "verdict": lambda view, row, name: tag("td", row[name], title=sentence_of(row["reason"]) or row["reason"]),
     "campaign": lambda view, row, name: text_cell(row[name], url=page_url(view, "campaigns", row[name]), head=True),
     "share": lambda view, row, name: share_cell(row[f"{name}_person"], row[f"{name}_unconfirmed"], row["emails"]),
@@ -5475,12 +5472,8 @@ PANELS = {"opens": (16, 120), "clicks": (164, 60)}  # where one begins and how h
 
 def round_top(value: int) -> int:
     """The least even one of 2, 3, 4, 6, 8, 10, 20, 30, … that is not below the value: a round axis with a middle."""
-    scale = 1
-    while True:
-        for step in (2, 3, 4, 6, 8, 10):
-            if step * scale >= value and (step * scale) % 2 == 0:
-                return step * scale
-        scale *= 10
+    tops: Iterator[int] = (step * 10**zeros for zeros in range(19) for step in (2, 3, 4, 6, 8, 10))
+    return next(top for top in tops if top >= value and top % 2 == 0)
 
 
 def bars_of(steps: Sequence[Counts], states: Iterable[str], tops: Mapping[str, int]) -> dict[str, str]:
@@ -5539,11 +5532,8 @@ def curve(view: View, stats: Stats) -> Markup:
 
 def step_url(view: View, period: Period, n: int) -> str:
     """Where a step of the curve leads: to the range that it is."""
-    begin = period.day(period.starts[n]).isoformat()
-    if period.step in ("hour", "day"):
-        return view.range_url(on=begin)
-    end = period.day([*period.starts, period.end][n + 1] - 1).isoformat()
-    return view.range_url(**{"from": begin, "to": end})
+    begin, end = (str(period.day(at)) for at in (period.starts[n], [*period.starts, period.end][n + 1] - 1))
+    return view.range_url(**({"on": begin} if period.step in ("hour", "day") else {"from": begin, "to": end}))
 
 
 def step_label(period: Period, n: int) -> str:
@@ -5613,17 +5603,16 @@ def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
     return sent, figures_of(details, sums(stats.hits), sums(then) if then else {})
 
 
-def figure_list(figures: Iterable[Figure], campaign: bool = False) -> Markup:
+def figure_list(view: View, figures: Iterable[Figure]) -> Markup:
     """Figures as a list; where the page has the list of reasons, with a way to it."""
     items = []
-    for label, value, detail, change in figures:
-        about = DEFINITIONS[label].replace(
-            "sent in this range", "of this campaign" if campaign else "sent in this range"
-        )
-        unexplained = campaign or label in ("Sent", "Click-to-open")
-        small = tag("small", detail, "" if unexplained else joined(" ", tag("a", "Why?", href="#why")))
-        shown = tag("dd", tag("b", value), " ", tag("span", change, class_="change"), small)
-        items.append(tag("div", tag("dt", label, title=about), shown))
+    for figure in figures:
+        about, why = DEFINITIONS[figure.label], ""
+        if view.campaign:
+            about = about.replace("sent in this range", "of this campaign")
+        elif figure.label not in ("Sent", "Click-to-open"):
+            why = joined(" ", tag("a", "Why?", href="#why"))
+        items.append(view.pages["_figure"].render(**figure._asdict(), about=about, why=why))
     return joined(*items)
 
 
@@ -5658,19 +5647,18 @@ def range_links(view: View, period: Period) -> Markup:
     return joined(*links)
 
 
-def reason_lines(stats: Stats) -> Markup:
+def reason_lines(view: View, stats: Stats) -> Markup:
     lines = []
     for row in stats.reasons:
-        hits, counts_as = tag("td", f"{row['hits']:,}", class_="number"), row["counts_as"].replace("_", " ")
-        why = tag("td", tag("code", row["reason"]), f" {sentence_of(row['reason'])}", class_="wide")
-        lines.append(tag("tr", hits, tag("td", counts_as), tag("td", f"{row['verdict']}, {row['event_type']}s"), why))
+        said = {"hits": f"{row['hits']:,}", "counts_as": row["counts_as"].replace("_", " ")}
+        lines.append(view.pages["_reason"].render(**{**row, **said}, sentence=sentence_of(row["reason"])))
     return joined(*lines)
 
 
 def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting: int, trial: Markup) -> str:
     period, machines = stats.period, "machines" in view.asked
     other = view.url(machines="" if machines else "1") + "#curve"
-    sent, activity = map(figure_list, dashboard_figures(stats))
+    sent, activity = (figure_list(view, figures) for figures in dashboard_figures(stats))
     return view.page(
         f"{view.tenant.name}: opens and clicks",
         "dashboard",
@@ -5688,7 +5676,7 @@ def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting
         curve=curve(view, stats),
         machines_key=joined(" + ", tag("span", "by machines", class_="machine")) if machines else "",
         machines=tag("a", f"{'Without' if machines else 'With'} machines", href=other),
-        reasons=reason_lines(stats),
+        reasons=reason_lines(view, stats),
         search=search_form(view),
         exports=view.base,
         parameters=query_of(view, (*RANGE_PARAMETERS, "tz")),
@@ -5704,7 +5692,7 @@ def campaign_page(view: View, campaign: Rows, links: Rows, emails: Rows) -> str:
         campaign=row["campaign"],
         first=view.ago(row["first_email_at"]),
         last=view.ago(row["last_hit_at"]),
-        figures=figure_list(sent_figures(totals_of(row), None, "emails", ""), campaign=True),
+        figures=figure_list(view, sent_figures(totals_of(row), None, "emails", "")),
         links=table_section(view, links),
         search=search_form(view),
         emails=table_section(view, emails),
@@ -5738,8 +5726,8 @@ def email_page(view: View, emails: Rows, hits: Rows) -> str:
         "Recipient": (email["recipient"] or "–") if view.people else "",
         "Sent": view.time(email["sent_at"]) or "not registered",
         "Delivered": view.time(delivered),
-        "Opened": state_summary(email, "opens"),
-        "Clicked": state_summary(email, "clicks"),
+        "Opened": made_of(email, "opens_", zeros=False),
+        "Clicked": made_of(email, "clicks_", zeros=False),
     }
     if campaign:
         crumb = joined(tag("a", tag("bdi", campaign), href=page_url(view, "campaigns", campaign)), " \u203a ")
@@ -6302,13 +6290,8 @@ def _view(app: App, request: Request, tenant: Tenant, campaign: str | None = Non
 
 
 def _period(connection: sqlite3.Connection, view: View) -> Period:
-    days, asked = None, view.asked
-    if "on" in asked:
-        days = read_days(on=asked["on"])
-    elif "from" in asked or "to" in asked:
-        today = f"{datetime.fromtimestamp(view.now / 1000, view.zone):%Y-%m-%d}"
-        days = read_days(**{"from": asked.get("from", today), "to": asked.get("to", today)})
-    name = asked.get("range", DEFAULT_RANGE)
+    days = read_days(view.asked, datetime.fromtimestamp(view.now / 1000, view.zone).date())
+    name = view.asked.get("range", DEFAULT_RANGE)
     return period_of(connection, view.tenant.number, name, str(view.zone), view.now, days)
 
 
