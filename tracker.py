@@ -6530,7 +6530,7 @@ class Field(NamedTuple):
     read: Callable[[str, str], Any] | None = None  # what makes more of a text; takes the field's name too
 
 
-def _read_fields(value: object, known: Mapping[str, Field], where: str = "") -> dict[str, Any]:
+def read_fields(value: object, known: Mapping[str, Field], where: str = "") -> dict[str, Any]:
     """The fields that an object has, of those we know: a misspelt one must not be lost silently. Raises BadInput."""
     if not isinstance(value, dict):
         raise BadInput(f"{where.rstrip('.')}: expected an object".lstrip(": "))
@@ -6566,7 +6566,7 @@ _YES_NO = Field(str, words=("yes", "no"), read=lambda text, _: text == "yes")
 _A_KEY = Field(str, MAX_KEY, read=_read_key)
 _SAID_FIELDS = {name: Field(str, FIELD_LIMITS[name]) for name in SAID_OF_EMAILS}
 _SAID_FIELDS |= dict.fromkeys(("sent_at", "delivered_at"), _A_TIME)
-_EMAIL_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, "links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)}
+EMAIL_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, "links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)}
 _MESSAGE_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, "pixel": Field(str, words=PIXEL_PLACES)}
 _MESSAGE_FIELDS |= dict.fromkeys(("links", "force", "hidden_link"), _YES_NO)
 _CAMPAIGN_FIELDS = {"campaign": Field(str, MAX_CAMPAIGN), "sent": Field(int), "sent_at": Field(str, 40)}
@@ -6625,7 +6625,7 @@ def post_emails(app: App, request: Request, tenant: Tenant) -> Response:
 
 def _new_email(maker: LinkMaker, value: object, where: str) -> tuple[Registration, dict[str, Any]]:
     """An email to register, and what its sender is told of it."""
-    said = _read_fields(value, _EMAIL_FIELDS, where)
+    said = read_fields(value, EMAIL_FIELDS, where)
     key, urls, html = said.pop("key", "") or new_key(), said.pop("links", []), said.pop("html", None)
     how = maker.instrumenting(key, hidden_link=said.pop("hidden_link", False))
     about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url, "links": []}
@@ -6650,7 +6650,7 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     content_type = request.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if content_type not in ("message/rfc822", ""):
         raise HTTPError(415, f"Content-Type: expected message/rfc822, got {content_type[:60]}")
-    said = _read_fields(request.parameters(), _MESSAGE_FIELDS)
+    said = read_fields(request.parameters(), _MESSAGE_FIELDS)
     key, force = said.pop("key", "") or new_key(), said.pop("force", False)
     place, links, hidden = said.pop("pixel", "bottom"), said.pop("links", True), said.pop("hidden_link", False)
     how = maker.instrumenting(key, place=place, links=links, hidden_link=hidden)
@@ -6670,7 +6670,7 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
 
 def patch_email(app: App, request: Request, tenant: Tenant, key: str) -> Response:
     """Say more of an email that is registered: its times, above all, when the sender's system knows them."""
-    registration = Registration(key, **_read_fields(_json_body(request), _SAID_FIELDS))
+    registration = Registration(key, **read_fields(_json_body(request), _SAID_FIELDS))
     drain_for_reading(app.database)
     with app.database.transaction() as connection:
         if not any(email.registered for email in find_emails(connection, tenant.number, [key]).values()):
@@ -6693,7 +6693,7 @@ def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> R
 
 def post_campaigns(app: App, request: Request, tenant: Tenant) -> Response:
     """Say how many emails of a campaign a mailing tool sent under its own ids, and when."""
-    said = _read_fields(_json_body(request), _CAMPAIGN_FIELDS)
+    said = read_fields(_json_body(request), _CAMPAIGN_FIELDS)
     if "sent" not in said:
         raise BadInput(f"sent: expected {EXPECTED[int]}")
     campaign, sent, sent_at = read_declaration(said.get("campaign", ""), said["sent"], said.get("sent_at") or None)
@@ -6704,7 +6704,7 @@ def post_campaigns(app: App, request: Request, tenant: Tenant) -> Response:
 
 def post_tenants(app: App, request: Request) -> Response:
     """Create a tenant."""
-    said = _read_fields(_json_body(request), _TENANT_FIELDS)
+    said = read_fields(_json_body(request), _TENANT_FIELDS)
     name = read_tenant_name(said.get("name", ""))
     wanted = new_tenant_options(app.settings, said)
     if app.settings.public_url(wanted["tracking_host"]) is None:
@@ -7228,9 +7228,8 @@ def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
 def _opened(settings: Settings, *, make: bool = False, drained: bool = False) -> Iterator[Database]:
     """The database, touched as its owner; made first where there is none, or what waits counted, if that is wanted."""
     with acting_as_owner(settings):
-        database = Database(settings.database)
-        if make:
-            database = create_database(settings.database, resource("schema.sql").decode())
+        schema = resource("schema.sql").decode()
+        database = create_database(settings.database, schema) if make else Database(settings.database)
         with contextlib.closing(database):
             with database.reading():
                 pass  # a missing database is named first, before anything else that is missing with it
@@ -7258,17 +7257,16 @@ def _drain_first(database: Database) -> None:
 @command("serve", LOCAL)
 def cmd_serve(args: Namespace, settings: Settings) -> None:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
-    first = None
     try:
         with _opened(settings, make=True) as database, changing_tenants(database) as connection:
-            first = None if list_tenants(connection) else add_tenant(connection, "default", now_ms())
+            if not list_tenants(connection):
+                add_tenant(connection, "default", now_ms())  # its ids are for a person and not for a log
+                log(f"made the tenant default; its URLs: {PROGRAM} tenant show default{' --local' * settings.local}")
     except NoDatabase as error:
         if not os.path.exists(os.path.join(settings.folder, "tenants.json")):
             raise
         # Mail already sent goes on working: its hits wait in the spool until the database is back.
         log(f"serving pixels and links only: {error}")
-    if first:  # without its ids, which are for a person and not for a log
-        log(f"made the tenant default; its URLs: {PROGRAM} tenant show default{' --local' if settings.local else ''}")
     probe(settings)
     with acting_as_owner(settings):
         app = App(settings)
@@ -7341,25 +7339,15 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
         namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == name]
         made = add_tenant(connection, name, now_ms(), id_=args.id)
         tenant = _make_changes(connection, made.id, columns, rules)
+    _show(args, settings, tenant.id)
     if namesakes:
-        _tell(f"note: there was a tenant of this name already ({namesakes[0]}); commands must name them by their ids")
-    _print_tenant(args, tenant_summary(settings, tenant))
+        _tell(f"note: there was a tenant of this name already ({namesakes[0]}); name them by their ids")
     if tenant.one_id:
         key = f"{PROGRAM} tenant key {tenant.mail_id}"
         _tell(f"note: every recipient can open this dashboard, so it names nobody, and writing needs an API key: {key}")
     if not rules["allow"][0] and not tenant.any_domain:
         allow = f"{PROGRAM} tenant set {tenant.mail_id} --domain acme.com"
-        _tell(
-            f"note: signed links redirect, plain links (?url=…) lead to the naming page; to let them redirect: {allow}"
-        )
-
-
-def _print_tenant(args: Namespace, about: Mapping[str, object]) -> None:
-    lines = []
-    for name, value in about.items():
-        shown = ", ".join(value) if isinstance(value, list) else value
-        lines.append(f"{name:14} {'(set BASE_URL, or add --local)' if shown is None else shown}")
-    _say(args, about, lines)
+        _tell(f"note: plain links (?url=…) lead to the naming page, signed ones redirect; so that all do: {allow}")
 
 
 def _show(args: Namespace, settings: Settings, word: str) -> None:
@@ -7376,7 +7364,12 @@ def _show(args: Namespace, settings: Settings, word: str) -> None:
         "tracking_host": tenant.tracking_host or "",
         "api_key": bool(tenant.api_key_hash),
     }
-    _print_tenant(args, about)
+    lines = []
+    for name, value in about.items():
+        shown = ", ".join(value) if isinstance(value, list) else value
+        if shown != "":
+            lines.append(f"{name:14} {'(set BASE_URL, or add --local)' if shown is None else shown}")
+    _say(args, about, lines)
 
 
 @command("tenant set", TENANT, option("--name NAME", "another name"), *TENANT_OPTIONS)
@@ -7439,7 +7432,7 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
         with database.reading() as connection:
             tenant = find_tenant(connection, args.tenant)
         if not args.yes:
-            print(f"This deletes {tenant.name}, its emails and numbers. Its old links will show the naming page.")
+            print(f"This deletes {tenant.name} and its numbers; its old links will show the naming page.")
             try:
                 typed = input("Type its name to go on: ").strip()
             except EOFError:
@@ -7449,6 +7442,9 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
         with changing_tenants(database) as connection:
             remove_tenant(connection, find_tenant(connection, tenant.id), now_ms())
     print(f"deleted {tenant.name}; links in its old mail show the naming page from now on")
+
+
+INSTRUMENT_FIELDS = {**EMAIL_FIELDS, "email": EMAIL_FIELDS["key"]}  # what its options may hold
 
 
 @command(
@@ -7476,7 +7472,11 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
 )
 def cmd_instrument(args: Namespace, settings: Settings) -> int:
     """Wrap the links of a message and place the pixel: standard input to standard output. Registers it as an email."""
-    key = _key_of_email(args)
+    given = {name: getattr(args, name) for name in ("email", *SAID_OF_EMAILS)}
+    said = read_fields({name: text for name, text in given.items() if text is not None}, INSTRUMENT_FIELDS, "--")
+    if args.key_placeholder is not None and (fault := placeholder_fault(args.key_placeholder)):
+        raise BadInput(f"--key-placeholder: {fault}")
+    key = said.pop("email", args.key_placeholder) or new_key()
     output = sys.stdout.buffer
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # nothing but the message may get into the message
@@ -7486,7 +7486,7 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
         if args.html and raw.decode("latin-1").startswith(tuple(BYTE_ORDER_MARKS)):
             raise BadInput("--html: expected HTML in UTF-8, not UTF-16 or UTF-32")
         try:
-            new, report = _instrumented(args, settings, key, raw)
+            new, report = _instrumented(args, settings, key, raw, said)
         except NoTenant:
             raise
         except StoreError as error:
@@ -7504,12 +7504,15 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
     return 0
 
 
-def _instrumented(args: Namespace, settings: Settings, key: str, raw: bytes) -> tuple[bytes, Report]:
+def _instrumented(
+    args: Namespace, settings: Settings, key: str, raw: bytes, said: dict[str, Any]
+) -> tuple[bytes, Report]:
     """Instrument and register, wherever the database is and whatever its state: a mail system waits.
 
     The owner of the data may not read root's Python, so nothing else is done as the owner.
     """
     database = Database(settings.database, patience=PIPE_PATIENCE)
+    registers = args.key_placeholder is None
     try:
         with acting_as_owner(settings):
             maker = _link_maker_of(args.tenant, settings, database)
@@ -7518,31 +7521,26 @@ def _instrumented(args: Namespace, settings: Settings, key: str, raw: bytes) -> 
             place=args.pixel,
             links=args.links,
             hidden_link=args.hidden_link,
-            placeholder=args.key_placeholder is not None,
+            placeholder=not registers,
             campaign=args.campaign or "",
         )
         done = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
-        if done[1].edits and args.key_placeholder is None:
-            email = _registration(args, raw, key, done[1])
+        if done[1].edits and registers:
+            if args.html:
+                email = Registration(key, **said, links=done[1].links)
+            else:
+                email = registration_of(raw, key, done[1].links, **said)
+                number = len(said_by_headers(raw).recipients)
+                if number > 1 and "recipient" not in said:
+                    _tell(
+                        f"note: of {number} recipients, whose opens can't be told apart, {email.recipient} is registered"
+                    )
             with acting_as_owner(settings):
                 _register(settings, database, maker.mail_id, email, strict=args.strict)
         return done
     finally:
         with acting_as_owner(settings), contextlib.suppress(StoreError):
             database.close(wait=False)
-
-
-def _key_of_email(args: Namespace) -> str:
-    """The key, or what stands for it, once what is said of the email was found fit. Raises BadInput."""
-    if args.email is not None and not is_key(args.email):
-        raise BadInput(f"--email: {KEY_FAULT}")
-    if args.key_placeholder is not None and (fault := placeholder_fault(args.key_placeholder)):
-        raise BadInput(f"--key-placeholder: {fault}")
-    for name in SAID_OF_EMAILS:
-        text = getattr(args, name) or ""
-        if len(text) > FIELD_LIMITS[name] or UNFIT.search(text):
-            raise BadInput(f"--{name}: expected at most {FIELD_LIMITS[name]} characters in one line")
-    return str(args.email or args.key_placeholder or new_key())
 
 
 def _link_maker_of(word: str, settings: Settings, database: Database) -> LinkMaker:
@@ -7563,19 +7561,6 @@ def _link_maker_of(word: str, settings: Settings, database: Database) -> LinkMak
     if maker is None:
         raise BadInput(NO_PUBLIC_URL)
     return maker
-
-
-def _registration(args: Namespace, raw: bytes, key: str, report: Report) -> Registration:
-    said = {name: getattr(args, name) for name in SAID_OF_EMAILS}
-    if args.html:
-        return Registration(key, **said, links=report.links)
-    first, *others = said_by_headers(raw).recipients or [""]
-    if others and args.recipient is None:
-        number = len(others) + 1
-        _tell(
-            f"note: the message has {number} recipients, whose opens can't be told apart; it is registered for {first}"
-        )
-    return registration_of(raw, key, report.links, **said)
 
 
 def _register(settings: Settings, database: Database, mail_id: str, email: Registration, *, strict: bool) -> None:
@@ -7842,7 +7827,7 @@ def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list
     for number, line in enumerate(lines, 1):
         try:
             if number == 1 and line.lstrip().startswith(b'{"email"'):
-                context, own = _read_email_to_judge(line)
+                context, own = _read_email_to_judge(read_object(line)["email"])
             elif line.strip():
                 hit = parse_line(line)
                 if isinstance(hit, SpooledEmail):
@@ -7858,28 +7843,23 @@ def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list
     return context, hits
 
 
-def _read_email_to_judge(line: bytes) -> tuple[Context, list[Network]]:
+def _read_email_to_judge(said: Any) -> tuple[Context, list[Network]]:
     known = ("sent_at", "delivered_at", "links", "own_addresses")
-    said = read_object(line)["email"]
     if not isinstance(said, dict) or not set(said) <= set(known):
         raise BadInput(f"email: expected an object with some of {', '.join(known)}")
-    sent, delivered = (_read_time_to_judge(said.get(name), name) for name in known[:2])
-    begin = sent if delivered is None else delivered
+    begin = None
+    for name in known[:2]:  # what is said of its delivery goes before its sending
+        if (value := said.get(name)) is not None:
+            try:
+                begin = read_time(value)
+            except BadInput:
+                begin = read_iso_time(str(value), name)
     links, own = said.get("links"), said.get("own_addresses", [])
     if links is not None and (type(links) is not int or links < 0):
         raise BadInput("links: expected how many different links the mail has")
     if not isinstance(own, list) or not all(isinstance(text, str) for text in own):
         raise BadInput("own_addresses: expected a list of addresses and networks")
     return Context(begin, begin is not None, links), [ipaddress.ip_network(read_own_network(text)) for text in own]
-
-
-def _read_time_to_judge(value: Any, name: str) -> int | None:
-    try:
-        return None if value is None else read_time(value)
-    except BadInput:
-        if isinstance(value, str):
-            return read_iso_time(value, name)
-        raise BadInput(f"{name}: expected seconds since 1970, or as 2026-11-30T09:00:00Z") from None
 
 
 @command("rejudge", option("--since TIME", "only emails with hits since then, as 2026-11-30T09:00:00Z"))
@@ -7977,12 +7957,10 @@ def cmd_nginx(args: Namespace, settings: Settings) -> None:
     hosts = {host: has_certificate(args.certificates, host) for host in names}
     places = {name: os.path.abspath(getattr(args, name)) for name in ("certificates", "webroot", "log_folder")}
     _put_out(args.output, nginx_file(settings, hosts, args.http_port, **places))
-    bare = [host for host, is_certified in hosts.items() if not is_certified]
-    if bare and settings.base_url.startswith("https:"):
-        ask = '  certbot certonly --webroot -w {} -d {} --deploy-hook "systemctl reload nginx"'
-        asks = "\n".join(ask.format(args.webroot, host) for host in bare)
-        missing = f"without a certificate so far: {', '.join(bare)}"
-        _tell(f"note: {missing}. With this file nginx starts all the same; then\n{asks}\nand print the file anew")
+    for host, is_certified in hosts.items():
+        if settings.base_url.startswith("https:") and not is_certified:
+            ask = f'certbot certonly --webroot -w {args.webroot} -d {host} --deploy-hook "systemctl reload nginx"'
+            _tell(f"note: {host} has no certificate; reload nginx with this file, then: {ask}; then print it anew")
 
 
 @command(

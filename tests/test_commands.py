@@ -188,7 +188,7 @@ def test_tenant_add_prints_ids_and_urls_that_work(run: Terminal) -> None:
     assert shown["dashboard_url"] == f"{BASE}/{shown['id']}/dashboard"
     assert shown["pixel_url"].startswith(f"{BASE}/{shown['mail_id']}/pixel/")
     made = run.add("Globex", "--domain", "acme.com")
-    assert set(made) == {"name", "id", "mail_id", "dashboard_url", "pixel_url"}
+    assert set(made) >= {"name", "id", "mail_id", "dashboard_url", "pixel_url"}
     web = run.web()
     assert web.get(made["pixel_url"].removeprefix(BASE)).headers["X-Tracker"] == "recorded"
     assert "Globex" in web.get(made["dashboard_url"].removeprefix(BASE))
@@ -937,8 +937,8 @@ def test_how_many_links_a_mail_has_tells_who_followed_them_all(stage: Stage, run
             "email: expected an object with some of sent_at, delivered_at, links, own_addresses",
         ),
         (b'{"email": {"sent_at": "soon"}}', "sent_at"),
-        (b'{"email": {"sent_at": true}}', "sent_at: expected seconds since 1970"),
-        (b'{"email": {"delivered_at": -5}}', "delivered_at: expected seconds since 1970"),
+        (b'{"email": {"sent_at": true}}', "sent_at: expected a time"),
+        (b'{"email": {"delivered_at": -5}}', "delivered_at: expected a time"),
         (b'{"email": {"links": "4"}}', "links: expected how many"),
         (b'{"email": {"links": -1}}', "links: expected how many"),
         (b'{"email": {"own_addresses": "203.0.113.7"}}', "own_addresses: expected a list"),
