@@ -1238,16 +1238,13 @@ class Report:
     size_before: int = 0
     size_after: int = 0
     edits: list[Edit] = field(default_factory=list)  # of the whole; a character of new text is a byte
+    has_pixel: bool = False  # of ours, now
+    has_hidden_link: bool = False
 
     @property
     def links(self) -> int | None:
         """How many different links were wrapped, if any."""
         return len(set(self.wrapped)) or None
-
-    @property
-    def has_pixel(self) -> bool:
-        """Whether the message has a pixel of ours now."""
-        return self.pixel.startswith("placed") or self.pixel == PIXEL_THERE
 
     def warnings(self) -> list[str]:
         """What the sender should know before the message is sent."""
@@ -1298,11 +1295,8 @@ def instrument_html(text: str, how: Instrumenting) -> tuple[str, Report]:
 def instrument_html_bytes(raw: bytes, how: Instrumenting) -> tuple[bytes, Report]:
     """As instrument_html, of UTF-8; bytes that are none stay as they are, and a link with some in it is left."""
     content = raw.decode("latin-1")
-    report = Report(size_before=len(raw))
-    report.edits = page_edits(Html(content, Encoded(content)), how, report)
-    new = apply_edits(content, report.edits).encode("latin-1")
-    report.size_after = len(new)
-    return new, report
+    report = _instrument_pages([Page(content, content)], how, Report())
+    return apply_edits(content, report.edits).encode("latin-1"), report
 
 
 # -- HTML: where its tags are, and what their attributes say
@@ -1338,11 +1332,9 @@ def decode_attribute(text: str) -> str:
         if name:
             literal = not name.endswith(";") and text[match.end() : match.end() + 1] == "="
             return match[0] if literal else html.entities.html5.get(name, match[0])
-        digits = (decimal or hexadecimal).lstrip("0")[:8]
-        number = int(digits or "0", 10 if decimal else 16)
-        if number < 160:  # these may stand for letters of windows-1252, which html.unescape knows
-            return html.unescape(f"&#{number};")
-        return chr(number) if number < 0xD800 or 0xDFFF < number < 0x110000 else "\ufffd"
+        number = int((decimal or hexadecimal).lstrip("0")[:8] or "0", 10 if decimal else 16)
+        # A few stand for others, as html.unescape knows; but what it leaves out is kept.
+        return html.unescape(f"&#{number};") or chr(number)
 
     return CHARACTER_REFERENCE.sub(decode, text) if "&" in text else text
 
@@ -1420,80 +1412,93 @@ def read_attributes(text: str, tag: Tag) -> dict[str, Attribute]:
 # -- HTML: what to change in it
 
 
-class Encoded(NamedTuple):
-    """The body of a part without its transfer encoding, a character a byte."""
-
-    content: str
-    edits: Callable[[list[Edit]], list[Edit]] = list  # of the message, of edits of the content
-    longest: float = math.inf  # what a line may hold: no attribute and no pixel may be longer
-
-
-class Html(NamedTuple):
+class Page(NamedTuple):
     """HTML to instrument."""
 
+    content: str  # without its transfer encoding; a character is a byte
     text: str  # in which to look for tags: the content, but for letters that look like ASCII and are none
-    encoded: Encoded
     codec: str = "utf-8"
     name: str = "the page"
-    rank: tuple[int, ...] = ()
     unsubscribe: Collection[str] = ()  # the URLs of List-Unsubscribe
+    start: int = 0  # where its body begins in the message
+    encode: Callable[[list[Edit]], list[Edit]] = list  # edits of the body, of edits of the content
+    longest: float = math.inf  # what a line may hold: no attribute and no pixel may be longer
 
-    def read(self, start: int, end: int) -> str:
-        """What stands from start up to end. Raises UnicodeError if that can't be read."""
-        value = self.encoded.content[start:end]
-        is_plain = value.isascii() and value == self.text[start:end]
-        return value if is_plain else value.encode("latin-1").decode(self.codec)
-
-
-def page_edits(page: Html, how: Instrumenting, report: Report) -> list[Edit]:
-    """What wraps the links and places the pixel, in order; what is done and what is not goes into the report."""
-    tags = list(islice(read_tags(page.text, WANTED_TAGS), MAX_TAGS + 1))
-    if len(tags) > MAX_TAGS:  # it is no mail
-        report.skipped.append((page.name, f"it has more than {MAX_TAGS:,} links and images"))
-        if not report.has_pixel:
-            report.pixel = f"not placed: {page.name} is left as it is"
-        return []
-    edits = []
-    for tag in tags:
-        if tag.name == "img":
-            if not report.has_pixel and _says_ours(page, tag, "src", "/pixel/", how):
-                report.pixel = PIXEL_THERE
-        elif how.hidden_url and tag.name in LINK_TAGS and _says_ours(page, tag, "href", HIDDEN_PATH, how):
-            report.hidden_link = HIDDEN_THERE
-        elif how.links and (tag.name in LINK_TAGS or tag.name.startswith("v:")):
-            edits += _link_edit(page, tag, how, report)
-    return sorted([*_additions(page, tags, how, report), *edits], key=lambda edit: edit.start)
+    def read(self, place: Attribute) -> str:
+        """The value of an attribute as it is written. Raises BadTarget."""
+        value = self.content[place.start : place.end]
+        if value.isascii() and value == self.text[place.start : place.end]:
+            return value
+        try:
+            return value.encode("latin-1").decode(self.codec)
+        except UnicodeError:
+            raise BadTarget("its characters can't be read in the part's charset") from None
 
 
-def _says_ours(page: Html, tag: Tag, name: str, path: str, how: Instrumenting) -> bool:
+def _instrument_pages(pages: list[Page], how: Instrumenting, report: Report) -> Report:
+    """Find what wraps the links and places the pixel, which the first page gets; the report tells what is done and not."""
+    found = [(page, list(islice(read_tags(page.text, WANTED_TAGS), MAX_TAGS + 1))) for page in pages]
+    if any(_says_ours(page, tag, "src", "/pixel/", how) for page, tags in found for tag in tags if tag.name == "img"):
+        report.has_pixel, report.pixel = True, PIXEL_THERE
+    for page, tags in found:
+        report.size_before += len(page.content)
+        report.size_after += len(page.content)
+        if len(tags) > MAX_TAGS:  # it is no mail
+            report.skipped.append((page.name, f"it has more than {MAX_TAGS:,} links and images"))
+            if not report.has_pixel:
+                report.pixel = f"not placed: {page.name} is left as it is"
+            continue
+        links = [tag for tag in tags if tag.name in LINK_TAGS or tag.name.startswith("v:")]
+        if how.hidden_url:
+            others = [tag for tag in links if not _says_ours(page, tag, "href", HIDDEN_PATH, how)]
+            if len(others) < len(links):
+                report.has_hidden_link, report.hidden_link = True, HIDDEN_THERE
+            links = others
+        edits = _additions(page, tags, how, report)
+        if how.links:
+            edits += filter(None, [_link_edit(page, tag, how, report) for tag in links])
+        if edits:
+            edits.sort(key=lambda edit: edit.start)
+            report.touched.append(page.name)
+            report.size_after += sum(edit.growth for edit in edits)
+            edits = [Edit(page.start + edit.start, page.start + edit.end, edit.new) for edit in page.encode(edits)]
+            report.edits += edits
+    report.edits.sort(key=lambda edit: edit.start)
+    return report
+
+
+def _says_ours(page: Page, tag: Tag, name: str, path: str, how: Instrumenting) -> bool:
     """Whether an attribute holds a URL of ours with this in its path."""
     found = read_attributes(page.text, tag).get(name)
     url = browser_trim(decode_attribute(page.text[found.start : found.end])) if found else ""
     return path in f"{url}?" and how.is_ours(url)
 
 
-def _additions(page: Html, tags: list[Tag], how: Instrumenting, report: Report) -> list[Edit]:
+def _additions(page: Page, tags: list[Tag], how: Instrumenting, report: Report) -> list[Edit]:
     """What puts in the hidden link, first of all since some follow the first link only, and the pixel."""
     edits: list[Edit] = []
 
-    def put(markup: str, place: int, where: str) -> str:
-        if len(markup) > (longest := page.encoded.longest):
-            return f"not placed: it has {len(markup)} characters, and a line of this part may have {longest}"
+    def put(markup: str, place: int, where: str) -> tuple[bool, str]:
+        if len(markup) > page.longest:
+            return (
+                False,
+                f"not placed: it has {len(markup)} characters, and a line of this part may have {page.longest}",
+            )
         edits.append(Edit(place, place, markup))
-        return f"placed {where}"
+        return True, f"placed {where}"
 
-    if how.hidden_url and not report.hidden_link.startswith("placed") and report.hidden_link != HIDDEN_THERE:
+    if how.hidden_url and not report.has_hidden_link:
         place, where = _pixel_place(page.text, tags, "top")
         first = next((tag.start for tag in tags if tag.name == "a" and not tag.conditional), place)
         if first < place:  # of a piece of HTML without a body
             place, where = first, "before the first link"
         link = f'<a href="{how.hidden_url}" aria-hidden="true" tabindex="-1" style="display:none"></a>'
-        report.hidden_link = put(link, place, where)
+        report.has_hidden_link, report.hidden_link = put(link, place, where)
     if how.pixel == "none" and not report.has_pixel:
         report.pixel = "not placed: not asked for"
     elif not report.has_pixel:
         image = f'<img src="{how.pixel_url}" width="1" height="1" alt="">'
-        report.pixel = put(image, *_pixel_place(page.text, tags, how.pixel))
+        report.has_pixel, report.pixel = put(image, *_pixel_place(page.text, tags, how.pixel))
     return edits
 
 
@@ -1511,34 +1516,30 @@ def _pixel_place(text: str, tags: list[Tag], where: str) -> tuple[int, str]:
     return len(text), "at the end"
 
 
-def _link_edit(page: Html, tag: Tag, how: Instrumenting, report: Report) -> list[Edit]:
-    """The edit that wraps one tag's link, if it is to be wrapped; else the report says why not."""
+def _link_edit(page: Page, tag: Tag, how: Instrumenting, report: Report) -> Edit | None:
+    """What wraps a tag's link, if it is to be wrapped; else the report says why not."""
     attributes = read_attributes(page.text, tag)
     if (href := attributes.get("href")) is None:
-        return []
+        return None
     url = page.text[href.start : href.end]
     try:
-        url = browser_trim(decode_attribute(page.read(href.start, href.end)))
-        reason = _why_left(page, url, attributes, how)
-        if reason is None and len(report.wrapped) >= MAX_WRAPPED:
-            reason = f"the message has more than {MAX_WRAPPED:,} links"
-        if reason is None:
-            tracked = how.wrap(url)
-            if not href.quoted and not NEEDS_NO_QUOTES.fullmatch(tracked):
-                tracked = f'"{tracked}"'
-            whole = href.begin, href.end + href.quoted
-            edit = Edit(href.start, href.end, tracked, whole)
-            if whole[1] - whole[0] + edit.growth > (longest := page.encoded.longest):
-                raise BadTarget(f"its tracked link is longer than a line of this part may be ({longest} characters)")
-            report.wrapped.append(url)
-            return [edit]
-    except UnicodeError:
-        reason = "its characters can't be read in the part's charset"
+        url = browser_trim(decode_attribute(page.read(href)))
+        _refuse_other_links(page, url, attributes, how)
+        if len(report.wrapped) >= MAX_WRAPPED:
+            raise BadTarget(f"the message has more than {MAX_WRAPPED:,} links")
+        tracked = how.wrap(url)
+        if not href.quoted and not NEEDS_NO_QUOTES.fullmatch(tracked):
+            tracked = f'"{tracked}"'
+        begin, end = href.begin, href.end + href.quoted
+        edit = Edit(href.start, href.end, tracked, (begin, end))
+        if end - begin + edit.growth > page.longest:
+            raise BadTarget(f"its tracked link is longer than a line of this part may be ({page.longest} characters)")
     except BadTarget as error:
-        reason = str(error)
-    if reason:
-        report.left.append((url, reason))
-    return []
+        if reason := str(error):
+            report.left.append((url, reason))
+        return None
+    report.wrapped.append(url)
+    return edit
 
 
 def browser_trim(url: str) -> str:
@@ -1552,24 +1553,23 @@ def has_placeholder(text: str) -> bool:
     return whole or any(begin in text for begin in CUT_PLACEHOLDERS)
 
 
-def _why_left(page: Html, url: str, attributes: Mapping[str, Attribute], how: Instrumenting) -> str | None:
-    """Why a link stays as it is; None if it does not; "" for what is no link and nobody asks about."""
+def _refuse_other_links(page: Page, url: str, attributes: Mapping[str, Attribute], how: Instrumenting) -> None:
+    """Raise BadTarget, with the reason, for a link that stays as it is; with none for one that nobody asks about."""
     if how.is_ours(url):
-        return "it leads to this server already"
+        raise BadTarget("it leads to this server already")
     if has_placeholder(url):
-        return "it holds a placeholder of a template; instrument after the merge to track it"
+        raise BadTarget("it holds a placeholder of a template; instrument after the merge to track it")
     if not url or url.startswith("#"):
-        return ""
+        raise BadTarget
     if not WEB_LINK.match(url):
-        return "it is no absolute http or https link"
+        raise BadTarget("it is no absolute http or https link")
     for name, values in NOT_TRACKED.items():
         if name in attributes:
             said = page.text[attributes[name].start : attributes[name].end].strip().lower()
             if said in values if values else said != "false":
-                return f"its tag says {name}"
+                raise BadTarget(f"its tag says {name}")
     if url in page.unsubscribe:
-        return "it is the message's List-Unsubscribe"
-    return None
+        raise BadTarget("it is the message's List-Unsubscribe")
 
 
 # -- Messages: where the HTML stands. A message is read as latin-1, in which a character is a byte, and so are all places.
@@ -1589,8 +1589,10 @@ OTHER_PARTS = {
     "text/plain": "plain text is left as it is",
 }
 LINE_BREAK = re.compile(r"\r\n|\n|\r")
+BLANK_LINE = re.compile(r"(?:\A|\r\n|\n|\r(?!\n))(\r\n|\n|\r)")
 SPACED_COLON = re.compile(r"((?:\A|[\r\n])[!-9;-~]+)[ \t]+:")
-HEADER_LINE = re.compile(r"[!-9;-~]+[ \t]*:|[ \t]")
+BOUNDARY_REST = re.compile(r"(--)?[ \t]*(?:\r\n|\n|\r|\Z)")
+NO_HEADER = re.compile(r"(?:\A|[\r\n])(?![!-9;-~]+[ \t]*:|[ \t\r\n]|\Z)")
 
 
 class Part(NamedTuple):
@@ -1624,10 +1626,19 @@ def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -
     text = raw.decode("latin-1")
     report = Report()
     try:
-        report.edits = _message_edits(text, how, report, force=force)
+        pages = _message_pages(text, report, force=force)
     except Unclear as error:
         return raw, Report(pixel="not placed: the message is left as it is", skipped=[("the message", str(error))])
+    _instrument_pages(pages, how, report)
     return apply_edits(text, report.edits).encode("latin-1"), report
+
+
+def read_headers(text: str) -> email.message.Message:
+    """Read headers up to the blank line behind them."""
+    import email.parser
+
+    # A space before the colon is old, and allowed (RFC 5322 §4.5.8), but the parser takes it for the end of headers.
+    return email.parser.HeaderParser().parsestr(SPACED_COLON.sub(r"\1:", text))
 
 
 class Said(NamedTuple):
@@ -1640,7 +1651,6 @@ class Said(NamedTuple):
 def said_by_headers(raw: bytes) -> Said:
     """Read the subject and the recipients of a message, decoded; "" and none where they can't be read."""
     import email.header
-    import email.parser
     import email.utils
 
     end = re.search(rb"\r\n\r\n|\n\n|\r\r", raw[:MAX_HEADERS])
@@ -1649,7 +1659,7 @@ def said_by_headers(raw: bytes) -> Said:
         text = head.decode("utf-8")
     except UnicodeDecodeError:
         text = head.decode("latin-1")
-    headers = email.parser.HeaderParser().parsestr(SPACED_COLON.sub(r"\1:", text))
+    headers = read_headers(text)
 
     def decoded(value: object) -> str:
         text = str(value)
@@ -1664,85 +1674,56 @@ def said_by_headers(raw: bytes) -> Said:
     return Said(decoded(headers.get("Subject", "")), [decoded(address) for _, address in addresses if "@" in address])
 
 
-def _message_edits(text: str, how: Instrumenting, report: Report, *, force: bool) -> list[Edit]:
-    """What instrument_message changes. Raises Unclear where the message as a whole is left alone."""
+def _message_pages(text: str, report: Report, *, force: bool) -> list[Page]:
+    """The HTML of a message, the first that readers see first. Raises Unclear where the message is left alone."""
     start = LINE_BREAK.search(text) if text.startswith("From ") else None  # a line of mbox before the headers
     whole = read_part(text, start.end() if start else 0, len(text), "")
     for name in ("DKIM-Signature", "ARC-Seal"):
         if name in whole.headers and not force:
             raise Unclear(f"it has a {name}, which any change breaks; instrument before signing, or force it")
     lists = re.sub(r"\s", "", "".join(map(str, whole.headers.get_all("List-Unsubscribe", []))))
+    unsubscribe = re.findall("<([^<>]*)>", lists)
     pages = []
-    for part in html_parts(text, whole, report):
+    for part in sorted(html_parts(text, whole, report), key=lambda part: part.rank):
         try:
-            pages.append(read_page(text, part)._replace(unsubscribe=re.findall("<([^<>]*)>", lists)))
+            pages.append(read_page(text, part, unsubscribe))
         except Unclear as error:
             report.skipped.append((str(part), str(error)))
-    if len(pages) > 1:
-        images = ((page, tag) for page in pages for tag in islice(read_tags(page.text, {"img"}), MAX_TAGS))
-        if any(tag.name and _says_ours(page, tag, "src", "/pixel/", how) for page, tag in images):
-            report.pixel = PIXEL_THERE
-    pages.sort(key=lambda page: page.rank)  # the one pixel goes where it will be shown
-    edits = []
-    for page in pages:
-        found = page_edits(page, how, report)
-        size = len(page.encoded.content)
-        report.size_before += size
-        report.size_after += size + sum(edit.growth for edit in found)
-        if found:
-            report.touched.append(page.name)
-        edits += page.encoded.edits(found)
-    return sorted(edits, key=lambda edit: edit.start)
+    return pages
 
 
-def _line_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Where each line begins, where its line break does, and where the next line. Raises Unclear if they are too many."""
-    for count, match in enumerate(LINE_BREAK.finditer(text, start, end)):
-        if count >= MAX_LINES:
-            raise Unclear(f"it has more than {MAX_LINES:,} lines")
-        yield start, match.start(), match.end()
-        start = match.end()
-    if start < end:
-        yield start, end, end
-
-
-def read_part(text: str, start: int, end: int, number: str) -> Part:
+def read_part(text: str, start: int, end: int, number: str, rank: tuple[int, ...] = ()) -> Part:
     """Read the headers of a part. Raises Unclear where they have no end or no meaning."""
-    import email.parser
-
-    head_end, body, has_body = end, end, False
-    for at, line_end, following in _line_spans(text, start, end):
-        if line_end == at:
-            head_end, body, has_body = at, following, True
-            break
-        if line_end - start > MAX_HEADERS:
-            raise Unclear(f"its headers have more than {MAX_HEADERS:,} bytes")
-        if not HEADER_LINE.match(text, at, line_end):
-            raise Unclear("its headers hold a line that is no header")
+    head = text[start : min(start + MAX_HEADERS, end)]
+    if blank := BLANK_LINE.search(head):
+        head = head[: blank.start(1)]
+    elif len(head) == MAX_HEADERS:
+        raise Unclear(f"its headers have more than {MAX_HEADERS:,} bytes")
+    if NO_HEADER.search(head):
+        raise Unclear("its headers hold a line that is no header")
     try:
-        # A space before the colon is old, and allowed (RFC 5322 §4.5.8), but the parser takes it for the end of headers.
-        headers = email.parser.HeaderParser().parsestr(SPACED_COLON.sub(r"\1:", text[start:head_end]))
+        headers = read_headers(head)
         is_long = len(str(headers.get("Content-Type", ""))) > MAX_PARAMETERS
         kind = "" if is_long else headers.get_content_type()
     except Exception:  # whatever a header of a stranger's makes of the parser
         raise Unclear("its headers can't be read") from None
     if is_long:
         raise Unclear(f"its Content-Type has more than {MAX_PARAMETERS:,} bytes")
-    return Part(number, headers, kind, body, end, has_body)
+    return Part(number, headers, kind, start + blank.end() if blank else end, end, blank is not None, rank)
 
 
 def html_parts(text: str, whole: Part, report: Report) -> Iterator[Part]:
     """The HTML parts that readers see, in order; the report gets all others with their reasons."""
-    waiting = [(whole._replace(number="" if whole.kind in WALKED else "1"), 0)]
+    waiting = [whole._replace(number="" if whole.kind in WALKED else "1")]
     count = 1
     while waiting:
-        part, depth = waiting.pop()
+        part = waiting.pop()
         try:
             _refuse_other_parts(part)
             if part.kind == "text/html":
                 yield part
                 continue
-            if depth == MAX_DEPTH:
+            if len(part.rank) == MAX_DEPTH:
                 raise Unclear(f"it stands in {MAX_DEPTH} other parts")
             spans = split_parts(text, part)
         except Unclear as error:
@@ -1754,9 +1735,9 @@ def html_parts(text: str, whole: Part, report: Report) -> Iterator[Part]:
         inner = []
         for n, span in enumerate(spans, 1):
             number = f"{part.number}.{n}".lstrip(".")
+            rank = (*part.rank, -n if part.kind == "multipart/alternative" else n)
             try:
-                rank = (*part.rank, -n if part.kind == "multipart/alternative" else n)
-                inner.append((read_part(text, *span, number)._replace(rank=rank), depth + 1))
+                inner.append(read_part(text, *span, number, rank))
             except Unclear as error:
                 report.skipped.append((number, str(error)))
         waiting += reversed(inner)
@@ -1789,14 +1770,26 @@ def split_parts(text: str, part: Part) -> list[tuple[int, int]]:
         boundary = None
     if not boundary:
         raise Unclear("its boundary is not given, or can't be read")
+    # Parts in parts are read once for each depth, so what only begins like a boundary must cost little: it is sought
+    # with the line break before it, and lines without end are no mail.
+    places: list[int] = []
+    for line_break in "\r\n":
+        at = part.start - 2
+        while len(places) < MAX_EDGES and (at := text.find(f"{line_break}--{boundary}", at + 1, part.end)) >= 0:
+            places.append(at + 1)
+    if len(places) >= MAX_EDGES:
+        raise Unclear(f"{MAX_EDGES:,} lines or more begin as its boundary does")
     spans: list[tuple[int, int]] = []
     begin = -1
-    for start, end, is_last in _boundary_lines(text, part, "--" + boundary):
+    for place in sorted(places):
+        line = BOUNDARY_REST.match(text, place + len(f"--{boundary}"), part.end)
+        if not line:
+            continue
         if begin >= 0:
-            break_length = 2 if text.endswith("\r\n", 0, start) else 1  # the line break before it belongs to it
-            spans.append((begin, max(begin, start - break_length)))
-        begin = -1 if is_last else end
-        if is_last or len(spans) > MAX_PARTS:
+            break_length = 2 if text.endswith("\r\n", 0, place) else 1  # the line break before it belongs to it
+            spans.append((begin, max(begin, place - break_length)))
+        begin = -1 if line[1] else line.end()
+        if line[1] or len(spans) > MAX_PARTS:
             break
     if begin >= 0:
         spans.append((begin, part.end))
@@ -1805,28 +1798,13 @@ def split_parts(text: str, part: Part) -> list[tuple[int, int]]:
     return spans
 
 
-def _boundary_lines(text: str, part: Part, line: str) -> Iterator[tuple[int, int, bool]]:
-    """Where the lines of a boundary begin and end, and whether it is the last one's."""
-    rest = re.compile(r"(--)?[ \t]*(?:\r\n|\n|\r|\Z)")
-    # Parts in parts are read once for each depth, so what only begins like a boundary must cost little: it is sought
-    # with the line break before it, and lines without end are no mail.
-    places: list[int] = []
-    for line_break in "\r\n":
-        at = part.start - 2
-        while len(places) < MAX_EDGES and (at := text.find(line_break + line, at + 1, part.end)) >= 0:
-            places.append(at)
-    if len(places) >= MAX_EDGES:
-        raise Unclear(f"{MAX_EDGES:,} lines or more begin as its boundary does")
-    for at in sorted(places):
-        if match := rest.match(text, at + 1 + len(line), part.end):
-            yield at + 1, match.end(), bool(match[1])
-
-
 # -- Messages: charsets and transfer encodings. Each finds the bytes that an edit means, and encodes only what is new.
 
 ENCODED_LINE = 76  # RFC 2045 §6.7 and §6.8
 UNCHANGED = {"", "7bit", "7bits", "7-bit", "8bit", "8bits", "8-bit", "binary"}  # encodings that encode nothing
 QP_ESCAPE = re.compile("=([0-9A-Fa-f]{2})")
+# What stands for other than itself: an escape; soft line breaks and spaces at the end of a line, which are no text.
+QP_TOKEN = re.compile(rf"{QP_ESCAPE.pattern}|=[ \t]*(?:\r\n|\n|\r|\Z)|(?<![ \t])[ \t]+(?=[\r\n]|\Z)")
 BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 SHIFTED = {  # in charsets in which ASCII stands for other letters between marks: where it does
     # Kanji, katakana of half the width, letters of another set for one character (ESC N), and between SO and SI.
@@ -1839,23 +1817,23 @@ NO_CHARSETS = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-e
 MARKUP_BYTES = b"AZaz09 <>\"'=/&#;:?.-_"
 
 
-def read_page(text: str, part: Part) -> Html:
+def read_page(text: str, part: Part, unsubscribe: Collection[str]) -> Page:
     """Read the HTML of a part. Raises Unclear, with the reason, to leave it as it is."""
-    encoded = decode_part(text, part)
-    if "-----BEGIN PGP" in encoded.content:
+    content, encode, longest = decode_part(text, part)
+    if "-----BEGIN PGP" in content:
         raise Unclear("it holds a PGP block, which any change may break")
     try:
         label = part.headers.get_content_charset() or "utf-8"
     except Exception:  # whatever a header of a stranger's makes of the parser
         raise Unclear("its charset can't be read") from None
     codec = _codec(label)
-    if codec.startswith(("utf-16", "utf-32")) or encoded.content.startswith(BYTE_ORDER_MARKS):
+    if codec.startswith(("utf-16", "utf-32")) or content.startswith(BYTE_ORDER_MARKS):
         raise Unclear("it is in UTF-16 or UTF-32; send it in UTF-8 to have it instrumented")
     if codec in ("utf-7", "johab") or MARKUP_BYTES.decode(codec, "replace") != MARKUP_BYTES.decode():
         raise Unclear(f"its charset {label[:40]!r} does not keep ASCII as it is")
     shifts = SHIFTING.match(label)
-    shown = SHIFTED[(shifts[1] or shifts[2]).lower()].sub(_blank, encoded.content) if shifts else encoded.content
-    return Html(shown, encoded, codec, str(part), part.rank)
+    shown = SHIFTED[(shifts[1] or shifts[2]).lower()].sub(_blank, content) if shifts else content
+    return Page(content, shown, codec, str(part), unsubscribe, part.start, encode, longest)
 
 
 def _codec(label: str) -> str:
@@ -1875,175 +1853,145 @@ def _blank(run: re.Match[str]) -> str:
     return "_" * len(run[0])
 
 
-def decode_part(text: str, part: Part) -> Encoded:
-    """Undo a part's transfer encoding. Raises Unclear if that can't be done exactly."""
+def decode_part(text: str, part: Part) -> tuple[str, Callable[[list[Edit]], list[Edit]], float]:
+    """Undo a part's transfer encoding: what Page calls content, encode and longest. Raises Unclear."""
     token = part.header("Content-Transfer-Encoding").rstrip("; \t").lower()
-    match = LINE_BREAK.search(text, part.start, part.end) or LINE_BREAK.search(text)
+    body = text[part.start : part.end]
+    match = LINE_BREAK.search(body) or LINE_BREAK.search(text)
     line_break = match[0] if match else "\r\n"
+    if token == "binary":
+        return body, list, math.inf
+    if token in UNCHANGED:
+        return body, partial(_plain_edits, body, line_break), MAX_LINE
+    if max(map(body.count, "\r\n")) > MAX_LINES:
+        raise Unclear(f"it has more than {MAX_LINES:,} lines")
     if token == "base64":
-        return _decode_base64(text, part, line_break)
+        return *_decode_base64(body, line_break), math.inf
     if token in ("quoted-printable", "quoted printable"):
-        return _decode_quoted_printable(text, part, line_break)
-    if token not in UNCHANGED:
-        raise Unclear(f"its Content-Transfer-Encoding is {token[:40]!r}, which is unknown")
-    content = text[part.start : part.end]
-    longest = math.inf if token == "binary" else MAX_LINE
-
-    def edits_of(edits: list[Edit]) -> list[Edit]:
-        if longest == MAX_LINE:
-            edits = _plain_edits(content, line_break, edits)
-        return [Edit(edit.start + part.start, edit.end + part.start, edit.new) for edit in edits]
-
-    return Encoded(content, edits_of, longest)
+        return *_decode_quoted_printable(body, line_break), math.inf
+    raise Unclear(f"its Content-Transfer-Encoding is {token[:40]!r}, which is unknown")
 
 
-def _plain_edits(content: str, line_break: str, edits: list[Edit]) -> list[Edit]:
+def _line_begin(text: str, at: int, most: int) -> int:
+    """Where the line of a place begins, or so many characters before the place."""
+    nearest = max(at - most, 0)
+    return max(text.rfind(each, nearest, at) for each in "\r\n") + 1 or nearest
+
+
+def _line_end(text: str, at: int, most: int) -> int:
+    """Where the line of a place ends, or so many characters behind the place."""
+    furthest = min(at + most, len(text))
+    match = LINE_BREAK.search(text, at, furthest)
+    return match.start() if match else furthest
+
+
+def _plain_edits(body: str, line_break: str, edits: list[Edit]) -> list[Edit]:
     """Where a line would get longer than SMTP takes, its links and the pixel get lines of their own, within their tags."""
+    lines: list[list[Edit]] = []
+    end = -1
+    for edit in edits:
+        if edit.start > end:
+            lines.append([])
+        lines[-1].append(edit)
+        end = _line_end(body, edit.end, MAX_LINE + 1)
     found: list[Edit] = []
-    for length, line in _by_lines(content, edits):
-        if length + sum(edit.growth for edit in line) <= MAX_LINE:
+    for line in lines:
+        begin, end = (_line_begin(body, line[0].start, MAX_LINE + 1), _line_end(body, line[-1].end, MAX_LINE + 1))
+        if end - begin + sum(edit.growth for edit in line) <= MAX_LINE:
             found += line
             continue
         for edit in line:
             if edit.attribute:
                 begin, end = edit.attribute
-                new = content[begin : edit.start] + edit.new + content[edit.end : end]
+                new = body[begin : edit.start] + edit.new + body[edit.end : end]
                 found.append(Edit(begin, end, f"{line_break}{new}{line_break}"))
             else:  # the pixel
                 found.append(edit._replace(new=edit.new.replace(" ", line_break, 1)[:-1] + f"{line_break}>"))
     return found
 
 
-def _by_lines(content: str, edits: list[Edit]) -> Iterator[tuple[int, list[Edit]]]:
-    """The edits in each line, with the line's length now; of a line that is too long already not all is looked at."""
-    line: list[Edit] = []
-    start = end = 0
-    for edit in edits:
-        if line and edit.start > end:
-            yield end - start, line
-            line = []
-        if not line:
-            nearest = max(edit.start - MAX_LINE - 1, 0)
-            start = max(content.rfind(each, nearest, edit.start) for each in "\r\n") + 1 or nearest
-        line.append(edit)
-        furthest = min(edit.end + MAX_LINE + 1, len(content))
-        match = LINE_BREAK.search(content, edit.end, furthest)
-        end = match.start() if match else furthest
-    if line:
-        yield end - start, line
-
-
-def _decode_base64(text: str, part: Part, line_break: str) -> Encoded:
+def _decode_base64(body: str, line_break: str) -> tuple[str, Callable[[list[Edit]], list[Edit]]]:
     """Lines before the first edit stay; from there on all of it is encoded anew, in lines as long as before."""
-    lines = [(at, at + len(text[at:end].rstrip(" \t"))) for at, end, _ in _line_spans(text, part.start, part.end)]
-    while lines and lines[-1][0] == lines[-1][1]:  # blank lines at the end stay behind it
-        lines.pop()
-    letters = "".join(text[start:end] for start, end in lines)
+    spans = [(match.start(), match[0].rstrip(" \t")) for match in re.finditer(r"[^\r\n]+", body)]
+    lines = [(start, line) for start, line in spans if line]
+    letters = "".join(line for _, line in lines)
     try:
         if not BASE64.fullmatch(letters) or len(letters) % 4:
             raise ValueError
         content = binascii.a2b_base64(letters).decode("latin-1")
     except ValueError:
         raise Unclear("its base64 can't be read exactly") from None
-    width = max((end - start for start, end in lines), default=0)
+    width = max((len(line) for _, line in lines), default=0)
     if len(lines) == 1:
         width = max(width, ENCODED_LINE) if width <= MAX_LINE else sys.maxsize
     width = width // 4 * 4 or ENCODED_LINE
 
-    def edits_of(edits: list[Edit]) -> list[Edit]:
-        if not edits:
-            return []
-        begin, kept, before = part.start, 0, 0
-        for start, end in lines:
-            if before > edits[0].start // 3 * 4:
-                break
-            if before % 4 == 0:
+    def encode(edits: list[Edit]) -> list[Edit]:
+        begin = end = kept = before = 0
+        for start, line in lines:
+            if before % 4 == 0 and before <= edits[0].start // 3 * 4:
                 begin, kept = start, before // 4 * 3
-            before += end - start
+            before += len(line)
+            end = start + len(line)
         rest = apply_edits(content, edits)[kept:]
         encoded = binascii.b2a_base64(rest.encode("latin-1"), newline=False).decode()
-        new = line_break.join(encoded[at : at + width] for at in range(0, len(encoded), width))
-        return [Edit(begin, lines[-1][1] if lines else begin, new)]
+        return [Edit(begin, end, line_break.join(encoded[at : at + width] for at in range(0, len(encoded), width)))]
 
-    return Encoded(content, edits_of)
-
-
-class QPLine(NamedTuple):
-    """A line of a quoted-printable text: where it begins, decoded and encoded, and where its text and it itself end."""
-
-    decoded: int
-    start: int
-    stop: int  # before trailing spaces, which are no text, and before the "=" of a soft line break
-    end: int  # before the line break
-    escapes: int  # how many stand in the lines before it
+    return content, encode
 
 
-class Quoted(NamedTuple):
-    """A quoted-printable text, with what is needed to find encoded characters."""
+def _decode_quoted_printable(body: str, line_break: str) -> tuple[str, Callable[[list[Edit]], list[Edit]]]:
+    """Decode, remembering where. An "=" that is no escape stands for itself, as mail programs read it."""
+    # Of each token, where it ends, and twice the decoded place behind it; one more if the token comes last in its line:
+    # then what is put at that place stands before it.
+    ends, keys = array("I", [0]), array("I", [0])
+    dropped = 0
 
-    text: str
-    lines: list[QPLine]
-    escapes: array[int]  # where the characters that are escapes stand, decoded
+    def decode(token: re.Match[str]) -> str:
+        nonlocal dropped
+        letter = chr(int(token[1], 16)) if token[1] else ""
+        end = token.end()
+        dropped += len(token[0]) - len(letter)
+        is_last = not letter and (end == len(body) or not token[0].startswith("="))
+        ends.append(end)
+        keys.append(2 * (end - dropped) + is_last)
+        return letter
 
-    def place(self, decoded: int, *, after: bool = False) -> int:
-        """Where the encoding of a decoded character begins, or, `after`, ends."""
-        line = self.lines[bisect.bisect_right(self.lines, decoded, key=lambda line: line.decoded) - 1]
-        decoded += after
-        escapes = bisect.bisect_left(self.escapes, decoded) - line.escapes
-        found = line.start + decoded - line.decoded + 2 * escapes
-        # A character of the line break stands behind spaces that are no text.
-        return found if found <= line.stop else found + line.end - line.stop
+    def place(key: int) -> int:
+        n = bisect.bisect_right(keys, key) - 1
+        return ends[n] + key // 2 - keys[n] // 2
 
-    def line_at(self, encoded: int) -> QPLine:
-        """The line in which an encoded place is; behind a line break, the next."""
-        return self.lines[bisect.bisect_right(self.lines, encoded, key=lambda line: line.start) - 1]
+    def encode(edits: list[Edit]) -> list[Edit]:
+        found = []
+        for edit in edits:
+            start = end = place(2 * edit.start)
+            if edit.end > edit.start:
+                # Up to the end of the last character that is replaced, and not to the beginning of the next one:
+                # a soft line break in between stays.
+                end = place(2 * edit.end - 1)
+                end += 3 if QP_ESCAPE.match(body, end) else 1
+            found.append(Edit(start, end, edit.new))
+        return _quoted_printable_edits(body, line_break, found)
 
-
-def _decode_quoted_printable(text: str, part: Part, line_break: str) -> Encoded:
-    """Decode, remembering where each line stands. An "=" that is no escape stands for itself, as mail programs read it."""
-    pieces: list[str] = []
-    quoted = Quoted(text, [], array("I"))
-    decoded, is_open = 0, True
-    for at, end, following in _line_spans(text, part.start, part.end):
-        shown = text[at:end].rstrip(" \t")
-        is_soft = shown.endswith("=")
-        shown = shown[: len(shown) - is_soft]
-        quoted.lines.append(QPLine(decoded, at, at + len(shown), end, len(quoted.escapes)))
-        if "=" in shown:
-            places = (match.start() for match in QP_ESCAPE.finditer(shown))
-            quoted.escapes.extend(decoded + place - 2 * n for n, place in enumerate(places))
-            shown = QP_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), shown)
-        pieces.append(shown if is_soft else shown + text[end:following])
-        decoded += len(pieces[-1])
-        is_open = following > end and not is_soft
-    if is_open:  # the empty line behind the last line break
-        quoted.lines.append(QPLine(decoded, part.end, part.end, part.end, len(quoted.escapes)))
-    return Encoded("".join(pieces), partial(_quoted_printable_edits, quoted, line_break))
+    return QP_TOKEN.sub(decode, body), encode
 
 
-def _quoted_printable_edits(quoted: Quoted, line_break: str, edits: list[Edit]) -> list[Edit]:
+def _quoted_printable_edits(body: str, line_break: str, edits: list[Edit]) -> list[Edit]:
     """Encode what is new, and break lines only there and directly behind."""
-    text = quoted.text
     found: list[Edit] = []
     done = column = 0  # where the last edit ended, and at which column
-    last_line: QPLine | None = None
-    for edit in edits:
-        start = quoted.place(edit.start)
-        line = quoted.line_at(start)
-        column = column + start - done if line is last_line else start - line.start
-        # Up to the end of the last character that is replaced, and not to the beginning of the next one:
-        # a soft line break in between stays.
-        end = quoted.place(edit.end - 1, after=True) if edit.end > edit.start else start
-        last_line = quoted.line_at(end)
-        rest = text[end : min(last_line.end, end + ENCODED_LINE + 1)]
+    for start, end, new, _ in edits:
+        begin = _line_begin(body, start, ENCODED_LINE + 1)
+        column = column + start - done if begin <= done else start - begin
+        rest = body[end : _line_end(body, end, ENCODED_LINE + 1)]
         moved = ""
         if column == ENCODED_LINE:
             # There is no room for a soft line break: what stands before it moves to the next line as well.
-            last = start - 3 if QP_ESCAPE.fullmatch(text, start - 3, start) else start - 1
-            moved, start = text[last:start].replace(".", "=2E"), last
+            last = start - 3 if QP_ESCAPE.fullmatch(body, start - 3, start) else start - 1
+            moved, start = body[last:start].replace(".", "=2E"), last
             column = len(moved)
             moved = f"={line_break}{moved}"
-        new, column = encode_quoted_printable(edit.new, column, line_break)
+        new, column = encode_quoted_printable(new, column, line_break)
         new = moved + new
         # The next edit may have to begin with a soft line break.
         room = ENCODED_LINE - (not rest.endswith("="))
