@@ -3909,14 +3909,11 @@ def judgements_by_number(connection: sqlite3.Connection) -> dict[int, tuple[str,
 
 def first_quarter(connection: sqlite3.Connection, tenant: int) -> int | None:
     """The quarter with which a tenant's numbers begin: the first sending or the first hit."""
-    sql = """
-        select min(time) from (
-            select min(time) as time from reasons where tenant = :tenant and grain = 0
-            union all select min(time) from cohorts where tenant = :tenant and grain = 0 and time >= 0
-        ) as firsts
-    """
-    found: int | None = connection.execute(sql, {"tenant": tenant}).fetchone()[0]
-    return found
+    firsts = [
+        connection.execute(f"select min(time) from {table} where tenant = ? and grain = 0 and time >= 0", (tenant,))
+        for table in ("reasons", "cohorts")
+    ]
+    return min((first for [first] in chain(*firsts) if first is not None), default=None)
 
 
 def named_clicks(connection: sqlite3.Connection, tenant: int) -> list[tuple[str, str, int]]:
@@ -4067,8 +4064,8 @@ EVENTS = Table(
         where {scope} and (at, id) < (:at, :id) order by at desc, id desc limit :looked
     """,
     rows=f"""
-        select details.id, key, case type when 1 then 'open' else 'click' end, at, method, verdict, reason,
-               url, agent, address, (select recipient from emails where emails.id = details.email)
+        select details.id, key, event_type, at, method, verdict, reason, url, agent, address,
+               (select recipient from emails where emails.id = details.email)
         from {wanted("id")} cross join event_details as details where details.id = wanted.id
     """,
 )
@@ -5486,8 +5483,7 @@ def step_url(view: View, period: Period, n: int) -> str:
 
 def step_label(period: Period, n: int) -> str:
     local = datetime.fromtimestamp(period.starts[n] / 1000, period.zone)
-    forms = {"hour": "%H:%M", "month": "%b %Y"}
-    return local.strftime(forms.get(period.step, f"{local.day} %b"))
+    return local.strftime({"hour": "%H:%M", "month": "%b %Y"}.get(period.step, f"{local.day} %b"))
 
 
 # -- Figures
@@ -5587,14 +5583,6 @@ def search_form(view: View) -> Markup:
     )
 
 
-def range_links(view: View, period: Period) -> Markup:
-    links = []
-    for name, label in RANGES.items():
-        url = view.range_url(range="" if name == DEFAULT_RANGE else name)
-        links.append(tag("li", tag("a", label, href=url, aria_current="page" if name == period.name else "false")))
-    return joined(*links)
-
-
 def reason_lines(view: View, stats: Stats) -> Markup:
     lines = []
     for row in stats.reasons:
@@ -5606,12 +5594,16 @@ def reason_lines(view: View, stats: Stats) -> Markup:
 def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting: int, trial: Markup) -> str:
     period, machines = stats.period, "machines" in view.asked
     other = view.url(machines="" if machines else "1") + "#curve"
+    ranges = []
+    for name, label in RANGES.items():
+        url, current = view.range_url(range=name if name != DEFAULT_RANGE else ""), name == period.name
+        ranges.append(tag("li", tag("a", label, href=url, aria_current="page" if current else "false")))
     sent, activity = (figure_list(view, figures) for figures in dashboard_figures(stats))
     return view.page(
         f"{view.tenant.name}: opens and clicks",
         "dashboard",
         last_hit=view.ago(stats.last_hit_at) if stats.last_hit_at else "none so far",
-        ranges=range_links(view, period),
+        ranges=joined(*ranges),
         begin=period.day(period.starts[0]),
         end=period.day(period.end - 1),
         zone=str(period.zone),
@@ -6228,8 +6220,7 @@ MOST_ASKED = 60  # of any other parameter: no zone's name is longer
 def _view(app: App, request: Request, tenant: Tenant, campaign: str | None = None) -> View:
     """Who reads, and what was asked for; in the zone of the URL, else the tenant's own, else UTC."""
     parameters = request.parameters()
-    name = parameters.get("tz") or (tenant.tz if zone_named(tenant.tz) else "UTC")
-    zone = read_zone(name)
+    zone = read_zone(parameters.get("tz") or (tenant.tz if zone_named(tenant.tz) else "UTC"))
     # Cut to what is heeded: each of the many links of the page repeats it.
     cut = {name: parameters.get(name, "")[: MOST_TYPED if name == "q" else MOST_ASKED] for name in ASKED}
     asked = {name: value for name, value in cut.items() if value and (name, value) != ("tz", tenant.tz)}
