@@ -4234,16 +4234,16 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
             order by sort_key {"asc" if asked.ascending else "desc"}, {"at desc, id desc" if table is EMAILS else "id"}
             limit :most offset :begin
         """
-    looked, last, picked, following = 0, NEWEST, [], None
+    looked, picked, following = 0, [], None
     for id_, at, fits, _ in connection.execute(sql, values):
-        looked, last = looked + 1, Cursor(at, id_)
+        looked += 1
         if fits:
-            picked.append(last)
+            picked.append(Cursor(at, id_))
         if len(picked) > asked.most:
             following = Cursor(0, begin + asked.most) if order else picked[-2]
             break
     if looked == MOST_SORTED and not (order or following or asked.shown == "all"):
-        following = last
+        following = Cursor(at, id_)
     values["wanted"] = as_set(page := [each.id for each in picked[: asked.most]])
     rows = {row[0]: row for row in connection.execute(table.rows.format(scope=scope), values)}
     if table is EMAILS and not asked.whole:
@@ -5131,18 +5131,24 @@ class Template(string.Template):
 
     def render(self, **values: object) -> Markup:
         """Fill in every $name; a missing one is a KeyError."""
-        return Markup(self.substitute({name: joined(value) for name, value in values.items()}))
+        return Markup(self.substitute({name: _escaped(value) for name, value in values.items()}))
+
+
+def _escaped(value: object) -> str:
+    return value if isinstance(value, Markup) else html.escape(str(value))
 
 
 def joined(*parts: object) -> Markup:
     """Pieces of HTML, and texts, one after the other."""
-    return Markup("".join(part if isinstance(part, Markup) else html.escape(str(part)) for part in parts))
+    return Markup("".join(map(_escaped, parts)))
 
 
 def tag(name: str, /, *content: object, **attributes: object) -> Markup:
     """An element; without an attribute that is "", and `class_` is for the word that Python has for itself."""
     said = [
-        f' {word.rstrip("_").replace("_", "-")}="{joined(value)}"' for word, value in attributes.items() if value != ""
+        f' {word.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
+        for word, value in attributes.items()
+        if value != ""
     ]
     end = f">{joined(*content)}</{name}>" if content else "/>"
     return Markup(f"<{name}{''.join(said)}{end}")
