@@ -1803,8 +1803,10 @@ def split_parts(text: str, part: Part) -> list[tuple[int, int]]:
 ENCODED_LINE = 76  # RFC 2045 §6.7 and §6.8
 UNCHANGED = {"", "7bit", "7bits", "7-bit", "8bit", "8bits", "8-bit", "binary"}  # encodings that encode nothing
 QP_ESCAPE = re.compile("=([0-9A-Fa-f]{2})")
-# What stands for other than itself: an escape; soft line breaks and spaces at the end of a line, which are no text.
-QP_TOKEN = re.compile(rf"{QP_ESCAPE.pattern}|=[ \t]*(?:\r\n|\n|\r|\Z)|(?<![ \t])[ \t]+(?=[\r\n]|\Z)")
+# What stands for other than itself: an escape, a soft line break, and spaces at the end of a line, which are no text.
+# To look for such spaces takes most of the time, so it is done where there are any.
+QP_TOKEN = re.compile(r"=(?:([0-9A-Fa-f]{2})|[ \t]*(?:\r\n|\n|\r|\Z))")
+QP_TOKEN_OR_SPACES = re.compile(rf"{QP_TOKEN.pattern}|(?<![ \t])[ \t]+(?=[\r\n]|\Z)")
 BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 SHIFTED = {  # in charsets in which ASCII stands for other letters between marks: where it does
     # Kanji, katakana of half the width, letters of another set for one character (ESC N), and between SO and SI.
@@ -1973,7 +1975,8 @@ def _decode_quoted_printable(body: str, line_break: str) -> tuple[str, Callable[
             found.append(Edit(start, end, edit.new))
         return _quoted_printable_edits(body, line_break, found)
 
-    return QP_TOKEN.sub(decode, body), encode
+    has_spaces = any(space + end in body + "\n" for space in " \t" for end in "\r\n")
+    return (QP_TOKEN_OR_SPACES if has_spaces else QP_TOKEN).sub(decode, body), encode
 
 
 def _quoted_printable_edits(body: str, line_break: str, edits: list[Edit]) -> list[Edit]:
