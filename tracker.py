@@ -350,10 +350,8 @@ class Target(NamedTuple):
 
 def new_dashboard_id() -> str:
     """128 random bits; never begins with "-", which would be an option on a command line."""
-    while True:
-        made = secrets.token_urlsafe(16)
-        if made[0] != "-":
-            return made
+    made = secrets.token_urlsafe(16)
+    return made if made[0] != "-" else new_dashboard_id()
 
 
 def new_mail_id() -> str:
@@ -378,12 +376,6 @@ def is_key(text: str) -> bool:
     return KEY.fullmatch(text) is not None and text not in (".", "..")
 
 
-def _field(text: str) -> bytes:
-    # The length before each field keeps fields from sliding into each other.
-    encoded = text.encode()
-    return len(encoded).to_bytes(4, "big") + encoded
-
-
 @lru_cache(maxsize=128)
 def _tenant_key(secret: str, mail_id: str) -> bytes:
     return hmac.digest(secret.encode(), b"tenant 1" + mail_id.encode(), "sha256")
@@ -391,7 +383,10 @@ def _tenant_key(secret: str, mail_id: str) -> bytes:
 
 def sign(secret: str, mail_id: str, target: str) -> str:
     """Sign a click link: 16 characters for the target as it stands in the path."""
-    mac = hmac.digest(_tenant_key(secret, mail_id), _field("click 1") + _field(target), "sha256")
+    fields = (b"click 1", target.encode())
+    # The length before each field keeps fields from sliding into each other.
+    said = b"".join(len(each).to_bytes(4, "big") + each for each in fields)
+    mac = hmac.digest(_tenant_key(secret, mail_id), said, "sha256")
     return base64.urlsafe_b64encode(mac[:12]).decode()
 
 
@@ -415,14 +410,19 @@ def decode_target(segment: str) -> str | None:
     return url if encode_target(url) == segment else None
 
 
+def key_in_path(key: str) -> str:
+    """A key as it stands in paths."""
+    return quote(key, safe="~+@=:")
+
+
 def pixel_path(mail_id: str, key: str) -> str:
     """The path of an email's pixel."""
-    return f"/{mail_id}/pixel/{quote(key, safe='~+@=:')}.gif"
+    return f"/{mail_id}/pixel/{key_in_path(key)}.gif"
 
 
 def click_path(secret: str, mail_id: str, key: str, url: str) -> str:
     """The signed path of one link in one email. Raises BadTarget."""
-    return f"/{mail_id}/click/{quote(key, safe='~+@=:')}/{signed_target(secret, mail_id, url)}"
+    return f"/{mail_id}/click/{key_in_path(key)}/{signed_target(secret, mail_id, url)}"
 
 
 def signed_target(secret: str, mail_id: str, url: str) -> str:
@@ -431,12 +431,6 @@ def signed_target(secret: str, mail_id: str, url: str) -> str:
     if (size := len(url.encode())) > MAX_TARGET_BYTES:
         raise BadTarget(f"it has {size:,} bytes in UTF-8; expected at most {MAX_TARGET_BYTES:,}")
     target = encode_target(url)
-    return f"{sign(secret, mail_id, target)}/{target}"
-
-
-def hidden_target(secret: str, mail_id: str) -> str:
-    """What the signed path of the hidden link ends with; nothing tells it from others' but its short target."""
-    target = encode_target(HIDDEN_TARGET)
     return f"{sign(secret, mail_id, target)}/{target}"
 
 
@@ -478,22 +472,18 @@ def campaign_of(query: str) -> str:
 
 def path_reader(pattern: str) -> Callable[[tuple[str, ...]], list[str] | None]:
     """What reads split paths by a pattern such as /{mail_id}/pixel/{key}.gif: what its names stand for, or None."""
-    parts = tuple(pattern.split("/")[1:])
+    parts = pattern.split("/")[1:]
     names = [place for place, part in enumerate(parts) if part.startswith("{")]
-    words_of = operator.itemgetter(*sorted({*range(len(parts))} - {*names}))
-    words, suffix = words_of(parts), pattern.rpartition("}")[2] if parts[-1].startswith("{") else ""
+    words_of = operator.itemgetter(*(place for place in range(len(parts)) if place not in names))
+    words, suffix = words_of(parts), parts[-1].partition("}")[2]
 
     def read(segments: tuple[str, ...]) -> list[str] | None:
-        if len(segments) != len(parts) or words_of(segments) != words:
+        if len(segments) != len(parts) or words_of(segments) != words or not segments[-1].endswith(suffix):
             return None
         values = [segments[place] for place in names]
-        if "" in values:
-            return None
         if suffix:
-            if not values[-1].endswith(suffix):
-                return None
             values[-1] = values[-1].removesuffix(suffix)
-        return values
+        return values if "" not in values else None
 
     return read
 
@@ -1105,9 +1095,8 @@ def _find_repeats(hits: Sequence[Hit], judged: list[Judgement]) -> None:
 
 # == Instrument ========================================================================================
 # Wrap the links of a message and place the pixel, and change nothing else. Pure: no file, no database, no clock.
-# It computes edits of the original and applies them, so each byte outside of them stays as it was. HTML is read as
-# browsers read it (html.spec.whatwg.org, 13.2.5), and not with html.parser, which ends comments, texts and attributes
-# elsewhere, and not at the same place in every Python.
+# HTML is read as browsers read it (html.spec.whatwg.org, 13.2.5), and not with html.parser, which ends comments, texts
+# and attributes elsewhere, and not at the same place in every Python.
 
 MAX_WRAPPED = 10_000  # links of a message; whoever has more writes no mail
 MAX_TAGS = 50_000  # links and images of a page; more, and it is left as it is
@@ -1117,13 +1106,13 @@ PIXEL_PLACES = ("bottom", "top", "none")
 LINK_TAGS = {"a", "area"}
 WANTED_TAGS = {*LINK_TAGS, "img", "body", "/body", "/head", "/html"}
 RAW_TEXT = {"iframe", "noembed", "noframes", "script", "style", "textarea", "title", "xmp"}
-NOT_TRACKED = {  # what a tag may say to keep its link: attributes of ours and of other services, with the values that count
-    "data-track": {"off"},
-    "clicktracking": {"off"},
-    "data-msys-clicktrack": {"0"},
-    "disable-tracking": {"true"},
-    **dict.fromkeys(("data-skip-click", "data-no-track", "data-pm-no-track", "data-as-no-track", "ses:no-track")),
-    **dict.fromkeys(("mc:disable-tracking", "mautic:disable-tracking")),
+NOT_TRACKED = {  # what a tag may say to keep its link, and the value that counts; "": any but "false"
+    "data-track": "off",
+    "clicktracking": "off",
+    "data-msys-clicktrack": "0",
+    "disable-tracking": "true",
+    **dict.fromkeys(("data-skip-click", "data-no-track", "data-pm-no-track", "data-as-no-track", "ses:no-track"), ""),
+    **dict.fromkeys(("mc:disable-tracking", "mautic:disable-tracking"), ""),
 }
 # Of template languages, how they begin and end.
 PLACEHOLDERS = (("{", "}"), ("*|", "|*"), ("%%", "%%"), ("<%", "%>"), ("[[", "]]"), ("%recipient", "%"))
@@ -1160,6 +1149,9 @@ class Edit(NamedTuple):
         return len(self.new) - (self.end - self.start)
 
 
+Encode = Callable[[list[Edit]], list[Edit]]  # edits of an encoded text, of edits of what it holds
+
+
 @dataclass(frozen=True, slots=True)
 class Instrumenting:
     """What to put into a message, as its sender wants it."""
@@ -1188,24 +1180,25 @@ class LinkMaker:
         place: str = "bottom",
         links: bool = True,
         hidden_link: bool = False,
-        placeholder: bool = False,
-        campaign: str = "",
+        tool_campaign: str | None = None,
     ) -> Instrumenting:
         """How to instrument one email.
 
-        With `placeholder`, the key is what a mailing tool replaces by its own ids, and stands there as it is; then the
+        With `tool_campaign`, the key is what a mailing tool replaces by its own ids, and stands there as it is; the
         campaign, which no registration tells, stands in the URLs.
         """
-        shown = key if placeholder else quote(key, safe="~+@=:")
-        query = f"?campaign={quote(campaign, safe='')}" if placeholder and campaign else ""
+        shown = key_in_path(key) if tool_campaign is None else key
+        query = f"?campaign={quote(tool_campaign, safe='')}" if tool_campaign else ""
         click = f"{self.base}/{self.mail_id}/click/{shown}"
+        hidden = encode_target(HIDDEN_TARGET)
+        hidden_url = f"{click}/{sign(self.secret, self.mail_id, hidden)}/{hidden}{query}"
         return Instrumenting(
             wrap=lambda url: f"{click}/{signed_target(self.secret, self.mail_id, url)}{query}",
             is_ours=self.is_ours,
             pixel_url=f"{self.base}/{self.mail_id}/pixel/{shown}.gif{query}",
             pixel=place,
             links=links,
-            hidden_url=f"{click}/{hidden_target(self.secret, self.mail_id)}{query}" if hidden_link else None,
+            hidden_url=hidden_url if hidden_link else None,
         )
 
     def is_ours(self, url: str) -> bool:
@@ -1218,10 +1211,11 @@ class LinkMaker:
 
 def placeholder_fault(text: str) -> str | None:
     """Why a text can't stand for the keys of a mailing tool, or None."""
-    if not 0 < len(text) <= MAX_KEY or UNFIT.search(text) or not text.isascii():
-        return f"expected 1 to {MAX_KEY} characters of ASCII in one line, such as {{{{ .Subscriber.UUID }}}}"
-    if set(text) & set("\"'/?#"):
-        return "expected none of the characters \" ' / ? #, which would end it"
+    if not re.fullmatch(r"[^\x00-\x1f\x7f-\U0010ffff\"'/?#]+", text) or len(text) > MAX_KEY:
+        return (
+            f"expected 1 to {MAX_KEY} characters of ASCII in one line, such as {{{{ .Subscriber.UUID }}}}, "
+            "and none of the characters \" ' / ? #, which would end it"
+        )
     return None
 
 
@@ -1399,8 +1393,6 @@ def _end_of_raw_text(text: str, name: str, at: int, end: int) -> int:
 def read_attributes(text: str, tag: Tag) -> dict[str, Attribute]:
     """The attributes of a tag by their names in lower case; of several of one name the first counts."""
     found: dict[str, Attribute] = {}
-    if tag.end - tag.attributes_at == 1:
-        return found
     for match in ATTRIBUTE.finditer(text, tag.attributes_at, tag.end):
         name, value = match.groups()
         start, end = match.span(2) if value is not None else (match.end(), match.end())
@@ -1421,7 +1413,7 @@ class Page(NamedTuple):
     name: str = "the page"
     unsubscribe: Collection[str] = ()  # the URLs of List-Unsubscribe
     start: int = 0  # where its body begins in the message
-    encode: Callable[[list[Edit]], list[Edit]] = list  # edits of the body, of edits of the content
+    encode: Encode = list  # for its body
     longest: float = math.inf  # what a line may hold: no attribute and no pixel may be longer
 
     def read(self, place: Attribute) -> str:
@@ -1547,26 +1539,21 @@ def browser_trim(url: str) -> str:
     return re.sub("[\t\r\n]", "", url.strip(C0_OR_SPACE))
 
 
-def has_placeholder(text: str) -> bool:
-    """Whether a text holds what a template language would replace."""
-    whole = any((at := text.find(begin)) >= 0 and text.find(end, at + len(begin)) >= 0 for begin, end in PLACEHOLDERS)
-    return whole or any(begin in text for begin in CUT_PLACEHOLDERS)
-
-
 def _refuse_other_links(page: Page, url: str, attributes: Mapping[str, Attribute], how: Instrumenting) -> None:
     """Raise BadTarget, with the reason, for a link that stays as it is; with none for one that nobody asks about."""
     if how.is_ours(url):
         raise BadTarget("it leads to this server already")
-    if has_placeholder(url):
+    whole = any((at := url.find(begin)) >= 0 and url.find(end, at + len(begin)) >= 0 for begin, end in PLACEHOLDERS)
+    if whole or any(begin in url for begin in CUT_PLACEHOLDERS):
         raise BadTarget("it holds a placeholder of a template; instrument after the merge to track it")
     if not url or url.startswith("#"):
         raise BadTarget
     if not WEB_LINK.match(url):
         raise BadTarget("it is no absolute http or https link")
-    for name, values in NOT_TRACKED.items():
+    for name, value in NOT_TRACKED.items():
         if name in attributes:
             said = page.text[attributes[name].start : attributes[name].end].strip().lower()
-            if said in values if values else said != "false":
+            if said == value if value else said != "false":
                 raise BadTarget(f"its tag says {name}")
     if url in page.unsubscribe:
         raise BadTarget("it is the message's List-Unsubscribe")
@@ -1625,10 +1612,24 @@ def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -
     """
     text = raw.decode("latin-1")
     report = Report()
+    start = LINE_BREAK.search(text) if text.startswith("From ") else None  # a line of mbox before the headers
     try:
-        pages = _message_pages(text, report, force=force)
+        whole = read_part(text, start.end() if start else 0, len(text), "")
+        for name in ("DKIM-Signature", "ARC-Seal"):
+            if name in whole.headers and not force:
+                raise Unclear(f"it has a {name}, which any change breaks; instrument before signing, or force it")
+        # The one pixel goes where it will be shown.
+        parts = sorted(html_parts(text, whole, report), key=lambda part: part.rank)
     except Unclear as error:
         return raw, Report(pixel="not placed: the message is left as it is", skipped=[("the message", str(error))])
+    lists = re.sub(r"\s", "", "".join(map(str, whole.headers.get_all("List-Unsubscribe", []))))
+    unsubscribe = re.findall("<([^<>]*)>", lists)
+    pages = []
+    for part in parts:
+        try:
+            pages.append(read_page(text, part, unsubscribe))
+        except Unclear as error:
+            report.skipped.append((str(part), str(error)))
     _instrument_pages(pages, how, report)
     return apply_edits(text, report.edits).encode("latin-1"), report
 
@@ -1641,15 +1642,8 @@ def read_headers(text: str) -> email.message.Message:
     return email.parser.HeaderParser().parsestr(SPACED_COLON.sub(r"\1:", text))
 
 
-class Said(NamedTuple):
-    """What the headers of a message say of it."""
-
-    subject: str
-    recipients: list[str]  # addresses of To, Cc and Bcc
-
-
-def said_by_headers(raw: bytes) -> Said:
-    """Read the subject and the recipients of a message, decoded; "" and none where they can't be read."""
+def said_by_headers(raw: bytes) -> tuple[str, list[str]]:
+    """Read the subject of a message and the addresses of To, Cc and Bcc; "" and none where they can't be read."""
     import email.header
     import email.utils
 
@@ -1671,25 +1665,7 @@ def said_by_headers(raw: bytes) -> Said:
     addresses: list[tuple[str, str]] = []
     with contextlib.suppress(Exception):  # such as RecursionError, for comments in comments
         addresses = email.utils.getaddresses(named)
-    return Said(decoded(headers.get("Subject", "")), [decoded(address) for _, address in addresses if "@" in address])
-
-
-def _message_pages(text: str, report: Report, *, force: bool) -> list[Page]:
-    """The HTML of a message, the first that readers see first. Raises Unclear where the message is left alone."""
-    start = LINE_BREAK.search(text) if text.startswith("From ") else None  # a line of mbox before the headers
-    whole = read_part(text, start.end() if start else 0, len(text), "")
-    for name in ("DKIM-Signature", "ARC-Seal"):
-        if name in whole.headers and not force:
-            raise Unclear(f"it has a {name}, which any change breaks; instrument before signing, or force it")
-    lists = re.sub(r"\s", "", "".join(map(str, whole.headers.get_all("List-Unsubscribe", []))))
-    unsubscribe = re.findall("<([^<>]*)>", lists)
-    pages = []
-    for part in sorted(html_parts(text, whole, report), key=lambda part: part.rank):
-        try:
-            pages.append(read_page(text, part, unsubscribe))
-        except Unclear as error:
-            report.skipped.append((str(part), str(error)))
-    return pages
+    return decoded(headers.get("Subject", "")), [decoded(address) for _, address in addresses if "@" in address]
 
 
 def read_part(text: str, start: int, end: int, number: str, rank: tuple[int, ...] = ()) -> Part:
@@ -1732,15 +1708,13 @@ def html_parts(text: str, whole: Part, report: Report) -> Iterator[Part]:
         count += len(spans)
         if count > MAX_PARTS:
             raise Unclear(f"it has more than {MAX_PARTS:,} parts")
-        inner = []
-        for n, span in enumerate(spans, 1):
+        for n, span in reversed([*enumerate(spans, 1)]):
             number = f"{part.number}.{n}".lstrip(".")
             rank = (*part.rank, -n if part.kind == "multipart/alternative" else n)
             try:
-                inner.append(read_part(text, *span, number, rank))
+                waiting.append(read_part(text, *span, number, rank))
             except Unclear as error:
                 report.skipped.append((number, str(error)))
-        waiting += reversed(inner)
 
 
 def _refuse_other_parts(part: Part) -> None:
@@ -1855,7 +1829,7 @@ def _blank(run: re.Match[str]) -> str:
     return "_" * len(run[0])
 
 
-def decode_part(text: str, part: Part) -> tuple[str, Callable[[list[Edit]], list[Edit]], float]:
+def decode_part(text: str, part: Part) -> tuple[str, Encode, float]:
     """Undo a part's transfer encoding: what Page calls content, encode and longest. Raises Unclear."""
     token = part.header("Content-Transfer-Encoding").rstrip("; \t").lower()
     body = text[part.start : part.end]
@@ -1874,17 +1848,12 @@ def decode_part(text: str, part: Part) -> tuple[str, Callable[[list[Edit]], list
     raise Unclear(f"its Content-Transfer-Encoding is {token[:40]!r}, which is unknown")
 
 
-def _line_begin(text: str, at: int, most: int) -> int:
-    """Where the line of a place begins, or so many characters before the place."""
-    nearest = max(at - most, 0)
-    return max(text.rfind(each, nearest, at) for each in "\r\n") + 1 or nearest
-
-
-def _line_end(text: str, at: int, most: int) -> int:
-    """Where the line of a place ends, or so many characters behind the place."""
-    furthest = min(at + most, len(text))
-    match = LINE_BREAK.search(text, at, furthest)
-    return match.start() if match else furthest
+def _line_around(text: str, start: int, end: int, most: int) -> tuple[int, int]:
+    """Where the line of a span begins and ends; so many characters before and behind it are looked at."""
+    nearest, furthest = max(start - most, 0), min(end + most, len(text))
+    line_break = LINE_BREAK.search(text, end, furthest)
+    begin = max(text.rfind(each, nearest, start) for each in "\r\n") + 1 or nearest
+    return begin, line_break.start() if line_break else furthest
 
 
 def _plain_edits(body: str, line_break: str, edits: list[Edit]) -> list[Edit]:
@@ -1895,10 +1864,10 @@ def _plain_edits(body: str, line_break: str, edits: list[Edit]) -> list[Edit]:
         if edit.start > end:
             lines.append([])
         lines[-1].append(edit)
-        end = _line_end(body, edit.end, MAX_LINE + 1)
+        _, end = _line_around(body, edit.start, edit.end, MAX_LINE + 1)
     found: list[Edit] = []
     for line in lines:
-        begin, end = (_line_begin(body, line[0].start, MAX_LINE + 1), _line_end(body, line[-1].end, MAX_LINE + 1))
+        begin, end = _line_around(body, line[0].start, line[-1].end, MAX_LINE + 1)
         if end - begin + sum(edit.growth for edit in line) <= MAX_LINE:
             found += line
             continue
@@ -1912,10 +1881,9 @@ def _plain_edits(body: str, line_break: str, edits: list[Edit]) -> list[Edit]:
     return found
 
 
-def _decode_base64(body: str, line_break: str) -> tuple[str, Callable[[list[Edit]], list[Edit]]]:
+def _decode_base64(body: str, line_break: str) -> tuple[str, Encode]:
     """Lines before the first edit stay; from there on all of it is encoded anew, in lines as long as before."""
-    spans = [(match.start(), match[0].rstrip(" \t")) for match in re.finditer(r"[^\r\n]+", body)]
-    lines = [(start, line) for start, line in spans if line]
+    lines = [(match.start(), match[0].rstrip(" \t")) for match in re.finditer(r"[^ \t\r\n][^\r\n]*", body)]
     letters = "".join(line for _, line in lines)
     try:
         if not BASE64.fullmatch(letters) or len(letters) % 4:
@@ -1942,7 +1910,7 @@ def _decode_base64(body: str, line_break: str) -> tuple[str, Callable[[list[Edit
     return content, encode
 
 
-def _decode_quoted_printable(body: str, line_break: str) -> tuple[str, Callable[[list[Edit]], list[Edit]]]:
+def _decode_quoted_printable(body: str, line_break: str) -> tuple[str, Encode]:
     """Decode, remembering where. An "=" that is no escape stands for itself, as mail programs read it."""
     # Of each token, where it ends, and twice the decoded place behind it; one more if the token comes last in its line:
     # then what is put at that place stands before it.
@@ -1984,9 +1952,9 @@ def _quoted_printable_edits(body: str, line_break: str, edits: list[Edit]) -> li
     found: list[Edit] = []
     done = column = 0  # where the last edit ended, and at which column
     for start, end, new, _ in edits:
-        begin = _line_begin(body, start, ENCODED_LINE + 1)
+        begin, line_end = _line_around(body, start, end, ENCODED_LINE + 1)
         column = column + start - done if begin <= done else start - begin
-        rest = body[end : _line_end(body, end, ENCODED_LINE + 1)]
+        rest = body[end:line_end]
         moved = ""
         if column == ENCODED_LINE:
             # There is no room for a soft line break: what stands before it moves to the next line as well.
@@ -6537,8 +6505,8 @@ def _json_body(request: Request) -> Any:
 
 def registration_of(message: bytes, key: str, links: int | None, **said: Any) -> Registration:
     """What to register of a message: what is said, else what its headers say."""
-    headers = said_by_headers(message)
-    found = {"subject": headers.subject, "recipient": next(iter(headers.recipients), "")}
+    subject, recipients = said_by_headers(message)
+    found = {"subject": subject, "recipient": next(iter(recipients), "")}
     cut: dict[str, Any] = {name: text[: FIELD_LIMITS[name]] for name, text in found.items()}
     return Registration(key, **cut, links=links).updated(Registration(key, **said))
 
@@ -7469,8 +7437,7 @@ def _instrumented(
             place=args.pixel,
             links=args.links,
             hidden_link=args.hidden_link,
-            placeholder=not registers,
-            campaign=args.campaign or "",
+            tool_campaign=None if registers else args.campaign or "",
         )
         done = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
         if done[1].edits and registers:
@@ -7478,7 +7445,7 @@ def _instrumented(
                 email = Registration(key, **said, links=done[1].links)
             else:
                 email = registration_of(raw, key, done[1].links, **said)
-                number = len(said_by_headers(raw).recipients)
+                number = len(said_by_headers(raw)[1])
                 if number > 1 and "recipient" not in said:
                     _tell(
                         f"note: of {number} recipients, whose opens can't be told apart, {email.recipient} is registered"
