@@ -481,9 +481,11 @@ def path_reader(pattern: str) -> Callable[[tuple[str, ...]], list[str] | None]:
         if len(segments) != len(parts) or words_of(segments) != words or not segments[-1].endswith(suffix):
             return None
         values = [segments[place] for place in names]
+        if "" in values:
+            return None
         if suffix:
             values[-1] = values[-1].removesuffix(suffix)
-        return values if "" not in values else None
+        return values
 
     return read
 
