@@ -7252,10 +7252,9 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
     if args.id is not None and (fault := id_fault(args.id)):
         raise BadInput(f"id: {fault}")
     columns, rules = _tenant_changes(args, settings)
-    name = columns["name"]
     with _opened(settings, make=True) as database, changing_tenants(database) as connection:
-        namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == name]
-        made = add_tenant(connection, name, now_ms(), id_=args.id)
+        namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == columns["name"]]
+        made = add_tenant(connection, columns["name"], now_ms(), id_=args.id)
         tenant = _make_changes(connection, made.id, columns, rules)
     _show(args, settings, tenant.id)
     if namesakes:
@@ -7378,13 +7377,9 @@ INSTRUMENT_FIELDS = {**EMAIL_FIELDS, "email": EMAIL_FIELDS["key"]}  # what its o
     option("--html", "standard input is HTML, not a message"),
     preset("--pixel", "bottom", "where in the body", choices=PIXEL_PLACES),
     option("--no-links", "leave the links as they are", dest="links", action="store_false"),
-    option(
-        "--hidden-link", "add a link that only machines see and follow; whatever follows it is known to be a scanner"
-    ),
+    option("--hidden-link", "add a link that only scanners see; whatever follows it is known to be one"),
     option("--force", "also messages with a signature that a change breaks"),
-    option(
-        "--strict", f"if the email can't be registered, write nothing and exit {EX_TEMPFAIL}: mail systems try again"
-    ),
+    option("--strict", f"if it can't be registered, write nothing and exit {EX_TEMPFAIL}: mail systems try again"),
     option("--report FILE", "write there, as JSON, what was done and what was not, and why"),
     LOCAL,
 )
@@ -7449,9 +7444,7 @@ def _instrumented(
                 email = registration_of(raw, key, done[1].links, **said)
                 number = len(said_by_headers(raw)[1])
                 if number > 1 and "recipient" not in said:
-                    _tell(
-                        f"note: of {number} recipients, whose opens can't be told apart, {email.recipient} is registered"
-                    )
+                    _tell(f"note: of {number} recipients, whom opens can't tell apart, {email.recipient} is registered")
             with acting_as_owner(settings):
                 _register(settings, database, maker.mail_id, email, strict=args.strict)
         return done
@@ -7719,19 +7712,18 @@ def cmd_judge(args: Namespace, settings: Settings) -> None:
         about, hits = read_hits_to_judge(file, "standard input" if args.file == "-" else args.file)
     if len({(hit.mail_id, hit.key) for hit in hits}) > 1:
         _tell("note: these hits have several keys; they are judged as hits of one email all the same")
+    line = "{at}  {event_type:5}  {verdict:11}  {certainty:8}  {:11}  {reason}: {sentence}"
     for hit, judgement in zip(hits, judge(hits, about), strict=True):
-        state, reason = STATE_NAMES[judgement.state], judgement.reason
         told = {
             "at": iso_time(hit.at),
             "event_type": TYPES[hit.type],
             "verdict": judgement.verdict,
             "certainty": judgement.certainty,
-            "reason": reason,
-            "counts_as": state,
-            "sentence": sentence_of(reason),
+            "reason": judgement.reason,
+            "counts_as": STATE_NAMES[judgement.state],
+            "sentence": sentence_of(judgement.reason),
         }
-        line = "{at}  {event_type:5}  {verdict:11}  {certainty:8}  {:11}  {reason}: {sentence}"
-        _say(args, told, [line.format(state.replace("_", " "), **told)])
+        _say(args, told, [line.format(STATE_NAMES[judgement.state].replace("_", " "), **told)])
 
 
 def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list[Hit]]:
@@ -7813,23 +7805,20 @@ def cmd_backup(args: Namespace, settings: Settings) -> None:
 def cmd_check(args: Namespace, settings: Settings) -> int:
     """Hold the database against itself: integrity, every roll-up against a recount, positions, tenants.json."""
 
-    def differences() -> tuple[list[str], list[str]]:
+    def faults() -> list[str]:
         with database.reading() as connection:
             elsewhere = position_faults(database, connection) + directory_faults(database, connection)
-            return rollup_differences(connection), elsewhere
+            return integrity_faults(connection) + rollup_differences(connection) + elsewhere
 
     with _opened(settings) as database:
-        with database.reading() as connection:
-            broken = integrity_faults(connection)
-        wrong, elsewhere = differences()
-        if args.repair and (wrong or elsewhere):
+        found = faults()
+        if args.repair and found:
             with changing_tenants(database) as connection:  # writes tenants.json too
                 rebuild_rollups(connection)
-            print(f"rebuilt the roll-ups; they differed in {len(wrong)} rows")
-            wrong, elsewhere = differences()
-    faults = broken + wrong + elsewhere
-    print(*faults, f"{len(faults)} faults" if faults else "all is well", sep="\n")
-    return 1 if faults else 0
+            print(f"rebuilt the roll-ups and tenants.json; there were {len(found)} faults")
+            found = faults()
+    print(*found, f"{len(found)} faults" if found else "all is well", sep="\n")
+    return 1 if found else 0
 
 
 @command("config", JSON)
