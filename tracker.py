@@ -7179,7 +7179,9 @@ def cmd_serve(args: Namespace, settings: Settings) -> None:
         with _opened(settings, make=True) as database, changing_tenants(database) as connection:
             if not list_tenants(connection):
                 add_tenant(connection, "default", now_ms())  # its ids are for a person and not for a log
-                log(f"made the tenant default; its URLs: {PROGRAM} tenant show default{' --local' * settings.local}")
+                log(
+                    f"made the tenant default; its URLs: {PROGRAM} tenant show default{' --local' if settings.local else ''}"
+                )
     except NoDatabase as error:
         if not os.path.exists(os.path.join(settings.folder, "tenants.json")):
             raise
