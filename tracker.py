@@ -383,9 +383,8 @@ def _tenant_key(secret: str, mail_id: str) -> bytes:
 
 def sign(secret: str, mail_id: str, target: str) -> str:
     """Sign a click link: 16 characters for the target as it stands in the path."""
-    fields = (b"click 1", target.encode())
     # The length before each field keeps fields from sliding into each other.
-    said = b"".join(len(each).to_bytes(4, "big") + each for each in fields)
+    said = b"".join(len(each).to_bytes(4, "big") + each for each in (b"click 1", target.encode()))
     mac = hmac.digest(_tenant_key(secret, mail_id), said, "sha256")
     return base64.urlsafe_b64encode(mac[:12]).decode()
 
@@ -462,8 +461,6 @@ def plain_url(query: str) -> str | None:
 
 def campaign_of(query: str) -> str:
     """The campaign that a hit names, for keys that nobody registers; "" without one. Never a part of a plain link's URL."""
-    if "campaign=" not in query:
-        return ""
     url = PLAIN_URL.search(query)
     match = CAMPAIGN.search(query[: url.start()] if url and "://" in url[2] else query)
     name = unquote_plus(match[1], errors="replace") if match else ""
@@ -566,7 +563,13 @@ def read_host(name: str) -> str:
     malformed = BadTarget(f"its host {name[:80]!r} is malformed; expected a domain name or an IP address")
     try:
         if name.startswith("["):
-            return f"[{_ipv6(name[1:-1])}]"
+            address = ipaddress.IPv6Address(name[1:-1])
+            if address.scope_id:
+                raise malformed  # browsers take no zone
+            number = int(address)
+            # Browsers write the embedded IPv4 address in hexadecimal; Python does or doesn't, by its version.
+            mapped = f"::ffff:{number >> 16 & 0xFFFF:x}:{number & 0xFFFF:x}"
+            return f"[{mapped if address.ipv4_mapped else address}]"
         labels = DOT.split(unquote(name, errors="strict"))
         final_dot = "." if len(labels) > 1 and not labels[-1] else ""  # which is the root, and the same host
         if final_dot:
@@ -579,14 +582,6 @@ def read_host(name: str) -> str:
     if len(host) > 253 or (is_number and not IPV4.fullmatch(host)):
         raise malformed
     return host if is_number else host + final_dot
-
-
-def _ipv6(text: str) -> str:
-    address = ipaddress.IPv6Address(text)
-    if address.scope_id:
-        raise ValueError("browsers take no zone")
-    # Browsers write the embedded IPv4 address in hexadecimal; Python does or doesn't, by its version.
-    return f"::ffff:{int(address) >> 16 & 0xFFFF:x}:{int(address) & 0xFFFF:x}" if address.ipv4_mapped else str(address)
 
 
 def _ascii_label(label: str) -> str:
@@ -638,20 +633,19 @@ def read_destination(text: str) -> str:
 
 def covers(destinations: Collection[str], target: Target, *, any_port: bool = False) -> bool:
     """Whether a list of destinations holds this target: its host or a domain above it, on a default port or the port given."""
-    if not destinations:
-        return False
     labels = target.host.split(".")
-    names = {target.host} | {".".join(labels[n:]) for n in range(len(labels))}
-    with_port = {f"{name}:{target.port}" for name in names}
-    names = names | with_port if any_port or target.port in DEFAULT_PORTS.values() else with_port
-    return any(name in destinations for name in names)
+    names = {".".join(labels[n:]) for n in range(len(labels))}
+    forms = {f"{name}:{target.port}" for name in names}
+    if any_port or target.port in DEFAULT_PORTS.values():
+        forms |= names
+    return not forms.isdisjoint(destinations)
 
 
 def is_ours(own: Iterable[tuple[str, int]], target: Target) -> bool:
     """Whether a target leads back to this server, given as its hosts and ports (80 and 443 are one server)."""
     ports = {port for host, port in own if host == target.host}
     web = set(DEFAULT_PORTS.values())
-    return target.port in ports or (target.port in web and not web.isdisjoint(ports))
+    return not ports.isdisjoint(web if target.port in web else {target.port})
 
 
 @lru_cache(maxsize=512)
@@ -1120,8 +1114,8 @@ NOT_TRACKED = {  # what a tag may say to keep its link, and the value that count
 PLACEHOLDERS = (("{", "}"), ("*|", "|*"), ("%%", "%%"), ("<%", "%>"), ("[[", "]]"), ("%recipient", "%"))
 CUT_PLACEHOLDERS = ("{{", "{%", "<%")  # one that does not end in its attribute holds the quote that ends that
 
-# A tag's attributes. Each alternative ends where no other could begin, so nothing is tried twice, and the lookahead
-# with its back-reference keeps what it found: a tag without an end is given up in one pass, whatever its length.
+# Each alternative ends where no other could begin, so nothing is tried twice, and the lookahead with its back-reference
+# keeps what it found: a tag without an end is given up in one pass.
 _NAME = r"[^\t\n\f\r />][^\t\n\f\r />=]*(?![^\t\n\f\r />=])"
 _VALUE = r"""(?:"[^"]*"|'[^']*'|[^\t\n\f\r >"'][^\t\n\f\r >]*(?![^\t\n\f\r >])|(?=>))"""
 _ATTRIBUTE = rf"[\t\n\f\r /]*{_NAME}(?:[\t\n\f\r ]*=[\t\n\f\r ]*{_VALUE}|(?![\t\n\f\r ]*=))"
@@ -1133,8 +1127,8 @@ COMMENT_END = re.compile(r"--!?>")
 SCRIPT_TURN = re.compile(r"<!--(?:-?>)?|-->|<(/?)script(?=[\t\n\f\r />])", re.IGNORECASE)
 CHARACTER_REFERENCE = re.compile(r"&(?:#([0-9]+);?|#[xX]([0-9A-Fa-f]+);?|([A-Za-z0-9]+;?))")
 WEB_LINK = re.compile(r"https?://[^/?#\\]", re.IGNORECASE)
-NEEDS_NO_QUOTES = re.compile(r"[^\s\"'=<>`]+")
 C0_OR_SPACE = "".join(map(chr, range(33)))
+NEEDS_NO_QUOTES = re.compile(r"[^\s\"'=<>`]+")
 
 
 class Edit(NamedTuple):
@@ -1186,8 +1180,7 @@ class LinkMaker:
     ) -> Instrumenting:
         """How to instrument one email.
 
-        With `tool_campaign`, the key is what a mailing tool replaces by its own ids, and stands there as it is; the
-        campaign, which no registration tells, stands in the URLs.
+        With `tool_campaign`, the key is what a mailing tool replaces by its own ids, and stands there as it is.
         """
         shown = key_in_path(key) if tool_campaign is None else key
         query = f"?campaign={quote(tool_campaign, safe='')}" if tool_campaign else ""
@@ -1270,7 +1263,7 @@ HIDDEN_THERE = "not placed: there is one already"
 
 
 class Unclear(ValueError):
-    """Why a page, a part, or the message, is left as it is."""
+    """Why a part, or the message, is left as it is."""
 
 
 def apply_edits(text: str, edits: Iterable[Edit]) -> str:
@@ -1338,10 +1331,9 @@ def decode_attribute(text: str) -> str:
 def read_tags(
     text: str, wanted: Collection[str], at: int = 0, end: int = sys.maxsize, *, conditional: bool = False
 ) -> Iterator[Tag]:
-    """The wanted tags of an HTML text, in order; last a tag named "" where the text ends in something unfinished.
+    """The wanted tags of an HTML text, in order, in linear time; last one named "" where the text ends unfinished.
 
-    What is in comments, scripts, styles and other text that is no markup holds no tag, but conditional comments hold
-    those of VML (`v:…`) too. Takes time linear in the text.
+    Comments, scripts, styles and the like hold no tag, but conditional comments do, and those of VML (`v:…`) too.
     """
     end = min(end, len(text))
     while match := MARKUP.search(text, at, end):
@@ -1379,16 +1371,14 @@ def _end_of_raw_text(text: str, name: str, at: int, end: int) -> int:
     turns = SCRIPT_TURN if name == "script" else re.compile(rf"<(/){name}(?=[\t\n\f\r />])", re.IGNORECASE)
     escaped = nested = False
     for match in turns.finditer(text, at, end):
-        if match[0] == "<!--":
-            escaped = True
-        elif match[0].endswith(">"):
+        if match[0].endswith(">"):
             escaped = nested = False
-        elif not match[1]:
-            nested = escaped
-        elif not nested:
+        elif match[0] == "<!--":
+            escaped = True
+        elif match[1] and not nested:
             return match.start()
         else:
-            nested = False
+            nested = escaped and not match[1]
     return -1
 
 
@@ -1607,9 +1597,8 @@ class Part(NamedTuple):
 
 
 def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -> tuple[bytes, Report]:
-    """Wrap the links and place the pixel in the HTML of a message; all other bytes stay as they are.
+    """Wrap the links and place the pixel in the HTML of a message; what is unclear stays, and the report says why.
 
-    Never raises for what is in the message: what is unclear stays as it is, and the report says why.
     `force`: also a message with a signature over the whole (DKIM, ARC), which a change breaks.
     """
     text = raw.decode("latin-1")
@@ -1649,8 +1638,7 @@ def said_by_headers(raw: bytes) -> tuple[str, list[str]]:
     import email.header
     import email.utils
 
-    end = re.search(rb"\r\n\r\n|\n\n|\r\r", raw[:MAX_HEADERS])
-    head = raw[: end.start() if end else MAX_HEADERS]
+    head, *_ = re.split(rb"\r\n\r\n|\n\n|\r\r", raw[:MAX_HEADERS], maxsplit=1)
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError:
@@ -1724,10 +1712,8 @@ def _refuse_other_parts(part: Part) -> None:
     disposition = part.header("Content-Disposition").partition(";")[0].strip().lower()
     if disposition not in ("", "inline"):
         raise Unclear("it is an attachment")
-    if part.kind in OTHER_PARTS:
-        raise Unclear(OTHER_PARTS[part.kind])
     if part.kind != "text/html" and part.kind not in WALKED:
-        raise Unclear("only text/html is instrumented")
+        raise Unclear(OTHER_PARTS.get(part.kind, "only text/html is instrumented"))
     if not part.has_body:
         raise Unclear("it has no body")
     part.header("Content-Type")
@@ -1746,8 +1732,7 @@ def split_parts(text: str, part: Part) -> list[tuple[int, int]]:
         boundary = None
     if not boundary:
         raise Unclear("its boundary is not given, or can't be read")
-    # Parts in parts are read once for each depth, so what only begins like a boundary must cost little: it is sought
-    # with the line break before it, and lines without end are no mail.
+    # Parts in parts are read once for each depth, so what only begins like a boundary must cost little.
     places: list[int] = []
     for line_break in "\r\n":
         at = part.start - 2
@@ -1755,23 +1740,18 @@ def split_parts(text: str, part: Part) -> list[tuple[int, int]]:
             places.append(at + 1)
     if len(places) >= MAX_EDGES:
         raise Unclear(f"{MAX_EDGES:,} lines or more begin as its boundary does")
-    spans: list[tuple[int, int]] = []
-    begin = -1
+    edges = []  # where a part begins, and where the one before it ends
     for place in sorted(places):
-        line = BOUNDARY_REST.match(text, place + len(f"--{boundary}"), part.end)
-        if not line:
-            continue
-        if begin >= 0:
-            break_length = 2 if text.endswith("\r\n", 0, place) else 1  # the line break before it belongs to it
-            spans.append((begin, max(begin, place - break_length)))
-        begin = -1 if line[1] else line.end()
-        if line[1] or len(spans) > MAX_PARTS:
-            break
-    if begin >= 0:
-        spans.append((begin, part.end))
-    if not spans:
+        if line := BOUNDARY_REST.match(text, place + len(f"--{boundary}"), part.end):
+            # The line break before it belongs to it.
+            edges.append((line.end(), place - (2 if text.endswith("\r\n", 0, place) else 1)))
+            if line[1]:
+                break
+    else:
+        edges.append((part.end, part.end))
+    if len(edges) < 2:
         raise Unclear("its boundary is nowhere")
-    return spans
+    return [(begin, max(begin, end)) for (begin, _), (_, end) in pairwise(edges)]
 
 
 # -- Messages: charsets and transfer encodings. Each finds the bytes that an edit means, and encodes only what is new.
@@ -1779,17 +1759,16 @@ def split_parts(text: str, part: Part) -> list[tuple[int, int]]:
 ENCODED_LINE = 76  # RFC 2045 §6.7 and §6.8
 UNCHANGED = {"", "7bit", "7bits", "7-bit", "8bit", "8bits", "8-bit", "binary"}  # encodings that encode nothing
 QP_ESCAPE = re.compile("=([0-9A-Fa-f]{2})")
-# What stands for other than itself: an escape, a soft line break, and spaces at the end of a line, which are no text.
-# To look for such spaces takes most of the time, so it is done where there are any.
+# What does not stand for itself: an escape, a soft line break, spaces at the end of a line. To look for those takes most
+# of the time, so it is done where there are any.
 QP_TOKEN = re.compile(r"=(?:([0-9A-Fa-f]{2})|[ \t]*(?:\r\n|\n|\r|\Z))")
 QP_TOKEN_OR_SPACES = re.compile(rf"{QP_TOKEN.pattern}|(?<![ \t])[ \t]+(?=[\r\n]|\Z)")
 BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
-SHIFTED = {  # in charsets in which ASCII stands for other letters between marks: where it does
+SHIFTED = {  # by the beginnings of charsets in which ASCII stands for other letters between marks: where it does
     # Kanji, katakana of half the width, letters of another set for one character (ESC N), and between SO and SI.
-    "iso": re.compile(r"\x1b(?:\$(?:[@AB]|\([@-Z])|\(I)[^\x1b]*(?:\x1b[.N][^\x1b]*)*|\x1bN.|\x0e[^\x0f]*"),
+    "iso2022": re.compile(r"\x1b(?:\$(?:[@AB]|\([@-Z])|\(I)[^\x1b]*(?:\x1b[.N][^\x1b]*)*|\x1bN.|\x0e[^\x0f]*"),
     "hz": re.compile(r"~~|~\{(?:[!-}][!-~])*"),
 }
-SHIFTING = re.compile("(iso)-?2022-|(hz)", re.IGNORECASE)
 BYTE_ORDER_MARKS = ("\xff\xfe", "\xfe\xff", "\0\0\xfe\xff")  # of UTF-16 and UTF-32
 NO_CHARSETS = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}  # Python's, and nobody else's
 MARKUP_BYTES = b"AZaz09 <>\"'=/&#;:?.-_"
@@ -1809,8 +1788,10 @@ def read_page(text: str, part: Part, unsubscribe: Collection[str]) -> Page:
         raise Unclear("it is in UTF-16 or UTF-32; send it in UTF-8 to have it instrumented")
     if codec in ("utf-7", "johab") or MARKUP_BYTES.decode(codec, "replace") != MARKUP_BYTES.decode():
         raise Unclear(f"its charset {label[:40]!r} does not keep ASCII as it is")
-    shifts = SHIFTING.match(label)
-    shown = SHIFTED[(shifts[1] or shifts[2]).lower()].sub(_blank, content) if shifts else content
+    shown = content
+    for begin, shifted in SHIFTED.items():
+        if label.replace("-", "").startswith(begin):
+            shown = shifted.sub(_blank, content)
     return Page(content, shown, codec, str(part), unsubscribe, part.start, encode, longest)
 
 
@@ -1914,8 +1895,8 @@ def _decode_base64(body: str, line_break: str) -> tuple[str, Encode]:
 
 def _decode_quoted_printable(body: str, line_break: str) -> tuple[str, Encode]:
     """Decode, remembering where. An "=" that is no escape stands for itself, as mail programs read it."""
-    # Of each token, where it ends, and twice the decoded place behind it; one more if the token comes last in its line:
-    # then what is put at that place stands before it.
+    # Of each token, where it ends, and twice the decoded place behind it; one more where what is put at that place
+    # stands before the token, since it is the last of its line.
     ends, keys = array("I", [0]), array("I", [0])
     dropped = 0
 
@@ -1979,8 +1960,7 @@ def _quoted_printable_edits(body: str, line_break: str, edits: list[Edit]) -> li
 
 
 def encode_quoted_printable(new: str, column: int, line_break: str) -> tuple[str, int]:
-    """Encode text that begins at a column; returns it and the column it ends at. No new line is longer than 76 or
-    begins with a dot, which SMTP would double or drop."""
+    """Encode text from a column on, and say where it ends. No line begins with a dot, which SMTP would double or drop."""
     out: list[str] = []
     for letter in new:
         token = letter if " " <= letter <= "~" and letter != "=" else f"={ord(letter):02X}"
