@@ -384,7 +384,8 @@ def _tenant_key(secret: str, mail_id: str) -> bytes:
 def sign(secret: str, mail_id: str, target: str) -> str:
     """Sign a click link: 16 characters for the target as it stands in the path."""
     # The length before each field keeps fields from sliding into each other.
-    said = b"".join(len(each).to_bytes(4, "big") + each for each in (b"click 1", target.encode()))
+    text = target.encode()
+    said = b"\0\0\0\7click 1" + len(text).to_bytes(4, "big") + text
     mac = hmac.digest(_tenant_key(secret, mail_id), said, "sha256")
     return base64.urlsafe_b64encode(mac[:12]).decode()
 
@@ -1842,16 +1843,20 @@ def _line_around(text: str, start: int, end: int, most: int) -> tuple[int, int]:
 def _plain_edits(body: str, line_break: str, edits: list[Edit]) -> list[Edit]:
     """Where a line would get longer than SMTP takes, its links and the pixel get lines of their own, within their tags."""
     lines: list[list[Edit]] = []
-    end = -1
+    lengths: list[int] = []
+    first, end = 0, -1
     for edit in edits:
+        begin, line_end = _line_around(body, edit.start, edit.end, MAX_LINE + 1)
         if edit.start > end:
+            first = begin
             lines.append([])
+            lengths.append(0)
+        end = line_end
         lines[-1].append(edit)
-        _, end = _line_around(body, edit.start, edit.end, MAX_LINE + 1)
+        lengths[-1] = end - first
     found: list[Edit] = []
-    for line in lines:
-        begin, end = _line_around(body, line[0].start, line[-1].end, MAX_LINE + 1)
-        if end - begin + sum(edit.growth for edit in line) <= MAX_LINE:
+    for line, length in zip(lines, lengths, strict=True):
+        if length + sum(edit.growth for edit in line) <= MAX_LINE:
             found += line
             continue
         for edit in line:
