@@ -13,7 +13,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -271,20 +271,10 @@ def test_tenant_set_changes_name_and_rules_and_shows_them(run: Terminal) -> None
         (("--unblock", "evil.com"), "blocked", []),
         (("--tracking-host", "track.acme.com"), "tracking_host", "track.acme.com"),
         (("--tracking-host", ""), "tracking_host", ""),
+        (("--suspend",), "suspended", True),
+        (("--no-suspend",), "suspended", False),
     ):
         assert run("tenant", "set", "Acme Shoes", "--json", *options).json[name] == expected
-
-
-def test_tenant_set_is_seen_by_the_server(run: Terminal) -> None:
-    made = run.add("Acme", "--domain", "acme.com")
-    path = f"/{made['mail_id']}/click/e1?url=https://acme.com/"
-    assert run.web().get(path).status_int == 302
-    run("tenant", "set", "Acme", "--suspend")
-    assert run.web().get(path).status_int == 200
-    run("tenant", "set", "Acme", "--no-suspend", "--block", "acme.com")
-    assert run.web().get(path).status_int == 200
-    run("tenant", "set", "Acme", "--unblock", "acme.com")
-    assert run.web().get(path).status_int == 302
 
 
 @pytest.mark.parametrize("by", ["id", "mail_id", "name"])
@@ -316,7 +306,9 @@ def test_tenant_show_without_base_url_says_to_set_it(run: Terminal) -> None:
     assert "http://localhost:3000/" in run("tenant", "show", "Acme", "--local").out
 
 
-def test_tenant_list_has_the_numbers_of_30_days_and_counts_what_waits(stage: Stage, run: Terminal) -> None:
+def test_tenant_list_has_the_numbers_of_30_days_counts_what_waits_and_shows_no_dashboard_ids(
+    stage: Stage, run: Terminal
+) -> None:
     now = tracker.now_ms()
     with stage.database.transaction() as connection:
         mails = [tracker.Registration(f"k{number}") for number in range(4)]
@@ -324,7 +316,9 @@ def test_tenant_list_has_the_numbers_of_30_days_and_counts_what_waits(stage: Sta
         tracker.register_emails(connection, stage.acme.number, [tracker.Registration("old")], now - 40 * 86_400_000)
     lines = [hit(stage, "k0", now), hit(stage, "k1", now, ua="Mozilla/5.0"), hit(stage, "k2", now, ua=MACHINE)]
     segment(stage, *lines, hit(stage, "old", now))  # they wait in the spool: the command must drain first
-    acme, globex = run("tenant", "list", "--json").json
+    listed = run("tenant", "list", "--json")
+    assert stage.acme.id not in listed.out + run("tenant", "list").out
+    acme, globex = listed.json
     assert (acme["name"], acme["sent"], acme["opened"], acme["opened_unconfirmed"]) == ("Acme", 4, 1, 1)
     assert acme["mail_id"] == stage.acme.mail_id and acme["last_hit_at"] and not acme["suspended"]
     assert (globex["name"], globex["sent"], globex["last_hit_at"]) == ("Globex", 0, None)
@@ -332,11 +326,6 @@ def test_tenant_list_has_the_numbers_of_30_days_and_counts_what_waits(stage: Sta
     assert head.split()[:3] == ["mail_id", "sent", "opened"]
     assert table[0].split()[:3] == [stage.acme.mail_id, "4", "1–2"] and table[0].endswith(" Acme")
     assert "none" in table[1]
-
-
-def test_neither_list_nor_its_json_shows_dashboard_ids(run: Terminal) -> None:
-    made = run.add("Acme")
-    assert made["id"] not in run("tenant", "list").out + run("tenant", "list", "--json").out
 
 
 # == tenant key, rotate, remove ==
@@ -418,7 +407,9 @@ def test_remove_deletes_everything_of_that_tenant_and_nothing_else(stage: Stage,
         return numbers
 
     before = numbers_of_globex()
+    run("tenant", "set", "Acme", "--own", "203.0.113.7")
     run("tenant", "remove", "Acme", "--yes")
+    assert run.rows("select * from tenant_rules") == []
     for table in ("emails", "events", "urls", "reasons", "uniques", "cohorts", "campaigns", "links", "named_hosts"):
         assert {row[0] for row in run.rows(f"select tenant from {table}")} <= {stage.globex.number}, table
     assert numbers_of_globex() == before
@@ -473,7 +464,8 @@ def test_stats_for_people_shows_the_dashboards_figures(stage: Stage, run: Termin
     assert values["Sent"] == "2" and values["Opened"] == "50.0"
 
 
-def test_drain_counts_what_waits_and_keeps_apart_what_it_cannot_read(stage: Stage, run: Terminal) -> None:
+def test_drain_counts_all_batches_that_wait_and_keeps_apart_what_it_cannot_read(stage: Stage, run: Terminal) -> None:
+    run.monkeypatch.setattr(tracker, "BACKLOG_BATCH", 2)
     segment(stage, hit(stage, "k1"), b"no hit\n", hit(stage, "k2"), click(stage, "k1"))
     said = run("drain")
     assert "drained 3 hits" in said.out and "1 lines" in said.out
@@ -481,14 +473,6 @@ def test_drain_counts_what_waits_and_keeps_apart_what_it_cannot_read(stage: Stag
     assert [path.read_bytes() for path in (run.spool / "rejected").iterdir()] == [b"no hit\n"]
     assert "drained 0 hits" in run("drain").out
     assert run.rows("select count(*) from events") == [(3,)]
-
-
-def test_drain_takes_a_backlog_of_more_than_one_batch(stage: Stage, run: Terminal) -> None:
-    run.monkeypatch.setattr(tracker, "BACKLOG_BATCH", 10)
-    for first in (0, 25):
-        segment(stage, *(hit(stage, f"k{number}") for number in range(first, first + 25)), at=NOW + first)
-    assert "drained 50 hits" in run("drain").out
-    assert run.rows("select count(*) from events") == [(50,)]
 
 
 def journal(line: bytes) -> bytes:
@@ -527,16 +511,6 @@ def test_ingest_names_the_line_it_cannot_read_and_counts_the_others(stage: Stage
 def test_ingest_reads_standard_input(words: tuple[str, ...], stage: Stage, run: Terminal) -> None:
     said = run("ingest", *words, stdin=journal(hit(stage, "k1")).decode())
     assert said.out == "-: 1 hits counted, 0 known already, 0 not readable\n"
-
-
-def test_ingest_replays_what_a_server_with_a_broken_spool_printed(stage: Stage, run: Terminal) -> None:
-    run.spool.rename(run.spool.with_name("elsewhere"))
-    stage.pixel("k1")
-    printed = run.capsys.readouterr().err
-    run.spool.with_name("elsewhere").rename(run.spool)
-    assert printed.startswith("unspooled {")
-    assert "1 hits counted" in run("ingest", stdin=printed).out
-    assert run.rows("select key from event_details") == [("k1",)]
 
 
 # == check ==
@@ -709,32 +683,22 @@ def test_no_command_makes_a_new_database_where_one_was_lost(run: Terminal) -> No
     assert not run.database.exists()
 
 
-def folder_in_its_place(path: Path) -> None:
+def spoil(path: Path, what: bytes | None) -> None:
+    """Put a file in the place of another, or a folder."""
     path.unlink(missing_ok=True)
-    path.mkdir(parents=True)
+    if what is None:
+        path.mkdir()
+    else:
+        path.write_bytes(what)
 
 
-def empty_file(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.parent.mkdir(exist_ok=True)
-    path.touch()
-
-
-def shopping_list(path: Path) -> None:
-    empty_file(path)
-    path.write_text("milk, eggs, bread\n" * 100)
-
-
-def database_of_another_program(path: Path) -> None:
-    empty_file(path)
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("create table notes (note)")
-
-
-@pytest.mark.parametrize("spoil", [folder_in_its_place, empty_file, shopping_list, database_of_another_program])
-def test_what_is_no_database_of_ours_is_named_and_left_as_it_is(spoil: Callable[[Path], None], run: Terminal) -> None:
+@pytest.mark.parametrize("what", ["a folder", "nothing", "a shopping list", "a database of another program"])
+def test_what_is_no_database_of_ours_is_named_and_left_as_it_is(what: str, run: Terminal) -> None:
     run.add("Acme")
-    spoil(run.database)
+    with contextlib.closing(sqlite3.connect("another.db")) as connection:
+        connection.execute("create table notes (note)")
+    contents = {"nothing": b"", "a shopping list": b"milk\n" * 400, "a folder": None}
+    spoil(run.database, contents.get(what, Path("another.db").read_bytes()))
     before = run.database.read_bytes() if run.database.is_file() else None
     for words in (("tenant", "add", "Globex"), *NEED_A_DATABASE):
         said = run(*words, status=1)
@@ -745,7 +709,7 @@ def test_what_is_no_database_of_ours_is_named_and_left_as_it_is(spoil: Callable[
 @pytest.mark.parametrize("name", ["write.lock", "tenants.json"])
 def test_a_file_that_cannot_be_written_is_named(name: str, run: Terminal) -> None:
     run.add("Acme")
-    folder_in_its_place(run.database.parent / name)
+    spoil(run.database.parent / name, None)
     assert name in run("tenant", "set", "Acme", "--any-domain", status=1).err
 
 
@@ -797,37 +761,24 @@ def test_version_names_what_runs_and_its_licences(run: Terminal) -> None:
     assert "Python" in below and sqlite3.sqlite_version in below
 
 
-@pytest.mark.parametrize("words", [("tenant", "list"), ("tenant", "show", "Acme", "--json"), ("config",), ("--help",)])
-def test_a_reader_that_has_gone_ends_a_command_without_a_traceback(words: tuple[str, ...], run: Terminal) -> None:
-    run.add("Acme")
-    command = [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, *words]
-    environ = {name: os.environ[name] for name in ("PATH", "DATABASE_URL", "BASE_URL")}
-    reading, writing = os.pipe()
-    os.close(reading)  # as after `| head -0`
-    try:
-        done = subprocess.run(command, env=environ, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
-    finally:
-        os.close(writing)
-    assert (done.stderr, done.returncode in (0, 1)) == ("", True)
-
-
 @pytest.mark.parametrize(
     ("shell", "words"),
     [
-        ('"$@" >&-', ("tenant", "list")),
-        ('"$@" >/dev/full', ("tenant", "list")),
-        ('"$@" 2>&-', ("tenant", "show", "Nobody")),
-        ('"$@" <&-', ("ingest",)),
-        ('"$@" <&-', ("tenant", "remove", "Acme")),
+        *(('"$@" | true', words) for words in ("tenant list", "tenant show Acme --json", "config", "--help")),
+        ('"$@" >&-', "tenant list"),
+        ('"$@" >/dev/full', "tenant list"),
+        ('"$@" 2>&-', "tenant show Nobody"),
+        ('"$@" <&-', "ingest"),
+        ('"$@" <&-', "tenant remove Acme"),
     ],
 )
-def test_closed_and_full_streams_end_a_command_without_a_traceback(
-    shell: str, words: tuple[str, ...], run: Terminal
+def test_readers_that_have_gone_and_closed_and_full_streams_end_a_command_without_a_traceback(
+    shell: str, words: str, run: Terminal
 ) -> None:
     run.add("Acme")
-    done = as_process(run, *words, shell=shell)
+    done = as_process(run, *words.split(), shell=shell)
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
-    assert done.returncode in (0, 1)
+    assert done.returncode in (0, 1) and (done.stderr == "" or "|" not in shell)
     assert [tenant["name"] for tenant in run("tenant", "list", "--json").json] == ["Acme"]
 
 
@@ -846,7 +797,6 @@ def test_ctrl_c_ends_a_command_without_a_traceback(run: Terminal) -> None:
 
 IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Mobile/15E148"
 GMAIL_PROXY = "Mozilla/5.0 (X11; Linux) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy; 2)"
-DELIVERED = b'{"email": {"delivered_at": "2026-11-24T18:21:24.430Z", "links": 4, "own_addresses": ["203.0.113.0/24"]}}\n'  # 1 s before
 
 
 def hits_file(run: Terminal, *lines: bytes) -> str:
@@ -895,30 +845,24 @@ def test_judge_reads_standard_input(words: tuple[str, ...], stage: Stage, run: T
     assert run("judge", *words).out == ""
 
 
+AGO = NOW // 1000 - 1
+
+
 @pytest.mark.parametrize(
-    "first, reason",
+    ("first", "reason"),
     [
-        pytest.param(b"", "browser", id="nothing-known"),
-        pytest.param(DELIVERED, "too-soon", id="delivered"),
-        pytest.param(b' {"email": {"sent_at": %d}}\n' % (NOW // 1000 - 1), "too-soon", id="sent-in-seconds"),
-        pytest.param(
-            b'{"email": {"sent_at": "%d.000"}}\n' % (NOW // 1000 - 1), "too-soon", id="in-seconds-as-nginx-writes"
-        ),
-        pytest.param(
-            b'{"email": {"sent_at": %d, "delivered_at": %d}}\n' % (NOW // 1000 - 1, NOW // 1000 - 9),
-            "browser",
-            id="delivery-goes-before-sending",
-        ),
-        pytest.param(b'{"email": {"own_addresses": ["198.51.100.0"]}}\n', "own-address", id="own-address"),
-        pytest.param(b'{"email": {"own_addresses": ["198.51.0.0/16"]}}\n', "own-address", id="own-network"),
-        pytest.param(b'{"email": {}}\n', "browser", id="an-email-of-which-nothing-is-said"),
+        ("{}", "browser"),
+        ('{"delivered_at": "2026-11-24T18:21:24.430Z", "links": 4, "own_addresses": ["203.0.113.0/24"]}', "too-soon"),
+        (f'{{"sent_at": {AGO}}}', "too-soon"),
+        (f'{{"sent_at": "{AGO}.000"}}', "too-soon"),
+        (f'{{"sent_at": {AGO}, "delivered_at": {AGO - 8}}}', "browser"),
+        ('{"own_addresses": ["198.51.100.0"]}', "own-address"),
+        ('{"own_addresses": ["198.51.0.0/16"]}', "own-address"),
     ],
 )
-def test_a_first_line_may_say_what_is_known_of_the_email(
-    first: bytes, reason: str, stage: Stage, run: Terminal
-) -> None:
-    said = run("judge", hits_file(run, first, click(stage, "e1")), "--json")
-    assert json.loads(said.out)["reason"] == reason
+def test_a_first_line_may_say_what_is_known_of_the_email(first: str, reason: str, stage: Stage, run: Terminal) -> None:
+    path = hits_file(run, b' {"email": %s}\n' % first.encode(), click(stage, "e1"))
+    assert json.loads(run("judge", path, "--json").out)["reason"] == reason
 
 
 def test_how_many_links_a_mail_has_tells_who_followed_them_all(stage: Stage, run: Terminal) -> None:
@@ -929,49 +873,33 @@ def test_how_many_links_a_mail_has_tells_who_followed_them_all(stage: Stage, run
 
 
 @pytest.mark.parametrize(
-    "email, told",
+    ("number", "line", "told"),
     [
-        (b'{"email": []}', "email: expected an object"),
-        (
-            b'{"email": {"sent": 1}}',
-            "email: expected an object with some of sent_at, delivered_at, links, own_addresses",
-        ),
-        (b'{"email": {"sent_at": "soon"}}', "sent_at"),
-        (b'{"email": {"sent_at": true}}', "sent_at: expected a time"),
-        (b'{"email": {"delivered_at": -5}}', "delivered_at: expected a time"),
-        (b'{"email": {"links": "4"}}', "links: expected how many"),
-        (b'{"email": {"links": -1}}', "links: expected how many"),
-        (b'{"email": {"own_addresses": "203.0.113.7"}}', "own_addresses: expected a list"),
-        (b'{"email": {"own_addresses": ["the office"]}}', "'the office': expected an address or a network"),
-        (b'{"email": {', "expected one JSON object"),
-        (b'{"email": ' + b"[" * 100_000, "expected one JSON object"),
+        (1, b'{"email": []}', "email: expected an object"),
+        (1, b'{"email": {"sent": 1}}', "an object with some of sent_at, delivered_at, links, own_addresses"),
+        (1, b'{"email": {"sent_at": "soon"}}', "sent_at"),
+        (1, b'{"email": {"sent_at": true}}', "sent_at: expected a time"),
+        (1, b'{"email": {"delivered_at": -5}}', "delivered_at: expected a time"),
+        (1, b'{"email": {"links": "4"}}', "links: expected how many"),
+        (1, b'{"email": {"links": -1}}', "links: expected how many"),
+        (1, b'{"email": {"own_addresses": "203.0.113.7"}}', "own_addresses: expected a list"),
+        (1, b'{"email": {"own_addresses": ["the office"]}}', "'the office': expected an address or a network"),
+        (1, b'{"email": {', "expected one JSON object"),
+        (1, b'{"email": ' + b"[" * 100_000, "expected one JSON object"),
+        (3, b"no hit", ""),
+        (3, b'{"email": {"links": 4}}', ""),
+        (3, b'{"id": "a1", "t": 1, "uri": "/x"}', ""),
+        (3, b"[]", ""),
+        (3, b'{"id": "a1", "t": 1795544485, "kind": "email", "mail_id": "x", "key": "e1"}', ""),
     ],
+    ids=lambda value: str(value)[:40],
 )
-def test_a_first_line_that_says_nothing_sensible_is_refused(
-    email: bytes, told: str, stage: Stage, run: Terminal
+def test_a_line_that_says_nothing_sensible_is_refused_by_its_number(
+    number: int, line: bytes, told: str, stage: Stage, run: Terminal
 ) -> None:
-    path = hits_file(run, email + b"\n", hit(stage, "e1"))
+    path = hits_file(run, hit(stage, "e1") * (number - 1), line + b"\n", hit(stage, "e1"))
     said = run("judge", path, status=1)
-    assert said.out == ""
-    assert f"{path}, line 1: " in said.err and told in said.err
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        pytest.param(b"no hit\n", id="no-json"),
-        pytest.param(DELIVERED, id="an-email-that-is-not-in-the-first-line"),
-        pytest.param(b'{"id": "a1", "t": 1, "uri": "/x"}\n', id="a-time-that-is-none"),
-        pytest.param(b"[]\n", id="another-json"),
-        pytest.param(
-            b'{"id": "a1", "t": 1795544485, "kind": "email", "mail_id": "x", "key": "e1"}\n', id="a-registration"
-        ),
-    ],
-)
-def test_a_line_that_is_no_hit_is_named_by_its_number(line: bytes, stage: Stage, run: Terminal) -> None:
-    path = hits_file(run, hit(stage, "e1"), hit(stage, "e1"), line, hit(stage, "e1"))
-    said = run("judge", path, status=1)
-    assert (said.out, f"{path}, line 3: " in said.err) == ("", True)
+    assert said.out == "" and f"{path}, line {number}: " in said.err and told in said.err
 
 
 def test_hits_with_several_keys_are_judged_with_a_note(stage: Stage, run: Terminal) -> None:
@@ -1069,18 +997,12 @@ def test_rejudge_leaves_what_was_judged_by_an_agent_or_an_address_that_was_erase
     assert run("check").out == "all is well\n"
 
 
-def test_rejudge_goes_on_from_email_to_email(stage: Stage, run: Terminal) -> None:
+def test_rejudge_counts_what_waits_first_and_goes_on_from_email_to_email(stage: Stage, run: Terminal) -> None:
     run.monkeypatch.setattr(tracker, "REJUDGE_EMAILS", 2)
     segment(stage, *(hit(stage, f"e{n}") for n in range(5)))
-    run("drain")
+    assert run("rejudge").out == "all hits are judged as before\n"
     misjudge(run, "1")
     assert run("rejudge").out == "5 hits are judged otherwise than before\n"
-
-
-def test_rejudge_counts_what_waits_first(stage: Stage, run: Terminal) -> None:
-    segment(stage, hit(stage, "e1"))
-    assert run("rejudge").out == "all hits are judged as before\n"
-    assert states(run) == {"e1": [1, 0, 0, 0]}
 
 
 # == the sender's own addresses ==
@@ -1150,11 +1072,3 @@ def test_workers_hear_of_own_addresses_within_a_second_and_of_their_end(run: Ter
         run.apps[0].directory._look_at = 0.0
         visit(web, made["mail_id"], "203.0.113.7")
     assert [line.get("own") for line in spool_of(run)] == [None, None, True, True, None, None]
-
-
-def test_a_removed_tenants_own_addresses_go_with_it(run: Terminal) -> None:
-    run.add("Acme")
-    run("tenant", "set", "Acme", "--own", "203.0.113.7")
-    run("tenant", "remove", "Acme", "--yes")
-    assert run.rows("select * from tenant_rules") == []
-    assert run("check").out == "all is well\n"
