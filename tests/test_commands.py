@@ -106,13 +106,6 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         app.close()
 
 
-def as_process(run: Terminal, *words: str, shell: str = '"$@"') -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own, by a shell that may redirect it."""
-    environ = {name: os.environ[name] for name in ("PATH", "DATABASE_URL", "BASE_URL")}
-    command = ["sh", "-c", shell, "sh", sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, *words]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, cwd=run.folder)
-
-
 # == What is refused: rows of argv, status and what is said; Acme is there, and nothing changes ==
 
 REFUSED = [
@@ -542,9 +535,9 @@ def test_check_notices_that_tenants_json_is_not_right_and_repair_writes_it(conte
 def test_check_notices_events_that_belong_to_no_email(stage: Stage, run: Terminal) -> None:
     fill(stage)
     run.change("delete from emails where key = 'k2'")
-    assert "foreign_key_check" in run("check", status=1).out
     # Roll-ups can be counted again; what is lost is lost, and goes on being said.
-    assert "foreign_key_check" in run("check", "--repair", status=1).out
+    for words in (("check",), ("check", "--repair")):
+        assert "foreign_key_check" in run(*words, status=1).out
 
 
 def test_check_notices_a_segment_that_is_shorter_than_what_was_drained_of_it(stage: Stage, run: Terminal) -> None:
@@ -733,7 +726,9 @@ def test_readers_that_have_gone_and_closed_and_full_streams_end_a_command_withou
     shell: str, words: str, run: Terminal
 ) -> None:
     run.add("Acme")
-    done = as_process(run, *words.split(), shell=shell)
+    environ = {name: os.environ[name] for name in ("PATH", "DATABASE_URL", "BASE_URL")}
+    command = ["sh", "-c", shell, "sh", sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, *words.split()]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
     assert done.returncode in (0, 1) and (done.stderr == "" or "|" not in shell)
     assert [tenant["name"] for tenant in run("tenant", "list", "--json").json] == ["Acme"]
@@ -926,9 +921,8 @@ def test_rejudge_since_a_time_leaves_emails_without_later_hits(stage: Stage, run
     segment(stage, hit(stage, "old", NOW - 5 * day), hit(stage, "new", NOW - 5 * day), hit(stage, "new", NOW))
     run("drain")
     misjudge(run, "1")
-    assert (
-        run("rejudge", "--since", tracker.iso_time(NOW - day) or "").out == "2 hits are judged otherwise than before\n"
-    )
+    said = run("rejudge", "--since", tracker.iso_time(NOW - day) or "")
+    assert said.out == "2 hits are judged otherwise than before\n"
     assert states(run) == {"old": [0, 1, 0, 0], "new": [2, 0, 0, 0]}
     assert run("check").out == "all is well\n"
 
