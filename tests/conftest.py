@@ -200,6 +200,7 @@ class Server:
     def start(self) -> Server:
         """Start and wait until the first worker answers."""
         with self.log.open("ab") as log:
+            begin = log.tell()  # behind what an earlier start wrote
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "serve"],
                 env=self.environ,
@@ -209,7 +210,7 @@ class Server:
                 cwd=self.folder,
             )
         deadline = time.monotonic() + 20
-        while b"Booting worker" not in self.log.read_bytes():
+        while b"Booting worker" not in self.log.read_bytes()[begin:]:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the server did not start:\n{self.log.read_text()}")
             time.sleep(0.02)

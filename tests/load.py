@@ -77,7 +77,7 @@ def terminate(server: Server) -> int:
     """SIGTERM; returns the exit status."""
     process = server.process
     assert process is not None
-    wait_until(lambda: all(hears_signals(worker) for worker in server.workers()), server)
+    wait_until(lambda: server.workers() != [] and all(map(hears_signals, server.workers())), server)
     server.stop()
     assert process.returncode is not None
     return process.returncode
