@@ -39,11 +39,11 @@ def sources() -> dict[str, bytes]:
         found[name] = (ROOT / name).read_bytes()
     for path in (ROOT / "templates").rglob("*.*"):
         found[path.relative_to(ROOT).as_posix()] = path.read_bytes()
-    for path in distribution("gunicorn").files or ():
-        if path.name == "LICENSE":
-            found["gunicorn/LICENSE"] = path.read_binary()
-        elif path.suffix == ".py" and path.parts[1] not in UNUSED:
-            found[path.as_posix()] = path.read_binary()
+    for file in distribution("gunicorn").files or ():
+        if file.name == "LICENSE":
+            found["gunicorn/LICENSE"] = file.read_binary()
+        elif file.suffix == ".py" and file.parts[1] not in UNUSED:
+            found[file.as_posix()] = file.read_binary()
     return found
 
 
