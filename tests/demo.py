@@ -6,6 +6,7 @@ load many more of, and 3 % click; notes on orders that nearly everybody opens; g
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sys
@@ -252,18 +253,19 @@ def batches(whole: Sequence[Any]) -> Iterator[Sequence[Any]]:
 def main() -> int:
     """Fill the database that DATABASE_URL names, which must be empty."""
     settings = tracker.load_settings(os.environ, os.devnull)
-    database = tracker.create_database(settings.database, tracker.resource("schema.sql").decode())
-    with tracker.changing_tenants(database) as connection:
-        if tracker.list_tenants(connection):
-            sys.exit(f"{database.path} has tenants already; expected an empty database: set DATABASE_URL to a new one")
-        now = tracker.now_ms()
-        tenants = [tracker.add_tenant(connection, each.name, now, **each.rules) for each in SENDERS]
-    for sender, tenant in zip(SENDERS, tenants, strict=True):
-        mailing = Mailing(sender, tenant, now)
-        mailing.make()
-        mailing.record(database)
-        print(f"{tenant.name}: {settings.base_url or settings.local_url}/{tenant.id}/dashboard")
-    database.close()
+    with contextlib.closing(
+        tracker.create_database(settings.database, tracker.resource("schema.sql").decode())
+    ) as database:
+        with tracker.changing_tenants(database) as connection:
+            if tracker.list_tenants(connection):
+                sys.exit(f"{database.path} has tenants already; expected an empty one: set DATABASE_URL to a new one")
+            now = tracker.now_ms()
+            tenants = [tracker.add_tenant(connection, each.name, now, **each.rules) for each in SENDERS]
+        for sender, tenant in zip(SENDERS, tenants, strict=True):
+            mailing = Mailing(sender, tenant, now)
+            mailing.make()
+            mailing.record(database)
+            print(f"{tenant.name}: {settings.base_url or settings.local_url}/{tenant.id}/dashboard")
     return 0
 
 
