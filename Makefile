@@ -72,8 +72,9 @@ screenshots: test-packages ## make the two pictures of README anew
 	@.make/debian chromium
 	@$(VENV)/bin/python tests/screenshots.py
 
+# In two processes, each file in one of them: half the time on two cores. Every server takes a free port of its own.
 test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: bench-packages ## compare with others, time pages with a year of mail; less: make bench ARGS=--quick
 	@.make/debian nginx wrk

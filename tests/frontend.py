@@ -37,9 +37,11 @@ http {{
 
 def free_port() -> int:
     """A port that nobody listens on at this moment, and that no client is given meanwhile: those begin at 32,768."""
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    ports = range(20_000 + process % 8, 32_000, 8)  # each process of the tests takes its own
     while True:
         # On all addresses, as nginx will: clients that have gone keep ports of other loopback addresses for a minute.
-        with contextlib.suppress(OSError), socket.create_server(("", random.randrange(20_000, 32_000))) as listener:
+        with contextlib.suppress(OSError), socket.create_server(("", random.choice(ports))) as listener:
             return int(listener.getsockname()[1])
 
 
