@@ -1111,9 +1111,10 @@ NOT_TRACKED = {  # what a tag may say to keep its link, and the value that count
     **dict.fromkeys(("data-skip-click", "data-no-track", "data-pm-no-track", "data-as-no-track", "ses:no-track"), ""),
     **dict.fromkeys(("mc:disable-tracking", "mautic:disable-tracking"), ""),
 }
-# Of template languages, how they begin and end.
-PLACEHOLDERS = (("{", "}"), ("*|", "|*"), ("%%", "%%"), ("<%", "%>"), ("[[", "]]"), ("%recipient", "%"))
-CUT_PLACEHOLDERS = ("{{", "{%", "<%")  # one that does not end in its attribute holds the quote that ends that
+PLACEHOLDERS = (  # of template languages, how they begin and end
+    *(("{", "}"), ("*|", "|*"), ("%%", "%%"), ("[[", "]]"), ("%recipient", "%")),
+    *(("{{", ""), ("{%", ""), ("<%", "")),  # these may hold a quote, which ends their attribute before they do
+)
 
 # Each alternative ends where no other could begin, so nothing is tried twice, and the lookahead with its back-reference
 # keeps what it found: a tag without an end is given up in one pass.
@@ -1207,12 +1208,9 @@ class LinkMaker:
 
 def placeholder_fault(text: str) -> str | None:
     """Why a text can't stand for the keys of a mailing tool, or None."""
-    if not re.fullmatch(r"[^\x00-\x1f\x7f-\U0010ffff\"'/?#]+", text) or len(text) > MAX_KEY:
-        return (
-            f"expected 1 to {MAX_KEY} characters of ASCII in one line, such as {{{{ .Subscriber.UUID }}}}, "
-            "and none of the characters \" ' / ? #, which would end it"
-        )
-    return None
+    if re.fullmatch(rf"[^\x00-\x1f\x7f-\U0010ffff\"'/?#]{{1,{MAX_KEY}}}", text):
+        return None
+    return f"expected 1 to {MAX_KEY} characters of ASCII, such as {{{{ .Id }}}}, without \" ' / ? #, which would end it"
 
 
 @dataclass(slots=True)
@@ -1221,15 +1219,13 @@ class Report:
 
     wrapped: list[str] = field(default_factory=list)  # targets, in order, each as often as it occurs
     left: list[tuple[str, str]] = field(default_factory=list)  # URLs and reasons
-    pixel: str = "not placed: there is no HTML to put it in"
-    hidden_link: str = "not placed: not asked for"
+    pixel: str = "not placed: there is no HTML that can hold it"
+    hidden_link: str = "not placed: there is no HTML that can hold it"
     touched: list[str] = field(default_factory=list)  # parts, such as "1.2 text/html"
     skipped: list[tuple[str, str]] = field(default_factory=list)  # parts and reasons
     size_before: int = 0
     size_after: int = 0
     edits: list[Edit] = field(default_factory=list)  # of the whole; a character of new text is a byte
-    has_pixel: bool = False  # of ours, now
-    has_hidden_link: bool = False
 
     @property
     def links(self) -> int | None:
@@ -1238,10 +1234,9 @@ class Report:
 
     def warnings(self) -> list[str]:
         """What the sender should know before the message is sent."""
-        if self.size_after <= CLIPPED_BYTES:
-            return []
-        size = f"{self.size_after:,} bytes, {self.size_before:,} before"
-        return [f"the HTML has {size}: Gmail clips a message at about 102,000, and a pixel at its end with it"]
+        size = f"the HTML has {self.size_after:,} bytes, {self.size_before:,} before"
+        clipped = f"{size}: Gmail clips a message at about 102,000, and a pixel at its end with it"
+        return [clipped] if self.size_after > CLIPPED_BYTES else []
 
     def as_json(self) -> dict[str, Any]:
         """The report for programs."""
@@ -1259,8 +1254,8 @@ class Report:
 
 
 HIDDEN_PATH = f"/{encode_target(HIDDEN_TARGET)}?"
-PIXEL_THERE = "not placed: one of ours is there already"
-HIDDEN_THERE = "not placed: there is one already"
+THERE = "not placed: one of ours is there already"
+NOT_ASKED_FOR = "not placed: not asked for"
 
 
 class Unclear(ValueError):
@@ -1329,10 +1324,8 @@ def decode_attribute(text: str) -> str:
     return CHARACTER_REFERENCE.sub(decode, text) if "&" in text else text
 
 
-def read_tags(
-    text: str, wanted: Collection[str], at: int = 0, end: int = sys.maxsize, *, conditional: bool = False
-) -> Iterator[Tag]:
-    """The wanted tags of an HTML text, in order, in linear time; last one named "" where the text ends unfinished.
+def read_tags(text: str, at: int = 0, end: int = sys.maxsize, *, conditional: bool = False) -> Iterator[Tag]:
+    """The WANTED_TAGS of an HTML text, in order, in linear time; last one named "" where the text ends unfinished.
 
     Comments, scripts, styles and the like hold no tag, but conditional comments do, and those of VML (`v:…`) too.
     """
@@ -1345,13 +1338,12 @@ def read_tags(
             at = over.end() if over else -1
             condition = CONDITIONAL.match(text, start, end)
             if condition and at > 0 and not conditional:
-                inner = read_tags(text, wanted, condition.end(), at, conditional=True)
-                yield from (tag for tag in inner if tag.name)
+                yield from (tag for tag in read_tags(text, condition.end(), at, conditional=True) if tag.name)
         elif name:
             name = slash + name.lower()
             rest = TAG_REST.match(text, match.end(), end)
             at = rest.end() if rest else -1
-            if rest and (name in wanted or (conditional and name.startswith("v:"))):
+            if rest and (name in WANTED_TAGS or (conditional and name.startswith("v:"))):
                 yield Tag(name, start, at, match.end(), conditional)
             if rest and name in RAW_TEXT:
                 at = _end_of_raw_text(text, name, at, end)
@@ -1421,84 +1413,82 @@ class Page(NamedTuple):
 
 
 def _instrument_pages(pages: list[Page], how: Instrumenting, report: Report) -> Report:
-    """Find what wraps the links and places the pixel, which the first page gets; the report tells what is done and not."""
-    found = [(page, list(islice(read_tags(page.text, WANTED_TAGS), MAX_TAGS + 1))) for page in pages]
-    if any(_says_ours(page, tag, "src", "/pixel/", how) for page, tags in found for tag in tags if tag.name == "img"):
-        report.has_pixel, report.pixel = True, PIXEL_THERE
+    """Find what wraps the links, and puts the hidden link and the pixel into the first page that can hold them."""
+    found = [(page, list(islice(read_tags(page.text), MAX_TAGS + 1))) for page in pages]
+    additions = _additions(found, how, report)
     for page, tags in found:
         report.size_before += len(page.content)
         report.size_after += len(page.content)
         if len(tags) > MAX_TAGS:  # it is no mail
             report.skipped.append((page.name, f"it has more than {MAX_TAGS:,} links and images"))
-            if not report.has_pixel:
-                report.pixel = f"not placed: {page.name} is left as it is"
             continue
-        links = [tag for tag in tags if tag.name in LINK_TAGS or tag.name.startswith("v:")]
-        if how.hidden_url:
-            others = [tag for tag in links if not _says_ours(page, tag, "href", HIDDEN_PATH, how)]
-            if len(others) < len(links):
-                report.has_hidden_link, report.hidden_link = True, HIDDEN_THERE
-            links = others
-        edits = _additions(page, tags, how, report)
+        edits: list[Edit] = []
+        for name, (markup, where) in [*additions.items()]:
+            if len(markup) > page.longest:
+                said = f"not placed: its {len(markup)} characters are more than a line of this part may have"
+            else:
+                place, said = _place(page.text, tags, where)
+                edits.append(Edit(place, place, markup))
+                del additions[name]
+            setattr(report, name, said)
         if how.links:
-            edits += filter(None, [_link_edit(page, tag, how, report) for tag in links])
+            links = (tag for tag in tags if tag.name in LINK_TAGS or tag.name.startswith("v:"))
+            edits += filter(None, (_link_edit(page, tag, how, report) for tag in links))
         if edits:
             edits.sort(key=lambda edit: edit.start)
             report.touched.append(page.name)
             report.size_after += sum(edit.growth for edit in edits)
-            edits = [Edit(page.start + edit.start, page.start + edit.end, edit.new) for edit in page.encode(edits)]
-            report.edits += edits
+            report.edits += [
+                Edit(page.start + start, page.start + end, new) for start, end, new, _ in page.encode(edits)
+            ]
     report.edits.sort(key=lambda edit: edit.start)
     return report
 
 
-def _says_ours(page: Page, tag: Tag, name: str, path: str, how: Instrumenting) -> bool:
-    """Whether an attribute holds a URL of ours with this in its path."""
-    found = read_attributes(page.text, tag).get(name)
-    url = browser_trim(decode_attribute(page.text[found.start : found.end])) if found else ""
-    return path in f"{url}?" and how.is_ours(url)
+def _additions(found: list[tuple[Page, list[Tag]]], how: Instrumenting, report: Report) -> dict[str, tuple[str, str]]:
+    """What is asked for and not there, by its field of the report: its markup, and where it goes."""
 
+    def is_there(names: Collection[str], attribute: str, path: str) -> bool:
+        for page, tags in found:
+            for tag in tags:
+                place = read_attributes(page.text, tag).get(attribute) if tag.name in names else None
+                url = browser_trim(decode_attribute(page.text[place.start : place.end])) if place else ""
+                if path in f"{url}?" and how.is_ours(url):
+                    return True
+        return False
 
-def _additions(page: Page, tags: list[Tag], how: Instrumenting, report: Report) -> list[Edit]:
-    """What puts in the hidden link, first of all since some follow the first link only, and the pixel."""
-    edits: list[Edit] = []
-
-    def put(markup: str, place: int, where: str) -> tuple[bool, str]:
-        if len(markup) > page.longest:
-            return (
-                False,
-                f"not placed: it has {len(markup)} characters, and a line of this part may have {page.longest}",
-            )
-        edits.append(Edit(place, place, markup))
-        return True, f"placed {where}"
-
-    if how.hidden_url and not report.has_hidden_link:
-        place, where = _pixel_place(page.text, tags, "top")
-        first = next((tag.start for tag in tags if tag.name == "a" and not tag.conditional), place)
-        if first < place:  # of a piece of HTML without a body
-            place, where = first, "before the first link"
+    additions = {}
+    if how.hidden_url is None:
+        report.hidden_link = NOT_ASKED_FOR
+    elif is_there(LINK_TAGS, "href", HIDDEN_PATH):
+        report.hidden_link = THERE
+    else:  # first of all, since some follow the first link only
         link = f'<a href="{how.hidden_url}" aria-hidden="true" tabindex="-1" style="display:none"></a>'
-        report.has_hidden_link, report.hidden_link = put(link, place, where)
-    if how.pixel == "none" and not report.has_pixel:
-        report.pixel = "not placed: not asked for"
-    elif not report.has_pixel:
-        image = f'<img src="{how.pixel_url}" width="1" height="1" alt="">'
-        report.has_pixel, report.pixel = put(image, *_pixel_place(page.text, tags, how.pixel))
-    return edits
+        additions["hidden_link"] = link, "first"
+    if how.pixel == "none":
+        report.pixel = NOT_ASKED_FOR
+    elif is_there({"img"}, "src", "/pixel/"):
+        report.pixel = THERE
+    else:
+        additions["pixel"] = f'<img src="{how.pixel_url}" width="1" height="1" alt="">', how.pixel
+    return additions
 
 
-def _pixel_place(text: str, tags: list[Tag], where: str) -> tuple[int, str]:
-    """Where the pixel goes, and how a report says it."""
+def _place(text: str, tags: list[Tag], where: str) -> tuple[int, str]:
+    """Where an addition goes, and how a report says it: "top", "bottom", or "first", which is before all links as well."""
     live = [tag for tag in tags if not tag.conditional]
+    if where == "first":
+        links = [(tag.start, "placed before the first link") for tag in live if tag.name == "a"]
+        return min([_place(text, tags, "top"), *links], key=lambda place: place[0])
     if where == "top":
         for name in ("body", "/head"):
             if first := next((tag.end for tag in live if tag.name == name), 0):
-                return first, f"first in the body, behind <{name}>"
+                return first, f"placed first in the body, behind <{name}>"
     last = {tag.name: tag.start for tag in live}
     for name in ("/body", "/html", ""):
         if name in last:
-            return last[name], f"before <{name}>" if name else "at the end, before unfinished markup"
-    return len(text), "at the end"
+            return last[name], f"placed before <{name}>" if name else "placed at the end, before unfinished markup"
+    return len(text), "placed at the end"
 
 
 def _link_edit(page: Page, tag: Tag, how: Instrumenting, report: Report) -> Edit | None:
@@ -1535,10 +1525,11 @@ def browser_trim(url: str) -> str:
 def _refuse_other_links(page: Page, url: str, attributes: Mapping[str, Attribute], how: Instrumenting) -> None:
     """Raise BadTarget, with the reason, for a link that stays as it is; with none for one that nobody asks about."""
     if how.is_ours(url):
-        raise BadTarget("it leads to this server already")
-    whole = any((at := url.find(begin)) >= 0 and url.find(end, at + len(begin)) >= 0 for begin, end in PLACEHOLDERS)
-    if whole or any(begin in url for begin in CUT_PLACEHOLDERS):
-        raise BadTarget("it holds a placeholder of a template; instrument after the merge to track it")
+        raise BadTarget("" if HIDDEN_PATH in f"{url}?" else "it leads to this server already")
+    for begin, end in PLACEHOLDERS:
+        _, found, rest = url.partition(begin)
+        if found and end in rest:
+            raise BadTarget("it holds a placeholder of a template; instrument after the merge to track it")
     if not url or url.startswith("#"):
         raise BadTarget
     if not WEB_LINK.match(url):
@@ -1556,7 +1547,7 @@ def _refuse_other_links(page: Page, url: str, attributes: Mapping[str, Attribute
 
 MAX_DEPTH = 50  # of parts in parts
 MAX_PARTS = 1_000  # more, and a message is no mail
-MAX_EDGES = 10_000  # lines that begin as a boundary does
+MAX_EDGES = 10_000  # places that look like a boundary
 MAX_LINES = 250_000  # of an encoded part; of full ones, 10 MB are half as many
 MAX_HEADERS = 256_000  # bytes, of one part
 MAX_PARAMETERS = 4_096  # bytes of a Content-Type: to read many of them takes quadratic time
@@ -1581,10 +1572,11 @@ class Part(NamedTuple):
     number: str  # "1.2", as IMAP counts
     headers: email.message.Message
     kind: str  # such as text/html
+    charset: str
+    boundary: str | None
     start: int
     end: int
     has_body: bool  # whether a blank line ends its headers
-    rank: tuple[int, ...] = ()  # sorts parts by who is read first: of alternatives, the last (RFC 2046 §5.1.4)
 
     def __str__(self) -> str:
         return f"{self.number} {self.kind}"
@@ -1606,22 +1598,13 @@ def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -
     report = Report()
     start = LINE_BREAK.search(text) if text.startswith("From ") else None  # a line of mbox before the headers
     try:
-        whole = read_part(text, start.end() if start else 0, len(text), "")
+        whole = read_part(text, start.end() if start else 0, len(text))
         for name in ("DKIM-Signature", "ARC-Seal"):
             if name in whole.headers and not force:
                 raise Unclear(f"it has a {name}, which any change breaks; instrument before signing, or force it")
-        # The one pixel goes where it will be shown.
-        parts = sorted(html_parts(text, whole, report), key=lambda part: part.rank)
+        pages = _read_pages(text, whole, report)
     except Unclear as error:
         return raw, Report(pixel="not placed: the message is left as it is", skipped=[("the message", str(error))])
-    lists = re.sub(r"\s", "", "".join(map(str, whole.headers.get_all("List-Unsubscribe", []))))
-    unsubscribe = re.findall("<([^<>]*)>", lists)
-    pages = []
-    for part in parts:
-        try:
-            pages.append(read_page(text, part, unsubscribe))
-        except Unclear as error:
-            report.skipped.append((str(part), str(error)))
     _instrument_pages(pages, how, report)
     return apply_edits(text, report.edits).encode("latin-1"), report
 
@@ -1659,7 +1642,7 @@ def said_by_headers(raw: bytes) -> tuple[str, list[str]]:
     return decoded(headers.get("Subject", "")), [decoded(address) for _, address in addresses if "@" in address]
 
 
-def read_part(text: str, start: int, end: int, number: str, rank: tuple[int, ...] = ()) -> Part:
+def read_part(text: str, start: int, end: int, number: str = "") -> Part:
     """Read the headers of a part. Raises Unclear where they have no end or no meaning."""
     head = text[start : min(start + MAX_HEADERS, end)]
     if blank := BLANK_LINE.search(head):
@@ -1668,19 +1651,21 @@ def read_part(text: str, start: int, end: int, number: str, rank: tuple[int, ...
         raise Unclear(f"its headers have more than {MAX_HEADERS:,} bytes")
     if NO_HEADER.search(head):
         raise Unclear("its headers hold a line that is no header")
-    try:
-        headers = read_headers(head)
-        is_long = len(str(headers.get("Content-Type", ""))) > MAX_PARAMETERS
-        kind = "" if is_long else headers.get_content_type()
-    except Exception:  # whatever a header of a stranger's makes of the parser
-        raise Unclear("its headers can't be read") from None
-    if is_long:
+    headers = read_headers(head)
+    if len(headers.get("Content-Type", "")) > MAX_PARAMETERS:
         raise Unclear(f"its Content-Type has more than {MAX_PARAMETERS:,} bytes")
-    return Part(number, headers, kind, start + blank.end() if blank else end, end, blank is not None, rank)
+    try:
+        said = headers.get_content_type(), headers.get_content_charset() or "utf-8", headers.get_boundary()
+    except Exception:  # whatever a header of a stranger's makes of the parser
+        raise Unclear("its Content-Type can't be read") from None
+    return Part(number, headers, *said, start + blank.end() if blank else end, end, blank is not None)
 
 
-def html_parts(text: str, whole: Part, report: Report) -> Iterator[Part]:
-    """The HTML parts that readers see, in order; the report gets all others with their reasons."""
+def _read_pages(text: str, whole: Part, report: Report) -> list[Page]:
+    """The HTML that readers see, what is shown first of all; the report gets all other parts with their reasons."""
+    lists = re.sub(r"\s", "", "".join(map(str, whole.headers.get_all("List-Unsubscribe", []))))
+    unsubscribe = re.findall("<([^<>]*)>", lists)
+    pages = []
     waiting = [whole._replace(number="" if whole.kind in WALKED else "1")]
     count = 1
     while waiting:
@@ -1688,9 +1673,9 @@ def html_parts(text: str, whole: Part, report: Report) -> Iterator[Part]:
         try:
             _refuse_other_parts(part)
             if part.kind == "text/html":
-                yield part
+                pages.append(_read_page(text, part, unsubscribe))
                 continue
-            if len(part.rank) == MAX_DEPTH:
+            if part.number.count(".") == MAX_DEPTH - 1:
                 raise Unclear(f"it stands in {MAX_DEPTH} other parts")
             spans = split_parts(text, part)
         except Unclear as error:
@@ -1699,13 +1684,16 @@ def html_parts(text: str, whole: Part, report: Report) -> Iterator[Part]:
         count += len(spans)
         if count > MAX_PARTS:
             raise Unclear(f"it has more than {MAX_PARTS:,} parts")
-        for n, span in reversed([*enumerate(spans, 1)]):
+        inner = []
+        for n, span in enumerate(spans, 1):
             number = f"{part.number}.{n}".lstrip(".")
-            rank = (*part.rank, -n if part.kind == "multipart/alternative" else n)
             try:
-                waiting.append(read_part(text, *span, number, rank))
+                inner.append(read_part(text, *span, number))
             except Unclear as error:
                 report.skipped.append((number, str(error)))
+        # Of alternatives the last is shown (RFC 2046 §5.1.4).
+        waiting += inner if part.kind == "multipart/alternative" else reversed(inner)
+    return pages
 
 
 def _refuse_other_parts(part: Part) -> None:
@@ -1727,29 +1715,23 @@ def _refuse_other_parts(part: Part) -> None:
 
 def split_parts(text: str, part: Part) -> list[tuple[int, int]]:
     """Where the parts of a multipart stand; a missing end is put up with. Raises Unclear if its boundary is nowhere."""
-    try:
-        boundary = part.headers.get_boundary()
-    except Exception:  # whatever a header of a stranger's makes of the parser
-        boundary = None
-    if not boundary:
-        raise Unclear("its boundary is not given, or can't be read")
-    # Parts in parts are read once for each depth, so what only begins like a boundary must cost little.
-    places: list[int] = []
-    for line_break in "\r\n":
-        at = part.start - 2
-        while len(places) < MAX_EDGES and (at := text.find(f"{line_break}--{boundary}", at + 1, part.end)) >= 0:
-            places.append(at + 1)
-    if len(places) >= MAX_EDGES:
-        raise Unclear(f"{MAX_EDGES:,} lines or more begin as its boundary does")
+    if not part.boundary:
+        raise Unclear("its boundary is not given")
+    opening = f"--{part.boundary}"
     edges = []  # where a part begins, and where the one before it ends
-    for place in sorted(places):
-        if line := BOUNDARY_REST.match(text, place + len(f"--{boundary}"), part.end):
-            # The line break before it belongs to it.
-            edges.append((line.end(), place - (2 if text.endswith("\r\n", 0, place) else 1)))
+    at = part.start - 1
+    for _ in range(MAX_EDGES):  # since parts in parts are read once for each depth
+        at = text.find(opening, at + 1, part.end)
+        if at < 0:
+            edges.append((part.end, part.end))
+            break
+        line = BOUNDARY_REST.match(text, at + len(opening), part.end)
+        if line and text[at - 1] in "\r\n":  # which belongs to it
+            edges.append((line.end(), at - (2 if text.endswith("\r\n", 0, at) else 1)))
             if line[1]:
                 break
     else:
-        edges.append((part.end, part.end))
+        raise Unclear(f"its boundary is there {MAX_EDGES:,} times or more")
     if len(edges) < 2:
         raise Unclear("its boundary is nowhere")
     return [(begin, max(begin, end)) for (begin, _), (_, end) in pairwise(edges)]
@@ -1775,23 +1757,19 @@ NO_CHARSETS = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-e
 MARKUP_BYTES = b"AZaz09 <>\"'=/&#;:?.-_"
 
 
-def read_page(text: str, part: Part, unsubscribe: Collection[str]) -> Page:
+def _read_page(text: str, part: Part, unsubscribe: Collection[str]) -> Page:
     """Read the HTML of a part. Raises Unclear, with the reason, to leave it as it is."""
     content, encode, longest = decode_part(text, part)
     if "-----BEGIN PGP" in content:
         raise Unclear("it holds a PGP block, which any change may break")
-    try:
-        label = part.headers.get_content_charset() or "utf-8"
-    except Exception:  # whatever a header of a stranger's makes of the parser
-        raise Unclear("its charset can't be read") from None
-    codec = _codec(label)
+    codec = _codec(part.charset)
     if codec.startswith(("utf-16", "utf-32")) or content.startswith(BYTE_ORDER_MARKS):
         raise Unclear("it is in UTF-16 or UTF-32; send it in UTF-8 to have it instrumented")
     if codec in ("utf-7", "johab") or MARKUP_BYTES.decode(codec, "replace") != MARKUP_BYTES.decode():
-        raise Unclear(f"its charset {label[:40]!r} does not keep ASCII as it is")
+        raise Unclear(f"its charset {part.charset[:40]!r} does not keep ASCII as it is")
     shown = content
     for begin, shifted in SHIFTED.items():
-        if label.replace("-", "").startswith(begin):
+        if part.charset.replace("-", "").startswith(begin):
             shown = shifted.sub(_blank, content)
     return Page(content, shown, codec, str(part), unsubscribe, part.start, encode, longest)
 
@@ -1843,20 +1821,16 @@ def _line_around(text: str, start: int, end: int, most: int) -> tuple[int, int]:
 def _plain_edits(body: str, line_break: str, edits: list[Edit]) -> list[Edit]:
     """Where a line would get longer than SMTP takes, its links and the pixel get lines of their own, within their tags."""
     lines: list[list[Edit]] = []
-    lengths: list[int] = []
-    first, end = 0, -1
+    end = -1
     for edit in edits:
-        begin, line_end = _line_around(body, edit.start, edit.end, MAX_LINE + 1)
         if edit.start > end:
-            first = begin
             lines.append([])
-            lengths.append(0)
-        end = line_end
         lines[-1].append(edit)
-        lengths[-1] = end - first
+        _, end = _line_around(body, edit.start, edit.end, MAX_LINE + 1)
     found: list[Edit] = []
-    for line, length in zip(lines, lengths, strict=True):
-        if length + sum(edit.growth for edit in line) <= MAX_LINE:
+    for line in lines:
+        begin, end = _line_around(body, line[0].start, line[-1].end, MAX_LINE + 1)
+        if end - begin + sum(edit.growth for edit in line) <= MAX_LINE:
             found += line
             continue
         for edit in line:

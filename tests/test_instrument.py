@@ -805,7 +805,7 @@ def test_a_part_of_more_links_than_mail_has_is_left_and_the_others_are_not(monke
     left_alone(single(page), "1 text/html", "more than 20 links and images")
     assert len(instrument(page[: -len(page) // 21])[1].wrapped) == 20
     html, report = instrument(page)
-    assert (html, report.pixel) == (page, "not placed: the page is left as it is")
+    assert (html, report.pixel) == (page, "not placed: there is no HTML that can hold it")
     assert report.skipped == [("the page", "it has more than 20 links and images")]
     raw = multipart("mixed", HTML, part("text/html", page))
     new, report = instrument_mail(raw)
@@ -840,7 +840,7 @@ def test_of_alternatives_the_last_is_shown_and_has_the_pixel() -> None:
 def test_a_pixel_of_ours_in_any_html_part_is_the_only_one() -> None:
     new, report = instrument_mail(multipart("mixed", HTML, part("text/html", PIXEL)))
     assert new.count(b"/pixel/") == 1
-    assert report.pixel == tracker.PIXEL_THERE
+    assert report.pixel == tracker.THERE
     new, report = instrument_mail(single(PAGE), place="none", links=False)
     assert (new, report.touched, report.pixel) == (single(PAGE), [], "not placed: not asked for")
 
@@ -904,7 +904,7 @@ LEFT = {  # message, part, words of the reason
         single(b"<p>x</p>\x1b$B%a!<%+!<MM", kind="text/html; charset=iso-2022-jp"), "1 text/html", "that are shifted",
     ),
     "boundaries-without-end": (
-        multipart("mixed", part("text/html", "--b1x\r\n" * 10_000 + PAGE)), MIXED, "10,000 lines or more begin as",
+        multipart("mixed", part("text/html", "--b1x\r\n" * 10_000 + PAGE)), MIXED, "10,000 times or more",
     ),
     "two-boundaries": (
         single(parts(HTML), 'Content-Type: multipart/mixed; boundary="b2"', kind="multipart/mixed; boundary=b1"),
