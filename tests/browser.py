@@ -18,6 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -42,6 +43,13 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, ""), " ": (32, " ")}  # with their codes and what they type
+COMPLAINTS = {  # by what Chromium tells them with
+    "Runtime.consoleAPICalled": "console",
+    "Runtime.exceptionThrown": "exception",
+    "Log.entryAdded": "log",
+    "Audits.issueAdded": "issue",
+    "Page.javascriptDialogOpening": "dialog",
+}
 # Remote debugging reads descriptor 3 and writes to 4; only a program between can give pipes these numbers.
 LAUNCH = """\
 import fcntl, os, sys
@@ -67,21 +75,11 @@ class Chromium:
         self._unread = b""
         theirs, self._out = os.pipe()
         self._in, theirs_too = os.pipe()
-        words = (*FLAGS, f"--user-data-dir={folder}/profile", f"--ignore-certificate-errors-spki-list={key}", *flags)
+        flags = (*FLAGS, f"--user-data-dir={folder}/profile", f"--ignore-certificate-errors-spki-list={key}", *flags)
+        launch = [sys.executable, "-I", "-S", "-c", LAUNCH, str(theirs), str(theirs_too)]
         with (folder / "stderr").open("wb") as stderr:
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    "-c",
-                    LAUNCH,
-                    str(theirs),
-                    str(theirs_too),
-                    "chromium",
-                    *words,
-                    "about:blank",
-                ],
+                [*launch, "chromium", *flags, "about:blank"],
                 pass_fds=(theirs, theirs_too),
                 env={"PATH": os.environ["PATH"], "HOME": str(folder)},
                 stdin=subprocess.DEVNULL,
@@ -94,10 +92,8 @@ class Chromium:
     def send(self, method: str, session: str = "", **params: Any) -> int:
         """Send a command without waiting; returns its number."""
         number = next(self._numbers)
-        message: dict[str, Any] = {"id": number, "method": method, "params": params}
-        if session:
-            message["sessionId"] = session
-        unsent = json.dumps(message).encode() + b"\0"
+        whose = {"sessionId": session} if session else {}
+        unsent = json.dumps({"id": number, "method": method, "params": params, **whose}).encode() + b"\0"
         while unsent:
             unsent = unsent[os.write(self._out, unsent) :]
         return number
@@ -191,41 +187,28 @@ class Tab:
             self.statuses.append(params["redirectResponse"]["status"])
         elif method == "Network.loadingFailed" and params["type"] != "Document":
             self.complaints.append(f"failed: {params['type']} {params['errorText']} {params.get('blockedReason', '')}")
-        elif method == "Runtime.consoleAPICalled":
-            self.complaints.append(f"console: {params['type']} {params['args']}")
-        elif method == "Runtime.exceptionThrown":
-            self.complaints.append(f"exception: {params['exceptionDetails']}")
-        elif method == "Log.entryAdded":
-            self.complaints.append(f"log: {params['entry']['text']} {params['entry'].get('url', '')}")
-        elif method == "Audits.issueAdded":
-            self.complaints.append(f"issue: {params['issue']}")
-        elif method == "Page.javascriptDialogOpening":
-            self.complaints.append(f"dialog: {params['message']}")
+        elif method in COMPLAINTS:
+            self.complaints.append(f"{COMPLAINTS[method]}: {params}")
+        if method == "Page.javascriptDialogOpening":
             self.chromium.send("Page.handleJavaScriptDialog", self.session, accept=False)
 
     def _decide(self, params: dict[str, Any]) -> None:
         request, paused = params["request"], params["requestId"]
         url = request["url"] + request.get("urlFragment", "")
-        if url in self.served:
-            body, policy = self.served[url]
-            headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy}
-            self.chromium.send(
-                "Fetch.fulfillRequest",
-                self.session,
-                requestId=paused,
-                responseCode=200,
-                responseHeaders=[{"name": name, "value": value} for name, value in headers.items()],
-                body=base64.b64encode(body).decode(),
-            )
-            return
-        if url.startswith(self.ours):
+        if url.startswith(self.ours) and url not in self.served:
             self.asked.append(url)
             self.chromium.send("Fetch.continueRequest", self.session, requestId=paused)
             return
-        self.elsewhere.append(url)
-        self.referrers.append(request["headers"].get("Referer", ""))
-        # 204 leaves a tab where it is.
-        self.chromium.send("Fetch.fulfillRequest", self.session, requestId=paused, responseCode=204)
+        answer: dict[str, Any] = {"responseCode": 204}  # which leaves a tab where it is
+        if url in self.served:
+            body, policy = self.served[url]
+            headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy}
+            named = [{"name": name, "value": value} for name, value in headers.items()]
+            answer = {"responseCode": 200, "responseHeaders": named, "body": base64.b64encode(body).decode()}
+        else:
+            self.elsewhere.append(url)
+            self.referrers.append(request["headers"].get("Referer", ""))
+        self.chromium.send("Fetch.fulfillRequest", self.session, requestId=paused, **answer)
 
     def go(self, url: str, *, whole: bool = True) -> None:
         """Follow a link as from another program; wait until the page is there, and whole, unless it leads elsewhere."""
@@ -250,9 +233,8 @@ class Tab:
 
     def screen(self, width: int, scheme: str) -> None:
         """Look at pages on a screen of another width and colour scheme; a narrow one is a phone's."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
-        )
+        shape = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **shape)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def follow(self, act: Callable[[], object]) -> None:
@@ -281,8 +263,7 @@ class Tab:
 
     def read(self, urls: Sequence[str]) -> list[Reading]:
         """How Chromium reads URLs: alone, in a page of another site, and in a link's attribute there."""
-        found = self.run(f"({READ})({json.dumps(urls)})")
-        return [Reading(*each) for each in json.loads(found)]
+        return [Reading(*each) for each in json.loads(self.run(f"({READ})({json.dumps(urls)})"))]
 
 
 # Each text that is seen, with its contrast to what is painted behind it (WCAG 2.2, relative luminance).
@@ -355,14 +336,14 @@ class Site:
         self.url = self.nginx.url
         self._limited: deque[float] = deque(maxlen=BURST)
         try:
+            server = self.nginx.server
             # First of all, since the demo wants an empty database, and the server fills it.
-            self.shop = self.nginx.server.demo().removeprefix(self.url) if demo else ""
-            self.nginx.server.start()
+            self.shop = server.demo().removeprefix(self.url) if demo else ""
+            self.acme = server.tenant("Acme", "--domain", "acme.com")
+            self.globex = server.tenant("Globex", "--any-domain")
+            self.initech = server.tenant(HOSTILE_NAME, "--domain", "acme.com")
+            server.start()
             self.nginx.start()
-            self.acme = self.nginx.server.tenant("Acme", "--domain", "acme.com")
-            self.globex = self.nginx.server.tenant("Globex", "--any-domain")
-            self.initech = self.nginx.server.tenant(HOSTILE_NAME, "--domain", "acme.com")
-            self.wait_until_known()
         except BaseException:
             self.nginx.stop()
             raise
@@ -377,24 +358,11 @@ class Site:
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
         """Ask over TLS, from Python; returns status and body."""
         self.pace()
-        connection = http.client.HTTPSConnection("localhost", self.nginx.port, context=self.nginx.context(), timeout=20)
-        try:
-            content = None if body is None else json.dumps(body)
-            connection.request(method, path, content, {"User-Agent": CHROME, **headers})
-            response = connection.getresponse()
+        context = self.nginx.context()
+        with closing(http.client.HTTPSConnection("localhost", self.nginx.port, context=context, timeout=20)) as asking:
+            asking.request(method, path, None if body is None else json.dumps(body), {"User-Agent": CHROME, **headers})
+            response = asking.getresponse()
             return response.status, response.read()
-        finally:
-            connection.close()
-
-    def wait_until_known(self) -> None:
-        """Wait until both workers know the tenants."""
-        deadline = time.monotonic() + 20
-        known = 0
-        while known < 8:
-            assert time.monotonic() < deadline
-            path = f"/{self.globex['mail_id']}/click/first?url=https://elsewhere.example/"
-            known = known + 1 if self.request("HEAD", path)[0] == 302 else 0
-            time.sleep(0.05)
 
     def key(self) -> str:
         """The fingerprint of this site's public key, as Chromium wants to be told of it."""

@@ -11,6 +11,7 @@ import dataclasses
 import email
 import email.message
 import email.policy
+import itertools
 import json
 import os
 import random
@@ -42,7 +43,7 @@ ROOT_URL = "https://acme.com/"
 PIXEL = f'<img src="{BASE}/k3v9x2mp/pixel/e1.gif" width="1" height="1" alt="">'
 PAGE = f'<html><body><p>Hello</p><a href="{URL}">Sale</a></body></html>'
 TRACKED = re.compile(rf"{BASE}/k3v9x2mp/click/e1/[\w-]{{16}}/([\w-]+)")
-SECONDS = 2.0  # for each kind of accidents
+SECONDS = 1.0  # for each kind of accidents
 
 NEWSLETTER = """<!DOCTYPE html>
 <html lang="de"><head><meta charset="utf-8"><title>Neues <a href="https://acme.com/title"></title>
@@ -291,7 +292,7 @@ def test_conditional_comments_hold_links_of_a_area_and_vml() -> None:
 
 
 @pytest.mark.parametrize(
-    "text, where",
+    "text, told",
     [
         ("<body>x|</body></html>", "before </body>"), ("<BODY>x|</BODY >", "before </body>"),
         ("<body></body>y|</body>z", "before </body>"), ("<html><p>x|</html>\n", "before </html>"),
@@ -302,17 +303,16 @@ def test_conditional_comments_hold_links_of_a_area_and_vml() -> None:
         ("x|<plaintext></body>", "at the end, before unfinished markup"),
     ],
 )  # fmt: skip
-def test_the_pixel_stands_at_the_end_of_the_body(text: str, where: str) -> None:
+def test_the_pixel_stands_at_the_end_of_the_body(text: str, told: str) -> None:
     new, report = instrument(text.replace("|", ""))
-    assert (new, report.pixel) == (text.replace("|", PIXEL), f"placed {where}")
+    assert (new, report.pixel) == (text.replace("|", PIXEL), f"placed {told}")
 
 
 def test_top_puts_it_first_in_the_body_where_that_is_to_be_seen_and_none_nowhere() -> None:
     pages = ("<html><head></head><body class='a>b'>|x</body>", "<html><head></head>|x</html>", "<p>x|")
     for text in (*pages, "<!-- <body> --><BODY>|x<body>"):
         assert instrument(text.replace("|", ""), place="top")[0] == text.replace("|", PIXEL)
-    new, report = instrument("<body></body>", place="none")
-    assert (new, report.pixel) == ("<body></body>", "not placed: not asked for")
+    assert instrument("<body></body>", place="none")[1].pixel == "not placed: not asked for"
 
 
 def test_there_is_no_second_pixel_and_another_image_is_none_of_ours() -> None:
@@ -320,7 +320,7 @@ def test_there_is_no_second_pixel_and_another_image_is_none_of_ours() -> None:
     others = ("<img src='https://acme.com/pixel/e1.gif'>", f"<!-- {PIXEL} -->", f"<img src='{BASE}/logo.gif'>")
     for image in ours:
         new, report = instrument(f"<body>{image}</body>")
-        assert (new, report.pixel) == (f"<body>{image}</body>", "not placed: one of ours is there already")
+        assert (new, report.pixel) == (f"<body>{image}</body>", tracker.THERE)
     for image in others:
         assert instrument(f"<body>{image}</body>")[0] == f"<body>{image}{PIXEL}</body>"
 
@@ -500,9 +500,8 @@ def test_boundaries_may_be_of_any_kind(boundary: str) -> None:
     assert body_of(new) == parts(part("text/plain", "x"), INSTRUMENTED, boundary=boundary)
 
 
-@pytest.mark.parametrize("names", ["abc abcd", "abcd abc", "abc abc_1", "a -a", "Abc abc"])
-def test_boundaries_may_be_similar(names: str) -> None:
-    outer, inner = names.split()
+@pytest.mark.parametrize("outer, inner", [("abc", "abcd"), ("abcd", "abc"), ("abc", "abc_1"), ("a", "-a"), ("A", "a")])
+def test_boundaries_may_be_similar(outer: str, inner: str) -> None:
     inside = part(f"multipart/related; boundary={inner}", parts(part("text/plain", "x"), HTML, boundary=inner))
     _, report = instrument_mail(multipart("mixed", inside, part("application/pdf", "%PDF"), boundary=outer))
     assert report.touched == ["1.2 text/html"]
@@ -511,8 +510,7 @@ def test_boundaries_may_be_similar(names: str) -> None:
 
 @pytest.mark.parametrize("line", ["--b1x", "--b1 x", " --b1", "--b1---", "--b", "x--b1"])
 def test_a_line_like_a_boundary_is_none(line: str) -> None:
-    lines = f"{line}\r\n" * 9_000
-    page = f"<pre>\r\n{lines}</pre>{PAGE}"
+    page = "\r\n".join(["<pre>", *[line] * 9_000, f"</pre>{PAGE}"])
     new, report = instrument_mail(multipart("mixed", part("text/html", page)))
     assert report.touched == ["1 text/html"]
     assert body_of(new) == parts(part("text/html", expected(page.encode())))
@@ -565,33 +563,26 @@ def test_quoted_printable_may_be_broken_and_end_anyhow(body: str, targets: list[
 
 
 @pytest.mark.parametrize("ends", BREAKS)
-@pytest.mark.parametrize("tail", ["", "=\n", "\n", "=\n.x", "\n.x", ".", "..", "...=\nx"])
-def test_quoted_printable_lines_stay_short_wherever_a_link_begins(tail: str, ends: str) -> None:
-    for column in range(10, 77):
-        for quote in ("", '"', "'"):
-            text = "x" * (column - len(f"<a href=3D{quote}")) + f"<a href=3D{quote}"
-            value = f"http://acme.com/{quote}"
-            soft = "" if len(text + value) < 76 else "=\n"
-            report = instrument_qp(lines(f"{text}{soft}{value}>{tail}", ends), ends)[1]
-            assert report.wrapped == ["http://acme.com/"]
+def test_quoted_printable_lines_stay_short_wherever_a_link_begins(ends: str) -> None:
+    tails = ("", "=\n", "\n", "=\n.x", "\n.x", ".", "..", "...=\nx")
+    for tail, column, quote in itertools.product(tails, range(10, 77), ("", '"', "'")):
+        text = f"<a href=3D{quote}".rjust(column, "x")
+        value = f"http://acme.com/{quote}"
+        soft = "" if len(text + value) < 76 else "=\n"
+        assert instrument_qp(lines(f"{text}{soft}{value}>{tail}", ends), ends)[1].wrapped == ["http://acme.com/"]
 
 
 @pytest.mark.parametrize("ends", BREAKS)
-@pytest.mark.parametrize("last", [".", "x", "=3D", "=2E", "=20", "..", "=C3=A9"])
-@pytest.mark.parametrize("behind", ["", "</body>", "</body>\n", "\n", "=\n", "=\n</body>", "<!-- .", "=\n.</p", " \n"])
-def test_quoted_printable_lines_stay_short_wherever_the_pixel_goes(last: str, behind: str, ends: str) -> None:
-    for column in range(len(last), 77):
-        line = "x" * (column - len(last)) + last
-        if len(line) + len(behind.partition("\n")[0]) <= 76:
-            instrument_qp(lines(line + behind, ends), ends)
-
-
-@pytest.mark.parametrize("behind", ["", ".", "...", "." * 30, "." * 69, ".=\n.", "=\n.", "\n."])
-@pytest.mark.parametrize("ends", BREAKS)
-def test_quoted_printable_lines_stay_short_behind_a_pixel_at_the_top(behind: str, ends: str) -> None:
-    for before in range(76 - len(f"<body>{behind.partition(chr(10))[0]}")):
-        report = instrument_qp(lines(f"{'x' * before}<body>{behind}", ends), ends, place="top")[1]
-        assert report.pixel == "placed first in the body, behind <body>"
+def test_quoted_printable_lines_stay_short_wherever_the_pixel_goes(ends: str) -> None:
+    lasts = (".", "x", "=3D", "=2E", "=20", "..", "=C3=A9")
+    behinds = ("", "</body>", "</body>\n", "\n", "=\n", "=\n</body>", "<!-- .", "=\n.</p", " \n")
+    for last, behind in itertools.product(lasts, behinds):
+        for column in range(len(last), 77 - len(behind.partition("\n")[0])):
+            instrument_qp(lines(last.rjust(column, "x") + behind, ends), ends)
+    for behind in ("", ".", "...", "." * 30, "." * 69, ".=\n.", "=\n.", "\n."):
+        for before in range(76 - len(f"<body>{behind.partition(chr(10))[0]}")):
+            report = instrument_qp(lines(f"{'x' * before}<body>{behind}", ends), ends, place="top")[1]
+            assert report.pixel == "placed first in the body, behind <body>"
 
 
 # -- Transfer encodings: base64
@@ -620,21 +611,14 @@ def test_base64_in_one_line_stays_one_line_if_it_is_long(page: bytes, width: int
 
 
 @pytest.mark.parametrize("behind", ["", "\r\n", "\r\n\r\n\r\n", "  \r\n", "\r\n \r\n"])
-def test_blank_lines_behind_base64_stay(behind: str) -> None:
-    raw = single(in_base64(PAGE.encode(), 76, "\r\n").rstrip() + behind.encode(), BASE64)
-    new, report = instrument_mail(raw)
-    assert report.wrapped == [URL]
-    assert base64.b64decode(body_of(new)) == expected(PAGE.encode())
-    assert re.findall(rb"\s*\Z", new)[0] == behind.encode()
-
-
-def test_base64_lines_of_odd_lengths_stay_up_to_the_first_edit() -> None:
+def test_base64_lines_of_odd_lengths_stay_up_to_the_first_edit_and_blank_ones_behind(behind: str) -> None:
     page = b"x" * 60 + PAGE.encode()
     letters = base64.b64encode(page)
     kept = letters[:7] + b"  \r\n\r\n" + letters[7:20] + b"\r\n" + letters[20:60] + b"\r\n"
-    new, _ = instrument_mail(single(kept + letters[60:99] + b"\r\n" + letters[99:], BASE64))
+    new, _ = instrument_mail(single(kept + letters[60:99] + b"\r\n" + letters[99:] + behind.encode(), BASE64))
     assert body_of(new).startswith(kept)
     assert base64.b64decode(body_of(new)) == expected(page)
+    assert re.findall(rb"\s*\Z", new)[0] == behind.encode()
 
 
 # -- Transfer encodings: those that encode nothing, and words that are none
@@ -926,6 +910,9 @@ LEFT = {  # message, part, words of the reason
     "dkim": (single(PAGE, "DKIM-Signature: v=1; a=rsa-sha256"), "the message", "DKIM-Signature"),
     "dkim-in-lower-case": (single(PAGE, "dkim-signature: v=1"), "the message", "DKIM-Signature"),
     "arc": (single(PAGE, "ARC-Seal: i=1"), "the message", "ARC-Seal"),
+    # A space before a colon does not hide the headers behind it.
+    **{f"{odd!r}{ends!r}": (single(PAGE, odd, MD5, ends=ends), "1 text/html", "Content-MD5")
+       for odd in ("X-Odd : y", "X-Odd\t: y") for ends in ("\r\n", "\n", "\r")},
 }  # fmt: skip
 left = pytest.mark.parametrize("raw, name, reason", LEFT.values(), ids=LEFT)
 
@@ -951,17 +938,6 @@ def test_what_stays_as_it_is_does_not_keep_html_beside_it_from_being_instrumente
     new, report = instrument_mail(outer + parts(raw, HTML, boundary="outer"))
     assert report.touched == ["2 text/html"]
     assert new == outer + parts(raw, INSTRUMENTED, boundary="outer")
-
-
-@pytest.mark.parametrize("ends", ["\r\n", "\n", "\r"])
-@pytest.mark.parametrize("odd", ["X-Odd : y", "X-Odd\t: y"])
-def test_a_header_with_a_space_before_its_colon_hides_no_header_behind_it(odd: str, ends: str) -> None:
-    for header in ("DKIM-Signature: v=1", "Content-MD5: xyz", "Content-Disposition: attachment"):
-        raw = single(PAGE, odd, header, ends=ends)
-        new, report = instrument_mail(raw)
-        assert (new, report.wrapped) == (raw, [])
-    new, _ = instrument_mail(single(base64.encodebytes(PAGE.encode()), odd, BASE64, ends=ends))
-    assert base64.b64decode(body_of(new)) == expected(PAGE.encode())
 
 
 @pytest.mark.parametrize(
@@ -1234,7 +1210,7 @@ def test_no_message_takes_more_than_linear_time(raw: bytes) -> None:
 # == The ways of `help instrument` and `help postfix`, as they stand there ==
 
 INSTRUMENT = tracker.help_text("instrument")
-RECIPIENTS = 1_000
+RECIPIENTS = 200
 
 
 def run(name: str, folder: Path, server: Server, id_: str, mailbox: Mailbox, *words: str) -> None:
@@ -1282,9 +1258,7 @@ def test_the_script_sends_a_tracked_message(server: Server, mailbox: Mailbox, tm
     assert (status, headers["location"]) == (302, "https://acme.com/sale?a=1&b=2")
 
 
-def test_the_mail_merge_gives_each_of_a_thousand_recipients_their_own(
-    server: Server, mailbox: Mailbox, tmp_path: Path
-) -> None:
+def test_the_mail_merge_gives_each_recipient_their_own(server: Server, mailbox: Mailbox, tmp_path: Path) -> None:
     tenant = server.tenant("Acme")
     people = [(f"reader{n}@example.org", f"Reader <{n}>") for n in range(RECIPIENTS)]
     with (tmp_path / "people.csv").open("w", newline="") as file:
