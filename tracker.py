@@ -48,7 +48,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
 from http import HTTPStatus
-from itertools import chain, islice, pairwise, starmap
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
@@ -2769,7 +2769,7 @@ MAX_AGENT = 512
 FAR = 1 << 60  # milliseconds: before and after all times
 MOSTLY_MS = 3 * SESSION_GAP_MS  # back in time, which is as far as nearly all sessions reach
 
-Tally = dict[int, tuple[int, int]]  # by state: how many hits, and when the first came; of the states that have some
+Tally = list[Any]  # as its columns have it: for each of STATES how many hits, and when the first came
 Cell = tuple[str, tuple[Any, ...], str]  # one number of one roll-up: its table, key and column
 
 
@@ -2791,16 +2791,16 @@ class Standing(NamedTuple):
     registered: bool
     is_test: bool
     sent: int  # in this quarter
-    opened: int | None  # the best state of its opens …
-    opened_in: int  # … since this quarter
-    clicked: int | None
-    clicked_in: int
+    opened: int | None = None  # the best state of its opens …
+    opened_in: int = 0  # … since this quarter
+    clicked: int | None = None
+    clicked_in: int = 0
 
 
 def best_of(tally: Tally) -> int | None:
     """The best state that a tally has hits of: the one an email is unique under."""
     for state in STATES:
-        if state in tally:
+        if tally[2 * state - 2]:
             return state
     return None
 
@@ -2850,8 +2850,9 @@ def cells_of_email(email: Standing, zone: str) -> Iterator[Cell]:
 def cells_of_link(tenant: int, campaign: str, url: int, tally: Tally) -> Iterator[tuple[Cell, int]]:
     """The numbers that the clicks of one link in one email are in, and how often."""
     key = tenant, campaign, url
-    for state, (hits, _) in tally.items():
-        yield ("links", key, f"clicks_{STATES[state]}"), hits
+    for state, name in STATES.items():
+        if hits := tally[2 * state - 2]:
+            yield ("links", key, f"clicks_{name}"), hits
     if best := best_of(tally):
         yield ("links", key, f"emails_{STATES[best]}"), 1
 
@@ -2868,7 +2869,7 @@ GROUP_COLUMNS = (*(f"{verb}_{state}" for verb in ("opened", "clicked") for state
 LINK_COLUMNS = tuple(f"{noun}_{state}" for noun in ("clicks", "emails") for state in STATES.values())
 TALLIES = tuple(f"{type_}_{state}" for type_ in TYPES.values() for state in STATES.values())
 CLICK_TALLIES = TALLIES[len(STATES) :]
-TALLY_COLUMNS = tuple(f"{tally}{end}" for tally in TALLIES for end in ("", "_first"))  # as columns_of has them
+TALLY_COLUMNS = tuple(f"{tally}{end}" for tally in TALLIES for end in ("", "_first"))
 CLICK_COLUMNS = TALLY_COLUMNS[len(TALLY_COLUMNS) // 2 :]
 ROLLUPS = {  # in the order in which their recounts build on each other
     "email_counts": Rollup(("email",), TALLIES, (*(f"{tally}_first" for tally in TALLIES), "last_at")),
@@ -2969,45 +2970,30 @@ class Stored(NamedTuple):
     hit: Hit
 
 
-def _unopened(tenant: int, campaign: str, sent_at: int, *, is_test: bool = False) -> Standing:
-    """The standing of an email that was sent, before any hit."""
-    return Standing(tenant, campaign, True, is_test, sent_at // QUARTER_MS, None, 0, None, 0)
-
-
 _new = tuple.__new__  # of a named tuple, in a third of the time: there are several for each hit
 
 
 class Email:
     """An email, what is counted of it, and what will be."""
 
-    __slots__ = (
-        *("id", "tenant", "key", "registered", "campaign", "created_at", "sent_at", "context"),
-        *("opens", "clicks", "last_at", "links", "before", "stored"),
-    )
+    id: int
+    tenant: int
+    key: str
+    registered: int
+    campaign: str
+    created_at: int
+    sent_at: int | None
+    last_at: int | None
 
-    def __init__(
-        self,
-        id_: int,
-        tenant: int,
-        key: str,
-        registered: int,
-        campaign: str,
-        created_at: int,
-        sent_at: int | None,
-        begin: int | None,
-        said: int,
-        links: int | None,
-        last_at: int | None,
-        *counts: Any,
-    ) -> None:
-        self.id, self.tenant, self.key, self.registered, self.campaign = id_, tenant, key, registered, campaign
-        self.created_at, self.sent_at, self.last_at = created_at, sent_at, last_at
-        self.context = _new(Context, (begin, said == 1, links)) if registered else NO_CONTEXT
-        self.opens = tally_of(*counts[:6]) if last_at else {}
-        self.clicks = tally_of(*counts[6:]) if last_at else {}
+    def __init__(self, row: Sequence[Any]) -> None:
+        self.id, self.tenant, self.key, self.registered, self.campaign, self.created_at, self.sent_at, *facts = row
+        begin, said, links, self.last_at, *counts = facts
+        self.context = _new(Context, (begin, said == 1, links)) if self.registered else NO_CONTEXT
+        self.opens: Tally = counts[:6] if self.last_at else [*_NO_TALLY]
+        self.clicks: Tally = counts[6:] if self.last_at else [*_NO_TALLY]
         self.links: dict[int, tuple[Tally, Tally]] = {}  # the tallies that were read: as they were, and as they will be
         self.before: Standing | None = None  # where that may have changed
-        self.stored: list[Stored] = []  # of the sessions that new hits come into
+        self.stored: Sequence[Stored] = ()  # of the sessions that new hits come into
 
     def standing(self) -> Standing:
         """Where it stands by what is counted now."""
@@ -3019,35 +3005,13 @@ class Email:
             self.key.startswith(TEST_KEY),
             NO_QUARTER if self.sent_at is None else self.sent_at // QUARTER_MS,
             opened,
-            self.opens[opened][1] // QUARTER_MS if opened else 0,
+            self.opens[2 * opened - 1] // QUARTER_MS if opened else 0,
             clicked,
-            self.clicks[clicked][1] // QUARTER_MS if clicked else 0,
+            self.clicks[2 * clicked - 1] // QUARTER_MS if clicked else 0,
         )
 
 
-def tally_of(
-    person: int, person_first: int, unconfirmed: int, unconfirmed_first: int, machine: int, machine_first: int
-) -> Tally:
-    """A tally as its columns have it."""
-    tally = {}
-    if person:
-        tally[PERSON] = person, person_first
-    if unconfirmed:
-        tally[UNCONFIRMED] = unconfirmed, unconfirmed_first
-    if machine:
-        tally[MACHINE] = machine, machine_first
-    return tally
-
-
-def columns_of(tally: Tally) -> tuple[int | None, ...]:
-    """The columns of a tally, as tally_of takes them."""
-    if not tally:
-        return _NO_TALLY
-    return (*tally.get(PERSON, _NO_HITS), *tally.get(UNCONFIRMED, _NO_HITS), *tally.get(MACHINE, _NO_HITS))
-
-
-_NO_HITS = (0, None)
-_NO_TALLY = _NO_HITS * len(STATES)
+_NO_TALLY = (0, None) * len(STATES)
 _EMAIL_FACTS = f"""
     select emails.id, emails.tenant, emails.key, emails.registered, emails.campaign, emails.created_at,
            coalesce(emails.sent_at, campaign_sends.sent_at),
@@ -3069,12 +3033,12 @@ _EVENT_FACTS = """
 def find_emails(connection: sqlite3.Connection, tenant: int, keys: Iterable[str]) -> dict[str, Email]:
     """Those of the emails that are known, by key."""
     sql = _EMAIL_FACTS.format(wanted("key")) + "where emails.tenant = :tenant and emails.key = wanted.key"
-    return {email.key: email for email in starmap(Email, for_each(connection, sorted(keys), sql, tenant=tenant))}
+    return {email.key: email for email in map(Email, for_each(connection, sorted(keys), sql, tenant=tenant))}
 
 
 def _emails_by_id(connection: sqlite3.Connection, ids: Iterable[int]) -> list[Email]:
     sql = _EMAIL_FACTS.format(wanted("id")) + "where emails.id = wanted.id"
-    return [*starmap(Email, for_each(connection, ids, sql))]
+    return [*map(Email, for_each(connection, ids, sql))]
 
 
 def fold_text(*texts: str) -> str:
@@ -3132,6 +3096,8 @@ def judge_together(email: Email, new: Sequence[Hit]) -> tuple[list[Judgement], l
     A session that is too long to be judged together may not be read whole. Then only those stored hits are judged anew
     that a new one is near to (what is near to them was read), and those of a session that was not too long before.
     """
+    if not email.stored:
+        return judge(new, email.context), []
     judgements: list[Judgement] = []
     judged: list[tuple[Stored, Judgement]] = []
     both: Session = [*((each.hit, each) for each in email.stored), *((hit, None) for hit in new)]
@@ -3180,17 +3146,17 @@ class Batch:
         self._shapes: dict[tuple[Any, ...], int] = defaultdict(int)  # as Shape
         self._standings: dict[Standing, int] = defaultdict(int)
         self._cells: dict[Cell, int] = defaultdict(int)
-        self._dropped: dict[tuple[int, str, int], int] = defaultdict(int)
+        self.dropped: dict[tuple[int, str, int], int] = defaultdict(int)
         self._emails: list[Email] = []  # whose counts may have changed
         self._events: list[tuple[Any, ...]] = []
         self._revised: list[tuple[int, int]] = []
         self._firsts: list[tuple[Tally, Email, int, int, int | None]] = []  # tallies whose first hit went
         self._left: set[tuple[int, str]] = set()  # campaigns that an email left, perhaps with their last hit
-        self._numbers: dict[Judgement, int] = {}
+        self._numbers: dict[Judgement, tuple[int, int]] = {}  # and their states
         self._judgements: dict[int, Judgement] = {}
         for number, verdict, reason in connection.execute("select id, verdict, reason from judgements"):
-            self._judgements[number] = judgement_of(verdict, reason)
-            self._numbers[self._judgements[number]] = number
+            judgement = self._judgements[number] = judgement_of(verdict, reason)
+            self._numbers[judgement] = number, judgement.state
 
     def __enter__(self) -> Batch:
         return self
@@ -3199,13 +3165,13 @@ class Batch:
         if error is None:
             self.write()
 
-    def _number(self, judgement: Judgement) -> int:
-        """The number of a judgement; of a pair that never occurred, in a new row."""
+    def _number(self, judgement: Judgement) -> tuple[int, int]:
+        """The number of a judgement, and its state; of a pair that never occurred, in a new row."""
         if judgement not in self._numbers:
             row = (judgement.verdict, judgement.reason, judgement.state)
             sql = "insert into judgements (verdict, reason, state) values (?, ?, ?) returning id"
             number = self.connection.execute(sql, row).fetchone()[0]
-            self._numbers[judgement], self._judgements[number] = number, judgement
+            self._numbers[judgement], self._judgements[number] = (number, judgement.state), judgement
         return self._numbers[judgement]
 
     def _texts(self, table: str, column: str, ids: Iterable[int | None]) -> dict[int, str]:
@@ -3213,27 +3179,12 @@ class Batch:
         sql = f"select {table}.id, {table}.{column} from {wanted('id')} cross join {table} where {table}.id = wanted.id"
         return dict(for_each(self.connection, ids, sql))
 
-    def _agents(self, agents: Collection[str]) -> dict[str, int]:
-        """The numbers of agents; new ones get theirs."""
-        find = (
-            f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent"
-        )
-        known = dict(for_each(self.connection, agents, find))
-        if new := [(agent,) for agent in agents if agent not in known]:
-            self.connection.executemany("insert into agents (agent) values (?)", new)
-            known = dict(for_each(self.connection, agents, find))
-        return known
-
-    def _urls(self, tenant: int, urls: Collection[str]) -> dict[str, int]:
-        """The numbers of a tenant's URLs; new ones get theirs."""
-        find = f"""
-            select urls.url, urls.id from {wanted("url")} cross join urls
-            where urls.tenant = :tenant and urls.url = wanted.url
-        """
-        known = dict(for_each(self.connection, urls, find, tenant=tenant))
-        if new := [(tenant, url, url_host(url)) for url in urls if url not in known]:
-            self.connection.executemany("insert into urls (tenant, url, host) values (?, ?, ?)", new)
-            known = dict(for_each(self.connection, urls, find, tenant=tenant))
+    def _interned(self, sql: str, insert: str, rows: Mapping[str, Sequence[Any]], **values: Any) -> dict[str, int]:
+        """The numbers of texts that are stored once; new ones get theirs, in the order in which they are given."""
+        known = dict(for_each(self.connection, rows, sql, **values))
+        if new := [row for text, row in rows.items() if text not in known]:
+            self.connection.executemany(insert, new)
+            known = dict(for_each(self.connection, rows, sql, **values))
         return known
 
     # -- Recording hits
@@ -3243,32 +3194,44 @@ class Batch:
         for tenant, groups in self._by_tenant(hits).items():
             emails = self._emails_of(tenant, groups)
             self._read_stored(emails)
-            agents = self._agents(dict.fromkeys(hit.agent for _, new in emails for hit in new))
-            links = (hit.url for _, new in emails for hit in new if hit.url is not None)
-            urls = self._urls(tenant, dict.fromkeys(links))  # numbered in the order in which they were first seen
+            agents, urls = self._texts_of(tenant, [hit for _, new in emails for hit in new])
             judged: list[Judged] = []
             for email, new in emails:
-                if email.stored:
-                    judgements, again = judge_together(email, new)
-                    judged.append((email, new, judgements, self._otherwise(again)))
-                else:
-                    judged.append((email, new, judge(new, email.context), []))
-            if urls or any(revised for *_, revised in judged):
-                self._read_links(judged, urls)
+                judgements, again = judge_together(email, new)
+                judged.append((email, new, judgements, self._otherwise(again) if again else []))
+            self._read_links(judged, urls)
             for email, new, judgements, revised in judged:
-                if revised:
-                    self._revise(email, revised)
+                self._revise(email, revised)
                 for hit, judgement in zip(new, judgements):  # noqa: B905  # as long as each other
-                    number = self._numbers.get(judgement) or self._number(judgement)
+                    number, state = self._numbers.get(judgement) or self._number(judgement)
                     url = urls[hit.url] if hit.url is not None else None
                     method = "HEAD" if hit.method == "HEAD" else None
-                    event = (tenant, email.id, hit.at, hit.type, method, number, agents[hit.agent], url)
-                    self._events.append((*event, hit.address or None, hit.purpose or None, 1 if hit.own else 0))
-                    self._count(email, hit, url, number, judgement.state, 1)
+                    said = hit.address or None, hit.purpose or None, 1 if hit.own else 0
+                    event = (tenant, email.id, hit.at, hit.type, method, number, agents[hit.agent], url, *said)
+                    self._events.append(event)
+                    self._count(email, hit, url, number, state, 1)
                 if email.last_at is None or new[-1].at > email.last_at:
                     email.last_at = new[-1].at
                 if not email.registered and new[0].at < email.created_at:
                     email.created_at = new[0].at
+
+    def _texts_of(self, tenant: int, hits: Collection[Hit]) -> tuple[dict[str, int], dict[str, int]]:
+        """The numbers of the agents of hits, and of their URLs, which are the tenant's."""
+        agents = self._interned(
+            f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent",
+            "insert into agents (agent) values (?)",
+            {hit.agent: (hit.agent,) for hit in hits},
+        )
+        urls = self._interned(
+            f"""
+            select urls.url, urls.id from {wanted("url")} cross join urls
+            where urls.tenant = :tenant and urls.url = wanted.url
+            """,
+            "insert into urls (tenant, url, host) values (?, ?, ?)",
+            {hit.url: (tenant, hit.url, url_host(hit.url)) for hit in hits if hit.url is not None},
+            tenant=tenant,
+        )
+        return agents, urls
 
     def _by_tenant(self, hits: Iterable[Hit]) -> dict[int, dict[tuple[str, str], list[Hit]]]:
         """Hits that can become events, by tenant, and by key and campaign; others are dropped by the first reason that fits."""
@@ -3300,7 +3263,7 @@ class Batch:
             else:
                 found[tenant][hit.key, hit.campaign].append(hit)
                 continue
-            self._dropped[tenant, reason, hit.at // DAY_MS] += 1
+            self.dropped[tenant, reason, hit.at // DAY_MS] += 1
         for tenant, at in in_mail.items():
             change_tenant(self.connection, tenant, id_in_mail_at=at)
         return found
@@ -3337,7 +3300,16 @@ class Batch:
         sql = "select emails from unregistered_days where tenant = ? and day = ?"
         row = self.connection.execute(sql, (tenant, day)).fetchone()
         room = UNREGISTERED_A_DAY - (row[0] if row else 0)
-        expected = self._expected(tenant, {hits[0].campaign for hits in by_key.values()})
+        sql = f"""
+            select campaign_sends.campaign, campaign_sends.sent - (
+                select count(*) from emails
+                where emails.tenant = campaign_sends.tenant and emails.campaign = campaign_sends.campaign
+                    and emails.registered = 0 and emails.campaign <> '')
+            from {wanted("campaign")} cross join campaign_sends
+            where campaign_sends.tenant = :tenant and campaign_sends.campaign = wanted.campaign
+        """
+        campaigns = {hits[0].campaign for hits in by_key.values()}
+        expected = Counter(dict(for_each(self.connection, campaigns, sql, tenant=tenant)))
         new, taken = [], 0
         for key, hits in by_key.items():
             campaign = hits[0].campaign if key != hits[0].key else ""
@@ -3347,7 +3319,7 @@ class Batch:
                 taken += 1
             else:
                 for hit in hits:
-                    self._dropped[tenant, "unregistered-limit", hit.at // DAY_MS] += 1
+                    self.dropped[tenant, "unregistered-limit", hit.at // DAY_MS] += 1
                 continue
             search = fold_text(key, campaign) if campaign else ""
             new.append((tenant, key, campaign, min(hit.at for hit in hits), search))
@@ -3363,18 +3335,6 @@ class Batch:
         for email in made.values():
             self._standings[email.standing()] += 1
         return made
-
-    def _expected(self, tenant: int, campaigns: Iterable[str]) -> Counter[str]:
-        """How many emails of campaigns are still to come, of those that were said to be sent."""
-        sql = f"""
-            select campaign_sends.campaign, campaign_sends.sent - (
-                select count(*) from emails
-                where emails.tenant = campaign_sends.tenant and emails.campaign = campaign_sends.campaign
-                    and emails.registered = 0 and emails.campaign <> '')
-            from {wanted("campaign")} cross join campaign_sends
-            where campaign_sends.tenant = :tenant and campaign_sends.campaign = wanted.campaign
-        """
-        return Counter(dict(for_each(self.connection, campaigns, sql, tenant=tenant)))
 
     # -- The session of a hit
 
@@ -3433,26 +3393,34 @@ class Batch:
 
     def _read_links(self, judged: Iterable[Judged], urls: Mapping[str, int]) -> None:
         """The tallies of links that are clicked now, or were by a hit that is judged otherwise now."""
-        emails = {email.id: email for email, *_ in judged}
+        emails: dict[int, Email] = {}
+        asked: set[tuple[int, int]] = set()
         for email, new, _, revised in judged:
-            clicked = {urls[hit.url] for hit in new if hit.url is not None}
-            clicked.update(stored.url for stored, _ in revised if stored.url is not None)
-            email.links = {url: ({}, {}) for url in clicked}
-        asked = [(email.id, url) for email in emails.values() for url in sorted(email.links)]
+            clicked = [urls[hit.url] for hit in new if hit.url is not None] if urls else []
+            clicked += [stored.url for stored, _ in revised if stored.url is not None]
+            for url in clicked:
+                emails[email.id] = email
+                email.links[url] = [*_NO_TALLY], [*_NO_TALLY]
+                asked.add((email.id, url))
         if asked:
             sql = f"""
                 select link_counts.* from {wanted("email", "url")} cross join link_counts
                 where link_counts.email = wanted.email and link_counts.url = wanted.url
             """
-            for id_, url, *counts in for_each(self.connection, asked, sql):
-                emails[id_].links[url] = tally_of(*counts), tally_of(*counts)
+            for id_, url, *counts in for_each(self.connection, sorted(asked), sql):
+                emails[id_].links[url] = counts, [*counts]
 
-    def _read_all_links(self, emails: Sequence[Email]) -> None:
-        """The tallies of all links of emails."""
+    def _read_all(self, emails: Iterable[Email]) -> None:
+        """The tallies of all links of emails, and all their events."""
         by_id = {email.id: email for email in emails}
         sql = f"select link_counts.* from {wanted('id')} cross join link_counts where link_counts.email = wanted.id"
         for id_, url, *counts in for_each(self.connection, by_id, sql):
-            by_id[id_].links[url] = tally_of(*counts), tally_of(*counts)
+            by_id[id_].links[url] = counts, [*counts]
+        sql = f"{_EVENT_FACTS} from {wanted('id')} cross join events where events.email = wanted.id"
+        found: dict[int, dict[int, Stored]] = defaultdict(dict)
+        self._take_events(for_each(self.connection, by_id, sql), found)
+        for id_, stored in found.items():
+            by_id[id_].stored = [*stored.values()]
 
     # -- Counting
 
@@ -3463,11 +3431,11 @@ class Batch:
     def _revise(self, email: Email, revised: Iterable[tuple[Stored, Judgement]]) -> None:
         """Count hits that are judged otherwise now than they were."""
         for stored, judgement in revised:
-            number = self._numbers.get(judgement) or self._number(judgement)
+            number, state = self._number(judgement)
             self._revised.append((number, stored.id))
             before = self._judgements[stored.judgement].state
             self._count(email, stored.hit, stored.url, stored.judgement, before, -1)
-            self._count(email, stored.hit, stored.url, number, judgement.state, 1)
+            self._count(email, stored.hit, stored.url, number, state, 1)
 
     def _count(self, email: Email, hit: Hit, url: int | None, judgement: int, state: int, times: int) -> None:
         """Count a hit by its time and in the tallies of its email, or take it out again: 1 time or -1 times."""
@@ -3481,18 +3449,18 @@ class Batch:
             self._tally(email.links[url][1], email, hit, url, state, times)
 
     def _tally(self, tally: Tally, email: Email, hit: Hit, url: int | None, state: int, times: int) -> None:
-        hits, first = tally.get(state, (0, FAR))
-        if hit.at <= first:
+        place = 2 * state - 2
+        first = tally[place + 1]
+        if first is None or hit.at <= first:
             if email.before is None:
                 email.before = email.standing()
             if times > 0:
-                first = hit.at
+                tally[place + 1] = hit.at
             else:
                 self._firsts.append((tally, email, hit.type, state, url))
-        if hits + times:
-            tally[state] = hits + times, first
-        else:
-            tally.pop(state, None)
+        tally[place] += times
+        if not tally[place]:
+            tally[place + 1] = None
 
     # -- Registering, deleting, judging anew
 
@@ -3514,7 +3482,7 @@ class Batch:
             times = created_at, sent_at, all_said.delivered_at, int(was_told or each.sent_at is not None)
             rows.append((tenant, key, *texts, *times, all_said.links, fold_text(key, *texts) if any(texts) else ""))
             if key not in known:
-                self._standings[_unopened(tenant, campaign, sent_at, is_test=key.startswith(TEST_KEY))] += 1
+                self._standings[Standing(tenant, campaign, True, key.startswith(TEST_KEY), sent_at // QUARTER_MS)] += 1
         self.connection.executemany(
             """
             insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at, delivered_at,
@@ -3547,53 +3515,36 @@ class Batch:
         for old, new in pairs:
             new.before = old.standing()
         self._emails += [new for _, new in pairs]
-        changed = [
-            new
-            for old, new in pairs
-            if old.last_at is not None and (old.campaign, old.context) != (new.campaign, new.context)
-        ]
-        self._read_all_links(changed)
-        self._judge_anew(changed)
+        self._judge_anew(
+            [new for old, new in pairs if old.last_at and (old.campaign, old.context) != (new.campaign, new.context)]
+        )
 
     def rejudge(self, ids: Iterable[int]) -> int:
         """Judge all hits of emails anew; returns how many are judged otherwise now."""
         emails = _emails_by_id(self.connection, ids)
-        self._read_all_links(emails)
         self._emails += emails
         return self._judge_anew(emails)
 
-    def _events_of(self, emails: Iterable[Email]) -> dict[int, list[Stored]]:
-        found: dict[int, dict[int, Stored]] = defaultdict(dict)
-        sql = f"{_EVENT_FACTS} from {wanted('id')} cross join events where events.email = wanted.id"
-        self._take_events(for_each(self.connection, [email.id for email in emails], sql), found)
-        return {id_: [*stored.values()] for id_, stored in found.items()}
-
-    def _judge_anew(self, emails: Iterable[Email]) -> int:
-        """Judge all hits of emails, of which all links are read."""
-        by_id = {email.id: email for email in emails}
+    def _judge_anew(self, emails: Collection[Email]) -> int:
+        self._read_all(emails)
         changed = 0
-        for id_, stored in self._events_of(by_id.values()).items():
-            judgements = judge([each.hit for each in stored], by_id[id_].context)
-            revised = self._otherwise(zip(stored, judgements, strict=True))
-            self._revise(by_id[id_], revised)
+        for email in emails:
+            judgements = judge([each.hit for each in email.stored], email.context)
+            revised = self._otherwise(zip(email.stored, judgements, strict=True))
+            self._revise(email, revised)
             changed += len(revised)
         return changed
 
     def delete(self, tenant: int, keys: Iterable[str]) -> int:
         """Remove emails, their events, and their part in every number; returns how many there were."""
         emails = [*find_emails(self.connection, tenant, keys).values()]
-        self._read_all_links(emails)
-        events = self._events_of(emails)
+        self._read_all(emails)
         asked = {"wanted": as_set([email.id for email in emails])}
-        for table, column in (
-            ("events", "email"),
-            ("email_counts", "email"),
-            ("link_counts", "email"),
-            ("emails", "id"),
-        ):
+        for table in ("events", "email_counts", "link_counts", "emails"):
+            column = "id" if table == "emails" else "email"
             sql = f"delete from {table} where {column} in (select wanted.id from {wanted('id')})"
             self.connection.execute(sql, asked)
-        urls = sorted({stored.url for some in events.values() for stored in some if stored.url is not None})
+        urls = sorted({stored.url for email in emails for stored in email.stored if stored.url is not None})
         sql = f"""
             select wanted.id from {wanted("id")}
             where not exists (select 1 from events where events.url = wanted.id)
@@ -3607,7 +3558,7 @@ class Batch:
             for url, (tally, _) in email.links.items():
                 if url not in unused:
                     self._count_link(tenant, email.campaign, url, tally, -1)
-            for stored in events.get(email.id, ()):  # by their time; the tallies go with the email
+            for stored in email.stored:  # by their time; the tallies go with the email
                 self._count(email, stored.hit, None, stored.judgement, ASIDE, -1)
         return len(emails)
 
@@ -3627,7 +3578,7 @@ class Batch:
             email.sent_at = at
         self._emails += emails
         for number, time_ in ((-before[0], before[1]), (sent, at)) if before else ((sent, at),):
-            self._standings[_unopened(tenant, campaign, time_)] += number
+            self._standings[Standing(tenant, campaign, True, False, time_ // QUARTER_MS)] += number
         self.connection.execute(
             "insert into campaign_sends values (?, ?, ?, ?)"
             " on conflict (tenant, campaign) do update set sent = excluded.sent, sent_at = excluded.sent_at",
@@ -3640,10 +3591,6 @@ class Batch:
     def _count_link(self, tenant: int, campaign: str, url: int, tally: Tally, times: int) -> None:
         for cell, number in cells_of_link(tenant, campaign, url, tally):
             self._cells[cell] += times * number
-
-    def drop(self, tenant: int, reason: str, at: int, hits: int) -> None:
-        """Count hits that become no event."""
-        self._dropped[tenant, reason, at // DAY_MS] += hits
 
     def write(self) -> None:
         """Write what was gathered, once, at the end."""
@@ -3671,12 +3618,12 @@ class Batch:
         many(
             "insert into dropped values (?, ?, ?, ?)"
             " on conflict (tenant, reason, day) do update set hits = dropped.hits + excluded.hits",
-            [(*key, hits) for key, hits in self._dropped.items()],
+            [(*key, hits) for key, hits in self.dropped.items()],
         )
 
     def _find_firsts(self) -> None:
         """When the first of the hits came that count so, where the one that was is judged otherwise now."""
-        stale = [each for each in self._firsts if each[3] in each[0]]
+        stale = [each for each in self._firsts if each[0][2 * each[3] - 2]]
         if not stale:
             return
         sql = f"""
@@ -3688,12 +3635,12 @@ class Batch:
             from {wanted("n", "email", "since", "type", "state", "url")}
         """
         asked = [
-            (n, email.id, tally[state][1], type_, state, url)
+            (n, email.id, tally[2 * state - 1], type_, state, url)
             for n, (tally, email, type_, state, url) in enumerate(stale)
         ]
         for n, at in for_each(self.connection, asked, sql):
             tally, _, _, state, _ = stale[n]
-            tally[state] = tally[state][0], at
+            tally[2 * state - 1] = at
 
     def _write_counts(self) -> None:
         """What is counted of emails and of their links, and where they stand now."""
@@ -3712,9 +3659,9 @@ class Batch:
                 if old != new or campaign != email.campaign:
                     self._count_link(email.tenant, campaign, url, old, -1)
                     self._count_link(email.tenant, email.campaign, url, new, 1)
-                    links.append((email.id, url, *columns_of(new)))
+                    links.append((email.id, url, *new))
             if email.last_at is not None:
-                counts.append((email.id, *columns_of(email.opens), *columns_of(email.clicks), email.last_at))
+                counts.append((email.id, *email.opens, *email.clicks, email.last_at))
                 key = email.tenant, email.campaign
                 if email.campaign and email.last_at > last.get(key, 0) and not email.key.startswith(TEST_KEY):
                     last[key] = email.last_at
@@ -3782,11 +3729,11 @@ def record_lines(connection: sqlite3.Connection, lines: Sequence[Hit | SpooledEm
             spooled[line.mail_id].append(line.registration)
     for mail_id, registrations in spooled.items():
         row = connection.execute("select number from tenants where mail_id = ?", (mail_id,)).fetchone()
-        if row:
-            register_emails(connection, row[0], registrations, now)
-        else:
-            with Batch(connection, now) as changes:
-                changes.drop(0, "unknown-tenant", now, len(registrations))
+        with Batch(connection, now) as changes:
+            if row:
+                changes.register(row[0], registrations)
+            else:
+                changes.dropped[0, "unknown-tenant", now // DAY_MS] += len(registrations)
     with Batch(connection, now) as changes:
         changes.record([line for line in lines if isinstance(line, Hit)])
 
