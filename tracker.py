@@ -1180,10 +1180,7 @@ class LinkMaker:
         hidden_link: bool = False,
         tool_campaign: str | None = None,
     ) -> Instrumenting:
-        """How to instrument one email.
-
-        With `tool_campaign`, the key is what a mailing tool replaces by its own ids, and stands there as it is.
-        """
+        """How to instrument one email; with `tool_campaign`, the key is what a mailing tool replaces by its own ids."""
         shown = key_in_path(key) if tool_campaign is None else key
         query = f"?campaign={quote(tool_campaign, safe='')}" if tool_campaign else ""
         click = f"{self.base}/{self.mail_id}/click/{shown}"
@@ -1280,8 +1277,7 @@ def instrument_html(text: str, how: Instrumenting) -> tuple[str, Report]:
 def instrument_html_bytes(raw: bytes, how: Instrumenting) -> tuple[bytes, Report]:
     """As instrument_html, of UTF-8; bytes that are none stay as they are, and a link with some in it is left."""
     content = raw.decode("latin-1")
-    report = _instrument_pages([Page(content, content)], how, Report())
-    return apply_edits(content, report.edits).encode("latin-1"), report
+    return _instrument_pages(content, [Page(content, content)], how, Report())
 
 
 # -- HTML: where its tags are, and what their attributes say
@@ -1412,8 +1408,8 @@ class Page(NamedTuple):
             raise BadTarget("its characters can't be read in the part's charset") from None
 
 
-def _instrument_pages(pages: list[Page], how: Instrumenting, report: Report) -> Report:
-    """Find what wraps the links, and puts the hidden link and the pixel into the first page that can hold them."""
+def _instrument_pages(text: str, pages: list[Page], how: Instrumenting, report: Report) -> tuple[bytes, Report]:
+    """Wrap the links of the pages of a text, and put the hidden link and the pixel into the first that can hold them."""
     found = [(page, list(islice(read_tags(page.text), MAX_TAGS + 1))) for page in pages]
     additions = _additions(found, how, report)
     for page, tags in found:
@@ -1431,18 +1427,16 @@ def _instrument_pages(pages: list[Page], how: Instrumenting, report: Report) -> 
                 edits.append(Edit(place, place, markup))
                 del additions[name]
             setattr(report, name, said)
-        if how.links:
-            links = (tag for tag in tags if tag.name in LINK_TAGS or tag.name.startswith("v:"))
-            edits += filter(None, (_link_edit(page, tag, how, report) for tag in links))
+        links = [tag for tag in tags if tag.name in LINK_TAGS or tag.name.startswith("v:")] if how.links else []
+        edits += filter(None, [_link_edit(page, tag, how, report) for tag in links])
         if edits:
             edits.sort(key=lambda edit: edit.start)
             report.touched.append(page.name)
             report.size_after += sum(edit.growth for edit in edits)
-            report.edits += [
-                Edit(page.start + start, page.start + end, new) for start, end, new, _ in page.encode(edits)
-            ]
+            at = page.start
+            report.edits += [Edit(at + start, at + end, new) for start, end, new, _ in page.encode(edits)]
     report.edits.sort(key=lambda edit: edit.start)
-    return report
+    return apply_edits(text, report.edits).encode("latin-1"), report
 
 
 def _additions(found: list[tuple[Page, list[Tag]]], how: Instrumenting, report: Report) -> dict[str, tuple[str, str]]:
@@ -1605,8 +1599,7 @@ def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -
         pages = _read_pages(text, whole, report)
     except Unclear as error:
         return raw, Report(pixel="not placed: the message is left as it is", skipped=[("the message", str(error))])
-    _instrument_pages(pages, how, report)
-    return apply_edits(text, report.edits).encode("latin-1"), report
+    return _instrument_pages(text, pages, how, report)
 
 
 def read_headers(text: str) -> email.message.Message:

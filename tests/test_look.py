@@ -5,6 +5,7 @@ Each picture that was looked at is left in the tests' temporary folder. What is 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -51,9 +52,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def chromium(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     """One Chromium for all tests here."""
-    made = Chromium(tmp_path_factory.mktemp("chromium"), site.key())
-    yield made
-    made.close()
+    with contextlib.closing(Chromium(tmp_path_factory.mktemp("chromium"), site.key())) as made:
+        yield made
 
 
 @pytest.fixture
@@ -88,6 +88,22 @@ def rows(site: Site, table: str) -> Any:
     status, answer = site.request("GET", f"{site.shop}/{table}.json")
     assert status == 200
     return json.loads(answer)["rows"]
+
+
+def typed(tab: Tab, selector: str, text: str) -> None:
+    """Type into a field."""
+    tab.run(f"document.querySelector('{selector}').{'select' if 'tz' in selector else 'focus'}()")
+    for letter in text:
+        tab.press(letter)
+
+
+def entered(site: Site, tab: Tab, selector: str = "") -> None:
+    """Press Enter on what has the focus, or is given it, and see that it leads to a page that is whole."""
+    if selector:
+        tab.run(f"document.querySelector('{selector}').focus()")
+    site.pace(2)
+    tab.follow(lambda: tab.press("Enter"))
+    assert (tab.statuses, tab.complaints) == ([200], [])
 
 
 def open_page(site: Site, tab: Tab, path: str, width: int = 1600, scheme: str = "light") -> None:
@@ -126,9 +142,7 @@ def test_every_page_is_whole_on_every_screen(site: Site, tab: Tab, tmp_path: Pat
         assert contrasts
         assert [(text, contrast) for text, contrast in contrasts if contrast < 4.5] == [], name
         assert tab.run("document.getAnimations().length") == 0
-        picture = tab.picture()
-        assert picture.startswith(b"\x89PNG")
-        (tmp_path / f"{name}-{width}-{scheme}.png").write_bytes(picture)
+        (tmp_path / f"{name}-{width}-{scheme}.png").write_bytes(tab.picture())
     assert "Your first mail" in tab.text("h2")
     assert "Nothing in this range" in tab.run("document.querySelector('.curve').textContent")
 
@@ -187,9 +201,7 @@ def test_a_step_of_the_curve_tells_its_values_to_who_uses_keys(site: Site, tab: 
         assert [m for m, step in enumerate(steps) if step["focused"]] == [n]
         assert [m for m, step in enumerate(steps) if step["opacity"] == "1"] == [n]
         assert steps[n]["left"] >= 0 and steps[n]["right"] <= 320
-    site.pace(2)
-    tab.follow(lambda: tab.press("Enter"))
-    assert tab.complaints == []
+    entered(site, tab)
     assert re.search(r"machines=1&on=\d{4}-\d\d-\d\d$", tab.run("location.search"))
 
 
@@ -243,30 +255,22 @@ def test_why_these_numbers_opens_by_key_and_by_the_links_that_ask(site: Site, ta
     is_open = "document.querySelector('#why').checkVisibility()"
     open_page(site, tab, f"{site.shop}/dashboard")
     assert not tab.run(is_open)
-    tab.run("document.querySelector('summary').focus()")
-    tab.press("Enter")
-    assert tab.run(is_open)
-    tab.press("Enter")
-    assert not tab.run(is_open)
-    tab.run("document.querySelector('.figures a').focus()")
-    tab.press("Enter")
-    assert tab.run(is_open)
+    for selector, opens in (("summary", True), ("summary", False), (".figures a", True)):
+        tab.run(f"document.querySelector('{selector}').focus()")
+        tab.press("Enter")
+        assert tab.run(is_open) is opens
     reasons = tab.text("#why + .scroll tbody code")
     assert {"hidden-link", "burst", "repeat", "own-address", "apple-mpp", "image-proxy", "browser"} <= set(reasons)
 
 
 def test_emails_are_searched_with_keys_alone(site: Site, tab: Tab) -> None:
     open_page(site, tab, f"{site.shop}/dashboard?range=7d")
-    tab.run("document.querySelector('[name=q]').focus()")
-    for letter in "ben.":
-        tab.press(letter)
+    typed(tab, "[name=q]", "ben.")
     tab.press("Tab")
     assert tab.run("document.activeElement.name") == "show"
     tab.press("o")  # "opened by a person"
     tab.press("Tab")
-    site.pace(2)
-    tab.follow(lambda: tab.press("Enter"))
-    assert (tab.statuses, tab.complaints) == ([200], [])
+    entered(site, tab)
     assert tab.run("location.search + location.hash") == "?range=7d&q=ben.&show=opened#emails"
     found = tab.text(".emails tbody th")
     assert found and all(text.startswith("ben.") for text in found)
@@ -274,15 +278,9 @@ def test_emails_are_searched_with_keys_alone(site: Site, tab: Tab) -> None:
 
 def test_a_range_is_asked_for_with_keys_alone(site: Site, tab: Tab) -> None:
     open_page(site, tab, f"{site.shop}/dashboard?machines=1&range=7d")
-    tab.run("document.querySelector('[name=from]').focus()")
-    for digit in "10012026":  # in the order of American English, which is Chromium's without a locale
-        tab.press(digit)
-    tab.run("document.querySelector('[name=tz]').select()")
-    for letter in "Asia/Kolkata":
-        tab.press(letter)
-    site.pace(2)
-    tab.follow(lambda: tab.press("Enter"))
-    assert (tab.statuses, tab.complaints) == ([200], [])
+    typed(tab, "[name=from]", "10012026")  # in the order of American English, which is Chromium's without a locale
+    typed(tab, "[name=tz]", "Asia/Kolkata")
+    entered(site, tab)
     asked = tab.run("Object.fromEntries(new URLSearchParams(location.search))")
     assert (asked["from"], asked["tz"], asked["machines"]) == ("2026-10-01", "Asia/Kolkata", "1")
     assert tab.run("document.querySelector('[name=tz]').value") == "Asia/Kolkata"
@@ -292,10 +290,7 @@ def test_a_range_is_asked_for_with_keys_alone(site: Site, tab: Tab) -> None:
 def test_tables_are_sorted_by_their_heads(site: Site, tab: Tab) -> None:
     open_page(site, tab, f"{site.shop}/dashboard")
     for direction in ("descending", "ascending"):
-        tab.run("document.querySelector('.emails thead a').focus()")
-        site.pace(2)
-        tab.follow(lambda: tab.press("Enter"))
-        assert tab.complaints == []
+        entered(site, tab, ".emails thead a")
         assert tab.run("document.querySelector('.emails thead th').ariaSort") == direction
         found = tab.text(".emails tbody th")
         assert found == sorted(found, reverse=direction == "descending")
@@ -308,7 +303,7 @@ def test_tables_are_sorted_by_their_heads(site: Site, tab: Tab) -> None:
 def luminance(colour: str) -> float:
     """Relative luminance, as WCAG 2.2 defines it."""
     digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
-    parts = [int(digits[n : n + 2], 16) / 255 for n in (0, 2, 4)]
+    parts = [part / 255 for part in bytes.fromhex(digits)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -421,5 +416,4 @@ def test_pictures_of_readme_exist_and_are_small() -> None:
     assert named
     for path in named:
         picture = (ROOT / path).read_bytes()
-        assert picture.startswith(b"\x89PNG")
-        assert len(picture) <= 150_000, path
+        assert picture.startswith(b"\x89PNG") and len(picture) <= 150_000, path
