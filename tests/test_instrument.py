@@ -325,6 +325,13 @@ def test_there_is_no_second_pixel_and_another_image_is_none_of_ours() -> None:
         assert instrument(f"<body>{image}</body>")[0] == f"<body>{image}{PIXEL}</body>"
 
 
+def test_there_is_no_second_hidden_link_and_nothing_is_said_of_the_first() -> None:
+    once, report = instrument(PAGE, hidden_link=True)
+    assert report.hidden_link == "placed first in the body, behind <body>"
+    _, report = instrument(once, hidden_link=True)
+    assert (report.hidden_link, [url for url, _ in report.left]) == (tracker.THERE, [tracked(URL)])
+
+
 def test_a_report_tells_everything_its_sizes_are_bytes_and_what_gmail_would_clip_is_told() -> None:
     page = "ü" * 49_000
     _, report = instrument(page)

@@ -129,8 +129,75 @@ def overflow(tab: Tab, width: int) -> list[str]:
     return found
 
 
+# What no tree of accessibility says. Sizes are those of WCAG 2.2, 2.5.8; links in sentences are exempt there.
+FAULTS = """(() => {
+    const found = [], all = selector => Array.from(document.querySelectorAll(selector)).filter(e => e.checkVisibility());
+    const say = (what, e) => found.push(what + ": " + e.outerHTML.slice(0, 120));
+    if (document.documentElement.lang !== "en") found.push("lang");
+    if (!document.title) found.push("title");
+    const ids = Array.from(document.querySelectorAll("[id]"), e => e.id);
+    ids.filter((id, n) => ids.indexOf(id) !== n).forEach(id => found.push("id twice: " + id));
+    if (all("h1").length !== 1) found.push("h1: " + all("h1").length);
+    let level = 0;
+    for (const e of all("h1, h2, h3, h4, h5, h6")) {
+        if (+e.tagName[1] > level + 1) say("heading jumps", e);
+        level = +e.tagName[1];
+    }
+    for (const e of all("img")) if (!e.hasAttribute("alt")) say("alt", e);
+    for (const e of all("[tabindex]")) if (e.tabIndex > 0) say("tabindex", e);
+    for (const e of all("[onclick], [style], script, style")) say("not allowed", e);
+    for (const table of document.querySelectorAll("table")) {
+        for (const e of table.querySelectorAll("thead th")) if (e.scope !== "col") say("scope", e);
+        for (const row of table.querySelectorAll("tbody tr")) {
+            const heads = row.querySelectorAll("th");
+            if (heads.length > 1 || row.cells.length !== table.tHead.rows[0].cells.length) say("row", row);
+            // A first cell that is a head is a row's in any case; the curve has too many to say so each time.
+            if (!table.matches(".steps-table")) for (const e of heads) if (e.scope !== "row") say("scope", e);
+        }
+        if (!table.closest(".scroll[role=region][tabindex='0']")) say("no region", table);
+    }
+    for (const e of document.querySelectorAll("[aria-labelledby], [aria-describedby]"))
+        for (const name of ["aria-labelledby", "aria-describedby"])
+            if (e.hasAttribute(name) && !document.getElementById(e.getAttribute(name))) say("nobody has that id", e);
+    for (const e of all("a[href^='#']")) if (!document.getElementById(e.hash.slice(1))) say("leads nowhere", e);
+    for (const e of all("header a, nav a, form input:not([type=hidden]), form select, form button, summary, thead a, .legend a")) {
+        if (e.closest(".skip")) continue;
+        const box = e.getBoundingClientRect();
+        if (box.width < 24 || box.height < 24) say(`${box.width} x ${box.height}`, e);
+    }
+    return found;
+})()"""
+NAMED = {
+    *("link", "button", "textbox", "searchbox", "combobox", "Date", "DateTime", "region", "heading", "navigation"),
+    *("DisclosureTriangle", "columnheader", "rowheader", "img", "image", "option"),
+}  # fmt: skip
+
+
+def assert_accessible(tab: Tab, path: str) -> None:
+    """What a page says to those who do not see it, and whether everything has a name and a place."""
+    tab.run("document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert tab.run(FAULTS) == [], path
+    tree = [node for node in tab.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+    roles: dict[str, list[str]] = {}
+    for node in tree:
+        roles.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
+    assert {role for role, names in roles.items() if role in NAMED and "" in names} == set(), path
+    assert len(roles["main"]) == 1
+    if path.endswith("/nobody"):
+        return
+    assert len(roles["banner"]) == 1
+    assert roles["navigation"] == ["Range" if "dashboard" in path else "Where this is"]
+    assert len(roles["region"]) > 1
+    if "dashboard" in path:
+        assert len(roles["contentinfo"]) == 1
+        assert len(roles.get("rowheader", [])) == tab.run("document.querySelectorAll('tbody th').length")
+        assert roles["search"] and {"Search", "From", "to", "time zone"} <= {n for r in roles.values() for n in r}
+
+
 @pytest.mark.parametrize("width, scheme", [(320, "light"), (320, "dark"), (768, "dark"), (1600, "light")])
-def test_every_page_is_whole_on_every_screen(site: Site, tab: Tab, tmp_path: Path, width: int, scheme: str) -> None:
+def test_every_page_is_whole_and_accessible_on_every_screen(
+    site: Site, tab: Tab, tmp_path: Path, width: int, scheme: str
+) -> None:
     pages = paths(site)
     pages["empty"] = f"/{site.nginx.server.tenant(f'Empty {width} {scheme}')['id']}/dashboard"
     for name, path in pages.items():
@@ -143,6 +210,8 @@ def test_every_page_is_whole_on_every_screen(site: Site, tab: Tab, tmp_path: Pat
         assert [(text, contrast) for text, contrast in contrasts if contrast < 4.5] == [], name
         assert tab.run("document.getAnimations().length") == 0
         (tmp_path / f"{name}-{width}-{scheme}.png").write_bytes(tab.picture())
+        if scheme == "light":
+            assert_accessible(tab, path)
     assert "Your first mail" in tab.text("h2")
     assert "Nothing in this range" in tab.run("document.querySelector('.curve').textContent")
 
@@ -297,7 +366,7 @@ def test_tables_are_sorted_by_their_heads(site: Site, tab: Tab) -> None:
         assert tab.run("location.hash") == "#emails"
 
 
-# == Accessibility ==
+# == Colours ==
 
 
 def luminance(colour: str) -> float:
@@ -335,77 +404,6 @@ def test_the_stylesheet_names_its_colours_once_and_moves_nothing() -> None:
     assert re.findall(r"#[0-9a-f]{3,8}\b|rgb|hsl", rest) == []
     assert set(re.findall(r"--(\w+):", text)) == set(re.findall(r"var\(--(\w+)\)", text))
     assert re.findall(r"animation|transition|scroll-behavior|@keyframes|url\(|@import|!important", text) == []
-
-
-# What no tree of accessibility says. Sizes are those of WCAG 2.2, 2.5.8; links in sentences are exempt there.
-FAULTS = """(() => {
-    const found = [], all = selector => Array.from(document.querySelectorAll(selector)).filter(e => e.checkVisibility());
-    const say = (what, e) => found.push(what + ": " + e.outerHTML.slice(0, 120));
-    if (document.documentElement.lang !== "en") found.push("lang");
-    if (!document.title) found.push("title");
-    const ids = Array.from(document.querySelectorAll("[id]"), e => e.id);
-    ids.filter((id, n) => ids.indexOf(id) !== n).forEach(id => found.push("id twice: " + id));
-    if (all("h1").length !== 1) found.push("h1: " + all("h1").length);
-    let level = 0;
-    for (const e of all("h1, h2, h3, h4, h5, h6")) {
-        if (+e.tagName[1] > level + 1) say("heading jumps", e);
-        level = +e.tagName[1];
-    }
-    for (const e of all("img")) if (!e.hasAttribute("alt")) say("alt", e);
-    for (const e of all("[tabindex]")) if (e.tabIndex > 0) say("tabindex", e);
-    for (const e of all("[onclick], [style], script, style")) say("not allowed", e);
-    for (const table of document.querySelectorAll("table")) {
-        for (const e of table.querySelectorAll("thead th")) if (e.scope !== "col") say("scope", e);
-        for (const row of table.querySelectorAll("tbody tr")) {
-            const heads = row.querySelectorAll("th");
-            if (heads.length > 1 || row.cells.length !== table.tHead.rows[0].cells.length) say("row", row);
-            // A first cell that is a head is a row's in any case; the curve has too many to say so each time.
-            if (!table.matches(".steps-table")) for (const e of heads) if (e.scope !== "row") say("scope", e);
-        }
-        if (!table.closest(".scroll[role=region][tabindex='0']")) say("no region", table);
-    }
-    for (const e of document.querySelectorAll("[aria-labelledby], [aria-describedby]"))
-        for (const name of ["aria-labelledby", "aria-describedby"])
-            if (e.hasAttribute(name) && !document.getElementById(e.getAttribute(name))) say("nobody has that id", e);
-    for (const e of all("a[href^='#']")) if (!document.getElementById(e.hash.slice(1))) say("leads nowhere", e);
-    for (const e of all("header a, nav a, form input:not([type=hidden]), form select, form button, summary, thead a, .legend a")) {
-        if (e.closest(".skip")) continue;
-        const box = e.getBoundingClientRect();
-        if (box.width < 24 || box.height < 24) say(`${box.width} x ${box.height}`, e);
-    }
-    return found;
-})()"""
-NAMED = {
-    *("link", "button", "textbox", "searchbox", "combobox", "Date", "DateTime", "region", "heading", "navigation"),
-    *("DisclosureTriangle", "columnheader", "rowheader", "img", "image", "option"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("width", [320, 1600])
-@pytest.mark.parametrize(
-    "name", ["dashboard", "90d-machines", "campaign", "email", "odd-dashboard", "odd-email", "error", "empty"]
-)
-def test_pages_are_accessible(site: Site, tab: Tab, name: str, width: int) -> None:
-    path = f"/{site.acme['id']}/dashboard" if name == "empty" else paths(site)[name]
-    open_page(site, tab, path, width)
-    tab.run("document.querySelectorAll('details').forEach(e => e.open = true)")
-    assert tab.run(FAULTS) == []
-    tree = [node for node in tab.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
-    roles: dict[str, list[str]] = {}
-    for node in tree:
-        roles.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
-    assert {role for role, names in roles.items() if role in NAMED and "" in names} == set()
-    assert len(roles["main"]) == 1
-    if name == "error":
-        return
-    assert len(roles["banner"]) == 1
-    assert roles["navigation"] == ["Range" if "dashboard" in path else "Where this is"]
-    assert len(roles["region"]) > 1
-    if "dashboard" in path:
-        assert len(roles["contentinfo"]) == 1
-        heads = tab.run("document.querySelectorAll('tbody th').length")
-        assert len(roles.get("rowheader", [])) == heads
-        assert roles["search"] and {"Search", "From", "to", "time zone"} <= {n for r in roles.values() for n in r}
 
 
 # == What README shows ==
