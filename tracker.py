@@ -86,29 +86,24 @@ class StoreError(Exception):
 
 
 class SettingsError(Exception):
-    """Everything that is wrong with the settings, one sentence a fault."""
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
+    """Everything that is wrong with the settings, a line for each fault."""
 
 
 def resource(name: str) -> bytes:
     """A file that belongs to this module, beside it or in the same zip."""
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    folder = os.path.dirname(os.path.abspath(__file__))
     try:
-        loader = globals()["__loader__"]
-        return bytes(loader.get_data(path))
+        return bytes(globals()["__loader__"].get_data(os.path.join(folder, name)))
     except OSError:
         raise StoreError(
             f"{name} is missing beside {PROGRAM_FILE}: copy email-tracker.pyz, which `make dist` builds and which holds all"
         ) from None
 
 
-def _whole_number(least: int, most: int) -> Callable[[str], int]:
+def _whole_number(most: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
-            raise ValueError(f"expected a whole number from {least} to {most}")
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= most:
+            raise ValueError(f"expected a whole number from 1 to {most}")
         return int(text)
 
     return convert
@@ -118,11 +113,14 @@ def is_port(text: str) -> bool:
     return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65536
 
 
-def _bind(text: str) -> str:
-    match = re.fullmatch(r"unix:/.+|fd://[0-9]+|(?:\[[0-9A-Fa-f:.]+\]|[^\s:/]+):([0-9]+)", text)
-    if not match or (match[1] and not is_port(match[1])):
-        raise ValueError("expected unix:/path/to/socket or HOST:PORT, for example 127.0.0.1:3000")
-    return text
+def _matching(pattern: str, expected: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        match = re.fullmatch(pattern, text)
+        if not match or not all(map(is_port, filter(None, match.groups()))):
+            raise ValueError(f"expected {expected}")
+        return text
+
+    return convert
 
 
 def _database_path(text: str) -> str:
@@ -138,34 +136,22 @@ def _database_path(text: str) -> str:
 
 def _base_url(text: str) -> str:
     label = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-    match = re.fullmatch(rf"https?://({label}(?:\.{label})*|\[([0-9a-f:.]+)\])(?::([0-9]+))?/?", text.lower())
+    match = re.fullmatch(rf"https?://(?:{label}(?:\.{label})*|\[([0-9a-f:.]+)\])(?::([0-9]+))?/?", text.lower())
     with contextlib.suppress(ValueError):
-        if match and (not match[3] or is_port(match[3])) and (not match[2] or ipaddress.IPv6Address(match[2])):
+        if match and ipaddress.IPv6Address(match[1] or "::") and is_port(match[2] or "80"):
             return text.lower().rstrip("/")
     raise ValueError("expected http:// or https:// and a host, without a path, for example https://track.example.com")
 
 
 def _secrets(text: str) -> tuple[str, ...]:
-    keys = tuple(re.split(r"[\s,]+", text.strip()))
+    keys = tuple(re.split(r"[\s,]+", text))
     if not all(re.fullmatch("[!-~]{32,}", key) for key in keys):
         raise ValueError("expected keys of at least 32 characters, newest first, ASCII, separated by commas or spaces")
     return keys
 
 
-def _api_key(text: str) -> str:
-    if not re.fullmatch(r"[!-~]{16,}", text):
-        raise ValueError("expected at least 16 characters without spaces")
-    return text
-
-
-def _kept(text: str) -> str:
-    if text not in ("truncated", "full", "none"):
-        raise ValueError("expected one of: truncated, full, none")
-    return text
-
-
 def _networks(text: str) -> tuple[str, ...]:
-    entries = tuple(filter(None, re.split(r"[\s,]+", text)))
+    entries = tuple(text.replace(",", " ").split())
     for entry in entries:
         try:
             entry == "*" or ipaddress.ip_network(entry)
@@ -180,15 +166,23 @@ def _setting(variable: str, convert: Callable[[str], Any], default: str = "", *,
     return field(default=convert(default) if default else None, metadata=about)
 
 
+_bind = _matching(
+    r"unix:/.+|fd://[0-9]+|(?:\[[0-9A-Fa-f:.]+\]|[^\s:/]+):([0-9]+)",
+    "unix:/path/to/socket or HOST:PORT, for example 127.0.0.1:3000",
+)
+_api_key = _matching("[!-~]{16,}", "at least 16 characters without spaces")
+_kept = _matching("truncated|full|none", "one of: truncated, full, none")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All that the operator may say."""
 
-    port: int = _setting("PORT", _whole_number(1, 65535), "3000")
+    port: int = _setting("PORT", _whole_number(65535), "3000")
     bind: str | None = _setting("BIND", _bind)
     database: str = _setting("DATABASE_URL", _database_path, "sqlite:data/tracking.db")
     base_url: str | None = _setting("BASE_URL", _base_url)
-    web_concurrency: int = _setting("WEB_CONCURRENCY", _whole_number(1, 64), "2")
+    web_concurrency: int = _setting("WEB_CONCURRENCY", _whole_number(64), "2")
     api_key: str | None = _setting("API_KEY", _api_key, secret=True)
     secret_key: tuple[str, ...] | None = _setting("SECRET_KEY", _secrets, secret=True)
     forwarded_allow_ips: tuple[str, ...] = _setting("FORWARDED_ALLOW_IPS", _networks, "127.0.0.1,::1")
@@ -209,13 +203,10 @@ class Settings:
         """The address links begin with, or None where nobody said it and `--local` was not given."""
         if tracking_host:
             return f"{(self.base_url or 'https:').partition(':')[0]}://{tracking_host}"
-        return self.base_url or (self.local_url if self.local else None)
-
-    @property
-    def local_url(self) -> str:
-        """Where the server answers on this machine."""
-        match = re.search(r"[^:]:([0-9]+)$", self.bind or "")
-        return f"http://localhost:{match[1] if match else self.port}"
+        if self.base_url or not self.local:
+            return self.base_url
+        bound = re.search(":([0-9]+)$", self.address)
+        return f"http://localhost:{bound[1] if bound else self.port}"
 
 
 def read_env_file(path: str, faults: list[str]) -> dict[str, str]:
@@ -240,7 +231,7 @@ def read_env_file(path: str, faults: list[str]) -> dict[str, str]:
 def _given(variable: str, sources: Sequence[Mapping[str, str]]) -> str:
     """A variable's text, itself or from the file that X_FILE names; the first source that says either wins."""
     for source in sources:
-        text, path = source.get(variable, "").strip(), source.get(f"{variable}_FILE", "").strip()
+        text, path = (source.get(name, "").strip() for name in (variable, f"{variable}_FILE"))
         if text and path:
             raise ValueError(f"set {variable} or {variable}_FILE, not both")
         if path:
@@ -277,28 +268,23 @@ def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, lo
             faults.append(f"{variable}{shown}: {error}")
     if any(source.get("RETENTION_DAYS", "").strip() for source in sources):
         faults.append("RETENTION_DAYS: this version removes nothing by itself, so it expects this to be unset")
-    if not faults and (fault := network_file_system_fault(os.path.realpath(Settings(**values).folder), _mounts())):
+    if not faults and (fault := network_file_system_fault(os.path.realpath(Settings(**values).folder))):
         faults.append(fault)
     if faults:
-        raise SettingsError(faults)
+        raise SettingsError("\n".join(faults))
     return Settings(**values)
 
 
-def _mounts() -> str:
-    with contextlib.suppress(OSError), open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
-        return mounts.read()
-    return ""  # not Linux: nothing to ask
-
-
-def network_file_system_fault(folder: str, mounts: str) -> str | None:
-    """Say so if a folder is on a network file system; mounts as in /proc/self/mounts, where the last on a point counts."""
+def network_file_system_fault(folder: str, mounts: str = "/proc/self/mounts") -> str | None:
+    """Say so if a folder is on a network file system: of the deepest mount above it, and of two on one point the last."""
     kind, depth = "", -1
-    for line in mounts.splitlines():
-        _, point, this_kind, *_ = (
-            re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), part) for part in line.split(" ")
-        )
-        if (folder + "/").startswith(point.rstrip("/") + "/") and len(point) >= depth:
-            kind, depth = this_kind, len(point)
+    # Where there is no such list, it is not Linux, and nobody to ask.
+    with contextlib.suppress(OSError), open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            _, point, this_kind, *_ = line.split(" ")
+            point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
+            if (folder + "/").startswith(point.rstrip("/") + "/") and len(point) >= depth:
+                kind, depth = this_kind, len(point)
     if kind in NETWORK_FILE_SYSTEMS:
         return f"DATABASE_URL: {folder} is on {kind}; expected a local disk: SQLite's locks do not hold on a network"
     return None
@@ -309,7 +295,6 @@ def network_file_system_fault(folder: str, mounts: str) -> str | None:
 
 MAX_TARGET = 4096  # characters; what browsers and mail programs handle everywhere
 MAX_TARGET_BYTES = 2 * MAX_TARGET  # in UTF-8: more, in base64 and beside a long user agent, would not fit a spool line
-ID = re.compile(r"[A-Za-z0-9_-]{3,64}")
 MAX_KEY = 200
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
 ROUTE_WORDS = re.compile(
@@ -317,15 +302,11 @@ ROUTE_WORDS = re.compile(
     "links|messages|pixel|robots|static|stats|tenants",
     re.IGNORECASE,
 )
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]+))?")
 MAX_CAMPAIGN = 200  # characters of a campaign's name
 PLAIN_URL = re.compile(r"(?:^|&)url=(([^&]*).*)", re.DOTALL)
 CAMPAIGN = re.compile(r"(?:^|&)campaign=([^&]*)")
-HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,5}))?")
-DOT = re.compile("[.\u3002\uff0e\uff61]")  # what browsers take for one in a host
-LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 # Letters and marks that nobody sees, of which browsers drop some and refuse others; and the capital of ß, which they
 # have changed their mind about.
 UNSURE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u1e9e\ufe00-\ufe0f\U000e0100-\U000e01ef]")
@@ -364,7 +345,7 @@ new_key = new_dashboard_id  # the key of an email is as hard to guess, and a wor
 
 def id_fault(text: str) -> str | None:
     """Why a text can't be a tenant's id, or None."""
-    if not ID.fullmatch(text) or text[0] == "-":
+    if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{2,63}", text):
         return "expected 3 to 64 of the characters A-Z a-z 0-9 _ -, not beginning with -"
     if ROUTE_WORDS.fullmatch(text):
         return f"{text!r} is a word of the URLs; choose another"
@@ -494,23 +475,14 @@ PLAIN_PATH = "/{mail_id}/click/{key}"
 _read_pixel, _read_signed, _read_plain = map(path_reader, (PIXEL_PATH, SIGNED_PATH, PLAIN_PATH))
 
 
-class Asked(NamedTuple):
-    """What a hit asked for, as its request target says it."""
-
-    is_open: bool
-    mail_id: str
-    key: str
-    url: str | None  # of a click, if it has a target
-
-
-def recognise(segments: tuple[str, ...], query: str) -> Asked | None:
-    """Say which hit a line's request target is, by the patterns of the routes; None if it is no hit."""
+def recognise(segments: tuple[str, ...], query: str) -> tuple[bool, str, str, str | None] | None:
+    """Which hit a request target is: whether an open, mail id, key, and the URL of a click; None if it is no hit."""
     if values := _read_pixel(segments):
-        return Asked(True, values[0], values[1], None)
+        return True, values[0], values[1], None
     if values := _read_signed(segments):
-        return Asked(False, values[0], values[1], decode_target(values[3]))
+        return False, values[0], values[1], decode_target(values[3])
     if values := _read_plain(segments):
-        return Asked(False, values[0], values[1], plain_url(query))
+        return False, values[0], values[1], plain_url(query)
     return None
 
 
@@ -523,66 +495,55 @@ def read_target(url: str) -> Target:
     """
     if len(url) > MAX_TARGET:
         raise BadTarget(f"it has {len(url):,} characters; expected at most {MAX_TARGET:,}")
-    if CONTROL.search(url):
-        raise BadTarget("it holds a control character; expected none")
+    if UNFIT.search(url):
+        raise BadTarget("it holds a control character, or half a character; expected none")
     match = URL.match(url := url.strip(" "))
     if not match:
         raise BadTarget("it is relative or empty; expected http:// or https:// and a host")
-    scheme = match[1].lower()
+    scheme, authority = match[1].lower(), match[2]
     if scheme not in DEFAULT_PORTS:
         raise BadTarget(f"its scheme is {scheme}; expected http or https")
-    authority, rest = match[2], url[match.end() :]
     if not authority:
         raise BadTarget("it is malformed; expected http:// or https:// and a host")
-    if "\\" in url and "\\" in authority + re.split("[?#]", rest)[0]:
+    if "\\" in url and re.match(r"[^?#]*\\", url):
         raise BadTarget("it holds a backslash, which browsers read as a slash; expected none before the query")
     if "@" in authority:
         raise BadTarget("it holds credentials (an @ before the path); expected a host alone")
-    name, port = _split_port(authority)
-    host = read_host(name)
-    port_number = int(port) if port else DEFAULT_PORTS[scheme]
-    if not 0 < port_number < 65536:
-        raise BadTarget(f"its port is {port}; expected 1 to 65535")
-    try:
-        tail = quote(rest, safe="!#$%&'()*+,/:;=?@[]\\^_`{|}~")
-    except UnicodeEncodeError:
-        raise BadTarget("it holds half a character (a lone surrogate); expected whole ones") from None
-    shown_port = "" if port_number == DEFAULT_PORTS[scheme] else f":{port_number}"
-    return Target(f"{scheme}://{host}{shown_port}{tail}", host.rstrip("."), port_number)
+    host, given = _host_and_port(authority)
+    port = given or DEFAULT_PORTS[scheme]
+    shown_port = "" if port == DEFAULT_PORTS[scheme] else f":{port}"
+    tail = quote(url[match.end() :], safe="!#$%&'()*+,/:;=?@[]\\^_`{|}~")
+    return Target(f"{scheme}://{host}{shown_port}{tail}", host.rstrip("."), port)
 
 
-def _split_port(authority: str) -> tuple[str, str]:
-    match = HOST_AND_PORT.fullmatch(authority)
-    if not match:
-        raise BadTarget("its host and port are malformed; expected HOST or HOST:PORT")
-    return match[1], match[2] or ""
+def _host_and_port(text: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,5}))?", text)
+    if not match or not is_port(match[2] or "80"):
+        raise BadTarget("its host and port are malformed; expected HOST, or HOST:PORT with a port from 1 to 65535")
+    return read_host(match[1]), int(match[2]) if match[2] else None
 
 
 @lru_cache(maxsize=1024)
 def read_host(name: str) -> str:
     """Read a host as a browser would: IDNA, lower case, canonical addresses. Raises BadTarget."""
-    malformed = BadTarget(f"its host {name[:80]!r} is malformed; expected a domain name or an IP address")
     try:
         if name.startswith("["):
             address = ipaddress.IPv6Address(name[1:-1])
             if address.scope_id:
-                raise malformed  # browsers take no zone
-            number = int(address)
+                raise ValueError("browsers take no zone")
             # Browsers write the embedded IPv4 address in hexadecimal; Python does or doesn't, by its version.
-            mapped = f"::ffff:{number >> 16 & 0xFFFF:x}:{number & 0xFFFF:x}"
-            return f"[{mapped if address.ipv4_mapped else address}]"
-        labels = DOT.split(unquote(name, errors="strict"))
-        final_dot = "." if len(labels) > 1 and not labels[-1] else ""  # which is the root, and the same host
-        if final_dot:
-            labels.pop()
-        host = ".".join(map(_ascii_label, labels))
+            low = int(address) & 0xFFFF_FFFF
+            return f"[::ffff:{low >> 16:x}:{low & 0xFFFF:x}]" if address.ipv4_mapped else f"[{address}]"
+        text = re.sub("[.\u3002\uff0e\uff61]", ".", unquote(name, errors="strict"))  # what browsers take for a dot
+        rootless = text.removesuffix(".")
+        host = ".".join(map(_ascii_label, rootless.split(".")))
+        is_number = re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2])
+        # Browsers read 0x7f.1 and 2130706433 as addresses; only the usual spelling is a host here.
+        if len(host) > 253 or (is_number and not IPV4.fullmatch(host)):
+            raise ValueError("it is too long, or an address in another spelling")
     except ValueError:
-        raise malformed from None
-    is_number = re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2])
-    # Browsers read 0x7f.1 and 2130706433 as addresses; only the usual spelling is a host here.
-    if len(host) > 253 or (is_number and not IPV4.fullmatch(host)):
-        raise malformed
-    return host if is_number else host + final_dot
+        raise BadTarget(f"its host {name[:80]!r} is malformed; expected a domain name or an IP address") from None
+    return host if is_number else host + text[len(rootless) :]
 
 
 def _ascii_label(label: str) -> str:
@@ -593,7 +554,8 @@ def _ascii_label(label: str) -> str:
             raise ValueError("it holds a sign")
         label = label if label.isascii() else "xn--" + label.encode("punycode").decode()
     label = label.lower()
-    if not LABEL.fullmatch(label) or (label.startswith("xn--") and not _is_punycode(label[4:])):
+    is_label = re.fullmatch("[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", label)
+    if not is_label or (label.startswith("xn--") and not _is_punycode(label[4:])):
         raise ValueError("it is no label")
     return label
 
@@ -621,15 +583,13 @@ def _mapped(label: str) -> str:
 def read_destination(text: str) -> str:
     """Read HOST or HOST:PORT as `--domain` and `--block` take it. Raises BadInput."""
     try:
-        name, port = _split_port(text.strip())
-        host = read_host(name).rstrip(".")
-    except BadTarget:
-        raise BadInput(f"{text!r}: expected a domain such as acme.com, or HOST:PORT") from None
+        host, port = _host_and_port(text.strip())
+    except BadTarget as error:
+        raise BadInput(f"{text!r}: {error}") from None
+    host = host.rstrip(".")
     if "." not in host and ":" not in host:
         raise BadInput(f"{text!r}: expected at least two labels, such as acme.com")
-    if port and not is_port(port):
-        raise BadInput(f"{text!r}: expected a port from 1 to 65535")
-    return f"{host}:{int(port)}" if port else host
+    return f"{host}:{port}" if port else host
 
 
 def covers(destinations: Collection[str], target: Target, *, any_port: bool = False) -> bool:
@@ -642,24 +602,14 @@ def covers(destinations: Collection[str], target: Target, *, any_port: bool = Fa
     return not forms.isdisjoint(destinations)
 
 
-def is_ours(own: Iterable[tuple[str, int]], target: Target) -> bool:
-    """Whether a target leads back to this server, given as its hosts and ports (80 and 443 are one server)."""
-    ports = {port for host, port in own if host == target.host}
-    web = set(DEFAULT_PORTS.values())
-    return not ports.isdisjoint(web if target.port in web else {target.port})
-
-
 @lru_cache(maxsize=512)
 def read_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """An address, also as `address:port` and `[address]:port`; IPv4 in IPv6 is IPv4. None if it is none."""
     match = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)", text)
-    if not match:
-        return None
-    try:
-        parsed = ipaddress.ip_address(match[1] or match[2] or match[3])
-    except ValueError:
-        return None
-    return getattr(parsed, "ipv4_mapped", None) or parsed
+    with contextlib.suppress(ValueError):
+        parsed = ipaddress.ip_address(match[match.lastindex or 0] if match else "")
+        return getattr(parsed, "ipv4_mapped", None) or parsed
+    return None
 
 
 LEAST_OWN_PREFIX = {4: 8, 6: 19}  # 10.0.0.0/8 is somebody's own; a /0 would set every hit aside
@@ -924,7 +874,7 @@ def _named(click: Hit, judgement: Judgement) -> Judgement:
 
 _UNNAMED = {"hidden-link", "head", "with-head", "filter-network", "too-soon"}  # scanners that do not name themselves
 # After these the same address, or the same rare program, is taken for the scanner it was.
-_FOLLOWED = _UNNAMED - {"filter-network", "too-soon"} | {"with-hidden-link", "burst", "after-scanner"}
+_FOLLOWED = {"hidden-link", "head", "with-head", "with-hidden-link", "burst", "after-scanner"}
 _FOLLOWED |= {"gmail-sampling", "scanner-word", "bot-word"}
 
 
@@ -5907,10 +5857,12 @@ def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
 
 def leads_back(settings: Settings, directory: Directory, urls: Iterable[str], target: Target) -> bool:
     """Whether a target leads to this server, as far as it can know: BASE_URL, tracking hosts, and these URLs."""
-    own = [read_origin(url) for url in (settings.base_url, *urls) if url]
+    own = {read_origin(url) for url in (settings.base_url, *urls) if url}
     if target.host in directory.host_owners:
-        own.append((target.host, DEFAULT_PORTS["https"]))
-    return is_ours(own, target)
+        own.add((target.host, DEFAULT_PORTS["https"]))
+    web = DEFAULT_PORTS.values()  # the ports of one server
+    ports = web if target.port in web else [target.port]
+    return any((target.host, port) in own for port in ports)
 
 
 def link_maker(
@@ -7851,7 +7803,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except SettingsError as error:
-        for fault in error.faults:
+        for fault in str(error).splitlines():
             _tell(fault)
         return 2
     except (StoreError, BadInput) as error:

@@ -252,7 +252,7 @@ def batches(whole: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 def main() -> int:
     """Fill the database that DATABASE_URL names, which must be empty."""
-    settings = tracker.load_settings(os.environ, os.devnull)
+    settings = tracker.load_settings(os.environ, os.devnull, local=True)
     with contextlib.closing(
         tracker.create_database(settings.database, tracker.resource("schema.sql").decode())
     ) as database:
@@ -265,7 +265,7 @@ def main() -> int:
             mailing = Mailing(sender, tenant, now)
             mailing.make()
             mailing.record(database)
-            print(f"{tenant.name}: {settings.base_url or settings.local_url}/{tenant.id}/dashboard")
+            print(f"{tenant.name}: {settings.public_url()}/{tenant.id}/dashboard")
     return 0
 
 

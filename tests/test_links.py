@@ -303,12 +303,12 @@ def test_a_request_target_is_split_on_slashes_and_decoded_once(uri: str, segment
     assert tracker.split_target(uri) == (segments, query)
 
 
-def opened(key: str) -> tracker.Asked:
-    return tracker.Asked(True, "m", key, None)
+def opened(key: str) -> tuple[Any, ...]:
+    return True, "m", key, None
 
 
-def clicked(url: str | None) -> tracker.Asked:
-    return tracker.Asked(False, "m", "k", url)
+def clicked(url: str | None) -> tuple[Any, ...]:
+    return False, "m", "k", url
 
 
 @pytest.mark.parametrize(
