@@ -19,23 +19,12 @@ import tracker
 
 TOP_LEVEL = {"tracker.py", "schema.sql", "pixel.gif", "templates", "tests", "Makefile", "README.md"}
 SECTIONS = (
-    *(
-        "Settings",
-        "Links",
-        "Verdicts",
-        "Instrument",
-        "Database",
-        "Tenants",
-        "Counting",
-        "Recording",
-        "Tables",
-        "Spool",
-        "Stats",
-    ),
-    *("Pages", "Web", "Hits", "Views", "API"),
-    *("Routes and application", "Server", "Commands"),
+    "Settings, Links, Verdicts, Instrument, Database, Tenants, Counting, Recording, Tables, Spool, Stats, Pages, Web, "
+    "Hits, Views, API, Routes and application, Server, Commands"
 )
 SOURCE = (ROOT / "tracker.py").read_text(encoding="utf-8")
+TREE = ast.parse(SOURCE)
+MAKEFILE = (ROOT / "Makefile").read_text()
 BANNER = re.compile(r"^# == (.+?) =+$", re.MULTILINE)
 STATEMENT = re.compile(
     r"^\s*(select\b.+\bfrom|with\s.+\bas\s*\(|create\s+(table|index|view)|drop\s+table|alter\s+table|pragma)\b"
@@ -58,26 +47,24 @@ def test_the_visible_top_level_is_the_seven_names_of_the_design() -> None:
 # == make ==
 
 
-def test_each_list_of_packages_is_known_by_its_own_copy_so_that_none_is_installed_twice() -> None:
+def made(*words: str) -> str:
+    """What make prints."""
     if shutil.which("make") is None:
         missing("make")
-    planned = subprocess.run(
-        ["make", "-n", "bench-packages", "lint-packages"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    copies = dict(re.findall(r"\bcmp -s (\S+) (\S+);", planned.stdout))
+    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_each_list_of_packages_is_known_by_its_own_copy_so_that_none_is_installed_twice() -> None:
+    copies = dict(re.findall(r"\bcmp -s (\S+) (\S+);", made("-n", "bench-packages", "lint-packages")))
     assert len(copies) == len(set(copies.values())) == 4
 
 
 def test_make_help_lists_every_target_that_a_person_may_want() -> None:
-    if shutil.which("make") is None:
-        missing("make")
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    listed = dict(re.findall(r"^make (\S+) +(\S.*)$", done.stdout, re.MULTILINE))
-    makefile = (ROOT / "Makefile").read_text()
-    explained = dict(re.findall(r"^([a-z-]+):.*?## (.+)$", makefile, re.MULTILINE))
+    listed = dict(re.findall(r"^make (\S+) +(\S.*)$", made("help"), re.MULTILINE))
+    explained = dict(re.findall(r"^([a-z-]+):.*?## (.+)$", MAKEFILE, re.MULTILINE))
     assert listed == explained
     assert set(listed) >= {"help", "run", "demo", "test", "lint", "format", "clean"}
-    [phony] = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    [phony] = re.findall(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)
     assert set(listed) <= set(phony.split())  # a file of that name must not keep make from its work
 
 
@@ -85,9 +72,7 @@ def test_the_pins_at_the_top_of_tracker_py_are_those_of_the_makefile() -> None:
     [block] = re.findall(r"^# /// script\n((?:#.*\n)+?)# ///$", SOURCE, re.MULTILINE)
     [listed] = re.findall(r"^# dependencies = (\[.*\])$", block, re.MULTILINE)
     assert '# requires-python = ">=3.10"\n' in block
-    [packages] = re.findall(
-        r"^define RUNTIME_PACKAGES\n(.*?)^endef$", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL
-    )
+    [packages] = re.findall(r"(?ms)^define RUNTIME_PACKAGES\n(.*?)^endef$", MAKEFILE)
     pinned = re.findall(r"^([A-Za-z0-9._-]+==\S+)", packages, re.MULTILINE)
     assert pinned and sorted(ast.literal_eval(listed)) == sorted(pinned)
     assert packages.count("--hash=sha256:") >= len(pinned)
@@ -123,7 +108,7 @@ def section_of(node: ast.AST) -> str:
 
 
 def test_the_sections_of_tracker_py_are_those_of_the_design_in_their_order() -> None:
-    assert BANNER.findall(SOURCE) == list(SECTIONS)
+    assert BANNER.findall(SOURCE) == SECTIONS.split(", ")
 
 
 def test_all_banners_have_one_form_and_say_what_lives_below() -> None:
@@ -147,12 +132,11 @@ def global_names(statement: ast.stmt) -> Iterator[ast.Name]:
 
 
 def test_a_section_calls_only_what_stands_above_it() -> None:
-    tree = ast.parse(SOURCE)
     order = {name: place for place, name in enumerate(["", *BANNER.findall(SOURCE)])}
-    defined = {node.name: section_of(node) for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    defined = {node.name: section_of(node) for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     upwards = [
         f"line {name.lineno}, in {section_of(name)}: {name.id} is in {defined[name.id]}"
-        for statement in tree.body
+        for statement in TREE.body
         for name in global_names(statement)
         if name.id in defined and order[defined[name.id]] > order[section_of(name)]
     ]
@@ -160,19 +144,18 @@ def test_a_section_calls_only_what_stands_above_it() -> None:
 
 
 def test_a_name_with_an_underscore_stays_in_its_section() -> None:
-    tree = ast.parse(SOURCE)
     homes = {
         name.id: section_of(name)
-        for statement in tree.body
+        for statement in TREE.body
         for name in ast.walk(statement)
         if isinstance(name, ast.Name)
         and isinstance(name.ctx, ast.Store)
         and isinstance(statement, (ast.Assign, ast.AnnAssign))
     }
-    homes |= {node.name: section_of(node) for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    homes |= {node.name: section_of(node) for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     abroad = {
         f"{name.id} of {homes[name.id]} is used in {section_of(name)}"
-        for statement in tree.body
+        for statement in TREE.body
         for name in global_names(statement)
         if re.match("_[^_]", name.id) and name.id in homes and homes[name.id] != section_of(name)
     }
@@ -183,7 +166,7 @@ def test_no_section_is_longer_than_a_thousand_lines_and_no_function_than_sixty()
     assert {name: len(lines) for name, lines in section_lines().items() if len(lines) > 1_000} == {}
     lengths = {
         f"{node.name}, line {node.lineno}": (node.end_lineno or 0) - node.lineno + 1
-        for node in ast.walk(ast.parse(SOURCE))
+        for node in ast.walk(TREE)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     }
     assert {name: length for name, length in lengths.items() if length > 60} == {}
@@ -210,8 +193,7 @@ SQL_SECTIONS = {"Database", "Tenants", "Counting", "Recording", "Tables"}
 
 
 def test_sql_stands_only_in_its_sections() -> None:
-    tree = ast.parse(SOURCE)
-    found = [(section_of(node), text) for node, text in strings(tree) if STATEMENT.search(text)]
+    found = [(section_of(node), text) for node, text in strings(TREE) if STATEMENT.search(text)]
     assert len([section for section, _ in found if section in SQL_SECTIONS]) > 30  # the pattern finds statements
     assert [(section, text) for section, text in found if section not in SQL_SECTIONS] == []
 
@@ -219,7 +201,7 @@ def test_sql_stands_only_in_its_sections() -> None:
 def test_only_these_sections_run_statements() -> None:
     calls = [
         (section_of(node), node.lineno)
-        for node in ast.walk(ast.parse(SOURCE))
+        for node in ast.walk(TREE)
         if isinstance(node, ast.Attribute) and node.attr in ("execute", "executemany", "executescript")
     ]
     assert [call for call in calls if call[0] not in SQL_SECTIONS] == []
@@ -228,7 +210,7 @@ def test_only_these_sections_run_statements() -> None:
 def test_only_one_function_calls_start_response() -> None:
     callers = {
         function.name
-        for function in ast.walk(ast.parse(SOURCE))
+        for function in ast.walk(TREE)
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
         for node in ast.walk(function)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "start_response"
