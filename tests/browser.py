@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from conftest import CHROME
+from conftest import CHROME, missing
 from frontend import Nginx
 
 import tracker
@@ -332,6 +333,8 @@ class Site:
     """
 
     def __init__(self, folder: Path, *, demo: bool = False) -> None:
+        if shutil.which("chromium") is None:
+            missing("chromium")
         self.nginx = Nginx(folder, SECRET_KEY=SECRET)
         self.url = self.nginx.url
         self._limited: deque[float] = deque(maxlen=BURST)
@@ -345,8 +348,12 @@ class Site:
             server.start()
             self.nginx.start()
         except BaseException:
-            self.nginx.stop()
+            self.close()
             raise
+
+    def close(self) -> None:
+        """Stop all of it."""
+        self.nginx.stop()
 
     def pace(self, requests: int = 1) -> None:
         """Wait until nginx grants so many more requests."""

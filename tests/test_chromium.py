@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import smtplib
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 import test_links
 from browser import CONTRASTS, HOSTILE_NAME, Chromium, Site, Tab
-from conftest import CHROME, LOCAL_NAME, ROOT, Mailbox, missing
+from conftest import CHROME, LOCAL_NAME, ROOT, Mailbox
 
 import tracker
 
@@ -35,11 +34,8 @@ import tracker
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """One site for all tests here: starting it takes longer than most of them."""
-    if shutil.which("chromium") is None:
-        missing("chromium")
-    made = Site(tmp_path_factory.mktemp("site"))
-    yield made
-    made.nginx.stop()
+    with contextlib.closing(Site(tmp_path_factory.mktemp("site"))) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from urllib.parse import quote
 
 import pytest
 from browser import CONTRASTS, Chromium, Site, Tab
-from conftest import ROOT, missing
+from conftest import ROOT
 
 SUBJECTS = (
     "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd",
@@ -31,10 +30,7 @@ SUBJECTS = (
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The demo's shop, and Initech with five odd emails."""
-    if shutil.which("chromium") is None:
-        missing("chromium")
-    made = Site(tmp_path_factory.mktemp("site"), demo=True)
-    try:
+    with contextlib.closing(Site(tmp_path_factory.mktemp("site"), demo=True)) as made:
         emails = [
             {"key": f"odd{n}", "subject": text, "recipient": f"{text[:40]}@example.org", "campaign": text[:200]}
             for n, text in enumerate(SUBJECTS)
@@ -45,8 +41,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         for host in ("acme.com", "elsewhere.example"):
             made.request("GET", f"/{made.initech['mail_id']}/click/odd2?url=https://{host}/{'a' * 150}?b=%26c")
         yield made
-    finally:
-        made.nginx.stop()
 
 
 @pytest.fixture(scope="module")
