@@ -144,6 +144,25 @@ create table link_counts (
     primary key (email, url)
 ) without rowid;
 
+create view email_details as             -- emails as tables show them
+select emails.id, emails.tenant, emails.created_at as at, emails.key, emails.subject, emails.recipient, emails.campaign,
+       emails.registered, emails.created_at, emails.sent_at, emails.delivered_at,
+       coalesce(emails.sent_at, emails.created_at) as began_at,
+       coalesce(open_person, 0) as opens_person,
+       coalesce(open_unconfirmed, 0) as opens_unconfirmed,
+       coalesce(open_machine, 0) as opens_machine,
+       case when open_person > 0 then 'person' when open_unconfirmed > 0 then 'unconfirmed'
+            when open_machine > 0 then 'machine' end as opened_as,
+       coalesce(open_person_first, open_unconfirmed_first, open_machine_first) as opened_at,
+       coalesce(click_person, 0) as clicks_person,
+       coalesce(click_unconfirmed, 0) as clicks_unconfirmed,
+       coalesce(click_machine, 0) as clicks_machine,
+       case when click_person > 0 then 'person' when click_unconfirmed > 0 then 'unconfirmed'
+            when click_machine > 0 then 'machine' end as clicked_as,
+       coalesce(click_person_first, click_unconfirmed_first, click_machine_first) as clicked_at
+from emails
+left join email_counts on email_counts.email = emails.id;
+
 -- Roll-ups: what pages read. Each equals its view recount_… below ("tracker.py check").
 -- grain: 0 quarters in UTC, for any time zone; 1 days in the tenant's own zone, for long ranges.
 
@@ -189,6 +208,19 @@ create table campaigns (
     last_at  integer,                    -- when its last hit came
     primary key (tenant, campaign)
 ) without rowid;
+
+create view campaign_details as          -- campaigns as tables show them: those in which there is anything
+select campaign as id, 0 as at, tenant, campaign, emails, opened_person, opened_unconfirmed, opened_machine,
+       clicked_person, clicked_unconfirmed, clicked_machine, click_only,
+       coalesce((select min(created_at) from emails
+                 where emails.tenant = campaigns.tenant and emails.campaign = campaigns.campaign
+                 and emails.campaign <> ''),
+                (select sent_at from campaign_sends
+                 where campaign_sends.tenant = campaigns.tenant and campaign_sends.campaign = campaigns.campaign)
+       ) as first_email_at, last_at as last_hit_at
+from campaigns
+where emails + opened_person + opened_unconfirmed + opened_machine
+      + clicked_person + clicked_unconfirmed + clicked_machine + click_only > 0;
 
 create table links (
     tenant   integer not null,

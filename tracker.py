@@ -3706,27 +3706,31 @@ class Span(NamedTuple):
 UNREGISTERED = Span(0, NO_QUARTER, 0)  # the cohort of the emails that nobody registered
 
 
-def sums_in(connection: sqlite3.Connection, tenant: int, table: str, span: Span) -> list[tuple[int, ...]]:
-    """The sums of a roll-up in a span: a row for each of the keys that it has behind the time."""
-    keys, numbers, _ = ROLLUPS[table]
-    behind = ", ".join(keys[3:])
-    sums = ", ".join(f"coalesce(sum({number}), 0)" for number in numbers)
-    sql = f"""
-        select {behind and f"{behind},"} {sums} from {table}
-        where tenant = :tenant and grain = :by_day and time >= :start and time < :end
-        {behind and f"group by {behind}"}
-    """
-    return connection.execute(sql, {"tenant": tenant, **span._asdict()}).fetchall()
+_IN_SPAN = "tenant = :tenant and grain = :by_day and time >= :start and time < :end"
 
 
 def cohort_in(connection: sqlite3.Connection, tenant: int, span: Span) -> dict[str, int]:
-    [row] = sums_in(connection, tenant, "cohorts", span)
-    return dict(zip(ROLLUPS["cohorts"].numbers, row, strict=True))
+    names = ROLLUPS["cohorts"].numbers
+    sums = ", ".join(f"coalesce(sum({name}), 0)" for name in names)
+    sql = f"select {sums} from cohorts where {_IN_SPAN}"
+    return dict(zip(names, connection.execute(sql, {"tenant": tenant, **span._asdict()}).fetchone(), strict=True))
 
 
-def judgements_by_number(connection: sqlite3.Connection) -> dict[int, tuple[str, str, int]]:
-    """Verdict, reason and state of each judgement that occurs."""
-    return {row[0]: row[1:] for row in connection.execute("select id, verdict, reason, state from judgements")}
+def uniques_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[int, int, int]]:
+    """(type, state, emails)."""
+    sql = f"select type, state, sum(emails) from uniques where {_IN_SPAN} group by type, state"
+    return connection.execute(sql, {"tenant": tenant, **span._asdict()}).fetchall()
+
+
+def hits_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[str, str, int, int, int]]:
+    """(verdict, reason, type, state, hits)."""
+    # Grouped by one number: by two, a year of quarters takes more than twice as long.
+    sql = f"""
+        select verdict, reason, pair % 2 + 1, state, hits from (
+            select 2 * judgement + type - 1 as pair, sum(hits) as hits from reasons where {_IN_SPAN} group by 1
+        ) as sums join judgements on judgements.id = pair / 2
+    """
+    return connection.execute(sql, {"tenant": tenant, **span._asdict()}).fetchall()
 
 
 def first_quarter(connection: sqlite3.Connection, tenant: int) -> int | None:
@@ -3754,13 +3758,12 @@ def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
     return found
 
 
-_LAST = "\U0010ffff"  # behind whatever a text goes on with
-_A_TEST = f"key >= '{TEST_KEY}' and key < '{TEST_KEY}{_LAST}'"
+_NO_TEST = f"substr(key, 1, {len(TEST_KEY)}) <> '{TEST_KEY}'"
 
 
 def has_emails(connection: sqlite3.Connection, tenant: int) -> bool:
     """Whether a tenant has any email, registered or known from its hits, but for those of tests."""
-    sql = f"select 1 from emails where tenant = ? and not ({_A_TEST}) limit 1"
+    sql = f"select 1 from emails where tenant = ? and {_NO_TEST} limit 1"
     return connection.execute(sql, (tenant,)).fetchone() is not None
 
 
@@ -3780,11 +3783,11 @@ MOST_CLICKED = 10  # links that are told of one email in a table
 EXPORT_TYPES = ("csv", "json")
 SHOWN = {  # which emails a table shows, by what their readers did: in words, and in SQL
     "all": ("all", "1 = 1"),
-    "opened": ("opened by a person", "open_person > 0 or click_person > 0"),
-    "unconfirmed": ("unconfirmed only", "open_unconfirmed > 0 and open_person = 0 and click_person = 0"),
-    "not-opened": ("not opened", "coalesce(open_person + open_unconfirmed + click_person, 0) = 0"),
-    "clicked": ("clicked by a person", "click_person > 0"),
-    "not-clicked": ("not clicked", "coalesce(click_person, 0) = 0"),
+    "opened": ("opened by a person", "opens_person > 0 or clicks_person > 0"),
+    "unconfirmed": ("unconfirmed only", "opens_unconfirmed > 0 and opens_person = 0 and clicks_person = 0"),
+    "not-opened": ("not opened", "opens_person + opens_unconfirmed + clicks_person = 0"),
+    "clicked": ("clicked by a person", "clicks_person > 0"),
+    "not-clicked": ("not clicked", "clicks_person = 0"),
 }
 
 
@@ -3808,8 +3811,12 @@ class Table:
     fields: tuple[str, ...]  # of exports
     columns: tuple[Column, ...]  # of pages
     scopes: Mapping[str, str]  # SQL, by what it is narrowed to: the first that is asked for holds
-    ids: str  # SQL: which rows, with their age, whether they fit what is shown, and what they are sorted by
     rows: str  # SQL: the ids that are wanted, each with its fields
+    source: str = ""  # what `ids` reads
+    ids: str = """
+        select id, at, case when {shown} then 1 else 0 end as fits, {sort} as sort_key from {source}
+        where {scope} and (at, id) < (:at, :id) order by at desc, id desc limit :looked
+    """  # SQL: which rows, with their age, whether they fit what is shown, and what they are sorted by
     more: tuple[str, ...] = ()  # fields that only pages show
     usual: str = ""  # the order on a page that nobody sorted; "": newest first
     has_age: bool = True  # whether exports go through it newest first
@@ -3828,41 +3835,23 @@ EMAILS = Table(
         *("opens_person", "opens_unconfirmed", "opens_machine", "opened_as", "opened_at"),
         *("clicks_person", "clicks_unconfirmed", "clicks_machine", "clicked_as", "clicked_at"),
     ),
-    more=("delivered_at", "began_at", "links"),
+    more=("delivered_at", "began_at"),
     columns=(
         Column("Recipient", "email", "recipient", "recipient"),
         Column("Subject", "subject", "subject", "subject"),
-        Column("Opens", "states", "opens", "opens", "coalesce(open_person * 1000000 + open_unconfirmed, 0)"),
-        Column("Clicks", "clicks", "clicks", "clicks", "coalesce(click_person * 1000000 + click_unconfirmed, 0)"),
+        Column("Opens", "states", "opens", "opens", "opens_person * 1000000 + opens_unconfirmed"),
+        Column("Clicks", "clicks", "clicks", "clicks", "clicks_person * 1000000 + clicks_unconfirmed"),
         Column("Sent", "time", "began_at", "sent", "created_at"),
         Column("Campaign", "text", "campaign", "campaign"),
     ),
     scopes={
         "key": "tenant = :tenant and key = :key",
-        "search": f"emails.id in (select id from {wanted('id')})",
+        "search": f"id in (select id from {wanted('id')})",
         "campaign": "tenant = :tenant and campaign = :campaign and campaign <> ''",
-        "": f"tenant = :tenant and emails.id not in (select id from emails where tenant = :tenant and {_A_TEST})",
+        "": f"tenant = :tenant and {_NO_TEST}",
     },
-    ids="""
-        select emails.id, created_at as at, case when {shown} then 1 else 0 end as fits, {sort} as sort_key
-        from emails left join email_counts on email_counts.email = emails.id
-        where {scope} and (created_at, emails.id) < (:at, :id)
-        order by created_at desc, emails.id desc limit :looked
-    """,
-    rows=f"""
-        select emails.id, key, subject, recipient, campaign, registered, created_at, sent_at,
-               coalesce(open_person, 0), coalesce(open_unconfirmed, 0), coalesce(open_machine, 0),
-               case when open_person > 0 then 'person' when open_unconfirmed > 0 then 'unconfirmed'
-                    when open_machine > 0 then 'machine' end,
-               coalesce(open_person_first, open_unconfirmed_first, open_machine_first),
-               coalesce(click_person, 0), coalesce(click_unconfirmed, 0), coalesce(click_machine, 0),
-               case when click_person > 0 then 'person' when click_unconfirmed > 0 then 'unconfirmed'
-                    when click_machine > 0 then 'machine' end,
-               coalesce(click_person_first, click_unconfirmed_first, click_machine_first),
-               delivered_at, coalesce(sent_at, created_at)
-        from {wanted("id")} cross join emails left join email_counts on email_counts.email = emails.id
-        where emails.id = wanted.id
-    """,
+    source="email_details",
+    rows=f"select id, {{fields}} from email_details where id in (select id from {wanted('id')})",
 )
 EVENTS = Table(
     "events",
@@ -3881,10 +3870,7 @@ EVENTS = Table(
         "key": "email = (select id from emails where tenant = :tenant and key = :key)",
         "": "tenant = :tenant",
     },
-    ids="""
-        select id, at, 1 as fits, {sort} as sort_key from events
-        where {scope} and (at, id) < (:at, :id) order by at desc, id desc limit :looked
-    """,
+    source="events",
     rows=f"""
         select details.id, key, event_type, at, method, verdict, reason, url, agent, address,
                (select recipient from emails where emails.id = details.email)
@@ -3921,11 +3907,6 @@ LINKS = Table(
     """,
     usual="people",
 )
-_BEGAN = """coalesce(
-    (select min(created_at) from emails where emails.tenant = campaigns.tenant
-     and emails.campaign = campaigns.campaign and emails.campaign <> ''),
-    (select sent_at from campaign_sends where campaign_sends.tenant = campaigns.tenant
-     and campaign_sends.campaign = campaigns.campaign), 0)"""
 _OF_ALL = "* 1.0 / coalesce(nullif(emails, 0), 1)"
 CAMPAIGNS = Table(
     "campaigns",
@@ -3937,17 +3918,13 @@ CAMPAIGNS = Table(
         Column("Sent", "number", "emails", "sent", "emails"),
         Column("Opened", "share", "opened", "opened", f"(opened_person + click_only) {_OF_ALL}"),
         Column("Clicked", "share", "clicked", "clicked", f"clicked_person {_OF_ALL}"),
-        Column("Began", "time", "first_email_at", "first", _BEGAN),
-        Column("Last activity", "time", "last_hit_at", "last", "coalesce(last_at, 0)"),
+        Column("Began", "time", "first_email_at", "first", "coalesce(first_email_at, 0)"),
+        Column("Last activity", "time", "last_hit_at", "last", "coalesce(last_hit_at, 0)"),
     ),
     scopes={"campaign": "tenant = :tenant and campaign = :campaign", "": "tenant = :tenant"},
-    ids=f"""
-        select campaign as id, 0 as at, 1 as fits, {{sort}} as sort_key from campaigns
-        where {{scope}} and emails + {" + ".join(GROUP_COLUMNS)} > 0
-    """,
+    source="campaign_details",
     rows=f"""
-        select campaign, campaign, emails, {", ".join(GROUP_COLUMNS)}, nullif({_BEGAN}, 0), last_at
-        from {wanted("key")} cross join campaigns where tenant = :tenant and campaign = wanted.key
+        select id, {{fields}} from campaign_details where {{scope}} and id in (select key from {wanted("key")})
     """,
     usual="first",
     has_age=False,
@@ -3997,10 +3974,12 @@ class Cursor(NamedTuple):
 NEWEST = Cursor(1 << 62, 1 << 62)
 
 
-def read_cursor(text: str) -> Cursor | None:
-    """Read what a `next` field said; None if it is no cursor."""
+def read_cursor(text: str) -> Cursor:
+    """Read what a `next` field said; "" is the beginning. Raises BadInput."""
     match = re.fullmatch(r"([0-9]{1,18})-([0-9]{1,18})", text)
-    return Cursor(int(match[1]), int(match[2])) if match else None
+    if not match and text:
+        raise BadInput("after: expected what `next` said on the page before")
+    return Cursor(int(match[1]), int(match[2])) if match else NEWEST
 
 
 ALL_ROWS = 1 << 40
@@ -4023,63 +4002,67 @@ class Wanted(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Some rows of a table, each an id, its fields, and what only pages show."""
+    """Some rows of a table, each an id and its fields, and what only pages show."""
 
     table: Table
     rows: list[tuple[Any, ...]]
     next: Cursor | None = None  # where the next ones begin
     found: tuple[int, int] | None = None  # how many of the newest emails have a text that was searched for; older ones
+    links: Mapping[int, list[str]] = {}  # by the id of an email: which ones people clicked
 
     def named(self, people: bool = True) -> list[dict[str, Any]]:
         """The rows, by the names of their fields; without those that tell of people, if they must not be told."""
         names = ("id", *self.table.fields, *self.table.more)
-        told = [n for n, name in enumerate(names) if people or name not in PERSONAL_FIELDS]
-        return [{names[n]: row[n] for n in told} for row in self.rows]
+        rows = [dict(zip(names, row, strict=True), links=self.links.get(row[0], [])) for row in self.rows]
+        return [{name: row[name] for name in row if people or name not in PERSONAL_FIELDS} for row in rows]
 
 
 def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked: Wanted) -> Rows:
     """Rows of a table: which ones first, so that no more are read than these."""
     order = asked.order or ("" if asked.whole and table.has_age else table.usual)
     begin = asked.after.id if order and asked.after != NEWEST else 0
-    values = {**asked._asdict(), **(NEWEST if order else asked.after)._asdict(), "tenant": tenant, "begin": begin}
+    looked = asked.most + 1
+    if order or asked.shown != "all":
+        looked = MOST_SORTED if table.has_age else ALL_ROWS
+    values = {**asked._asdict(), **(NEWEST if order else asked.after)._asdict(), "tenant": tenant, "looked": looked}
     values |= {"first_day": asked.days[0], "end_day": asked.days[1], "left_out": "" if asked.whole else HIDDEN_TARGET}
-    values |= {"most": asked.most + 1, "looked": MOST_SORTED if order or asked.shown != "all" else asked.most + 1}
     scope = table.scopes[next(name for name in table.scopes if not name or getattr(asked, name))]
     found = None
     if asked.search and "search" in table.scopes:
         newest, older = search_emails(connection, tenant, asked)
         values["wanted"], found = as_set(newest + older), (len(newest), len(older))
-    sql = table.ids.format(scope=scope, shown=SHOWN[asked.shown][1], sort=table.orders.get(order, "0"))
+    sort = table.orders.get(order, "0")
+    sql = table.ids.format(scope=scope, source=table.source, shown=SHOWN[asked.shown][1], sort=sort)
     if order:
         sql = f"""
-            select id, at, fits, sort_key from ({sql}) as newest where fits = 1
+            select id, at, fits from ({sql}) as newest where fits = 1
             order by sort_key {"asc" if asked.ascending else "desc"}, {"at desc, id desc" if table is EMAILS else "id"}
             limit :most offset :begin
         """
-    looked, picked, following = 0, [], None
-    for id_, at, fits, _ in connection.execute(sql, values):
-        looked += 1
+        values |= {"begin": begin, "most": asked.most + 1}
+    seen, picked, following = 0, [], None
+    for id_, at, fits, *_ in connection.execute(sql, values):
+        seen += 1
         if fits:
             picked.append(Cursor(at, id_))
         if len(picked) > asked.most:
             following = Cursor(0, begin + asked.most) if order else picked[-2]
             break
-    if looked == MOST_SORTED and not (order or following or asked.shown == "all"):
+    if seen == MOST_SORTED and not (order or following or asked.shown == "all"):
         following = Cursor(at, id_)
     values["wanted"] = as_set(page := [each.id for each in picked[: asked.most]])
-    rows = {row[0]: row for row in connection.execute(table.rows.format(scope=scope), values)}
-    if table is EMAILS and not asked.whole:
-        links = clicked_links(connection, page)
-        rows = {id_: (*row, links.get(id_, [])) for id_, row in rows.items()}
-    return Rows(table, [rows[id_] for id_ in page], following, found)
+    fields = ", ".join((*table.fields, *table.more))
+    rows = {row[0]: row for row in connection.execute(table.rows.format(scope=scope, fields=fields), values)}
+    links = clicked_links(connection, page) if table is EMAILS and not asked.whole else {}
+    return Rows(table, [rows[id_] for id_ in page], following, found, links)
 
 
 def search_emails(connection: sqlite3.Connection, tenant: int, asked: Wanted) -> tuple[list[int], list[int]]:
     """Those of the newest MOST_SEARCHED emails that have a text in them, and older ones whose key or recipient begins so."""
     piece = re.sub(r"([%_\\])", r"\\\1", fold_text(asked.search))
-    values = {"tenant": tenant, "campaign": asked.campaign, "text": asked.search, "end": asked.search + _LAST}
+    values = {"tenant": tenant, "campaign": asked.campaign, "text": asked.search, "end": asked.search + "\U0010ffff"}
     values |= {"piece": f"%{piece}%", "looked": MOST_SEARCHED, "most": MOST_BEGIN}
-    some = f"{EMAILS.scopes['campaign'] if asked.campaign else 'tenant = :tenant'} and not ({_A_TEST})"
+    some = f"{EMAILS.scopes['campaign'] if asked.campaign else 'tenant = :tenant'} and {_NO_TEST}"
     texts = "case when search = '' then lower(key) else search end" if asked.people else "lower(key)"
     sql = f"""
         select id from (
@@ -4828,17 +4811,16 @@ def totals_of(sums: Mapping[str, int]) -> Totals:
     return Totals(sums["emails"], opened, clicked, sums["click_only"])
 
 
-def counts_of(rows: Iterable[Sequence[int]], states: Mapping[int, str] = STATE_NAMES) -> Counts:
-    """The sums of rows (type, state, count)."""
+def counts_of(rows: Iterable[Sequence[Any]], states: Mapping[int, str] = STATE_NAMES) -> Counts:
+    """The sums of rows that end with type, state and count."""
     counts = {f"{word}s": dict.fromkeys(states.values(), 0) for word in TYPES.values()}
-    for type_, state, count in rows:
+    for *_, type_, state, count in rows:
         counts[f"{TYPES[type_]}s"][states[state]] += count
     return counts
 
 
 def read_stats(connection: sqlite3.Connection, tenant: int, period: Period, tenant_zone: str = "UTC") -> Stats:
     """Read a period's numbers from the roll-ups; events are never counted here."""
-    judgements = judgements_by_number(connection)
     span, before = period.span(tenant_zone), None
     if period.name != "all":  # as long a time before it, of which as much has passed
         before = span._replace(start=2 * span.start - span.end, end=span.start)
@@ -4846,33 +4828,35 @@ def read_stats(connection: sqlite3.Connection, tenant: int, period: Period, tena
     def cohort(some: Span) -> Totals:
         return totals_of(cohort_in(connection, tenant, some))
 
-    def hits_in(some: Span) -> list[tuple[int, ...]]:
-        return sums_in(connection, tenant, "reasons", some)
-
-    def by_state(rows: Iterable[Sequence[int]]) -> Counts:
-        return counts_of((type_, judgements[number][2], hits) for type_, number, hits in rows)
-
-    steps = [hits_in(some) for some in period.spans(tenant_zone)]
-    sums: Counter[tuple[int, int]] = Counter()
-    for type_, number, hits in chain(*steps):
-        sums[type_, number] += hits
-    reasons = []
-    for (type_, number), hits in sorted(sums.items(), key=lambda each: (each[0][0], -each[1], judgements[each[0][1]])):
-        verdict, reason, state = judgements[number]
-        said = {"verdict": verdict, "reason": reason, "counts_as": STATE_NAMES[state], "hits": hits}
-        reasons += [{"event_type": TYPES[type_], **said}] if hits else []
+    steps = [hits_in(connection, tenant, some) for some in period.spans(tenant_zone)]
+    sums: Counter[tuple[int, str, str, int]] = Counter()
+    for verdict, reason, type_, state, hits in chain(*steps):
+        sums[type_, verdict, reason, state] += hits
+    reasons = [
+        {
+            "event_type": TYPES[type_],
+            "verdict": verdict,
+            "reason": reason,
+            "counts_as": STATE_NAMES[state],
+            "hits": hits,
+        }
+        for (type_, verdict, reason, state), hits in sorted(
+            sums.items(), key=lambda each: (each[0][0], -each[1], each[0])
+        )
+        if hits
+    ]
     return Stats(
         period=period,
         sent=cohort(span),
         unregistered=cohort(UNREGISTERED),
-        hits=by_state(chain(*steps)),
-        emails=counts_of(sums_in(connection, tenant, "uniques", span), STATES),
-        steps=list(map(by_state, steps)),
+        hits=counts_of(chain(*steps)),
+        emails=counts_of(uniques_in(connection, tenant, span), STATES),
+        steps=list(map(counts_of, steps)),
         reasons=reasons,
         named=named_clicks(connection, tenant),
         dropped=dropped_hits(connection, tenant),
         last_hit_at=last_hit_at(connection, tenant),
-        before=(cohort(before), by_state(hits_in(before))) if before else None,
+        before=(cohort(before), counts_of(hits_in(connection, tenant, before))) if before else None,
     )
 
 
@@ -6068,10 +6052,7 @@ def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
     if name and (order not in orders[name] or up not in ("", "up")):
         known = ", ".join(orders[name])
         raise HTTPError(400, f"sort: expected {name} and one of {known}, such as {name}.{orders[name][0]}.up")
-    text = parameters.get("after", "")
-    after = read_cursor(text) if text else NEWEST
-    if after is None:
-        raise HTTPError(400, "after: expected what `next` said on the page before")
+    after = read_cursor(parameters.get("after", ""))
     asked = Wanted(campaign=view.campaign, people=view.people, **more)
     if table is EMAILS:
         search = UNFIT.sub("", parameters.get("q", "").strip()[:MOST_TYPED])
