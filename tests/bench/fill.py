@@ -1,17 +1,14 @@
 """Fill a new database with a year of one tenant's mail: a million emails and ten million events, within minutes.
 
 Emails and events are written as the tracker would have, in the order of time, and the tracker itself makes all
-roll-ups of them. For tests it fills small ones as well.
+roll-ups of them.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import random
 import sqlite3
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,20 +70,6 @@ CLICKERS: tuple[tuple[float, str, Iterable[int]], ...] = (
     (2, "Mozilla/5.0 (Windows NT 10.0; rv:{0}.0) Gecko/20100101 Firefox/{0}.0", range(115, 146)),
 )
 REPEATS, SIGNS, MANY_SIGNS, OWN, HEADS = 0.03, 0.04, 0.02, 0.002, 0.005  # shares of the hits that are judged otherwise
-
-
-@dataclass(frozen=True)
-class Filled:
-    """What was made, and how long it took."""
-
-    folder: Path
-    tenant: tracker.Tenant
-    seconds: dict[str, float]  # by step
-
-    @property
-    def database(self) -> Path:
-        """The file."""
-        return self.folder / "tracking.db"
 
 
 class Numbered:
@@ -300,11 +283,9 @@ def _insert(connection: sqlite3.Connection, mailings: Sequence[Mailing], hits: H
         connection.execute(sql)
 
 
-def fill(folder: Path, emails: int = EMAILS, events: int = EVENTS, now: int | None = None, seed: int = 1) -> Filled:
-    """Make a database in a folder and fill it, up to now; the same seed and time make the same mail."""
-    seconds: dict[str, float] = {}
-    now = tracker.now_ms() if now is None else now
-    chance = random.Random(seed)
+def fill(folder: Path, emails: int = EMAILS, events: int = EVENTS) -> None:
+    """Make a database in a folder and fill it, up to now."""
+    now, chance = tracker.now_ms(), random.Random(1)
     database = tracker.create_database(str(folder / "tracking.db"), tracker.resource("schema.sql").decode())
     try:
         with tracker.changing_tenants(database) as connection:
@@ -312,39 +293,7 @@ def fill(folder: Path, emails: int = EMAILS, events: int = EVENTS, now: int | No
             tracker.change_tenant(connection, tenant.number, tz=ZONE)
         database.enlarge_cache(CACHE_MEBIBYTES)
         with database.transaction() as connection:
-            started = time.perf_counter()
             _insert(connection, plan(chance, emails, events, now), Hits(chance, now), tenant.number)
-            seconds["emails and events"] = time.perf_counter() - started
-        with database.transaction() as connection:
-            started = time.perf_counter()
             tracker.rebuild_rollups(connection)
-            seconds["rebuild_rollups"] = time.perf_counter() - started
     finally:
         database.close()
-    return Filled(folder, tenant, seconds)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Fill, and say how long it took."""
-    parser = argparse.ArgumentParser(prog="fill.py", description=(__doc__ or "").partition(":")[0] + ".")
-    parser.add_argument("folder", type=Path, help="where to make tracking.db and its spool")
-    parser.add_argument("--emails", type=int, default=EMAILS, metavar="N", help=f"default: {EMAILS:,}")
-    parser.add_argument("--events", type=int, default=EVENTS, metavar="N", help=f"default: {EVENTS:,}")
-    args = parser.parse_args(argv)
-    try:
-        filled = fill(args.folder, args.emails, args.events)
-    except tracker.StoreError as error:
-        print(f"fill.py: {error}", file=sys.stderr)
-        return 1
-    for step, took in filled.seconds.items():
-        print(f"{step}: {took:.1f} s")
-    size = os.path.getsize(filled.database)
-    print(
-        f"{args.emails:,} emails and {args.events:,} events: {size / 1e6:,.0f} MB, {size / args.events:.0f} bytes an event"
-    )
-    print(f"dashboard: /{filled.tenant.id}/dashboard")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
