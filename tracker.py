@@ -6877,17 +6877,16 @@ REJUDGE_EMAILS = 500  # in one transaction: between two, the service writes
 SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted
 CLOCK_SECONDS = 120.0  # that two clocks may differ
 
-# The commands by their words, in the order in which help lists them: each function with its options.
 Option = tuple[str, dict[str, Any]]
 Run = Callable[["Namespace", Settings], "int | None"]
-COMMANDS: dict[str, tuple[Run, tuple[Option | list[Option], ...]]] = {}  # a list: one of these at most
+COMMANDS: dict[str, tuple[Run, tuple[Option, ...]]] = {}  # by their words, in the order of help
 COMMAND_GROUPS = {
     "tenant": "make, change, list and remove tenants",
     "campaign": "say how many emails were sent without being registered, list campaigns",
 }
 
 
-def command(words: str, *options: Option | list[Option]) -> Callable[[Run], Run]:
+def command(words: str, *options: Option) -> Callable[[Run], Run]:
     """Make a function the command of these words; its docstring is the help."""
 
     def register(run: Run) -> Run:
@@ -6898,23 +6897,17 @@ def command(words: str, *options: Option | list[Option]) -> Callable[[Run], Run]
 
 
 def option(form: str, about: str, **how: Any) -> Option:
-    """What a command takes: `--name VALUE`, `--flag`, or `name VALUE` for what stands there without its name."""
+    """What a command takes: `--name VALUE`, `--name VALUE...` often, `--flag`, or `name VALUE` without its name."""
     name, _, value = form.partition(" ")
     if value:
         how["metavar"] = value
     elif name.startswith("--") and not how:
         how["action"] = "store_true"
+    if "default" in how:
+        about += f"; default: {how['default']}"
+    if value.endswith("..."):
+        how |= {"action": "append", "default": []}
     return name, {"help": about, **how}
-
-
-def preset(form: str, default: object, about: str, **how: Any) -> Option:
-    """An option with a default, which its help names."""
-    return option(form, f"{about}; default: {default}", default=default, **how)
-
-
-def several(form: str, about: str) -> Option:
-    """An option that may be repeated."""
-    return option(form, f"{about}; repeatable", action="append", default=[])
 
 
 TENANT = option("tenant TENANT", "a tenant's dashboard id, mail id or name")
@@ -6950,7 +6943,7 @@ def _to_read(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
 
 @contextlib.contextmanager
 def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
-    """A file that was not there; nothing is left of it where it does not become whole, to be in the way next time."""
+    """A file that was not there; nothing is left of it where it does not become whole."""
     with _naming(path), open(path, "xb", opener=partial(os.open, mode=mode)) as file:
         try:
             yield file
@@ -6962,24 +6955,24 @@ def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _opened(settings: Settings, *, make: bool = False, drained: bool = False) -> Iterator[Database]:
-    """The database, touched as its owner; made first where there is none, or what waits counted, if that is wanted."""
+def _opened(settings: Settings, *, make: bool = False) -> Iterator[Database]:
+    """The database, touched as its owner; made first where there is none, if that is wanted."""
     with acting_as_owner(settings):
-        schema = resource("schema.sql").decode()
-        database = create_database(settings.database, schema) if make else Database(settings.database)
-        with contextlib.closing(database):
+        if make:
+            create_database(settings.database, resource("schema.sql").decode())
+        with contextlib.closing(Database(settings.database)) as database:
             with database.reading():
-                pass  # a missing database is named first, before anything else that is missing with it
-            if drained:
-                _drain_first(database)
+                pass  # a missing database is named before anything else that is missing with it
             yield database
 
 
 @contextlib.contextmanager
 def _numbers(settings: Settings) -> Iterator[tuple[Database, sqlite3.Connection]]:
     """The database and a connection that reads it, once what waits has been counted."""
-    with _opened(settings, drained=True) as database, database.reading() as connection:
-        yield database, connection
+    with _opened(settings) as database:
+        _drain_first(database)
+        with database.reading() as connection:
+            yield database, connection
 
 
 def _drain_first(database: Database) -> None:
@@ -6997,10 +6990,9 @@ def cmd_serve(args: Namespace, settings: Settings) -> None:
     try:
         with _opened(settings, make=True) as database, changing_tenants(database) as connection:
             if not list_tenants(connection):
-                add_tenant(connection, "default", now_ms())  # its ids are for a person and not for a log
-                log(
-                    f"made the tenant default; its URLs: {PROGRAM} tenant show default{' --local' if settings.local else ''}"
-                )
+                add_tenant(connection, "default", now_ms())
+                show = f"{PROGRAM} tenant show default{' --local' * settings.local}"
+                log(f"made the tenant default; its URLs: {show}")  # ids are for a person and not for a log
     except NoDatabase as error:
         if not os.path.exists(os.path.join(settings.folder, "tenants.json")):
             raise
@@ -7012,52 +7004,41 @@ def cmd_serve(args: Namespace, settings: Settings) -> None:
     run_gunicorn(settings, app)
 
 
+# -- Tenants
+
 TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
-    several("--domain HOST", "plain links may lead to this domain"),
-    several("--remove-domain HOST", "… may no longer"),
+    option("--domain HOST...", "plain links may lead to this domain"),
+    option("--remove-domain HOST...", "… may no longer"),
     option("--any-domain", "whether plain links may lead anywhere (an open redirect)", action="yes or no"),
     option("--tracking-host HOST", "its own host for links, a CNAME to this server; '' for none"),
-    several("--block HOST", "no link, signed or plain, leads there"),
-    several("--unblock HOST", "links may lead there again"),
+    option("--block HOST...", "no link, signed or plain, leads there"),
+    option("--unblock HOST...", "links may lead there again"),
     option("--tz ZONE", "in which zone its days begin, such as Europe/Rome"),
-    several("--own ADDRESS", "the sender's own address or network, whose hits are set aside"),
-    several("--not-own ADDRESS", "… is no longer the sender's own"),
+    option("--own ADDRESS...", "the sender's own address or network, whose hits are set aside"),
+    option("--not-own ADDRESS...", "… is no longer the sender's own"),
     option("--suspend", "whether all links show the naming page", action="yes or no"),
     LOCAL,
     JSON,
 )
 
 
-def _tenant_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read TENANT_OPTIONS: columns to set, and for each rule what to add and to remove. Raises BadInput."""
+def _change(args: Namespace, settings: Settings, connection: sqlite3.Connection, tenant: int) -> None:
+    """Do to a tenant what TENANT_OPTIONS say. Raises BadInput, and nothing is changed then."""
     wanted = {"any_domain": args.any_domain, "suspended": args.suspend, "tz": args.tz}
     columns = {name: value for name, value in wanted.items() if value is not None}
+    if args.tz is not None:
+        read_zone(args.tz)
     if args.name is not None:
         columns["name"] = read_tenant_name(args.name)
     if args.tracking_host is not None:
         columns["tracking_host"] = read_tracking_host(settings, args.tracking_host) if args.tracking_host else None
-    if args.tz is not None and zone_named(args.tz) is None:
-        raise BadInput(f"--tz: {args.tz[:60]!r}; expected a time zone that this machine knows, such as Europe/Rome")
-    rules = {
-        "allow": (read_destination, args.domain, args.remove_domain),
-        "block": (read_destination, args.block, args.unblock),
-        "own": (read_own_network, args.own, args.not_own),
-    }
-    return columns, {rule: ([*map(read, add)], [*map(read, remove)]) for rule, (read, add, remove) in rules.items()}
-
-
-def _make_changes(connection: sqlite3.Connection, word: str, columns: dict[str, Any], rules: dict[str, Any]) -> Tenant:
-    """Change the tenant that a command's word means, and return it as it is then."""
-    tenant = find_tenant(connection, word)
-    change_tenant(connection, tenant.number, **columns)
-    for rule, (add, remove) in rules.items():
-        set_tenant_rules(connection, tenant.number, rule, add, remove)
-    return find_tenant(connection, columns.get("id", tenant.id))
-
-
-def _changed(args: Namespace, settings: Settings, columns: dict[str, Any], rules: dict[str, Any]) -> Tenant:
-    with _opened(settings) as database, changing_tenants(database) as connection:
-        return _make_changes(connection, args.tenant, columns, rules)
+    change_tenant(connection, tenant, **columns)
+    for rule, read, add, remove in (
+        ("allow", read_destination, args.domain, args.remove_domain),
+        ("block", read_destination, args.block, args.unblock),
+        ("own", read_own_network, args.own, args.not_own),
+    ):
+        set_tenant_rules(connection, tenant, rule, map(read, add), map(read, remove))
 
 
 @command(
@@ -7070,20 +7051,20 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
     """Make a tenant and print its ids and URLs."""
     if settings.public_url(args.tracking_host) is None:
         raise StoreError(NO_PUBLIC_URL)
+    name = read_tenant_name(args.name)
     if args.id is not None and (fault := id_fault(args.id)):
         raise BadInput(f"id: {fault}")
-    columns, rules = _tenant_changes(args, settings)
     with _opened(settings, make=True) as database, changing_tenants(database) as connection:
-        namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == columns["name"]]
-        made = add_tenant(connection, columns["name"], now_ms(), id_=args.id)
-        tenant = _make_changes(connection, made.id, columns, rules)
+        namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == name]
+        tenant = add_tenant(connection, name, now_ms(), id_=args.id)
+        _change(args, settings, connection, tenant.number)
     _show(args, settings, tenant.id)
     if namesakes:
         _tell(f"note: there was a tenant of this name already ({namesakes[0]}); name them by their ids")
     if tenant.one_id:
         key = f"{PROGRAM} tenant key {tenant.mail_id}"
         _tell(f"note: every recipient can open this dashboard, so it names nobody, and writing needs an API key: {key}")
-    if not rules["allow"][0] and not tenant.any_domain:
+    if not args.domain and not args.any_domain:
         allow = f"{PROGRAM} tenant set {tenant.mail_id} --domain acme.com"
         _tell(f"note: plain links (?url=…) lead to the naming page, signed ones redirect; so that all do: {allow}")
 
@@ -7102,18 +7083,18 @@ def _show(args: Namespace, settings: Settings, word: str) -> None:
         "tracking_host": tenant.tracking_host or "",
         "api_key": bool(tenant.api_key_hash),
     }
-    lines = []
-    for name, value in about.items():
-        shown = ", ".join(value) if isinstance(value, list) else value
-        if shown != "":
-            lines.append(f"{name:14} {'(set BASE_URL, or add --local)' if shown is None else shown}")
+    unknown = "(set BASE_URL, or add --local)"
+    shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in about.items()}
+    lines = [f"{name:14} {unknown if text is None else text}" for name, text in shown.items() if text != ""]
     _say(args, about, lines)
 
 
 @command("tenant set", TENANT, option("--name NAME", "another name"), *TENANT_OPTIONS)
 def cmd_tenant_set(args: Namespace, settings: Settings) -> None:
     """Change what a tenant is called, where its links may lead, and whether they lead anywhere."""
-    tenant = _changed(args, settings, *_tenant_changes(args, settings))
+    with _opened(settings) as database, changing_tenants(database) as connection:
+        tenant = find_tenant(connection, args.tenant)
+        _change(args, settings, connection, tenant.number)
     _show(args, settings, tenant.id)
 
 
@@ -7126,14 +7107,22 @@ def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
         for tenant in list_tenants(connection):
             period = read_period("30d", _zone_of(tenant), now, None)
             sums = cohort_in(connection, tenant.number, period.span(tenant.tz))
-            sent, least, unconfirmed = (sums[name] for name in ("emails", "opened_person", "opened_unconfirmed"))
             last = last_hit_at(connection, tenant.number) or 0
-            at = iso_time(last) if last >= now - 30 * DAY_MS else None
-            told = {"sent": sent, "opened": least, "opened_unconfirmed": unconfirmed, "last_hit_at": at}
-            rows.append({"mail_id": tenant.mail_id, "name": tenant.name, **told, "suspended": tenant.suspended})
-            opened = f"{least}–{least + unconfirmed}" if unconfirmed else least
+            row: dict[str, Any] = {
+                "mail_id": tenant.mail_id,
+                "name": tenant.name,
+                "sent": sums["emails"],
+                "opened": sums["opened_person"],
+                "opened_unconfirmed": sums["opened_unconfirmed"],
+                "last_hit_at": iso_time(last) if last >= now - 30 * DAY_MS else None,
+                "suspended": tenant.suspended,
+            }
+            rows.append(row)
+            most = row["opened"] + row["opened_unconfirmed"]
+            opened = f"{row['opened']}–{most}" if row["opened_unconfirmed"] else most
+            at = (row["last_hit_at"] or "none")[:19]
             name = tenant.name + " (suspended)" * tenant.suspended
-            lines.append(f"{tenant.mail_id:20} {sent:>8} {opened:>15}  {(at or 'none')[:19]:20} {name}")
+            lines.append(f"{tenant.mail_id:20} {row['sent']:>8} {opened:>15}  {at:20} {name}")
     _say(args, rows, lines)
 
 
@@ -7151,7 +7140,9 @@ def cmd_tenant_show(args: Namespace, settings: Settings) -> None:
 def cmd_tenant_key(args: Namespace, settings: Settings) -> None:
     """Make a tenant a new API key and print it, this once; the old one stops working."""
     key = None if args.remove else secrets.token_urlsafe(32)
-    tenant = _changed(args, settings, {"api_key_hash": key and key_hash(key)}, {})
+    with _opened(settings) as database, changing_tenants(database) as connection:
+        tenant = find_tenant(connection, args.tenant)
+        change_tenant(connection, tenant.number, api_key_hash=key and key_hash(key))
     closed = "writing is closed" if tenant.one_id else "its dashboard id writes"
     _say(args, {"api_key": key}, [key or f"{tenant.name} has no API key now; {closed}"])
 
@@ -7159,8 +7150,11 @@ def cmd_tenant_key(args: Namespace, settings: Settings) -> None:
 @command("tenant rotate", TENANT, LOCAL, JSON)
 def cmd_tenant_rotate(args: Namespace, settings: Settings) -> None:
     """Give a tenant a new dashboard id; the old one opens nothing any more, mail already sent works on."""
-    tenant = _changed(args, settings, {"id": new_dashboard_id(), "id_in_mail_at": None}, {})
-    _show(args, settings, tenant.id)
+    id_ = new_dashboard_id()
+    with _opened(settings) as database, changing_tenants(database) as connection:
+        tenant = find_tenant(connection, args.tenant)
+        change_tenant(connection, tenant.number, id=id_, id_in_mail_at=None)
+    _show(args, settings, id_)
 
 
 @command("tenant remove", TENANT, option("--yes", "don't ask"))
@@ -7182,21 +7176,19 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
     print(f"deleted {tenant.name}; links in its old mail show the naming page from now on")
 
 
-INSTRUMENT_FIELDS = {**EMAIL_FIELDS, "email": EMAIL_FIELDS["key"]}  # what its options may hold
+# -- Sending
 
 
 @command(
     "instrument",
     TENANT,
-    [
-        option("--email KEY", "the key of the email (default: a new one)"),
-        option("--key-placeholder TEXT", "a mailing tool's mark for its own ids; registers nothing"),
-    ],
+    option("--email KEY", "the key of the email (default: a new one)"),
+    option("--key-placeholder TEXT", "a mailing tool's mark for its own ids; registers nothing"),
     option("--recipient RECIPIENT", "the recipient's address (default: the first of the headers)"),
     option("--subject SUBJECT", "the subject (default: that of the headers)"),
     option("--campaign CAMPAIGN", "the campaign that the email belongs to"),
     option("--html", "standard input is HTML, not a message"),
-    preset("--pixel", "bottom", "where in the body", choices=PIXEL_PLACES),
+    option("--pixel", "where in the body", choices=PIXEL_PLACES, default="bottom"),
     option("--no-links", "leave the links as they are", dest="links", action="store_false"),
     option("--hidden-link", "add a link that only scanners see; whatever follows it is known to be one"),
     option("--force", "also messages with a signature that a change breaks"),
@@ -7207,15 +7199,17 @@ INSTRUMENT_FIELDS = {**EMAIL_FIELDS, "email": EMAIL_FIELDS["key"]}  # what its o
 def cmd_instrument(args: Namespace, settings: Settings) -> int:
     """Wrap the links of a message and place the pixel: standard input to standard output. Registers it as an email."""
     given = {name: getattr(args, name) for name in ("email", *SAID_OF_EMAILS)}
-    said = read_fields({name: text for name, text in given.items() if text is not None}, INSTRUMENT_FIELDS, "--")
-    if args.key_placeholder is not None and (fault := placeholder_fault(args.key_placeholder)):
+    known = {**EMAIL_FIELDS, "email": EMAIL_FIELDS["key"]}
+    said = read_fields({name: text for name, text in given.items() if text is not None}, known, "--")
+    mark = args.key_placeholder
+    if mark is not None and (fault := placeholder_fault(mark)):
         raise BadInput(f"--key-placeholder: {fault}")
-    key = said.pop("email", args.key_placeholder) or new_key()
+    if mark and "email" in said:
+        raise BadInput("--email and --key-placeholder: expected one of them")
+    key = said.pop("email", mark) or new_key()
     output = sys.stdout.buffer
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # nothing but the message may get into the message
-        with _naming(args.report):
-            report_file = stack.enter_context(open(args.report or os.devnull, "w", encoding="utf-8"))
+    # Nothing but the message may get into the message.
+    with contextlib.redirect_stdout(sys.stderr), open(args.report or os.devnull, "w", encoding="utf-8") as report_file:
         raw = sys.stdin.buffer.read()
         if args.html and raw.decode("latin-1").startswith(tuple(BYTE_ORDER_MARKS)):
             raise BadInput("--html: expected HTML in UTF-8, not UTF-16 or UTF-32")
@@ -7229,12 +7223,13 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
         json.dump({"email": key, **report.as_json()}, report_file, ensure_ascii=False, indent=1)
     output.write(new)
     output.flush()
+    notes = report.warnings()
     if not report.edits:
         reasons = "; ".join(f"{part}: {reason}" for part, reason in report.skipped[:3]) or report.pixel
         hint = "; HTML that is no message is given with --html" if not args.html and raw.lstrip()[:1] == b"<" else ""
-        _tell(f"note: nothing was changed, so no email was registered ({reasons}){hint}")
-    for warning in report.warnings():
-        _tell(f"note: {warning}")
+        notes = [f"nothing was changed, so no email was registered ({reasons}){hint}", *notes]
+    for each in notes:
+        _tell(f"note: {each}")
     return 0
 
 
@@ -7259,10 +7254,9 @@ def _instrumented(
         )
         done = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
         if done[1].edits and registers:
-            if args.html:
-                email = Registration(key, **said, links=done[1].links)
-            else:
-                email = registration_of(raw, key, done[1].links, **said)
+            email = Registration(key, **said, links=done[1].links)
+            if not args.html:
+                email = registration_of(raw, key, email.links, **said)
                 number = len(said_by_headers(raw)[1])
                 if number > 1 and "recipient" not in said:
                     _tell(f"note: of {number} recipients, whom opens can't tell apart, {email.recipient} is registered")
@@ -7338,7 +7332,7 @@ def cmd_campaign_list(args: Namespace, settings: Settings) -> None:
 @command(
     "stats",
     TENANT,
-    preset("--range", DEFAULT_RANGE, "the time that is counted", choices=RANGES),
+    option("--range", "the time that is counted", choices=RANGES, default=DEFAULT_RANGE),
     option("--tz ZONE", "time zone, such as Europe/Rome; default: the tenant's own"),
     option("--why", "list the hits by what they count as, and why"),
     JSON,
@@ -7368,7 +7362,7 @@ EXPORT_FILTERS = {"emails": ("campaign", "search", "show"), "events": ("key",), 
     "export",
     TENANT,
     option("table", "which table", choices=EXPORT_FILTERS),
-    preset("--format", "csv", "how it is written", choices=EXPORT_TYPES),
+    option("--format", "how it is written", choices=EXPORT_TYPES, default="csv"),
     option("--output FILE", "a new file (default: standard output)"),
     option("--campaign NAME", "emails and links of this campaign only"),
     option("--search TEXT", "emails with this in their recipient, key, subject or campaign"),
@@ -7385,7 +7379,8 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
         if UNFIT.search(text or ""):
             raise BadInput(f"--{name}: expected text in one line, in UTF-8")
     output = _new_file(args.output, 0o666) if args.output else contextlib.nullcontext(sys.stdout.buffer)
-    with output as file, _opened(settings, drained=True) as database:
+    with output as file, _opened(settings) as database:
+        _drain_first(database)
         with database.reading() as connection:
             tenant = find_tenant(connection, args.tenant).number
         asked = Wanted(args.campaign, args.key, args.search or "", args.show or "all")
@@ -7521,7 +7516,7 @@ def cmd_ingest(args: Namespace, settings: Settings) -> int:
     return 1 if failed else 0
 
 
-@command("judge", option("file FILE", "lines of the spool; without one, standard input", nargs="?", default="-"), JSON)
+@command("judge", option("file FILE", "lines of the spool; without one, standard input", nargs="?"), JSON)
 def cmd_judge(args: Namespace, settings: Settings) -> None:
     """Judge a file of hits of one email, lines of the spool, and say why. For support, and to try rules on one's own logs.
 
@@ -7529,8 +7524,9 @@ def cmd_judge(args: Namespace, settings: Settings) -> None:
     "own_addresses": ["203.0.113.7"]}}, times in seconds since 1970 or as 2026-11-30T09:00:00Z. A hit is a line
     {"t": …, "uri": "/MAIL_ID/pixel/KEY.gif", "ip": …, "ua": …}, t in seconds since 1970.
     """
-    with _to_read(args.file) as file:
-        about, hits = read_hits_to_judge(file, "standard input" if args.file == "-" else args.file)
+    path = args.file or "-"
+    with _to_read(path) as file:
+        about, hits = read_hits_to_judge(file, "standard input" if path == "-" else path)
     if len({(hit.mail_id, hit.key) for hit in hits}) > 1:
         _tell("note: these hits have several keys; they are judged as hits of one email all the same")
     line = "{at}  {event_type:5}  {verdict:11}  {certainty:8}  {:11}  {reason}: {sentence}"
@@ -7598,7 +7594,8 @@ def cmd_rejudge(args: Namespace, settings: Settings) -> None:
     since = read_iso_time(args.since, "--since") if args.since else 0
     found: tuple[int, int] | None = (0, 0)
     changed = 0
-    with _opened(settings, drained=True) as database:
+    with _opened(settings) as database:
+        _drain_first(database)
         while found:
             changed += found[1]
             with database.transaction() as connection:
@@ -7668,10 +7665,14 @@ def _put_out(path: str | None, text: str) -> None:
 
 @command(
     "nginx",
-    preset("--certificates", "/etc/letsencrypt/live", "where HOST/fullchain.pem and HOST/privkey.pem are, or will be"),
-    preset("--webroot", "/var/www/email-tracker", "where the proofs for certificates are put, for `certbot --webroot`"),
-    preset("--log-folder", "/var/log/nginx", "where nginx keeps its logs"),
-    preset("--http-port PORT", 80, "for plain HTTP", type=int),
+    option(
+        "--certificates",
+        "where HOST/fullchain.pem and HOST/privkey.pem are, or will be",
+        default="/etc/letsencrypt/live",
+    ),
+    option("--webroot", "where certbot puts its proofs (its --webroot)", default="/var/www/email-tracker"),
+    option("--log-folder", "where nginx keeps its logs", default="/var/log/nginx"),
+    option("--http-port PORT", "for plain HTTP", type=int, default=80),
     OUTPUT,
 )
 def cmd_nginx(args: Namespace, settings: Settings) -> None:
@@ -7693,7 +7694,7 @@ def cmd_nginx(args: Namespace, settings: Settings) -> None:
 @command(
     "systemd",
     option("file", "which file", choices=("service", "socket", "sysusers")),
-    option("--program FILE", "where it will be (default: where it is now)", default=PROGRAM_FILE),
+    option("--program FILE", "where it will be (by itself, where it is now)", default=PROGRAM_FILE),
     OUTPUT,
 )
 def cmd_systemd(args: Namespace, settings: Settings) -> None:
@@ -7733,10 +7734,8 @@ def command_line() -> ArgumentParser:
         made = groups[group].add_parser(name, help=re.split(r"[.:;]\s", about)[0].rstrip("."), description=about)
         made.set_defaults(run=run, local=False, json=False)
         made.register("action", "yes or no", BooleanOptionalAction)
-        for each in options:
-            place = made.add_mutually_exclusive_group() if isinstance(each, list) else made
-            for name, how in each if isinstance(each, list) else [each]:
-                place.add_argument(name, **how)
+        for option_name, how in options:
+            made.add_argument(option_name, **how)
     return parser
 
 

@@ -120,7 +120,7 @@ REFUSED = [
     ("tenant add X --tracking-host 192.0.2.1", 1, "domain name"),
     ("tenant add X --tracking-host track.example.com", 1, "BASE_URL"),
     ("tenant add X --own here", 1, "'here': expected an address or a network"),
-    ("tenant add X --tz Nowhere/Land", 1, "--tz: 'Nowhere/Land'; expected a time zone"),
+    ("tenant add X --tz Nowhere/Land", 1, "tz is 'Nowhere/Land'; expected a time zone"),
     ("tenant add X --id abc123", 1, "taken"),
     ("tenant add X --tracking-host t.acme.com", 1, "(abc123)"),
     *(

@@ -696,6 +696,6 @@ def test_an_export_that_fails_says_why_and_leaves_no_file(words: str, run: Calla
 def test_a_zone_of_ones_own_is_set_and_must_be_known(mailing: Stage, run: Callable[..., str]) -> None:
     assert re.search(r"^tz +Europe/Rome$", run("tenant", "set", "Acme", "--tz", "Europe/Rome"), re.MULTILINE)
     told = run("tenant", "set", "Acme", "--tz", "Rome", status=1)
-    assert "expected a time zone that this machine knows" in told
+    assert "expected a time zone" in told
     assert mailing.check() == []
     assert "Europe/Rome" in page(mailing)

@@ -380,7 +380,7 @@ def test_links_to_own_hosts_are_left(host: str, pipe: Pipe) -> None:
     ("words", "status", "told"),
     [
         ("instrument Acme --pixel left", 2, "usage: "),
-        ("instrument Acme --email e1 --key-placeholder {{id}}", 2, "usage: "),
+        ("instrument Acme --email e1 --key-placeholder {{id}}", 1, "expected one of them"),
         ("instrument Acme --what", 2, "usage: "),
         ("instrument Nobody", 1, "no tenant 'Nobody'"),
         ("instrument ''", 1, "no tenant ''"),
