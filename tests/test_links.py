@@ -426,17 +426,16 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "target", [pytest.param(url, id=f"{group}-{n}") for group, urls in REFUSED.items() for n, url in enumerate(urls)]
-)
-def test_a_target_that_browsers_mend_or_refuse_leads_nowhere(stage: Stage, target: str) -> None:
-    with pytest.raises(tracker.BadTarget, match="expected"):
-        tracker.read_target(target)
-    for uri in links_to(stage, target):
-        response = ask(stage, uri, 400)
-        assert "Location" not in response.headers
-        assert "expected" in response.text, "the page says what would have been right"
-        assert "<a " not in response.text, "nor is there a link to it"
+@pytest.mark.parametrize("targets", REFUSED.values(), ids=REFUSED)
+def test_a_target_that_browsers_mend_or_refuse_leads_nowhere(stage: Stage, targets: tuple[str, ...]) -> None:
+    for target in targets:
+        with pytest.raises(tracker.BadTarget, match="expected"):
+            tracker.read_target(target)
+        for uri in links_to(stage, target):
+            response = ask(stage, uri, 400)
+            assert "Location" not in response.headers
+            assert "expected" in response.text, "the page says what would have been right"
+            assert "<a " not in response.text, "nor is there a link to it"
 
 
 # Targets that are not Acme's, with the Location that takes a browser there.
@@ -471,18 +470,16 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("target, location", ELSEWHERE.items(), ids=map(ascii, ELSEWHERE))
-def test_a_target_elsewhere_is_named_unless_signed_or_any_domain_is_allowed(
-    stage: Stage, target: str, location: str
-) -> None:
-    host = (urlsplit(location).hostname or "").rstrip(".")
-    host = f"[{host}]" if ":" in host else host
-    named = ask(stage, plain(stage, stage.acme, target), 200)
-    assert "Location" not in named.headers
-    assert f"<bdi>{host}</bdi>" in named.text
-    assert links_of(named.text) == [{"href": location, "rel": "noreferrer nofollow"}]
-    assert ask(stage, plain(stage, stage.globex, target), 302).headers["Location"] == location
-    assert ask(stage, signed(stage, stage.acme, target), 302).headers["Location"] == location
+def test_a_target_elsewhere_is_named_unless_signed_or_any_domain_is_allowed(stage: Stage) -> None:
+    for target, location in ELSEWHERE.items():
+        host = (urlsplit(location).hostname or "").rstrip(".")
+        host = f"[{host}]" if ":" in host else host
+        named = ask(stage, plain(stage, stage.acme, target), 200)
+        assert "Location" not in named.headers
+        assert f"<bdi>{host}</bdi>" in named.text
+        assert links_of(named.text) == [{"href": location, "rel": "noreferrer nofollow"}]
+        assert ask(stage, plain(stage, stage.globex, target), 302).headers["Location"] == location
+        assert ask(stage, signed(stage, stage.acme, target), 302).headers["Location"] == location
 
 
 # Targets that are Acme's, however they are spelled.
@@ -509,10 +506,10 @@ ACME = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("target, location", ACME.items(), ids=map(ascii, ACME))
-def test_a_target_on_the_tenants_own_domain_is_redirected_to(stage: Stage, target: str, location: str) -> None:
-    for uri in links_to(stage, target):
-        assert ask(stage, uri, 302).headers["Location"] == location
+def test_a_target_on_the_tenants_own_domain_is_redirected_to(stage: Stage) -> None:
+    for target, location in ACME.items():
+        for uri in links_to(stage, target):
+            assert ask(stage, uri, 302).headers["Location"] == location, target
 
 
 @pytest.mark.parametrize(
@@ -554,25 +551,25 @@ def test_half_a_character_in_a_plain_link_never_reaches_the_host(stage: Stage) -
     assert response.headers["Location"] == "https://acme.com/" + "%EF%BF%BD" * 3
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "https://track.example.com/", "https://track.example.com", "HTTPS://TRACK.EXAMPLE.COM/x",
-        "https://track.example.com./", "https://track.example.com:443/", "http://track.example.com/",
-        "http://track.example.com:80/", "http://track.example.com:443/", "https://track.example.com:/",
-        "https://track%2Eexample.com/", "https://track。example.com/", "https://\uff54rack.example.com/",
-        "https://track.example.com?x", "https://track.example.com#x", "https://news.globex.com/",
-        "http://NEWS.globex.com.:80/", "http://seen.example.org/", "https://seen.example.org./x",
-    ],
-)  # fmt: skip
+OURS = (
+    *("https://track.example.com/", "https://track.example.com", "HTTPS://TRACK.EXAMPLE.COM/x"),
+    *("https://track.example.com./", "https://track.example.com:443/", "http://track.example.com/"),
+    *("http://track.example.com:80/", "http://track.example.com:443/", "https://track.example.com:/"),
+    *("https://track%2Eexample.com/", "https://track。example.com/", "https://\uff54rack.example.com/"),
+    *("https://track.example.com?x", "https://track.example.com#x", "https://news.globex.com/"),
+    *("http://NEWS.globex.com.:80/", "http://seen.example.org/", "https://seen.example.org./x"),
+)
+
+
 @pytest.mark.parametrize("link", [plain, signed])
-def test_no_link_leads_back_to_ourselves(stage: Stage, target: str, link: Callable[..., str]) -> None:
+def test_no_link_leads_back_to_ourselves(stage: Stage, link: Callable[..., str]) -> None:
     """Our host is BASE_URL's, every tenant's tracking host, and the one that this request came to."""
     stage.change(stage.globex, tracking_host="news.globex.com")
-    response = ask(stage, link(stage, stage.acme, target), 400, HTTP_HOST="seen.example.org")
-    assert "Location" not in response.headers
-    assert "leads back to this server" in response.text
-    assert "<a " not in response.text
+    for target in OURS:
+        response = ask(stage, link(stage, stage.acme, target), 400, HTTP_HOST="seen.example.org")
+        assert "Location" not in response.headers
+        assert "leads back to this server" in response.text
+        assert "<a " not in response.text
 
 
 @pytest.mark.parametrize(
