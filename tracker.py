@@ -5193,9 +5193,7 @@ def table_section(view: View, rows: Rows) -> Markup:
     table = rows.table
     name, text = "hits" if table is EVENTS else table.name, table.empty
     if table is EMAILS and ("q" in view.asked or view.asked.get("show", "all") != "all"):
-        text = "No email is like that."
-        if rows.next:
-            text = f"None of the newest {MOST_SORTED:,} emails is like that."
+        text = f"None of the newest {MOST_SORTED:,} emails is like that." if rows.next else "No email is like that."
     if not rows.rows:
         return view.pages["_empty"].render(name=name, title=table.title, text=text)
     columns = [column for column in table.columns if not (view.campaign and column.head == "Campaign")]
@@ -5308,10 +5306,7 @@ class Figure(NamedTuple):
 
 
 def figures_of(details: Mapping[str, str], now: Mapping[str, Amount], then: Mapping[str, Amount]) -> list[Figure]:
-    return [
-        Figure(label, told(now[label]), detail, change_of(now[label], then.get(label)))
-        for label, detail in details.items()
-    ]
+    return [Figure(each, told(now[each]), why, change_of(now[each], then.get(each))) for each, why in details.items()]
 
 
 def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> list[Figure]:
@@ -5327,23 +5322,21 @@ def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> l
 
 
 def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
-
-    def sums(counts: Counts) -> dict[str, Amount]:
-        found: dict[str, Amount] = {
-            noun.capitalize(): sum(counts[noun][state] for state in STATE_WORDS) for noun in counts
+    before, then = stats.before or (None, {})
+    details, amounts = {}, []
+    for counts in (stats.hits, then):
+        sums: dict[str, Amount] = {
+            noun.capitalize(): sum(hits[state] for state in STATE_WORDS) for noun, hits in counts.items()
         }
-        return {**found, "Machines": sum(by_state["machine"] for by_state in counts.values())}
-
-    details = {}
+        amounts.append({**sums, "Machines": sum(hits["machine"] for hits in counts.values()) if counts else None})
     for noun, hits in stats.hits.items():
         emails = stats.emails[noun]
         parts = (f"{hits[state]:,} {word} ({counted(emails[state], 'email')})" for state, word in STATE_WORDS.items())
         details[noun.capitalize()] = ", ".join(parts)
     pixels, links = (hits["machine"] for hits in stats.hits.values())
     details["Machines"] = f"{pixels:,} on pixels and {links:,} on links"
-    before, then = stats.before or (None, None)
     sent = sent_figures(stats.sent, before, "emails sent in this range", "of these: ")
-    return sent, figures_of(details, sums(stats.hits), sums(then) if then else {})
+    return sent, figures_of(details, *amounts)
 
 
 def figure_list(view: View, figures: Iterable[Figure]) -> Markup:
@@ -5382,12 +5375,9 @@ def search_form(view: View) -> Markup:
     )
 
 
-def reason_lines(view: View, stats: Stats) -> Markup:
-    lines = []
-    for row in stats.reasons:
-        said = {"hits": f"{row['hits']:,}", "counts_as": row["counts_as"].replace("_", " ")}
-        lines.append(view.pages["_reason"].render(**{**row, **said}, sentence=sentence_of(row["reason"])))
-    return joined(*lines)
+def reason_line(view: View, row: Row) -> Markup:
+    said = {**row, "hits": f"{row['hits']:,}", "counts_as": row["counts_as"].replace("_", " ")}
+    return view.pages["_reason"].render(**said, sentence=sentence_of(row["reason"]))
 
 
 def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting: int, trial: Markup) -> str:
@@ -5415,7 +5405,7 @@ def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting
         curve=curve(view, stats),
         machines_key=joined(" + ", tag("span", "by machines", class_="machine")) if machines else "",
         machines=tag("a", f"{'Without' if machines else 'With'} machines", href=other),
-        reasons=reason_lines(view, stats),
+        reasons=joined(*(reason_line(view, row) for row in stats.reasons)),
         search=search_form(view),
         exports=view.base,
         parameters=query_of(view, (*RANGE_PARAMETERS, "tz")),
