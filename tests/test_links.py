@@ -160,41 +160,39 @@ def test_neither_a_part_of_a_signature_nor_one_made_up_verifies(end: int) -> Non
         assert not tracker.verify([SECRET], "k3v9x2mp", "aHR0cA", given)
 
 
-@pytest.mark.parametrize(
-    "segment",
-    [
-        "aHR0cHM6Ly9hLmIv=", "aHR0cHM6Ly9hLmIvYw==", "aHR0cHM6Ly9hLmIvYx", "aHR0cHM6Ly9hLmIvYw\n", "aHR0cHM6 Ly9hLmIv",
-        "aHR0cHM6Ly9hLmIvP+8", "aHR0cHM6Ly9hLmIv/w", "aHR0cHM6Ly9hLmIv!", "aHR0cHM6L", "aHR0cHM6Ly9hLmIvé",
-        pytest.param("_w", id="not-utf-8"), pytest.param("7aCA", id="surrogate"), pytest.param("wIA", id="overlong"),
-    ],
-)  # fmt: skip
-def test_a_target_has_one_spelling_and_every_other_one_is_refused(stage: Stage, segment: str) -> None:
-    assert tracker.decode_target(segment) is None
-    # Even a signature that is right for this spelling does not help.
-    signature = tracker.sign(stage.app.secrets[0], stage.acme.mail_id, segment)
-    uri = f"/{stage.acme.mail_id}/click/e1/{signature}/{quote(segment, safe='')}"
-    assert "Location" not in ask(stage, uri, 404).headers
+SPELLINGS = (
+    *("aHR0cHM6Ly9hLmIv=", "aHR0cHM6Ly9hLmIvYw==", "aHR0cHM6Ly9hLmIvYx", "aHR0cHM6Ly9hLmIvYw\n", "aHR0cHM6 Ly9hLmIv"),
+    *("aHR0cHM6Ly9hLmIvP+8", "aHR0cHM6Ly9hLmIv/w", "aHR0cHM6Ly9hLmIv!", "aHR0cHM6L", "aHR0cHM6Ly9hLmIvé"),
+    *("_w", "7aCA", "wIA"),  # no UTF-8, a surrogate, an overlong character
+)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"signature": "{signature:.15}"}, {"signature": "{signature}A"}, {"signature": "{signature}%3D"},
-        {"signature": "%20{signature}"}, {"signature": "{signature}%0A"}, {"signature": "%FF%FF"}, {"signature": ""},
-        {"signature": "{swapped}"}, {"target": "{target:.22}"}, {"target": "{target}%3D"}, {"target": ""}, {"key": ""},
-        {"key": "%2E%2E"}, {"key": "a%0Ab"}, {"key": "a%2Fb"}, {"key": "a" * 201}, {"mail_id": "{mail_id}x"},
-        {"mail_id": "{globex}"},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_link_that_is_not_whole_is_not_found(stage: Stage, change: dict[str, str]) -> None:
+def test_a_target_has_one_spelling_and_every_other_one_is_refused(stage: Stage) -> None:
+    for segment in SPELLINGS:
+        assert tracker.decode_target(segment) is None
+        # Even a signature that is right for this spelling does not help.
+        signature = tracker.sign(stage.app.secrets[0], stage.acme.mail_id, segment)
+        uri = f"/{stage.acme.mail_id}/click/e1/{signature}/{quote(segment, safe='')}"
+        assert "Location" not in ask(stage, uri, 404).headers
+
+
+CHANGES = [
+    *({"signature": text} for text in ("{signature:.15}", "{signature}A", "{signature}%3D", "%20{signature}")),
+    *({"signature": text} for text in ("{signature}%0A", "%FF%FF", "", "{swapped}")),
+    *({"target": text} for text in ("{target:.22}", "{target}%3D", "")),
+    *({"key": text} for text in ("", "%2E%2E", "a%0Ab", "a%2Fb", "a" * 201)),
+    *({"mail_id": text} for text in ("{mail_id}x", "{globex}")),
+]
+
+
+def test_a_link_that_is_not_whole_is_not_found(stage: Stage) -> None:
     whole = signed(stage, stage.acme, "https://acme.com/")[1:].split("/")
     fields = dict(zip(("mail_id", "click", "key", "signature", "target"), whole, strict=True))
     assert len(fields["target"]) == 23
     others = {"swapped": fields["signature"].swapcase(), "globex": stage.globex.mail_id}
-    changed = {name: text.format(**fields, **others) for name, text in change.items()}
-    response = ask(stage, "/" + "/".join({**fields, **changed}.values()), 404)
-    assert "Location" not in response.headers
+    for change in CHANGES:
+        changed = {name: text.format(**fields, **others) for name, text in change.items()}
+        assert "Location" not in ask(stage, "/" + "/".join({**fields, **changed}.values()), 404).headers
 
 
 def test_the_key_of_the_email_is_not_signed_so_that_a_mailing_tool_can_merge_its_own(stage: Stage) -> None:
@@ -341,9 +339,9 @@ def test_the_target_of_a_plain_link_is_read_from_the_raw_query(query: str, expec
     assert tracker.plain_url(query) == expected
 
 
-@pytest.mark.parametrize("query", ["", "?", "?x=1", "?url=", "?url=%20", "?url=+&x=1"])
-def test_a_plain_link_that_names_no_destination_says_what_was_expected(stage: Stage, query: str) -> None:
-    assert "?url=" in ask(stage, f"/{stage.acme.mail_id}/click/e1{query}", 400).text
+def test_a_plain_link_that_names_no_destination_says_what_was_expected(stage: Stage) -> None:
+    for query in ("", "?", "?x=1", "?url=", "?url=%20", "?url=+&x=1"):
+        assert "?url=" in ask(stage, f"/{stage.acme.mail_id}/click/e1{query}", 400).text
 
 
 def test_a_link_written_by_hand_keeps_its_ampersands_through_to_the_events(stage: Stage) -> None:
@@ -530,18 +528,13 @@ def test_a_host_is_read_as_a_browser_reads_it_or_not_at_all(target: str, host: s
         assert tracker.read_target(target).host == host
 
 
-@pytest.mark.parametrize(
-    "target",
-    ["https://acme\ud800.com/", "https://acme.com/\ud800", "https://acme.com/?\udfff", "https://acme.com/#\udc80x"],
-)
-def test_half_a_character_is_refused(stage: Stage, target: str) -> None:
-    with pytest.raises(tracker.BadTarget, match="expected"):
-        tracker.read_target(target)
-    with pytest.raises(tracker.BadTarget, match="expected"):
-        tracker.click_path(SECRET, "k3v9x2mp", "e1", target)
-    encoded = base64.urlsafe_b64encode(target.encode("utf-8", "surrogatepass")).decode().rstrip("=")
-    signature = tracker.sign(stage.app.secrets[0], stage.acme.mail_id, encoded)
-    ask(stage, f"/{stage.acme.mail_id}/click/e1/{signature}/{encoded}", 404)
+def test_half_a_character_is_refused(stage: Stage) -> None:
+    for target in ("https://acme\ud800.com/", "https://acme.com/\ud800", "https://a.b/?\udfff", "https://a.b/#\udc80x"):
+        with pytest.raises(tracker.BadTarget, match="expected"):
+            tracker.click_path(SECRET, "k3v9x2mp", "e1", target)
+        encoded = base64.urlsafe_b64encode(target.encode("utf-8", "surrogatepass")).decode().rstrip("=")
+        signature = tracker.sign(stage.app.secrets[0], stage.acme.mail_id, encoded)
+        ask(stage, f"/{stage.acme.mail_id}/click/e1/{signature}/{encoded}", 404)
 
 
 def test_half_a_character_in_a_plain_link_never_reaches_the_host(stage: Stage) -> None:
