@@ -2288,12 +2288,11 @@ def _build_database(path: str, schema: str) -> None:
     temporary = f"{path}.{secrets.token_hex(6)}.new"
     umask = os.umask(0o077)  # recipients' addresses are in it
     try:
-        connection = sqlite3.connect(temporary, isolation_level=None)
-        connection.executescript(schema)
-        for name in ("link", "instance"):
-            connection.execute("insert into secrets (name, value) values (?, ?)", (name, secrets.token_hex(32)))
-        connection.execute("pragma journal_mode = wal")
-        connection.close()
+        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            connection.executescript(schema)
+            for name in ("link", "instance"):
+                connection.execute("insert into secrets (name, value) values (?, ?)", (name, secrets.token_hex(32)))
+            connection.execute("pragma journal_mode = wal")
         os.rename(temporary, path)
     finally:
         os.umask(umask)
@@ -2306,12 +2305,8 @@ def adopt_folder(path: str) -> None:
     Raises StoreError if secret.key is not the database's secret.
     """
     folder = os.path.dirname(path)
-    connection = open_connection(path)
-    try:
-        with _plain_errors(path):
-            rows = dict(connection.execute("select name, value from secrets").fetchall())
-    finally:
-        connection.close()
+    with contextlib.closing(open_connection(path)) as connection, _plain_errors(path):
+        rows = dict(connection.execute("select name, value from secrets").fetchall())
     spool = os.path.join(folder, "spool")
     for name in (spool, os.path.join(spool, "rejected")):
         os.makedirs(name, mode=0o750, exist_ok=True)
