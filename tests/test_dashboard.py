@@ -243,6 +243,8 @@ def test_an_emails_page_tells_all_that_happened_and_why(mailing: Stage) -> None:
 
 
 def test_an_empty_dashboard_shows_what_to_put_into_a_first_mail(stage: Stage) -> None:
+    numbers = stage.web.get(f"/{stage.acme.id}/stats.json").json
+    assert (numbers["sent"]["open_rate"], numbers["last_hit_at"]) == (None, None)
     text = page(stage)
     assert f"instrument {stage.acme.mail_id} &lt; message.eml" in text
     assert f"/{stage.acme.mail_id}/pixel/KEY.gif" in text
@@ -399,21 +401,11 @@ def test_emails_are_found_by_a_piece_of_any_of_their_texts(mailing: Stage) -> No
 
 
 def test_a_search_heeds_neither_case_nor_accents_in_any_language(stage: Stage) -> None:
-    written = [
-        "Caf\u00e9s",
-        "Cafe\u0301s",
-        "\u0416\u0443\u0440\u043d\u0430\u043b",
-        "\u03a3\u03af\u03c3\u03c5\u03c6\u03bf\u03c2",
-        "Stra\u00dfe",
-    ]
-    register(stage, *[tracker.Registration(f"e{n}", subject) for n, subject in enumerate(written)])
-    found = {
-        **{each: {"e0", "e1"} for each in ("caf\u00e9s", "cafe\u0301s", "CAFES", "af\u00c9")},
-        "\u0416\u0423\u0420\u041d": {"e2"},
-        "\u03c3\u03b9\u03a3\u03a5\u03a6\u039f\u03a3": {"e3"},
-        "STRASSE": {"e4"},
-        "a\u19b0b": set(),
-    }
+    written = "Caf\u00e9s Cafe\u0301s \u0416\u0443\u0440\u043d\u0430\u043b \u03a3\u03af\u03c3\u03c5\u03c6\u03bf\u03c2 Stra\u00dfe"
+    register(stage, *[tracker.Registration(f"e{n}", subject) for n, subject in enumerate(written.split())])
+    found = {each: {"e0", "e1"} for each in ("caf\u00e9s", "cafe\u0301s", "CAFES", "af\u00c9")}
+    found |= {"\u0416\u0423\u0420\u041d": {"e2"}, "\u03c3\u03b9\u03a3\u03a5\u03a6\u039f\u03a3": {"e3"}}
+    found |= {"STRASSE": {"e4"}, "a\u19b0b": set()}
     for search, expected in found.items():
         assert set(exported(stage, q=search)) == expected, search
 
@@ -545,14 +537,8 @@ def test_a_dashboard_whose_id_stands_in_mail_shows_no_person(stage: Stage) -> No
     stage.refresh()
     segment(stage, hit(stage, "e1", uri="/single1/pixel/e1.gif", ip="203.0.113.0"))
     stage.drain()
-    for path in (
-        "dashboard",
-        "dashboard?q=secret",
-        "campaigns/Spring",
-        "emails/e1",
-        "emails.json",
-        "events.json?key=e1",
-    ):
+    paths = "dashboard dashboard?q=secret campaigns/Spring emails/e1 emails.json events.json?key=e1"
+    for path in paths.split():
         text = stage.web.get(f"/single1/{path}").text
         assert "ecret" not in re.sub(r'value="secret"|q=secret', "", text), path
         assert "203.0.113.0" not in text, path
