@@ -493,6 +493,9 @@ def test_the_rows_of_an_export_say_what_happened(stage: Stage) -> None:
             "emails_person": 0, "emails_unconfirmed": 0, "emails_machine": 1,
         }
     ]  # fmt: skip
+    segment(stage, hit(stage, "e1", now - 4500, ua="curl/8.0"))  # earlier, but of a worse state
+    (row,) = get(stage, f"{root}/emails.json").json["rows"]
+    assert (row["opens_machine"], row["opened_as"], row["opened_at"]) == (1, "person", stamp[4])
 
 
 def many_rows(stage: Stage) -> None:
@@ -516,7 +519,7 @@ def test_next_leads_through_all_rows_once(
     assert whole["next"] is None
     assert len({str(row) for row in whole["rows"]}) == 20
     assert [record[0] for record in read_csv(get(stage, f"{root}.csv"))[1:]] == [
-        [*row.values()][0] for row in whole["rows"]
+        next(iter(row.values())) for row in whole["rows"]
     ]
     rows: list[dict[str, Any]] = []
     records: list[list[str]] = []
