@@ -1494,7 +1494,7 @@ MAX_PARTS = 1_000  # more, and a message is no mail
 MAX_EDGES = 10_000  # places that look like a boundary
 MAX_LINES = 250_000  # of an encoded part; of full ones, 10 MB are half as many
 MAX_HEADERS = 256_000  # bytes, of one part
-MAX_PARAMETERS = 4_096  # bytes of a Content-Type: to read many of them takes quadratic time
+MAX_PARAMETERS = 2_000  # bytes of a Content-Type: to read many of them takes quadratic time
 MAX_LINE = 998  # RFC 5322 §2.1.1, without the line break
 WALKED = {"multipart/mixed", "multipart/alternative", "multipart/related"}
 OTHER_PARTS = {
@@ -1598,10 +1598,13 @@ def read_part(text: str, start: int, end: int, number: str = "") -> Part:
     if len(headers.get("Content-Type", "")) > MAX_PARAMETERS:
         raise Unclear(f"its Content-Type has more than {MAX_PARAMETERS:,} bytes")
     try:
-        said = headers.get_content_type(), headers.get_content_charset() or "utf-8", headers.get_boundary()
+        kind = headers.get_content_type()
+        charset = headers.get_content_charset() if kind == "text/html" else None
+        boundary = headers.get_boundary() if kind in WALKED else None
     except Exception:  # whatever a header of a stranger's makes of the parser
         raise Unclear("its Content-Type can't be read") from None
-    return Part(number, headers, *said, start + blank.end() if blank else end, end, blank is not None)
+    start = start + blank.end() if blank else end
+    return Part(number, headers, kind, charset or "utf-8", boundary, start, end, blank is not None)
 
 
 def _read_pages(text: str, whole: Part, report: Report) -> list[Page]:
