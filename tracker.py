@@ -3115,10 +3115,10 @@ class Batch:
             self._numbers[judgement], self._judgements[number] = (number, judgement.state), judgement
         return self._numbers[judgement]
 
-    def _texts(self, table: str, column: str, ids: Iterable[int | None]) -> dict[int, str]:
+    def _texts(self, table: str, id_: str, text: str, ids: Iterable[int | None]) -> dict[int, str]:
         """What is stored once, by number."""
-        sql = f"select {table}.id, {table}.{column} from {wanted('id')} cross join {table} where {table}.id = wanted.id"
-        return dict(for_each(self.connection, ids, sql))
+        rows = f"{wanted('id')} cross join {table} where {table}.{id_} = wanted.id"
+        return dict(for_each(self.connection, ids, f"select {table}.{id_}, {table}.{text} from {rows}"))
 
     def _interned(self, sql: str, insert: str, rows: Mapping[str, Sequence[Any]], **values: Any) -> dict[str, int]:
         """The numbers of texts that are stored once; new ones get theirs, in the order in which they are given."""
@@ -3323,8 +3323,8 @@ class Batch:
         """Take rows as _EVENT_FACTS has them, by email and number."""
         if not rows:
             return
-        agents = self._texts("agents", "agent", {row[4] for row in rows})
-        urls = self._texts("urls", "url", {row[3] for row in rows})
+        agents = self._texts("agents", "id", "agent", {row[4] for row in rows})
+        urls = self._texts("urls", "id", "url", {row[3] for row in rows})
         for email, id_, number, url, agent, at, type_, method, address, purpose, own, fixed in rows:
             judgement = self._judgements[number]
             why = judgement.reason if judgement.reason in NAMING_REASONS else ""
@@ -3438,7 +3438,7 @@ class Batch:
         )
         if known:
             new = find_emails(self.connection, tenant, known)
-            self._replace([(email, new[key]) for key, email in known.items()])
+            self._replace(known, new)
         return sum(key not in known or not known[key].registered for key in said)
 
     def _said_before(self, emails: Iterable[Email]) -> dict[str, tuple[Registration, int]]:
@@ -3451,14 +3451,16 @@ class Batch:
         rows = for_each(self.connection, [email.id for email in emails], sql)
         return {key: (Registration(key, *told), time_said) for key, *told, time_said in rows}
 
-    def _replace(self, pairs: Sequence[tuple[Email, Email]]) -> None:
+    def _replace(self, known: Mapping[str, Email], new: Mapping[str, Email]) -> None:
         """What is said of emails changed: count them, and where it matters their links and hits, anew."""
-        for old, new in pairs:
-            new.before = old.standing()
-        self._emails += [new for _, new in pairs]
-        self._judge_anew(
-            [new for old, new in pairs if old.last_at and (old.campaign, old.context) != (new.campaign, new.context)]
-        )
+        changed = []
+        for key, email in new.items():
+            old = known[key]
+            email.before = old.standing()
+            if old.last_at is not None and (old.campaign, old.context) != (email.campaign, email.context):
+                changed.append(email)
+        self._emails += new.values()
+        self._judge_anew(changed)
 
     def rejudge(self, ids: Iterable[int]) -> int:
         """Judge all hits of emails anew; returns how many are judged otherwise now."""
@@ -3468,13 +3470,11 @@ class Batch:
 
     def _judge_anew(self, emails: Collection[Email]) -> int:
         self._read_all(emails)
-        changed = 0
+        before = len(self._revised)
         for email in emails:
             judgements = judge([each.hit for each in email.stored], email.context)
-            revised = self._otherwise(zip(email.stored, judgements, strict=True))
-            self._revise(email, revised)
-            changed += len(revised)
-        return changed
+            self._revise(email, self._otherwise(zip(email.stored, judgements, strict=True)))
+        return len(self._revised) - before
 
     def delete(self, tenant: int, keys: Iterable[str]) -> int:
         """Remove emails, their events, and their part in every number; returns how many there were."""
@@ -3621,8 +3621,7 @@ class Batch:
 
     def _write_cells(self) -> None:
         tenants = {shape[0] for shape in self._shapes} | {standing.tenant for standing in self._standings}
-        sql = f"select tenants.number, tenants.tz from {wanted('number')} cross join tenants where tenants.number = wanted.number"
-        zones = dict(for_each(self.connection, tenants, sql))
+        zones = self._texts("tenants", "number", "tz", tenants)
         for columns, times in self._shapes.items():
             if times:
                 shape = Shape._make(columns)
@@ -3633,12 +3632,6 @@ class Batch:
                 for cell in cells_of_email(standing, zones[standing.tenant]):
                     self._cells[cell] += times
         add_to_rollups(self.connection, self._cells)
-
-
-def record_hits(connection: sqlite3.Connection, hits: Iterable[Hit], now: int) -> None:
-    """Judge hits, store them as events and count them, all within the caller's transaction."""
-    with Batch(connection, now) as changes:
-        changes.record(hits)
 
 
 def register_emails(

@@ -241,7 +241,7 @@ class Mailing:
         for hits in batches(sorted(self.hits, key=lambda hit: hit["t"])):
             read = [tracker.parse_line(tracker.hit_line(hit)) for hit in hits]
             with database.transaction() as connection:
-                tracker.record_hits(connection, [hit for hit in read if isinstance(hit, tracker.Hit)], self.now)
+                tracker.record_lines(connection, read, self.now)
 
 
 def batches(whole: Sequence[Any]) -> Iterator[Sequence[Any]]:
