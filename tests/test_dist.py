@@ -391,32 +391,21 @@ def test_the_file_runs_under_other_pythons_than_the_one_that_built_it(program: P
         folder.mkdir()
         server = Server(folder)
         try:
-            environ = {**server.environ, "BASE_URL": "https://track.example.com"}
-            version = run(python, *ALONE, program, "--version", cwd=folder)
-            assert version.returncode == 0 and version.stdout.startswith("email-tracker "), (python, version.stderr)
-            made = run(
-                *(python, *ALONE, program, "--env", os.devnull, "tenant", "add", "Acme", "--json"),
-                cwd=folder,
-                **environ,
-            )
-            assert made.returncode == 0, (python, made.stderr)
-            with server.log.open("ab") as log:
-                server.process = subprocess.Popen(
-                    [python, *ALONE, str(program), "--env", os.devnull, "serve"],
-                    env=server.environ,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=[server.listener.fileno()],
-                    cwd=folder,
-                )
-            wait_until(lambda: b"Booting worker" in server.log.read_bytes(), server)  # noqa: B023
-            outcome = fire(server, pixels(json.loads(made.stdout)["mail_id"], "other", 20))
+
+            def command(*words: str) -> str:
+                done = run(python, *ALONE, program, "--env", os.devnull, *words, cwd=folder, **server.environ)  # noqa: B023
+                assert done.returncode == 0, (python, done.stderr)  # noqa: B023
+                return done.stdout
+
+            assert command("--version").startswith("email-tracker ")
+            made = json.loads(command("tenant", "add", "Acme", "--json"))
+            launch(server, *ALONE, str(program), "--env", os.devnull, "serve", program=python)
+            outcome = fire(server, pixels(made["mail_id"], "other", 20))
             assert outcome.wrong == [] and len(outcome.answered) == 20, python
             assert terminate(server) == 0
             assert os.listdir(data(server) / "spool" / "rejected") == []
             assert counted_keys(server) == {sent.key: 1 for sent in outcome.answered}
-            checked = run(python, *ALONE, program, "--env", os.devnull, "check", cwd=folder, **environ)
-            assert checked.stdout == "all is well\n", python
+            assert command("check") == "all is well\n"
         finally:
             server.listener.close()
             server.stop()

@@ -588,7 +588,6 @@ def command_line() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a trial: 2 rounds of 1 s, 3 s of full load, 2 starts")
     add("--program", metavar="COMMAND", help="how the tracker is run, from the project's folder (default: -m tracker)")
     add("--folder", type=Path, metavar="DIR", help="where databases are laid meanwhile (default: as Python's tempfile)")
-    add("--json", type=Path, metavar="FILE", help="write rounds and figures to a file")
     return parser
 
 
@@ -606,9 +605,6 @@ def bench(args: argparse.Namespace) -> int:
         made = Bench(Path(folder).resolve(), program, args.rounds, args.seconds, args.minute, args.starts, args.million)
         rounds, figures = made.run()
     print_report(rounds, figures, made.troubles)
-    if args.json:
-        plain = [{name: it._asdict() for name, it in each.items()} for each in rounds]
-        args.json.write_text(json.dumps({"rounds": plain, "figures": figures, "troubles": made.troubles}, indent=1))
     return 1 if made.troubles else 0
 
 
