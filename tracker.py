@@ -44,11 +44,11 @@ import unicodedata
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
 from http import HTTPStatus
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, starmap
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
@@ -1915,14 +1915,14 @@ class NoDatabase(StoreError):
 
     def __init__(self, path: str) -> None:
         traces = (os.path.join(os.path.dirname(path), name) for name in ("spool/instance", "secret.key"))
-        trace = next(filter(os.path.exists, traces), None)
-        self.lost = trace is not None
-        super().__init__(
-            f"no database at {path}, but {trace} says that there was one: put it back, or restore it from a backup (to begin "
-            "anew, move the whole folder away; its spool may hold hits that were not counted yet)"
-            if trace
-            else f"no database at {path}; `serve` or `tenant add` makes it, DATABASE_URL says where"
-        )
+        self.trace = next(filter(os.path.exists, traces), None)
+        advice = "; `serve` or `tenant add` makes it, DATABASE_URL says where"
+        if self.trace:
+            advice = (
+                f", but {self.trace} says that there was one: put it back, or restore it from a backup (to begin anew, "
+                "move the whole folder away; its spool may hold hits that were not counted yet)"
+            )
+        super().__init__(f"no database at {path}{advice}")
 
 
 class Conflict(StoreError):
@@ -1965,8 +1965,13 @@ class WriteLock:
                 self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 raise StoreError(f"can't write to {self._path}: {error.strerror}") from error
+        until = time.monotonic() + patience
+        how = fcntl.LOCK_EX if patience == math.inf else fcntl.LOCK_EX | fcntl.LOCK_NB
         try:
-            self._take(patience)
+            while not self._take(how):
+                if time.monotonic() >= until:
+                    raise Busy("another process is writing")
+                time.sleep(0.01)
             yield
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
@@ -1977,19 +1982,11 @@ class WriteLock:
             os.close(self._fd)
         self._fd = -1
 
-    def _take(self, patience: float) -> None:
-        if patience == math.inf:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            return
-        until = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    raise Busy("another process is writing") from None
-            time.sleep(0.01)
+    def _take(self, how: int) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(self._fd, how)
+            return True
+        return False
 
 
 def zone_named(name: str) -> tzinfo | None:
@@ -2021,6 +2018,14 @@ SQL_FUNCTIONS: tuple[tuple[str, int, Callable[..., Any]], ...] = (
 )
 
 
+def _unreadable(version: int) -> str:
+    if version > SCHEMA_VERSION:
+        return f"has schema version {version}, this program knows {SCHEMA_VERSION}; use the newer program"
+    if version < 1:
+        return "is no database of this program; expected one made by `serve` or `tenant add`"
+    return "was made by a version before 0.6.0: move its folder away to begin anew, or use the program that made it"
+
+
 def open_connection(path: str) -> sqlite3.Connection:
     """Connect to a database that is there, and is ours. Raises StoreError if it is neither."""
     with _plain_errors(path):
@@ -2033,17 +2038,8 @@ def open_connection(path: str) -> sqlite3.Connection:
         )
         try:
             version = connection.execute("pragma user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise StoreError(
-                    f"{path} has schema version {version}, this program knows {SCHEMA_VERSION}; use the newer program"
-                )
-            if version < 1:
-                raise StoreError(f"{path} is no database of this program; expected one made by `serve` or `tenant add`")
-            if version < SCHEMA_VERSION:
-                raise StoreError(
-                    f"{path} was made by a version before 0.6.0 (schema {version}; expected {SCHEMA_VERSION}), which this one "
-                    "can't read: move its folder away to begin anew, or use the program that made it"
-                )
+            if version != SCHEMA_VERSION:
+                raise StoreError(f"{path} {_unreadable(version)}")
             connection.execute("pragma synchronous = full")
             connection.execute("pragma wal_autocheckpoint = 0")
             connection.execute(f"pragma cache_size = {-CACHE_KIBIBYTES}")
@@ -2102,13 +2098,11 @@ class Database:
             self._inherited.append(self._connection)
         self._connection, self._lock, self._pid = None, WriteLock(self.folder), os.getpid()
         inode = self._file_inode()
-        connection = open_connection(self.path)
-        try:
+        with contextlib.ExitStack() as unless_kept:
+            connection = unless_kept.enter_context(contextlib.closing(open_connection(self.path)))
             if self._file_inode() != inode:
                 raise StoreError(f"{self.path} was replaced while it was being opened; try again")
-        except BaseException:
-            connection.close()
-            raise
+            unless_kept.pop_all()
         self._connection, self._inode = connection, inode
         return connection
 
@@ -2275,7 +2269,7 @@ def create_database(path: str, schema: str) -> Database:
         os.makedirs(folder, mode=0o750, exist_ok=True)
         with WriteLock(folder).held(math.inf):
             if not os.path.exists(database.path):
-                if (nothing := NoDatabase(database.path)).lost:
+                if (nothing := NoDatabase(database.path)).trace:
                     raise nothing
                 _build_database(database.path, schema)
             adopt_folder(database.path)
@@ -2365,9 +2359,6 @@ def forget_positions(connection: sqlite3.Connection, present: Iterable[str], now
 # == Tenants ===========================================================================================
 # Customers of the server, their rules, and tenants.json, by which workers know them without a database.
 
-TENANT_COLUMNS = (
-    "number, id, mail_id, name, tracking_host, any_domain, suspended, api_key_hash, id_in_mail_at, created_at, tz"
-)
 RULES = ("allow", "block", "own")
 NO_PUBLIC_URL = (
     "this server does not know its public address, and a mailing full of localhost links can't be called back: "
@@ -2398,15 +2389,17 @@ class Tenant:
         return self.id == self.mail_id
 
 
-def _tenant(row: Sequence[Any]) -> Tenant:
-    number, id_, mail_id, name, host, any_domain, suspended, *others = row
-    return Tenant(number, id_, mail_id, name, host, bool(any_domain), bool(suspended), *others)
+_SELECT_TENANTS = f"select {', '.join(Tenant.__slots__)} from tenants "
+
+
+def _tenants(connection: sqlite3.Connection, which: str, **values: str) -> list[Tenant]:
+    found = starmap(Tenant, connection.execute(_SELECT_TENANTS + which, values))
+    return [replace(each, any_domain=bool(each.any_domain), suspended=bool(each.suspended)) for each in found]
 
 
 def tenant_by_id(connection: sqlite3.Connection, id_: str) -> Tenant | None:
     """The tenant with this dashboard id."""
-    row = connection.execute(f"select {TENANT_COLUMNS} from tenants where id = ?", (id_,)).fetchone()
-    return row and _tenant(row)
+    return next(iter(_tenants(connection, "where id = :id", id=id_)), None)
 
 
 def key_hash(key: str) -> str:
@@ -2416,13 +2409,12 @@ def key_hash(key: str) -> str:
 
 def list_tenants(connection: sqlite3.Connection) -> list[Tenant]:
     """All tenants, oldest first."""
-    return [_tenant(row) for row in connection.execute(f"select {TENANT_COLUMNS} from tenants order by number")]
+    return _tenants(connection, "order by number")
 
 
 def find_tenant(connection: sqlite3.Connection, word: str) -> Tenant:
     """The tenant that a command's word means: a dashboard id, a mail id or a name. Raises NoTenant."""
-    sql = f"select {TENANT_COLUMNS} from tenants where id = :word or mail_id = :word or name = :word"
-    found = [_tenant(row) for row in connection.execute(sql, {"word": word})]
+    found = _tenants(connection, "where id = :word or mail_id = :word or name = :word", word=word)
     by_id = [tenant for tenant in found if word in (tenant.id, tenant.mail_id)]
     if not found:
         raise NoTenant(f"no tenant {word!r}; `tenant list` shows them")
@@ -2481,12 +2473,8 @@ def change_tenant(connection: sqlite3.Connection, tenant: int, **changes: Any) -
     for column, value in changes.items():
         connection.execute(f"update tenants set {column} = ? where number = ?", (value, tenant))
     if "tz" in changes:  # other days
-        for table, by_day in (
-            ("uniques", "grain = 1"),
-            ("reasons", "grain = 1"),
-            ("cohorts", "grain = 1"),
-            ("clients", "day > 0"),
-        ):
+        for table in ("uniques", "reasons", "cohorts", "clients"):
+            by_day = "day > 0" if table == "clients" else "grain = 1"
             connection.execute(f"delete from {table} where tenant = ? and {by_day}", (tenant,))
             connection.execute(
                 f"insert into {table} select * from recount_{table} where tenant = ? and {by_day}", (tenant,)
@@ -2556,27 +2544,25 @@ def directory_of(connection: sqlite3.Connection) -> dict[str, Any]:
 
 def directory_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
     """Whether tenants.json says what the database says."""
-    text = read_small_file(database.folder, "tenants.json")
-    try:
-        same = json.loads(text or "") == directory_of(connection)
-    except ValueError:
-        same = False
-    return [] if same else ["tenants.json: differs from the database; `check --repair` or a restart writes it anew"]
+    with contextlib.suppress(ValueError):
+        if json.loads(read_small_file(database.folder, "tenants.json") or "") == directory_of(connection):
+            return []
+    return ["tenants.json: differs from the database; `check --repair` or a restart writes it anew"]
 
 
 @contextlib.contextmanager
 def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
     """A transaction that changes tenants, and tenants.json after it."""
+    path = os.path.join(database.folder, "tenants.json")
     with database.transaction() as connection:
         yield connection
-        probe = os.path.join(database.folder, f"tenants.json.{secrets.token_hex(6)}.new")
+        probe = f"{path}.{secrets.token_hex(6)}.new"
         try:  # before the commit: a change that workers can't be told of is not made
             write_small_file(probe, "", 0o640)
             os.unlink(probe)
         except OSError as error:
             raise StoreError(f"can't write to {database.folder}: {error.strerror}; nothing was changed") from error
     with database.transaction() as connection:  # under the lock, so that the last to write has seen every change
-        path = os.path.join(database.folder, "tenants.json")
         try:
             write_small_file(path, json.dumps(directory_of(connection), indent=1) + "\n", 0o640)
         except OSError as error:
@@ -2660,25 +2646,29 @@ def read_tenant_name(text: str) -> str:
     return name
 
 
+def _read_hosts(field: str, *texts: str) -> list[str]:
+    try:
+        return list(map(read_destination, texts))
+    except BadInput as error:
+        raise BadInput(f"{field}: {error}") from None
+
+
 def new_tenant_options(settings: Settings, said: Mapping[str, Any]) -> dict[str, Any]:
     """Check what is asked for a new tenant, for add_tenant. Raises BadInput with the field and what was expected."""
     id_, host = said.get("id") or None, said.get("tracking_host")
     if id_ and (fault := id_fault(id_)):
         raise BadInput(f"id: {fault}")
-    host = read_tracking_host(settings, host) if host else None
-    try:
-        allow = [read_destination(domain) for domain in said.get("domains", ())]
-    except BadInput as error:
-        raise BadInput(f"domains: {error}") from None
-    return {"id_": id_, "allow": allow, "any_domain": said.get("any_domain", False), "tracking_host": host}
+    return {
+        "id_": id_,
+        "allow": _read_hosts("domains", *said.get("domains", ())),
+        "any_domain": said.get("any_domain", False),
+        "tracking_host": read_tracking_host(settings, host) if host else None,
+    }
 
 
 def read_tracking_host(settings: Settings, text: str) -> str:
     """Read a tenant's tracking host. Raises BadInput."""
-    try:
-        host = read_destination(text)
-    except BadInput as error:
-        raise BadInput(f"tracking_host: {error}") from None
+    (host,) = _read_hosts("tracking_host", text)
     if ":" in host or IPV4.fullmatch(host):
         raise BadInput(f"tracking_host {text!r}: expected a domain name such as track.acme.com, without a port")
     if settings.base_url and host == read_origin(settings.base_url)[0]:
