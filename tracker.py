@@ -594,6 +594,8 @@ def read_destination(text: str) -> str:
 
 def covers(destinations: Collection[str], target: Target, *, any_port: bool = False) -> bool:
     """Whether a list of destinations holds this target: its host or a domain above it, on a default port or the port given."""
+    if not destinations:
+        return False  # as most lists of blocked ones are
     labels = target.host.split(".")
     names = {".".join(labels[n:]) for n in range(len(labels))}
     forms = {f"{name}:{target.port}" for name in names}
@@ -5799,12 +5801,12 @@ def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
 
 def leads_back(settings: Settings, directory: Directory, urls: Iterable[str], target: Target) -> bool:
     """Whether a target leads to this server, as far as it can know: BASE_URL, tracking hosts, and these URLs."""
-    own = {read_origin(url) for url in (settings.base_url, *urls) if url}
+    own = [read_origin(url) for url in (settings.base_url, *urls) if url]
     if target.host in directory.host_owners:
-        own.add((target.host, DEFAULT_PORTS["https"]))
+        own.append((target.host, DEFAULT_PORTS["https"]))
+    ports = [port for host, port in own if host == target.host]
     web = DEFAULT_PORTS.values()  # the ports of one server
-    ports = web if target.port in web else [target.port]
-    return any((target.host, port) in own for port in ports)
+    return target.port in ports or (target.port in web and any(port in web for port in ports))
 
 
 def link_maker(
@@ -5857,15 +5859,19 @@ def plain_click(app: App, request: Request, mail_id: str, key: str) -> Response:
     if app.directory.known and mail_id not in app.directory.tenants and mail_id not in app.directory.retired:
         app.record(request, mail_id, "404")  # a dashboard id, perhaps: then the drain warns its owner
         raise HTTPError(404, NOBODYS)
-    url = plain_url(request.query)
+    return _lead_on(app, request, mail_id, _plain_target(request.query), signed=False)
+
+
+# A mailing has the same few links for all its readers, so the last ones are kept. What raises is not.
+@lru_cache(maxsize=256)
+def _plain_target(query: str) -> Target:
+    url = plain_url(query)
     if url is None or not url.strip():
         raise HTTPError(400, "This link names no destination; expected ?url= and an encoded http or https URL.")
-    return _lead_on(app, request, mail_id, _readable_target(url), signed=False)
+    return _readable_target(url)
 
 
-# A mailing has the same few links for all its readers. A link that can't be verified raises, and so is not kept:
-# nobody but those who can sign fills this.
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256)  # a cache of its own: nobody but those who can sign fills it
 def _signed_target(secret_keys: tuple[str, ...], mail_id: str, encoded: str, signature: str) -> Target:
     url = decode_target(encoded) if verify(secret_keys, mail_id, encoded, signature) else None
     if url is None:
