@@ -2903,7 +2903,7 @@ class Stored(NamedTuple):
     hit: Hit
 
 
-new_tuple = tuple.__new__  # of a named tuple, in a third of the time: there are several for each hit
+_new = tuple.__new__  # of a named tuple, in a third of the time: there are several for each hit
 
 
 class Email:
@@ -2921,7 +2921,7 @@ class Email:
     def __init__(self, row: Sequence[Any]) -> None:
         self.id, self.tenant, self.key, self.registered, self.campaign, self.created_at, self.sent_at, *facts = row
         begin, said, links, self.last_at, *counts = facts
-        self.context = new_tuple(Context, (begin, said == 1, links)) if self.registered else NO_CONTEXT
+        self.context = _new(Context, (begin, said == 1, links)) if self.registered else NO_CONTEXT
         self.opens: Tally = counts[:6] if self.last_at else [*_NO_TALLY]
         self.clicks: Tally = counts[6:] if self.last_at else [*_NO_TALLY]
         self.links: dict[int, tuple[Tally, Tally]] = {}  # the tallies that were read: as they were, and as they will be
@@ -3321,7 +3321,7 @@ class Batch:
             judgement = self._judgements[number]
             why = judgement.reason if judgement.reason in NAMING_REASONS else ""
             said = method or "GET", "", "", url and urls[url], "", address or "", agents[agent], purpose or "", "", why
-            hit = new_tuple(Hit, ("", at, type_, *said, "", own == 1, judgement if fixed else None))
+            hit = _new(Hit, ("", at, type_, *said, "", own == 1, judgement if fixed else None))
             found[email][id_] = Stored(id_, number, url, hit)
 
     def _read_links(self, judged: Iterable[Judged], urls: Mapping[str, int]) -> None:
@@ -4174,10 +4174,23 @@ def parse_line(line: bytes) -> Hit | SpooledEmail:
         is_open, mail_id, key, url = asked
         if url is None and not is_open and answer in ("302", "named", "hidden"):
             raise BadInput("uri: expected a link with a target")
-    about = OPEN if is_open else CLICK, method or "GET", mail_id, key, url and url.strip(" ")[:MAX_TARGET]
-    asker = host_name(host), address[:45], agent[:MAX_AGENT], purpose[:64]
-    own = raw.get("own") is True or key.startswith(TEST_KEY)
-    return new_tuple(Hit, (id_, at, *about, *asker, answer, why, campaign_of(query) if query else "", own, None))
+    return Hit(
+        id=id_,
+        at=at,
+        type=OPEN if is_open else CLICK,
+        method=method or "GET",
+        mail_id=mail_id,
+        key=key,
+        url=url and url.strip(" ")[:MAX_TARGET],
+        host=host_name(host),
+        address=address[:45],
+        agent=agent[:MAX_AGENT],
+        purpose=purpose[:64],
+        answer=answer,
+        why=why,
+        campaign=campaign_of(query) if query else "",
+        own=raw.get("own") is True or key.startswith(TEST_KEY),
+    )
 
 
 def _spooled_email(raw: dict[str, Any], at: int) -> SpooledEmail:
