@@ -2703,6 +2703,7 @@ FAR = 1 << 60  # milliseconds: before and after all times
 MOSTLY_MS = 3 * SESSION_GAP_MS  # back in time, which is as far as nearly all sessions reach
 
 Tally = list[Any]  # as its columns have it: for each of STATES how many hits, and when the first came
+HITS, FIRST = ({state: 2 * n + column for n, state in enumerate(STATES)} for column in (0, 1))  # where a state's stand
 Cell = tuple[str, tuple[Any, ...], str]  # one number of one roll-up: its table, key and column
 
 
@@ -2733,7 +2734,7 @@ class Standing(NamedTuple):
 def best_of(tally: Tally) -> int | None:
     """The best state that a tally has hits of: the one an email is unique under."""
     for state in STATES:
-        if tally[2 * state - 2]:
+        if tally[HITS[state]]:
             return state
     return None
 
@@ -2784,7 +2785,7 @@ def cells_of_link(tenant: int, campaign: str, url: int, tally: Tally) -> Iterato
     """The numbers that the clicks of one link in one email are in, and how often."""
     key = tenant, campaign, url
     for state, name in STATES.items():
-        if hits := tally[2 * state - 2]:
+        if hits := tally[HITS[state]]:
             yield ("links", key, f"clicks_{name}"), hits
     if best := best_of(tally):
         yield ("links", key, f"emails_{STATES[best]}"), 1
@@ -2938,9 +2939,9 @@ class Email:
             self.key.startswith(TEST_KEY),
             NO_QUARTER if self.sent_at is None else self.sent_at // QUARTER_MS,
             opened,
-            self.opens[2 * opened - 1] // QUARTER_MS if opened else 0,
+            self.opens[FIRST[opened]] // QUARTER_MS if opened else 0,
             clicked,
-            self.clicks[2 * clicked - 1] // QUARTER_MS if clicked else 0,
+            self.clicks[FIRST[clicked]] // QUARTER_MS if clicked else 0,
         )
 
 
@@ -3382,18 +3383,17 @@ class Batch:
             self._tally(email.links[url][1], email, hit, url, state, times)
 
     def _tally(self, tally: Tally, email: Email, hit: Hit, url: int | None, state: int, times: int) -> None:
-        place = 2 * state - 2
-        first = tally[place + 1]
+        first = tally[FIRST[state]]
         if first is None or hit.at <= first:
             if email.before is None:
                 email.before = email.standing()
             if times > 0:
-                tally[place + 1] = hit.at
+                tally[FIRST[state]] = hit.at
             else:
                 self._firsts.append((tally, email, hit.type, state, url))
-        tally[place] += times
-        if not tally[place]:
-            tally[place + 1] = None
+        tally[HITS[state]] += times
+        if not tally[HITS[state]]:
+            tally[FIRST[state]] = None
 
     # -- Registering, deleting, judging anew
 
@@ -3556,7 +3556,7 @@ class Batch:
 
     def _find_firsts(self) -> None:
         """When the first of the hits came that count so, where the one that was is judged otherwise now."""
-        stale = [each for each in self._firsts if each[0][2 * each[3] - 2]]
+        stale = [first for first in self._firsts if first[0][HITS[first[3]]]]
         if not stale:
             return
         sql = f"""
@@ -3568,12 +3568,12 @@ class Batch:
             from {wanted("n", "email", "since", "type", "state", "url")}
         """
         asked = [
-            (n, email.id, tally[2 * state - 1], type_, state, url)
+            (n, email.id, tally[FIRST[state]], type_, state, url)
             for n, (tally, email, type_, state, url) in enumerate(stale)
         ]
         for n, at in for_each(self.connection, asked, sql):
             tally, _, _, state, _ = stale[n]
-            tally[2 * state - 1] = at
+            tally[FIRST[state]] = at
 
     def _write_counts(self) -> None:
         """What is counted of emails and of their links, and where they stand now."""
@@ -3707,7 +3707,7 @@ def uniques_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[
 
 def hits_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[str, str, int, int, int]]:
     """(verdict, reason, type, state, hits)."""
-    # Grouped by one number: by two, a year of quarters takes more than twice as long.
+    # Grouped by one number: by two, a year of quarters takes a third longer.
     sql = f"""
         select verdict, reason, pair % 2 + 1, state, hits from (
             select 2 * judgement + type - 1 as pair, sum(hits) as hits from reasons where {_IN_SPAN} group by 1
@@ -4588,8 +4588,10 @@ class Drainer(threading.Thread):
         if trouble != self._trouble:
             log(f"drain: {trouble or 'goes on'}")
             self._trouble = trouble
-            os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, trouble.encode(), 0)
+        if trouble != self.trouble:  # which a worker that died may have left
+            with contextlib.suppress(OSError):  # a full disk must not end the thread: it is tried again
+                os.ftruncate(self._lock, 0)
+                os.pwrite(self._lock, trouble.encode(), 0)
 
 
 def drain_for_reading(database: Database, seconds: float = 2.0) -> bool:

@@ -1249,6 +1249,28 @@ def test_what_keeps_a_drainer_from_draining_is_told_by_all(stage: Stage) -> None
     first.stop()
 
 
+def test_what_a_drainer_that_died_has_left_is_no_trouble_of_the_next(stage: Stage) -> None:
+    (stage.folder / "drain.lock").write_text("the disk is full")
+    drainer = tracker.Drainer(stage.database)
+    assert drainer.trouble == "the disk is full"
+    drainer.start()
+    wait_for(lambda: drainer.trouble == "")
+    drainer.stop()
+
+
+def test_a_drainer_outlives_a_drain_lock_that_cannot_be_opened(stage: Stage) -> None:
+    lock = stage.folder / "drain.lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    drainer = tracker.Drainer(stage.database)
+    drainer.start()
+    stage.pixel("e1")
+    wait_for(lambda: drainer._trouble != "")
+    lock.rmdir()
+    wait_for(lambda: stage.rows("select count(*) from events") == [(1,)])
+    drainer.stop()
+
+
 def wait_for(happens: Callable[[], bool], seconds: float = 15) -> None:
     """Wait until something is so."""
     until = time.monotonic() + seconds
