@@ -2648,11 +2648,11 @@ def read_tenant_name(text: str) -> str:
     return name
 
 
-def _read_hosts(field: str, *texts: str) -> list[str]:
+def _read_hosts(name: str, *texts: str) -> list[str]:
     try:
         return list(map(read_destination, texts))
     except BadInput as error:
-        raise BadInput(f"{field}: {error}") from None
+        raise BadInput(f"{name}: {error}") from None
 
 
 def new_tenant_options(settings: Settings, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -6952,9 +6952,9 @@ def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
 def _opened(settings: Settings, *, make: bool = False) -> Iterator[Database]:
     """The database, touched as its owner; made first where there is none, if that is wanted."""
     with acting_as_owner(settings):
-        if make:
-            create_database(settings.database, resource("schema.sql").decode())
-        with contextlib.closing(Database(settings.database)) as database:
+        schema = resource("schema.sql").decode()
+        opened = create_database(settings.database, schema) if make else Database(settings.database)
+        with contextlib.closing(opened) as database:
             with database.reading():
                 pass  # a missing database is named before anything else that is missing with it
             yield database
@@ -7016,8 +7016,11 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
 )
 
 
-def _change(args: Namespace, settings: Settings, connection: sqlite3.Connection, tenant: int) -> None:
-    """Do to a tenant what TENANT_OPTIONS say. Raises BadInput, and nothing is changed then."""
+Rules = list[tuple[str, list[str], list[str]]]  # of RULES some, each with what to add and to remove
+
+
+def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], Rules]:
+    """Read TENANT_OPTIONS before anything is opened or made: columns to set, and rules. Raises BadInput."""
     wanted = {"any_domain": args.any_domain, "suspended": args.suspend, "tz": args.tz}
     columns = {name: value for name, value in wanted.items() if value is not None}
     if args.tz is not None:
@@ -7026,13 +7029,18 @@ def _change(args: Namespace, settings: Settings, connection: sqlite3.Connection,
         columns["name"] = read_tenant_name(args.name)
     if args.tracking_host is not None:
         columns["tracking_host"] = read_tracking_host(settings, args.tracking_host) if args.tracking_host else None
-    change_tenant(connection, tenant, **columns)
-    for rule, read, add, remove in (
+    rules = (
         ("allow", read_destination, args.domain, args.remove_domain),
         ("block", read_destination, args.block, args.unblock),
         ("own", read_own_network, args.own, args.not_own),
-    ):
-        set_tenant_rules(connection, tenant, rule, map(read, add), map(read, remove))
+    )
+    return columns, [(rule, [*map(read, add)], [*map(read, remove)]) for rule, read, add, remove in rules]
+
+
+def _change(connection: sqlite3.Connection, tenant: int, columns: dict[str, Any], rules: Rules) -> None:
+    change_tenant(connection, tenant, **columns)
+    for rule, add, remove in rules:
+        set_tenant_rules(connection, tenant, rule, add, remove)
 
 
 @command(
@@ -7045,13 +7053,14 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
     """Make a tenant and print its ids and URLs."""
     if settings.public_url(args.tracking_host) is None:
         raise StoreError(NO_PUBLIC_URL)
-    name = read_tenant_name(args.name)
     if args.id is not None and (fault := id_fault(args.id)):
         raise BadInput(f"id: {fault}")
+    columns, rules = _read_changes(args, settings)
+    name = columns["name"]
     with _opened(settings, make=True) as database, changing_tenants(database) as connection:
         namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == name]
         tenant = add_tenant(connection, name, now_ms(), id_=args.id)
-        _change(args, settings, connection, tenant.number)
+        _change(connection, tenant.number, columns, rules)
     _show(args, settings, tenant.id)
     if namesakes:
         _tell(f"note: there was a tenant of this name already ({namesakes[0]}); name them by their ids")
@@ -7086,9 +7095,10 @@ def _show(args: Namespace, settings: Settings, word: str) -> None:
 @command("tenant set", TENANT, option("--name NAME", "another name"), *TENANT_OPTIONS)
 def cmd_tenant_set(args: Namespace, settings: Settings) -> None:
     """Change what a tenant is called, where its links may lead, and whether they lead anywhere."""
+    columns, rules = _read_changes(args, settings)
     with _opened(settings) as database, changing_tenants(database) as connection:
         tenant = find_tenant(connection, args.tenant)
-        _change(args, settings, connection, tenant.number)
+        _change(connection, tenant.number, columns, rules)
     _show(args, settings, tenant.id)
 
 

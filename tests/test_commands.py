@@ -171,6 +171,12 @@ def test_what_is_wrong_is_named_and_changes_nothing(words: str, status: int, tol
     assert len(run("tenant", "list", "--json").json) == 1
 
 
+@pytest.mark.parametrize("option", ["--domain localhost", "--own here", "--tz Nowhere/Land", "--tracking-host here"])
+def test_a_first_tenant_that_is_refused_makes_no_database(option: str, run: Terminal) -> None:
+    run("tenant", "add", "X", *option.split(), status=1)
+    assert not os.path.exists(os.path.dirname(run.database))
+
+
 # == tenant add, set, show, list ==
 
 
