@@ -2614,7 +2614,7 @@ class Directory:
                 self.trouble = None
             except OSError as error:
                 self.trouble = f"tenants.json: {error.strerror}"
-            except (ValueError, LookupError, TypeError, AttributeError):
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 self.trouble = "tenants.json: expected what this program writes; `check --repair` writes it anew"
         return self
 
@@ -4117,8 +4117,13 @@ def log(message: str, **about: object) -> None:
 def _print(line: str, stream: TextIO) -> None:
     """One line, in one write; a log that can't be written must not keep a reader from an answer."""
     with contextlib.suppress(OSError):
-        stream.write(line + "\n")
+        stream.write(_ascii(line) + "\n")
         stream.flush()
+
+
+def _ascii(text: str) -> str:
+    """A text as any log can keep it: nobody knows in which encoding, and names of files may be in none."""
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 # -- Lines
@@ -4264,7 +4269,6 @@ class Spool:
             written = self._write(line)
             self.failing = not written
         if not written:
-            # ASCII, since nobody knows in which encoding a log is kept.
             _print("unspooled " + json.dumps(json.loads(line), separators=(",", ":")), sys.stderr)
         return written
 
@@ -4587,6 +4591,7 @@ class Drainer(threading.Thread):
         return True
 
     def _say(self, trouble: str) -> None:
+        trouble = _ascii(trouble)
         if trouble != self._trouble:
             log(f"drain: {trouble or 'goes on'}")
             self._trouble = trouble

@@ -400,7 +400,10 @@ def test_an_app_that_is_older_than_its_database_learns_the_secret(tmp_path: Path
     app.close()
 
 
-@pytest.mark.parametrize("text", ["[]", "null", '{"tenants": []}', '{"tenants": {"abc": {}}, "retired": []}', "{"])
+MALFORMED = ("[]", "null", '{"tenants": []}', '{"tenants": {"abc": {}}, "retired": []}', "{", "[" * 100_000)
+
+
+@pytest.mark.parametrize("text", MALFORMED, ids=lambda text: text[:50])
 def test_a_malformed_directory_of_tenants_stops_no_pixel_and_is_reported(text: str, stage: Stage) -> None:
     assert stage.pixel("k1").headers["X-Tracker"] == "recorded"
     (stage.folder / "tenants.json").write_text(text)

@@ -1258,6 +1258,16 @@ def test_what_a_drainer_that_died_has_left_is_no_trouble_of_the_next(stage: Stag
     drainer.stop()
 
 
+def test_a_drainer_tells_of_trouble_in_a_folder_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"data-\xff")
+    folder.mkdir()
+    drainer = tracker.Drainer(tracker.Database(str(folder / "tracking.db")))
+    drainer.start()
+    wait_for(lambda: "can't read the spool" in drainer.trouble)
+    assert drainer.is_alive()
+    drainer.stop()
+
+
 def test_a_drainer_outlives_a_drain_lock_that_cannot_be_opened(stage: Stage) -> None:
     lock = stage.folder / "drain.lock"
     lock.unlink(missing_ok=True)
