@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
-from conftest import Server, Stage, hit, segment
+from conftest import Server, Stage, click, hit, segment
 from frontend import Nginx
 
 import tracker
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 GIF = tracker.resource("pixel.gif")
 
 
 def test_a_server_that_works_is_told_so_and_nothing_is_left_of_the_test(server: Server) -> None:
     server.tenant("Acme")
-    said = server.run("selftest", "Acme")
-    assert (
-        said
-        == f"{server.url} works: two pixels and a link were answered and counted, as your own, and are removed again\n"
-    )
+    works = "works: two pixels and a link were answered and counted, as your own, and are removed again"
+    assert server.run("selftest", "Acme") == f"{server.url} {works}\n"
     assert "Sent                     0" in server.run("stats", "Acme")
     assert "selftest" not in server.run("export", "Acme", "emails")
     assert server.run("check") == "all is well\n"
@@ -48,102 +48,66 @@ def test_the_way_through_nginx_over_tls_works(tmp_path: Path) -> None:
         nginx.stop()
 
 
-def test_an_address_where_nobody_answers_is_named_with_what_was_expected(server: Server) -> None:
-    server.tenant("Acme")
-    server.environ["BASE_URL"] = "http://127.0.0.1:9"
-    said = server.run("selftest", "Acme", status=1)
+def test_an_address_where_nobody_answers_is_named_and_without_one_there_is_nothing_to_test(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:{stage.settings.database}")
+    monkeypatch.setenv("BASE_URL", "http://127.0.0.1:9")
+    assert tracker.main(["--env", os.devnull, "selftest", "Acme"]) == 1
+    said = capsys.readouterr().out
     assert said.startswith("wrong: http://127.0.0.1:9 does not answer: ")
     assert said.endswith("expected DNS, firewall and proxy to lead to this server\n")
+    monkeypatch.delenv("BASE_URL")
+    assert tracker.main(["--env", os.devnull, "selftest", "Acme"]) == 1
+    assert capsys.readouterr().out == ""
 
 
-def test_without_a_public_address_there_is_nothing_to_test(server: Server) -> None:
-    server.tenant("Acme")
-    server.environ.pop("BASE_URL")
-    assert server.run("selftest", "Acme", status=1) == ""
-
-
-Answering = Callable[[http.server.BaseHTTPRequestHandler], None]
-
-
-@pytest.fixture
-def impostor() -> Iterator[Callable[[Answering], str]]:
-    """Starts servers that answer in another's place; gives their address."""
-    started: list[http.server.ThreadingHTTPServer] = []
-
-    def start(answer: Answering) -> str:
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # http.server's name
-                answer(self)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=made.serve_forever, daemon=True).start()
-        started.append(made)
-        return f"http://127.0.0.1:{made.server_port}"
-
-    yield start
-    for each in started:
-        each.shutdown()
-        each.server_close()
-
-
-def answer_with(status: int, body: bytes = b"", **headers: str) -> Answering:
-    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
+def answer_with(status: str, body: bytes = b"", **headers: str) -> WSGIApplication:
+    def answer(_environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response(status, [(name.replace("_", "-"), value) for name, value in headers.items()])
+        return [body]
 
     return answer
 
 
-def like_ours(handler: http.server.BaseHTTPRequestHandler) -> None:
+def like_ours(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Answers all that is asked, and counts nothing."""
-    if "/pixel/" in handler.path:
-        answer_with(200, GIF, X_Tracker="recorded")(handler)
-    else:
-        answer_with(302, Location="https://example.com/")(handler)
+    link = answer_with("302 Found", Location=tracker.TEST_DESTINATION)
+    pixel = answer_with("200 OK", GIF, **RECORDED)
+    return (pixel if "/pixel/" in environ["PATH_INFO"] else link)(environ, start_response)
 
 
-@pytest.mark.parametrize(
-    "answer, expected",
-    [
-        pytest.param(answer_with(404), r"something else \(status 404\) answered the pixel", id="another-site"),
-        pytest.param(answer_with(200, GIF), "something else .* answered the pixel", id="another-tracker"),
-        pytest.param(
-            answer_with(200, GIF, X_Tracker="unspooled"), "answered, but not recorded: unspooled", id="full-disk"
-        ),
-        pytest.param(
-            answer_with(200, GIF, X_Tracker="recorded", Age="30"), "came from a cache on the way", id="a-cache"
-        ),
-        pytest.param(
-            answer_with(200, GIF, X_Tracker="recorded"),
-            "status 200 and leads to nowhere; expected 302",
-            id="no-redirect",
-        ),
-        pytest.param(
-            like_ours,
-            "no hit was counted; expected BASE_URL to lead to the server of this database",
-            id="another-database",
-        ),
-    ],
-)
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+RECORDED = {"X_Tracker": "recorded"}
+IMPOSTORS: dict[str, tuple[WSGIApplication, str]] = {
+    "another site": (answer_with("404 No"), r"something else \(status 404\) answered the pixel"),
+    "another tracker": (answer_with("200 OK", GIF), "something else .* answered the pixel"),
+    "full disk": (answer_with("200 OK", GIF, X_Tracker="unspooled"), "answered, but not recorded: unspooled"),
+    "a cache": (answer_with("200 OK", GIF, Age="30", **RECORDED), "came from a cache on the way"),
+    "no redirect": (answer_with("200 OK", GIF, **RECORDED), "status 200 and leads to nowhere; expected 302"),
+    "another database": (like_ours, "no hit was counted; expected BASE_URL to lead to the server of this database"),
+}
+
+
+@pytest.mark.parametrize("answer, expected", IMPOSTORS.values(), ids=IMPOSTORS)
 def test_whoever_answers_in_our_place_is_found_out(
     stage: Stage,
-    impostor: Callable[[Answering], str],
-    answer: Answering,
+    answer: WSGIApplication,
     expected: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(tracker, "SELFTEST_SECONDS", 1.0)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:{stage.settings.database}")
-    monkeypatch.setenv("BASE_URL", impostor(answer))
-    assert tracker.main(["--env", os.devnull, "selftest", "Acme"]) == 1
+    with make_server("127.0.0.1", 0, answer, handler_class=Quiet) as impostor:
+        threading.Thread(target=impostor.serve_forever, args=[0.02]).start()
+        monkeypatch.setenv("BASE_URL", f"http://127.0.0.1:{impostor.server_port}")
+        assert tracker.main(["--env", os.devnull, "selftest", "Acme"]) == 1
+        impostor.shutdown()
     assert re.search(f"^wrong: .*{expected}", capsys.readouterr().out, re.MULTILINE)
 
 
@@ -167,10 +131,9 @@ def test_a_clock_that_is_off_is_named(date: int | None, told: list[str]) -> None
 )
 def test_addresses_that_a_proxy_keeps_to_itself_are_named(stage: Stage, ours: str, seen: str, lost: bool) -> None:
     key = f"{tracker.TEST_KEY}1"
-    uri = f"/{stage.acme.mail_id}/click/{key}?url=https://example.com/"
     at = tracker.now_ms()
-    hits = [hit(stage, key, at - n * 20_000, ip=seen) for n in range(2)]
-    segment(stage, *hits, hit(stage, key, at, ip=seen, uri=uri, answer="302"))
+    pixels = [hit(stage, key, at - age, ip=seen) for age in (0, 20_000)]
+    segment(stage, *pixels, click(stage, key, tracker.TEST_DESTINATION, at, ip=seen))
     faults = list(tracker.counted_faults(stage.database, stage.acme, key, ours))
     assert [fault.partition(":")[0] for fault in faults] == ["readers' addresses are lost"] * lost
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import webtest
 
 import tracker
 
@@ -267,5 +268,5 @@ def test_the_first_request_of_a_badly_configured_application_says_what_is_wrong(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PORT", "bad")
     with pytest.raises(tracker.SettingsError, match="PORT is 'bad': expected a whole number from 1 to 65535"):
-        tracker.application({"REQUEST_METHOD": "GET"}, pytest.fail)
+        webtest.TestApp(tracker.application).get("/")
     assert list(tmp_path.iterdir()) == []
