@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,6 +48,32 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder with other people's mail and user agents is not there")
     return SHARED
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory, where there is such a thing: what a process leaves behind is the same, and a sync costs nothing."""
+    shm = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A disk of 64 KB in the place of a folder."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        missing("the right to mount a small disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def faults_of(database: tracker.Database) -> list[str]:
+    """What `check` finds wrong with the numbers."""
+    with database.reading() as connection:
+        return tracker.integrity_faults(connection) + tracker.rollup_differences(connection)
 
 
 @dataclass
@@ -97,8 +126,7 @@ class Stage:
 
     def check(self) -> list[str]:
         """What `check` finds wrong with the numbers."""
-        with self.database.reading() as connection:
-            return tracker.integrity_faults(connection) + tracker.rollup_differences(connection)
+        return faults_of(self.database)
 
     def change(self, tenant: tracker.Tenant, **changes: Any) -> None:
         """Change a tenant, and let the app see it at once."""

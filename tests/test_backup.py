@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BASE, ROOT, Server, Stage, hit, missing, segment, without_settings
+from conftest import BASE, ROOT, Server, Stage, hit, segment, small_disk, without_settings
 from load import Sent, counted_keys, data, hears_signals, locked, rows, segments, terminate, wait_until
 from test_dist import build
 from test_live import fire, get, pixels
@@ -219,25 +219,10 @@ def test_no_half_backup_is_left_where_a_file_may_not_grow(stage: Stage, run: Cal
     assert stage.check() == []
 
 
-@contextlib.contextmanager
-def tiny_disk(folder: Path) -> Iterator[None]:
-    """A disk of 64 KB in the place of a folder."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-    except (OSError, subprocess.CalledProcessError):
-        missing("the right to mount")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, capture_output=True, timeout=60)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a full disk")
 def test_no_half_backup_is_left_on_a_full_disk(stage: Stage, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    with tiny_disk(disk):
+    with small_disk(disk):
         done = as_process(stage, cwd=disk)
         fault_of_a_full_disk(done, disk)
     assert stage.check() == []

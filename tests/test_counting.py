@@ -11,15 +11,14 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHROME, NOW, ROOT, Stage, click, hit, segment
+from conftest import CHROME, NOW, ROOT, Stage, click, faults_of, hit, segment
 
 import tracker
 
@@ -79,12 +78,6 @@ def stats_of(database: tracker.Database, tenant: tracker.Tenant) -> dict[str, An
         return tracker.stats_json(tracker.read_stats(connection, tenant.number, period), tenant.name, 0)
 
 
-def faults_of(database: tracker.Database) -> list[str]:
-    """What check finds wrong."""
-    with database.reading() as connection:
-        return tracker.integrity_faults(connection) + tracker.rollup_differences(connection)
-
-
 def register(stage: Stage, *emails: tracker.Registration, at: int = NOW, tenant: tracker.Tenant | None = None) -> int:
     """Register emails of Acme, or of another tenant."""
     with stage.database.transaction() as connection:
@@ -115,14 +108,6 @@ def sums(stage: Stage, table: str, key: Any) -> dict[str, int]:
 
 
 # -- Order
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A folder in memory, where there is such a thing: what a process leaves behind is the same, and a sync costs nothing."""
-    shm = "/dev/shm"
-    with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as folder:
-        yield Path(folder)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import fcntl
 import gc
+import io
 import json
 import linecache
 import os
@@ -16,7 +17,6 @@ import shutil
 import signal
 import socket
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,11 +28,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
-import webtest
-from conftest import CHROME, NOW, ROOT, Stage, click, hit, make_stage, missing, segment
+from conftest import CHROME, NOW, Stage, click, faults_of, hit, make_stage, segment, small_disk
 
 import tracker
 
@@ -69,9 +68,7 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def kill_me() -> None:
-    """Die as nothing can be prepared for."""
-    os.kill(os.getpid(), signal.SIGKILL)
+kill_me = partial(signal.raise_signal, signal.SIGKILL)  # nothing can be prepared for it
 
 
 def fail(error: type[Exception]) -> None:
@@ -143,23 +140,14 @@ def mending_lines() -> set[int]:
 # -- A drain that dies
 
 
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A folder in memory, where there is such a thing: what a process leaves behind is the same, and a sync costs nothing."""
-    shm = "/dev/shm"
-    with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as folder:
-        yield Path(folder)
-
-
 Events = list[tuple[str, int, int, str]]
 
 
 def events_of(database: tracker.Database) -> Events:
     """All events: key, time, type and user agent; `check` must find nothing wrong with them."""
-    sql = "select key, at, type, agent from event_details order by 1, 2, 3, 4"
+    assert faults_of(database) == []
     with database.reading() as connection:
-        assert tracker.integrity_faults(connection) + tracker.rollup_differences(connection) == []
-        return [tuple(row) for row in connection.execute(sql)]
+        return connection.execute("select key, at, type, agent from event_details order by 1, 2, 3, 4").fetchall()
 
 
 def counted(stage: Stage) -> list[str]:
@@ -195,21 +183,15 @@ class Writer:
 
 @dataclass
 class Copy:
-    """A copy of a wreck: its folder, and the lock that the writer of its live segment holds."""
+    """A copy of a wreck: its folder, and the live segment, which its writer locks until that is closed."""
 
     folder: Path
-    writer: int
+    writer: BinaryIO
 
     @property
     def database(self) -> tracker.Database:
         """A new one each time, as another process would have."""
         return tracker.Database(str(self.folder / "tracking.db"))
-
-    def let_go(self) -> None:
-        """The writer ends."""
-        if self.writer >= 0:
-            os.close(self.writer)
-        self.writer = -1
 
 
 class Wreck:
@@ -246,8 +228,7 @@ class Wreck:
             ]
         )
         stage.app.close()  # so that all of the database is in its one file
-        self._source, self._home = stage.folder, home
-        self._copies = 0
+        self._source, self._home = stage.folder, home / "copy"
         for _ in range(2):  # twice: only the second finds the caches filled, as the tries will
             with self.copy() as copy:
                 self.steps = drain_with_fault(copy.database)
@@ -255,29 +236,24 @@ class Wreck:
     @contextlib.contextmanager
     def copy(self) -> Iterator[Copy]:
         """A copy whose live segment is locked as its writer would; removed afterwards."""
-        self._copies += 1
-        folder = self._home / f"copy{self._copies}"
-        shutil.copytree(self._source, folder)
-        made = Copy(folder, os.open(folder / "spool" / self.live, os.O_WRONLY | os.O_APPEND))
-        fcntl.flock(made.writer, fcntl.LOCK_SH)
-        try:
-            yield made
-        finally:
-            made.let_go()
-            shutil.rmtree(folder)
+        shutil.copytree(self._source, self._home)
+        with (self._home / "spool" / self.live).open("ab") as writer:
+            fcntl.flock(writer, fcntl.LOCK_SH)
+            yield Copy(self._home, writer)
+        shutil.rmtree(self._home)
 
     def assert_mended(self, copy: Copy, database: tracker.Database, fault: Place) -> None:
         """An ordinary drain, and another once the writer is gone, have each hit counted once and nothing left."""
         assert (tracker.drain(database).troubles, segments(copy.folder)) == ([], [self.live]), fault
         assert events_of(database) == self.expected, fault
-        copy.let_go()
+        copy.writer.close()
         assert (tracker.drain(database).troubles, segments(copy.folder)) == ([], []), fault
         assert sorted(os.listdir(copy.folder / "spool" / "rejected")) == self.rejected, fault
         assert events_of(database) == self.expected, fault
         with database.reading() as connection:
             dropped = connection.execute("select tenant, reason, hits from dropped").fetchall()
-        assert dropped == [(0, "unknown-tenant", 1)], fault
         database.close()
+        assert dropped == [(0, "unknown-tenant", 1)], fault
 
 
 def drain_with_fault(database: tracker.Database, at: int = -1, do: Callable[[], object] = kill_me) -> list[Place]:
@@ -305,16 +281,14 @@ def test_a_drain_that_fails_between_any_two_of_its_steps_counts_each_hit_once(st
     for number, step in enumerate(telling(wreck.steps)):
         if wreck.steps[step][1] in mending:
             continue
-
         error = MemoryError if wreck.steps[step][0] == "_keep_rejected" else errors[number % len(errors)]
         with wreck.copy() as copy:
             database = copy.database
             with contextlib.suppress(*errors, tracker.StoreError):
                 drain_with_fault(database, step, partial(fail, error))
             # No lock may be left behind, for another process; and no open transaction, for this one, which goes on.
-            lock = os.open(copy.folder / "write.lock", os.O_RDWR)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.close(lock)
+            with (copy.folder / "write.lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             wreck.assert_mended(copy, database, wreck.steps[step])
     gc.collect()  # here, where it may find something
 
@@ -340,23 +314,20 @@ def test_a_writer_killed_between_any_two_of_its_steps_has_answered_no_hit_that_i
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracker, "SEGMENT_BYTES", 1)  # a new segment for each hit, so that there are three births
-    reader, writer = os.pipe()
+    told = stage.folder / "told"
 
     def tell(key: str) -> None:
-        os.write(writer, key.encode() + b" ")
+        with told.open("a") as file:
+            file.write(f"{key} ")
 
     steps = write_with_fault(stage, "whole", -1, kill_me, tell)
     for step in range(len(steps)):
         assert ended(forked(partial(write_with_fault, stage, f"step{step}", step, kill_me, tell))) == -signal.SIGKILL
         tracker.drain(stage.database)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        answered = Counter(pipe.read().decode().split())
-    keys = Counter(counted(stage))
-    assert set(answered.values()) == set(keys.values()) == {1}
-    assert answered.keys() <= keys.keys()
-    # At most one hit of each writer was written and not answered.
-    assert len(keys) - len(answered) <= len(steps)
+    answered, keys = told.read_text().split(), counted(stage)
+    assert len(set(answered)) == len(answered) and len(set(keys)) == len(keys)
+    assert set(answered) <= set(keys)
+    assert len(keys) - len(answered) <= len(steps)  # at most one hit of each writer was written and not answered
     assert segments(stage.folder) == []
 
 
@@ -388,7 +359,6 @@ def drained_elsewhere(stage: Stage) -> None:
 
 def test_a_drain_between_any_two_steps_of_a_writer_loses_no_hit_of_it(stage: Stage) -> None:
     """Most of all the drain that finds a segment without its lock, and takes its writer for dead."""
-
     answered: list[str] = []
     meanwhile = partial(drained_elsewhere, stage)
     steps = write_with_fault(stage, "whole", -1, meanwhile, answered.append)
@@ -500,31 +470,18 @@ def test_a_drain_that_waited_while_another_finished_its_segment_counts_nothing_a
 # -- Live segments and finished ones
 
 
-def test_a_segment_is_drained_while_its_writer_lives_and_removed_when_it_is_gone(stage: Stage) -> None:
-    stage.pixel("e1")
-    live = segments(stage.folder)
-    for key in ("e2", "e3"):
-        assert drained(stage) == (1, 0, [])
-        assert segments(stage.folder) == live
-        stage.pixel(key)
-    assert stage.drain().hits == 1
-    assert segments(stage.folder) == []
-    assert counted(stage) == ["e1", "e2", "e3"]
-
-
 def test_half_a_line_waits_in_a_live_segment_and_is_put_aside_in_a_finished_one(stage: Stage) -> None:
     write = Writer(stage)
     write("e1")
-    assert drained(stage) == (1, 0, [])
+    live = segments(stage.folder)
     line, long = hit(stage, "e2"), hit(stage, "odd", purpose="x" * 100_000)
-    steps: list[tuple[bytes, tuple[int, int, list[str]]]] = [
-        *((line[:50], (0, 0, [])), (b"", (0, 0, [])), (line[50:], (1, 0, []))),
-        *((long[:70_000], (0, 0, [])), (long[70_000:], (0, 1, []))),
-        (hit(stage, "e3")[:-1], (0, 0, [])),  # all of it but the newline: nobody was told that it was recorded
-    ]
-    for part, gives in steps:
+    whole_but_newline = hit(stage, "e3")[:-1]  # nobody was told that it was recorded
+    parts = [b"", line[:50], b"", line[50:], long[:70_000], long[70_000:], whole_but_newline]
+    gives = [(1, 0), (0, 0), (0, 0), (1, 0), (0, 0), (0, 1), (0, 0)]
+    for part, (hits, rejected) in zip(parts, gives, strict=True):
         os.write(write.spool._fd, part)
-        assert drained(stage) == gives
+        assert drained(stage) == (hits, rejected, [])
+        assert segments(stage.folder) == live
     write.spool.close()
     assert drained(stage) == (0, 1, [])
     assert segments(stage.folder) == []
@@ -565,7 +522,7 @@ def test_a_child_writes_a_segment_of_its_own_and_leaves_its_parents_alone(stage:
     pid = forked(work)
     assert ended(pid) == 0
     [childs] = set(segments(stage.folder)) - {parents}
-    assert childs.split("-")[1] == str(pid)
+    assert f"-{pid}-" in childs
     tracker.drain(stage.database)
     assert segments(stage.folder) == [parents]  # still live, though the child closed its copy
     write("parent2")
@@ -599,21 +556,18 @@ def test_a_short_write_ends_its_segment_and_the_hit_is_printed_instead(
 ) -> None:
     lines = [hit(stage, f"e{n}") for n in range(8)]
     monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.0)
-    reader, writer = os.pipe()
+    printed = stage.folder / "printed"
 
     def write() -> None:
         # A limit on the size of files cuts a write short as a full disk does, without a disk to fill.
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(lines[0]) * 5 // 2, resource.RLIM_INFINITY))
-        sys.stderr = open(writer, "w", encoding="utf-8")  # noqa: SIM115
         spool = tracker.Spool(str(stage.spool))
-        assert [spool.append(line) for line in lines] == [True, True, False, True, True, False, True, True]
+        with printed.open("w") as sys.stderr:
+            assert [spool.append(line) for line in lines] == [True, True, False, True, True, False, True, True]
 
     assert ended(forked(write)) == 0
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        log = pipe.read().splitlines(keepends=True)
-    printed = [json.loads(line.removeprefix(b"unspooled ")) for line in log]
-    assert printed == [json.loads(lines[2]), json.loads(lines[5])]
+    log = printed.read_bytes().splitlines()
+    assert [json.loads(line.removeprefix(b"unspooled ")) for line in log] == [json.loads(lines[n]) for n in (2, 5)]
     assert len(segments(stage.folder)) == 3
     assert drained(stage) == (6, 2, [])
     assert tracker.ingest(stage.database, log) == (2, 0, [])
@@ -622,27 +576,21 @@ def test_a_short_write_ends_its_segment_and_the_hit_is_printed_instead(
 
 
 @pytest.fixture
-def small_disk(stage: Stage) -> Iterator[Path]:
-    """The spool on a disk of 64 KB; returns a file that takes most of it."""
+def filler(stage: Stage) -> Iterator[Path]:
+    """The spool on a small disk; a file that takes most of it."""
     instance = (stage.spool / "instance").read_bytes()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(stage.spool)]
-    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        missing("the right to mount a small disk")
-    try:
+    with small_disk(stage.spool):
         (stage.spool / "rejected").mkdir()
         (stage.spool / "instance").write_bytes(instance)
-        filler = stage.spool / "filler"
-        filler.write_bytes(b"x" * 40_000)
-        yield filler
-    finally:
+        path = stage.spool / "filler"
+        path.write_bytes(b"x" * 40_000)
+        yield path
         stage.app.spool.close()
-        subprocess.run(["umount", "-l", str(stage.spool)], check=True)
 
 
 def test_on_a_full_disk_hits_are_answered_and_printed_and_each_is_counted_once_in_the_end(
-    stage: Stage, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stage: Stage, filler: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tracker.RETRY_SECONDS == 1.0
     monkeypatch.setattr(tracker, "RETRY_SECONDS", 1e9)  # the test says when a second has gone by
     notes: dict[str, str] = {}
 
@@ -659,37 +607,27 @@ def test_on_a_full_disk_hits_are_answered_and_printed_and_each_is_counted_once_i
         stage.app.spool._retry_at = 0.0
         assert hits(10) == {"unspooled"}
         assert len(segments(stage.folder)) == tries
-    assert any("unspooled" in line for line in stage.web.get("/health").json["why"])
-    assert stage.web.get("/health?strict", status=503).json["status"] == "degraded"
 
-    small_disk.unlink()
+    filler.unlink()
     stage.app.spool._retry_at = 0.0
     assert hits(10) == {"recorded"}
-    assert not stage.app.spool.failing
     log = capsys.readouterr().err.encode().splitlines()
-    spooled = {key for key, note in notes.items() if note == "recorded"}
-    printed = [json.loads(line.removeprefix(b"unspooled "))["uri"] for line in log if line.startswith(b"unspooled ")]
-    assert sorted(printed) == sorted(f"/{stage.acme.mail_id}/pixel/{key}.gif" for key in notes.keys() - spooled)
-
-    assert stage.drain().hits == len(spooled)
-    assert tracker.ingest(stage.database, log) == (len(notes) - len(spooled), 0, [])
-    assert tracker.ingest(stage.database, log) == (0, len(notes) - len(spooled), [])
+    spooled = Counter(notes.values())["recorded"]
+    assert stage.drain().hits == spooled
+    assert tracker.ingest(stage.database, log) == (len(notes) - spooled, 0, [])
+    assert tracker.ingest(stage.database, log) == (0, len(notes) - spooled, [])
     assert counted(stage) == sorted(notes)
     assert segments(stage.folder) == []
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
-def test_a_printed_hit_can_be_ingested_whatever_the_encoding_of_the_log(stage: Stage, encoding: str) -> None:
-    agent = f"{CHROME} Größe → 😀"
-    printed = subprocess.run(
-        [sys.executable, "-c", "import sys, tracker; tracker.Spool('/nowhere').append(sys.stdin.buffer.read())"],
-        input=hit(stage, "e1", ua=agent),
-        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        check=True,
-        timeout=LONGEST,
-    )
-    assert tracker.ingest(stage.database, printed.stderr.splitlines()) == (1, 0, [])
+def test_a_printed_hit_can_be_ingested_whatever_the_encoding_of_the_log(
+    stage: Stage, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, log = f"{CHROME} Größe → 😀", io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(log, encoding))
+    assert not tracker.Spool("/nowhere").append(hit(stage, "e1", ua=agent))
+    assert tracker.ingest(stage.database, log.getvalue().splitlines()) == (1, 0, [])
     assert events_of(stage.database) == [("e1", NOW, 1, agent)]
 
 
@@ -726,14 +664,11 @@ BAD_LINES: dict[str, Callable[[Stage], bytes]] = {
     "a megabyte": odd(purpose="x" * 1_000_000),
     "five megabytes, more than one read": odd(purpose="x" * 5_000_000),
     "an array": lambda stage: b"[]\n",
-    "a number": lambda stage: b"1\n",
-    "null": lambda stage: b"null\n",
     "an empty object": lambda stage: b"{}\n",
     "NaN for a time": odd(t=float("nan")),
     "no end for a time": odd(t=float("inf")),
     "true for a time": odd(t=True),
     "a list for a time": odd(t=[1]),
-    "words for a time": odd(t="noon"),
     "milliseconds for a time": odd(t=NOW),
     "a time before there was mail": odd(t=-1),
     "a time of 400 digits": odd(t=10**400),
@@ -741,7 +676,6 @@ BAD_LINES: dict[str, Callable[[Stage], bytes]] = {
     "a number for a URI": odd(uri=7),
     "null for a user agent": odd(ua=None),
     "an object for an id": odd(id={}),
-    "a list for a host": odd(host=["a"]),
     "a list for what nobody needs": odd(why=[]),
     "deep nesting": lambda stage: b"[" * 60_000 + b"\n",
     "deep nesting in an unknown field": text(',"more":' + "[" * 25_000 + "]" * 25_000),
@@ -862,22 +796,18 @@ def test_lines_that_lie_across_two_reads_are_read_whole_in_one_drain(
     assert sorted(at for _, at, *_ in events_of(stage.database)) == [*range(NOW, NOW + 500)]
 
 
-@pytest.mark.parametrize("what", ["a file", "a link to nowhere", "nothing"])
+@pytest.mark.parametrize(
+    "put", [Path.touch, partial(Path.symlink_to, target="nowhere"), str], ids=["file", "link", "no"]
+)
 def test_where_bad_lines_cannot_be_kept_they_are_printed_and_the_drain_goes_on(
-    stage: Stage, what: str, capsys: pytest.CaptureFixture[str]
+    stage: Stage, put: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rejected = stage.spool / "rejected"
     rejected.rmdir()
-    if what == "a file":
-        rejected.touch()
-    elif what == "a link to nowhere":
-        rejected.symlink_to("nowhere")
+    put(rejected)
     name = segment(stage, hit(stage, "e1"), b"no hit\n", hit(stage, "e2")).name
     assert drained(stage) == (2, 1, [])
-    assert segments(stage.folder) == []
-    printed = capsys.readouterr().err
-    assert printed.startswith(f"rejected {name}-")
-    assert "no hit" in printed
+    assert re.match(f"rejected {name}-[0-9]+ .*no hit", capsys.readouterr().err)
     assert counted(stage) == ["e1", "e2"]
 
 
@@ -953,20 +883,20 @@ def test_what_is_no_segment_is_left_alone_and_keeps_nobody_from_counting(
     monkeypatch.chdir(spool)  # a socket's path may have hardly more than a hundred characters
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(early.format(8))
-    numbered = [early.format(number) for number in range(9, 14)]
-    odd_names = ["." + numbered[0], numbered[1] + ".gz", numbered[2] + "~", numbered[3].upper(), numbered[4] + "\n"]
-    odd_names += [
-        early.format(14)[1:],
-        "0000000000000-1-x.jsonl",
-        ".hidden.jsonl",
-        "notes.txt",
+    right = early.format(9)
+    for name in (
+        f".{right}",
+        f"{right}.gz",
+        f"{right}~",
+        right.upper(),
+        f"{right}\n",
+        right[1:],
         "-rf",
         "caf\udce9.jsonl",
-    ]
-    for name in odd_names:
+    ):
         (spool / name).write_bytes(line)
     (spool / "folder").mkdir()
-    (spool / "folder" / early.format(15)).write_bytes(line)
+    (spool / "folder" / right).write_bytes(line)
     present = {path.name for path in spool.iterdir()} - {real.name}
     segment(stage, hit(stage, "e2"), at=NOW + 1)
 
@@ -1014,60 +944,43 @@ def test_a_segment_that_cannot_be_read_is_named_and_the_others_are_drained() -> 
 # -- A database that is gone, or another
 
 
-def lose(stage: Stage, how: str, kept: Path) -> None:
-    """Take the database away while the app runs, and put something else in its place, or nothing."""
-    path = Path(stage.database.path)
-    copy = stage.folder / "copy.db"
-    if how == "by an older copy":
+@pytest.mark.parametrize("by", ["nothing", "another", "an older copy"])
+def test_while_the_database_is_replaced_hits_are_recorded_and_when_it_is_back_each_is_counted_once(
+    stage: Stage, by: str
+) -> None:
+    """What becomes of links and of /health meanwhile is held in test_hits.py."""
+    stage.pixel("e1")
+    stage.drain()
+    path, copy, kept = (stage.folder / name for name in ("tracking.db", "copy.db", "kept.db"))
+    if by == "an older copy":
         with stage.database.reading() as connection, contextlib.closing(sqlite3.connect(copy)) as target:
             connection.backup(target)
-        stage.pixel("e2")
-        stage.drain()
-    elif how == "by another":
+    elif by == "another":
         tracker._build_database(str(copy), tracker.resource("schema.sql").decode())
+    stage.pixel("e2")
+    stage.drain()
     path.rename(kept)
-    if how != "by nothing":
+    if by != "nothing":
         copy.rename(path)
-
-
-@pytest.mark.parametrize(
-    ("how", "more"), [("by nothing", {"e4": 1}), ("by another", {}), ("by an older copy", {"e2": 1})]
-)
-def test_while_the_database_is_replaced_hits_are_recorded_and_when_it_is_back_each_is_counted_once(
-    stage: Stage, tmp_path: Path, how: str, more: dict[str, int]
-) -> None:
-    stage.pixel("e1")
-    stage.web.get(f"/{stage.acme.id}/dashboard")
-    lose(stage, how, tmp_path / "kept.db")
-    before = sorted(path.name for path in stage.folder.iterdir())
+    before = {*stage.folder.iterdir()}
 
     assert stage.pixel("e3", status=200).headers["X-Tracker"] == "recorded"
-    signed = tracker.click_path(stage.app.secrets[0], stage.acme.mail_id, "e3", "https://acme.com/")
-    for uri in (signed, f"/{stage.acme.mail_id}/click/e3?url=https://acme.com/"):
-        assert stage.web.get(uri, headers={"User-Agent": CHROME}, status=302).location == "https://acme.com/"
     sentence = "The database can't be read just now. Hits are recorded all the same, and counted later."
     page = stage.web.get(f"/{stage.acme.id}/dashboard", status=503).text
     assert sentence.replace("'", "&#x27;") in page or sentence in page
     assert stage.web.get(f"/{stage.acme.id}/stats.json", status=503).json == {"error": sentence}
     assert stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "k"}, status=503).json == {"error": sentence}
-    assert stage.web.get("/health").json["status"] == "degraded"
     with pytest.raises(tracker.StoreError):
         tracker.drain(stage.database)
-    if how == "by nothing":
+    if by == "nothing":
         with pytest.raises(tracker.StoreError, match="there was one: put it back, or restore it from a backup"):
             tracker.create_database(stage.settings.database, tracker.resource("schema.sql").decode())
-        fresh = tracker.App(stage.settings)
-        assert webtest.TestApp(tracker.wsgi(fresh)).get(f"/{stage.acme.mail_id}/pixel/e4.gif").status_int == 200
-        fresh.close()
-    assert sorted(path.name for path in stage.folder.iterdir()) == before
-    stage.app.close()
+    assert {*stage.folder.iterdir()} == before
 
-    (tmp_path / "kept.db").rename(stage.database.path)
-    app = tracker.App(stage.settings)
-    tracker.drain(app.database)
-    assert Counter(key for key, *_ in events_of(app.database)) == {"e1": 1, "e3": 3, **more}
-    assert segments(stage.folder) == []
-    app.close()
+    stage.app.close()
+    kept.rename(path)
+    assert stage.drain().hits == 1
+    assert counted(stage) == ["e1", "e2", "e3"]
 
 
 def test_a_key_file_that_differs_from_the_database_is_refused_with_the_way_to_repair_it(
@@ -1109,10 +1022,9 @@ def test_a_position_beyond_the_end_of_its_segment_is_reported_and_goes_on_at_the
     [trouble] = tracker.drain(stage.database).troubles
     assert re.fullmatch(f"segment {name}: drained to 1000000 but only [0-9]+ bytes long; going on at its end", trouble)
     assert segments(stage.folder) == ([name] if live else [])
-    if live:
-        write("e2")
-        assert drained(stage) == (1, 0, [])
-    assert counted(stage) == (["e2"] if live else [])
+    write("e2")
+    assert drained(stage) == (1, 0, [])
+    assert counted(stage) == ["e2"]
     write.spool.close()
 
 
