@@ -4705,12 +4705,16 @@ def read_zone(name: str) -> tzinfo:
     return found
 
 
-def read_period(name: str, zone_name: str, now: int, first: int | None, days: Days | None = None) -> Period:
+def zone_of(tenant: Tenant, asked: str | None = None) -> tzinfo:
+    """The zone that is asked for, else the tenant's own, or UTC where this machine does not know that. Raises BadInput."""
+    return read_zone(asked) if asked else zone_named(tenant.tz) or timezone.utc
+
+
+def read_period(name: str, zone: tzinfo, now: int, first: int | None, days: Days | None = None) -> Period:
     """Cut a range that ends now, or one from a day to a day, into steps that begin with the hours, days and weeks of a zone.
 
     `first` is when the tenant's numbers begin, for the range "all". Raises BadInput.
     """
-    zone = read_zone(zone_name)
     if days is None and name not in RANGES:
         raise BadInput(f"range is {name[:60]!r}; expected one of {', '.join(RANGES)}")
     local = datetime.fromtimestamp(now / 1000, zone)
@@ -4824,52 +4828,45 @@ def counts_of(rows: Iterable[Sequence[Any]], states: Mapping[int, str] = STATE_N
     return counts
 
 
-def read_stats(connection: sqlite3.Connection, tenant: int, period: Period, tenant_zone: str = "UTC") -> Stats:
+def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -> Stats:
     """Read a period's numbers from the roll-ups; events are never counted here."""
-    span, before = period.span(tenant_zone), None
-    if period.name != "all":  # as long a time before it, of which as much has passed
-        before = span._replace(start=2 * span.start - span.end, end=span.start)
+    number, span, before = tenant.number, period.span(tenant.tz), None
 
     def cohort(some: Span) -> Totals:
-        return totals_of(cohort_in(connection, tenant, some))
+        return totals_of(cohort_in(connection, number, some))
 
-    steps = [hits_in(connection, tenant, some) for some in period.spans(tenant_zone)]
+    if period.name != "all":  # as long a time before it, of which as much has passed
+        past = span._replace(start=2 * span.start - span.end, end=span.start)
+        before = cohort(past), counts_of(hits_in(connection, number, past))
+    steps = [hits_in(connection, number, some) for some in period.spans(tenant.tz)]
     sums: Counter[tuple[int, str, str, int]] = Counter()
     for verdict, reason, type_, state, hits in chain(*steps):
         sums[type_, verdict, reason, state] += hits
-    reasons = [
-        {
-            "event_type": TYPES[type_],
-            "verdict": verdict,
-            "reason": reason,
-            "counts_as": STATE_NAMES[state],
-            "hits": hits,
-        }
-        for (type_, verdict, reason, state), hits in sorted(
-            sums.items(), key=lambda each: (each[0][0], -each[1], each[0])
-        )
-        if hits
-    ]
+    most_first = sorted(filter(sums.get, sums), key=lambda each: (each[0], -sums[each], each))
     return Stats(
         period=period,
         sent=cohort(span),
         unregistered=cohort(UNREGISTERED),
         hits=counts_of(chain(*steps)),
-        emails=counts_of(uniques_in(connection, tenant, span), STATES),
+        emails=counts_of(uniques_in(connection, number, span), STATES),
         steps=list(map(counts_of, steps)),
-        reasons=reasons,
-        named=named_clicks(connection, tenant),
-        dropped=dropped_hits(connection, tenant),
-        last_hit_at=last_hit_at(connection, tenant),
-        before=(cohort(before), counts_of(hits_in(connection, tenant, before))) if before else None,
+        reasons=[
+            {"event_type": TYPES[each[0]], "verdict": each[1], "reason": each[2], "counts_as": STATE_NAMES[each[3]]}
+            | {"hits": sums[each]}
+            for each in most_first
+        ],
+        named=named_clicks(connection, number),
+        dropped=dropped_hits(connection, number),
+        last_hit_at=last_hit_at(connection, number),
+        before=before,
     )
 
 
 def period_of(
-    connection: sqlite3.Connection, tenant: int, name: str, zone_name: str, now: int, days: Days | None = None
+    connection: sqlite3.Connection, tenant: Tenant, name: str, zone: tzinfo, now: int, days: Days | None = None
 ) -> Period:
-    first = first_quarter(connection, tenant) if name == "all" and not days else None
-    return read_period(name, zone_name, now, None if first is None else first * QUARTER_MS, days)
+    first = first_quarter(connection, tenant.number) if name == "all" and not days else None
+    return read_period(name, zone, now, None if first is None else first * QUARTER_MS, days)
 
 
 def read_declaration(
@@ -4943,13 +4940,9 @@ def joined(*parts: object) -> Markup:
 
 def tag(name: str, /, *content: object, **attributes: object) -> Markup:
     """An element; without an attribute that is "", and `class_` is for the word that Python has for itself."""
-    said = [
-        f' {word.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
-        for word, value in attributes.items()
-        if value != ""
-    ]
-    end = f">{joined(*content)}</{name}>" if content else "/>"
-    return Markup(f"<{name}{''.join(said)}{end}")
+    given = {word.rstrip("_").replace("_", "-"): value for word, value in attributes.items() if value != ""}
+    said = "".join(f' {word}="{_escaped(value)}"' for word, value in given.items())
+    return Markup(f"<{name}{said}" + (f">{joined(*content)}</{name}>" if content else "/>"))
 
 
 TEMPLATE_NAMES = (
@@ -5676,25 +5669,20 @@ def html_response(status: int, page: str, headers: Headers = ()) -> Response:
 
 
 def json_response(status: int, value: object, headers: Headers = ()) -> Response:
-    """JSON, a list with an item a line; nobody may keep or frame it."""
-    if isinstance(value, list):  # not indented: of a thousand items that would take a worker's memory for good
-        text = "[\n" + ",\n".join(json.dumps(item, ensure_ascii=False) for item in value) + "\n]"
-    else:
-        text = json.dumps(value, ensure_ascii=False, indent=1)
-    body = text.encode("utf-8", "backslashreplace") + b"\n"
+    """JSON, which nobody may keep or frame."""
+    indent = None if isinstance(value, list) else 1  # a thousand items, indented, would take a worker's memory for good
+    body = json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace") + b"\n"
     return Response(status, [("Content-Type", JSON_TYPE), *PAGE_HEADERS, *headers], body)
 
 
 def send(response: Response, method: str, start_response: StartResponse) -> Iterable[bytes]:
     """The only place that calls start_response. HEAD gets the headers of a GET and no body."""
-    headers = list(response.headers)
-    body = response.body
-    if isinstance(body, bytes):
-        headers.append(("Content-Length", str(len(body))))
+    status, headers, body = response
+    headers = [*headers, ("Content-Length", str(len(body)))] if isinstance(body, bytes) else list(headers)
     for name, value in headers:
         if has_break(value):
             raise ValueError(f"header {name} would hold a line break")
-    start_response(f"{response.status} {REASON_PHRASES[response.status]}", headers)
+    start_response(f"{status} {REASON_PHRASES[status]}", headers)
     if method != "HEAD":
         return [body] if isinstance(body, bytes) else body
     if not isinstance(body, bytes):
@@ -6018,20 +6006,18 @@ MOST_ASKED = 60  # of any other parameter: no zone's name is longer
 
 
 def _view(app: App, request: Request, tenant: Tenant, campaign: str | None = None) -> View:
-    """Who reads, and what was asked for; in the zone of the URL, else the tenant's own, else UTC."""
     parameters = request.parameters()
-    zone = read_zone(parameters.get("tz") or (tenant.tz if zone_named(tenant.tz) else "UTC"))
     # Cut to what is heeded: each of the many links of the page repeats it.
     cut = {name: parameters.get(name, "")[: MOST_TYPED if name == "q" else MOST_ASKED] for name in ASKED}
     asked = {name: value for name, value in cut.items() if value and (name, value) != ("tz", tenant.tz)}
     people = not tenant.one_id or has_key(app, request, tenant)
+    zone = zone_of(tenant, parameters.get("tz"))
     return View(app.pages, tenant, zone, now_ms(), people, request.segments, asked, campaign)
 
 
 def _period(connection: sqlite3.Connection, view: View) -> Period:
     days = read_days(view.asked, datetime.fromtimestamp(view.now / 1000, view.zone).date())
-    name = view.asked.get("range", DEFAULT_RANGE)
-    return period_of(connection, view.tenant.number, name, str(view.zone), view.now, days)
+    return period_of(connection, view.tenant, view.asked.get("range", DEFAULT_RANGE), view.zone, view.now, days)
 
 
 def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
@@ -6040,17 +6026,11 @@ def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
     shown = parameters.get("show") or "all"
     if shown not in SHOWN:
         raise HTTPError(400, f"show: expected one of {', '.join(SHOWN)}")
-    name, _, order = parameters.get("sort", "").partition(".")
-    order, _, up = order.partition(".")
-    orders = {
-        each.name: [order for order in each.orders if view.people or order not in PERSONAL_FIELDS]
-        for each in (CAMPAIGNS, LINKS, PROGRAMS, EMAILS)
-    }
-    if name and name not in orders:
-        raise HTTPError(400, f"sort: expected one of the tables {', '.join(orders)}, and a column of it")
-    if name and (order not in orders[name] or up not in ("", "up")):
-        known = ", ".join(orders[name])
-        raise HTTPError(400, f"sort: expected {name} and one of {known}, such as {name}.{orders[name][0]}.up")
+    sort = parameters.get("sort", "")
+    name, _, order = sort.removesuffix(".up").partition(".")
+    known = [f"{each.name}.{order}" for each in TABLES.values() for order in each.orders]
+    if sort and (f"{name}.{order}" not in known or (order in PERSONAL_FIELDS and not view.people)):
+        raise HTTPError(400, f"sort: expected one of {', '.join(known)}, with .up the other way round")
     after = read_cursor(parameters.get("after", ""))
     asked = Wanted(campaign=view.campaign, people=view.people, **more)
     if table is EMAILS:
@@ -6059,7 +6039,7 @@ def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
     if table is EMAILS or asked.whole:
         asked = asked._replace(after=after)
     if name == table.name and not asked.whole:
-        asked = asked._replace(order=order, ascending=up == "up")
+        asked = asked._replace(order=order, ascending=sort.endswith(".up"))
     return asked
 
 
@@ -6071,7 +6051,7 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
         for name, table in TABLES.items():
             asked = _wanted(request, view, table, days=period.days, most=rows.get(name) or view.most(name))
             tables[name] = read_table(connection, tenant.number, table, asked)
-        stats = read_stats(connection, tenant.number, period, tenant.tz)
+        stats = read_stats(connection, tenant, period)
         trial = joined() if has_emails(connection, tenant.number) else _trial(app, request, tenant)
     return html_response(200, dashboard_page(view, stats, tables, waiting, trial))
 
@@ -6117,7 +6097,7 @@ def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response
 def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
     view = _view(app, request, tenant)
     with app.numbers() as (connection, waiting):
-        stats = read_stats(connection, tenant.number, _period(connection, view), tenant.tz)
+        stats = read_stats(connection, tenant, _period(connection, view))
     return json_response(200, stats_json(stats, tenant.name, waiting))
 
 
@@ -6582,18 +6562,19 @@ def wsgi(app: App) -> WSGIApplication:
     return respond
 
 
-_served: tuple[App, WSGIApplication] | None = None
+@lru_cache(maxsize=1)
+def _served() -> tuple[App, WSGIApplication]:
+    app = App(load_settings(os.environ))
+    return app, wsgi(app)
+
+
 _serving = threading.Lock()
 
 
 def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """The WSGI application for `gunicorn tracker`: builds itself, from the environment, on its first call."""
-    global _served
     with _serving:
-        if _served is None:
-            app = App(load_settings(os.environ))
-            _served = app, wsgi(app)
-    app, respond = _served
+        app, respond = _served()
     app.start()
     return respond(environ, start_response)
 
@@ -7114,7 +7095,7 @@ def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
     now = now_ms()
     with _numbers(settings) as (_, connection):
         for tenant in list_tenants(connection):
-            period = read_period("30d", _zone_of(tenant), now, None)
+            period = read_period("30d", zone_of(tenant), now, None)
             sums = cohort_in(connection, tenant.number, period.span(tenant.tz))
             last = last_hit_at(connection, tenant.number) or 0
             row: dict[str, Any] = {
@@ -7133,10 +7114,6 @@ def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
             name = tenant.name + " (suspended)" * tenant.suspended
             lines.append(f"{tenant.mail_id:20} {row['sent']:>8} {opened:>15}  {at:20} {name}")
     _say(args, rows, lines)
-
-
-def _zone_of(tenant: Tenant) -> str:
-    return tenant.tz if zone_named(tenant.tz) else "UTC"
 
 
 @command("tenant show", TENANT, LOCAL, JSON)
@@ -7350,11 +7327,10 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
     """Print a tenant's numbers; with --json as stats.json has them."""
     with _numbers(settings) as (database, connection):
         tenant = find_tenant(connection, args.tenant)
-        zone = args.tz or _zone_of(tenant)
-        period = period_of(connection, tenant.number, args.range, zone, now_ms())
-        stats = read_stats(connection, tenant.number, period, tenant.tz)
+        period = period_of(connection, tenant, args.range, zone_of(tenant, args.tz), now_ms())
+        stats = read_stats(connection, tenant, period)
         waiting = waiting_hits(database, connection)
-    lines = [f"{tenant.name}: {RANGES[args.range]}, {zone}"]
+    lines = [f"{tenant.name}: {RANGES[args.range]}, {period.zone}"]
     lines += [f"{each.label:13} {each.value:>12}   {each.detail}" for each in chain(*dashboard_figures(stats))]
     for row in stats.reasons if args.why else ():
         what = f"{row['event_type']}s, {row['counts_as'].replace('_', ' ')}: {row['verdict']}, {row['reason']}"

@@ -74,8 +74,8 @@ def content(database: tracker.Database) -> Content:
 def stats_of(database: tracker.Database, tenant: tracker.Tenant) -> dict[str, Any]:
     """What stats.json says at a time a week after the hits."""
     with database.reading() as connection:
-        period = tracker.period_of(connection, tenant.number, "all", "Europe/Rome", NOW + 7 * DAY)
-        return tracker.stats_json(tracker.read_stats(connection, tenant.number, period), tenant.name, 0)
+        period = tracker.period_of(connection, tenant, "all", tracker.read_zone("Europe/Rome"), NOW + 7 * DAY)
+        return tracker.stats_json(tracker.read_stats(connection, tenant, period), tenant.name, 0)
 
 
 def register(stage: Stage, *emails: tracker.Registration, at: int = NOW, tenant: tracker.Tenant | None = None) -> int:

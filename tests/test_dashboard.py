@@ -315,9 +315,10 @@ REFUSED = {
     "from=1999-01-01&to=2026-11-10": "century",
     "to=tomorrow": "to is",
     "show=everything": "show: expected one of all, opened",
-    "sort=emails.size": "sort: expected emails",
-    "sort=people.name": "sort: expected one of the tables campaigns, links",
-    "sort=campaigns.opened.down": "sort: expected campaigns",
+    "sort=emails.size": "sort: expected one of emails.recipient, emails.subject",
+    "sort=people.name": "sort: expected",
+    "sort=campaigns": "sort: expected",
+    "sort=campaigns.opened.down": "sort: expected",
 }
 
 
