@@ -4947,7 +4947,7 @@ def tag(name: str, /, *content: object, **attributes: object) -> Markup:
 
 TEMPLATE_NAMES = (
     *("page", "dashboard", "campaign", "email", "message", "naming"),
-    *("_curve", "_empty", "_figure", "_reason", "_search", "_table", "_trial", "_trial_hits"),
+    *("_curve", "_figure", "_reason", "_search", "_table", "_trial", "_trial_hits"),
 )
 
 
@@ -5193,7 +5193,7 @@ def table_section(view: View, rows: Rows) -> Markup:
     if table is EMAILS and ("q" in view.asked or view.asked.get("show", "all") != "all"):
         text = f"None of the newest {MOST_SORTED:,} emails is like that." if rows.next else "No email is like that."
     if not rows.rows:
-        return view.pages["_empty"].render(name=name, title=table.title, text=text)
+        return tag("section", tag("h2", table.title, id=name), tag("p", text, class_="quiet"), aria_labelledby=name)
     columns = [column for column in table.columns if not (view.campaign and column.head == "Campaign")]
     lines = (
         tag("tr", *(CELLS[column.kind](view, row, column.field) for column in columns))
@@ -5307,12 +5307,12 @@ def figures_of(details: Mapping[str, str], now: Mapping[str, Amount], then: Mapp
     return [Figure(each, told(now[each]), why, change_of(now[each], then.get(each))) for each, why in details.items()]
 
 
-def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> list[Figure]:
+def sent_figures(totals: Totals, before: Totals | None = None) -> list[Figure]:
     only = totals.clicked_without_open
     details = {
-        "Sent": sent,
-        "Opened": f"{of}{made_of(totals.opened)}" + (f"; and {only:,} more by a click" if only else ""),
-        "Clicked": f"{of}{made_of(totals.clicked)}",
+        "Sent": "emails",
+        "Opened": made_of(totals.opened) + (f"; and {only:,} more by a click" if only else ""),
+        "Clicked": made_of(totals.clicked),
         "Click-to-open": f"of {counted(totals.read, 'email')} that people read",
     }
     now, then = ({"Sent": each.emails, **each.rates} if each else {} for each in (totals, before))
@@ -5320,21 +5320,19 @@ def sent_figures(totals: Totals, before: Totals | None, sent: str, of: str) -> l
 
 
 def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
-    before, then = stats.before or (None, {})
-    details, amounts = {}, []
-    for counts in (stats.hits, then):
-        sums: dict[str, Amount] = {
-            noun.capitalize(): sum(hits[state] for state in STATE_WORDS) for noun, hits in counts.items()
-        }
-        amounts.append({**sums, "Machines": sum(hits["machine"] for hits in counts.values()) if counts else None})
+    def amounts(counts: Counts) -> dict[str, Amount]:
+        sums = {noun.capitalize(): sum(hits[state] for state in STATE_WORDS) for noun, hits in counts.items()}
+        return {**sums, "Machines": sum(hits["machine"] for hits in counts.values())}
+
+    details = {}
     for noun, hits in stats.hits.items():
         emails = stats.emails[noun]
         parts = (f"{hits[state]:,} {word} ({counted(emails[state], 'email')})" for state, word in STATE_WORDS.items())
         details[noun.capitalize()] = ", ".join(parts)
     pixels, links = (hits["machine"] for hits in stats.hits.values())
     details["Machines"] = f"{pixels:,} on pixels and {links:,} on links"
-    sent = sent_figures(stats.sent, before, "emails sent in this range", "of these: ")
-    return sent, figures_of(details, *amounts)
+    before, then = stats.before or (None, None)
+    return sent_figures(stats.sent, before), figures_of(details, amounts(stats.hits), amounts(then) if then else {})
 
 
 def figure_list(view: View, figures: Iterable[Figure]) -> Markup:
@@ -5381,10 +5379,10 @@ def reason_line(view: View, row: Row) -> Markup:
 def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting: int, trial: Markup) -> str:
     period, machines = stats.period, "machines" in view.asked
     other = view.url(machines="" if machines else "1") + "#curve"
-    ranges = []
-    for name, label in RANGES.items():
-        url, current = view.range_url(range=name if name != DEFAULT_RANGE else ""), name == period.name
-        ranges.append(tag("li", tag("a", label, href=url, aria_current="page" if current else "false")))
+    ranges = (
+        tag("li", tag("a", label, href=view.range_url(range=name), aria_current="page" * (name == period.name)))
+        for name, label in RANGES.items()
+    )
     sent, activity = (figure_list(view, figures) for figures in dashboard_figures(stats))
     return view.page(
         f"{view.tenant.name}: opens and clicks",
@@ -5419,7 +5417,7 @@ def campaign_page(view: View, campaign: Rows, links: Rows, emails: Rows) -> str:
         campaign=row["campaign"],
         first=view.ago(row["first_email_at"]),
         last=view.ago(row["last_hit_at"]),
-        figures=figure_list(view, sent_figures(totals_of(row), None, "emails", "")),
+        figures=figure_list(view, sent_figures(totals_of(row))),
         links=table_section(view, links),
         search=search_form(view),
         emails=table_section(view, emails),
@@ -6233,7 +6231,6 @@ MAX_REGISTRATIONS = 1_000
 
 # -- The fields of what is sent
 
-KEY_FAULT = "expected 1 to 200 of the characters A-Z a-z 0-9 . _ ~ + @ = : -, and not . or .."
 EXPECTED = {str: "text", bool: "true or false", int: "a number, of emails", list: "a list of texts"}
 
 
@@ -6272,7 +6269,7 @@ def _read_field(value: Any, field_: Field, name: str) -> Any:
 
 def _read_key(text: str, name: str) -> str:
     if not is_key(text):
-        raise BadInput(f"{name}: {KEY_FAULT}")
+        raise BadInput(f"{name}: expected 1 to {MAX_KEY} of the characters A-Z a-z 0-9 . _ ~ + @ = : -, not . or ..")
     return text
 
 
@@ -6439,6 +6436,18 @@ WRITER = "writer"  # has the dashboard id and, where the tenant has one, its API
 OPERATOR = "operator"  # has API_KEY
 
 
+def as_page(app: App, error: HTTPError) -> Response:
+    """An error for people."""
+    titles = {400: "This address can't be used", 404: "Not found", 500: "Something broke", 503: "Not now"}
+    page = app.pages.message(titles.get(error.status, "This did not work"), error.message)
+    return html_response(error.status, page, error.headers)
+
+
+def as_json(app: App, error: HTTPError) -> Response:
+    """An error for programs."""
+    return json_response(error.status, {"error": error.message}, error.headers)
+
+
 @dataclass(slots=True)
 class Route:
     """A line of the table of URLs."""
@@ -6447,39 +6456,27 @@ class Route:
     pattern: str  # the handler gets what its names stand for; {id} becomes the tenant
     handler: Callable[..., Response]
     access: str
-    errors: Callable[[App, HTTPError], Response]
+    errors: Callable[[App, HTTPError], Response] = as_page
     read: Callable[[tuple[str, ...]], list[str] | None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.read = path_reader(self.pattern)
 
 
-def as_page(app: App, error: HTTPError) -> Response:
-    """An error for people."""
-    titles = {400: "This address can't be used", 404: "Not found", 405: "Not like this", 500: "Something broke"}
-    title = {**titles, 503: "Not now"}.get(error.status, "This did not work")
-    return html_response(error.status, app.pages.message(title, error.message), error.headers)
-
-
-def as_json(app: App, error: HTTPError) -> Response:
-    """An error for programs."""
-    return json_response(error.status, {"error": error.message}, error.headers)
-
-
 ROUTES = (
-    Route("GET", PIXEL_PATH, pixel, ANYONE, as_page),
-    Route("GET", SIGNED_PATH, signed_click, ANYONE, as_page),
-    Route("GET", PLAIN_PATH, plain_click, ANYONE, as_page),
+    Route("GET", PIXEL_PATH, pixel, ANYONE),
+    Route("GET", SIGNED_PATH, signed_click, ANYONE),
+    Route("GET", PLAIN_PATH, plain_click, ANYONE),
     Route("GET", "/health", health, ANYONE, as_json),
-    Route("GET", "/assets/{name}", asset, ANYONE, as_page),
-    Route("GET", "/robots.txt", robots, ANYONE, as_page),
-    Route("GET", "/favicon.ico", favicon, ANYONE, as_page),
-    Route("GET", "/", home, ANYONE, as_page),
-    Route("GET", "/{id}/dashboard", dashboard, READER, as_page),
+    Route("GET", "/assets/{name}", asset, ANYONE),
+    Route("GET", "/robots.txt", robots, ANYONE),
+    Route("GET", "/favicon.ico", favicon, ANYONE),
+    Route("GET", "/", home, ANYONE),
+    Route("GET", "/{id}/dashboard", dashboard, READER),
     Route("GET", "/{id}/stats.json", stats_view, READER, as_json),
     *(Route("GET", f"/{{id}}/{name}.{form}", export, READER, as_json) for name in TABLES for form in ("json", "csv")),
-    Route("GET", "/{id}/campaigns/{campaign}", campaign_view, READER, as_page),
-    Route("GET", "/{id}/emails/{key}", email_view, READER, as_page),
+    Route("GET", "/{id}/campaigns/{campaign}", campaign_view, READER),
+    Route("GET", "/{id}/emails/{key}", email_view, READER),
     Route("POST", "/{id}/emails", post_emails, WRITER, as_json),
     Route("POST", "/{id}/messages", post_messages, WRITER, as_json),
     Route("POST", "/{id}/campaigns", post_campaigns, WRITER, as_json),

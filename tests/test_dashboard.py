@@ -127,13 +127,13 @@ def rows(text: str, name: str) -> list[list[str]]:
 
 def test_every_figure_is_what_one_computes_by_hand(mailing: Stage) -> None:
     assert figures(page(mailing)) == {
-        "Sent": ("5", "+150 %", "emails sent in this range"),
+        "Sent": ("5", "+150 %", "emails"),
         "Opened": (
             "40.0–60.0 %",
             f"{tracker.MINUS}10.0 points",
-            "of these: 2 by people, 1 unconfirmed, 1 by machines; and 1 more by a click",
+            "2 by people, 1 unconfirmed, 1 by machines; and 1 more by a click",
         ),
-        "Clicked": ("40.0 %", "+40.0 points", "of these: 2 by people, 0 unconfirmed, 1 by machines"),
+        "Clicked": ("40.0 %", "+40.0 points", "2 by people, 0 unconfirmed, 1 by machines"),
         "Click-to-open": ("66.7 %", "+66.7 points", "of 3 emails that people read"),
         "Opens": ("6", "+500 %", "4 by people (4 emails), 1 unconfirmed (1 email), 1 by machines (1 email)"),
         "Clicks": ("3", "none before", "2 by people (2 emails), 0 unconfirmed (0 emails), 1 by machines (1 email)"),
@@ -146,7 +146,7 @@ def test_a_longer_range_has_the_older_mail_as_well_and_all_has_nothing_before_it
     assert found["Sent"][:2] == ("7", "none before")
     assert (found["Opened"][0], found["Opens"][0]) == ("42.9–57.1 %", "7")  # e1, e2, a1 of seven; and e3
     found = figures(page(mailing, range="all"))
-    assert found["Sent"] == ("7", "", "emails sent in this range")
+    assert found["Sent"] == ("7", "", "emails")
     assert {change for _, change, _ in found.values()} == {""}
 
 

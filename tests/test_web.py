@@ -442,7 +442,7 @@ def test_the_unforeseen_is_a_bare_500_and_a_traceback_in_the_log_without_the_pri
     def broken(app: tracker.App, request: tracker.Request, tenant: tracker.Tenant) -> tracker.Response:
         raise ZeroDivisionError("a mistake of ours")
 
-    route = tracker.Route("GET", "/{id}/broken", broken, tracker.READER, tracker.as_page)
+    route = tracker.Route("GET", "/{id}/broken", broken, tracker.READER)
     monkeypatch.setattr(tracker, "ROUTES", (route,))
     answer = call(stage, method, f"/{stage.acme.id}/broken?recipient=reader@example.org", unforeseen=True)
     assert answer.status == 500
@@ -460,7 +460,7 @@ def test_a_header_with_a_line_break_never_leaves_the_server(stage: Stage, monkey
     def broken(app: tracker.App, request: tracker.Request) -> tracker.Response:
         return tracker.Response(200, [("Content-Type", "text/plain\r\nX-Evil: 1")], b"")
 
-    monkeypatch.setattr(tracker, "ROUTES", (tracker.Route("GET", "/broken", broken, tracker.ANYONE, tracker.as_page),))
+    monkeypatch.setattr(tracker, "ROUTES", (tracker.Route("GET", "/broken", broken, tracker.ANYONE),))
     with pytest.raises(ValueError, match="line break"):
         get(stage, "/broken")
 
