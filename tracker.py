@@ -1931,10 +1931,6 @@ class Conflict(StoreError):
     """What was asked for is taken, or is no longer there."""
 
 
-class NoTenant(StoreError):
-    """No tenant, or no single one, is what a command's word means."""
-
-
 class Busy(StoreError):
     """Somebody else is writing, and the caller did not want to wait."""
 
@@ -2415,14 +2411,14 @@ def list_tenants(connection: sqlite3.Connection) -> list[Tenant]:
 
 
 def find_tenant(connection: sqlite3.Connection, word: str) -> Tenant:
-    """The tenant that a command's word means: a dashboard id, a mail id or a name. Raises NoTenant."""
+    """The tenant that a command's word means: a dashboard id, a mail id or a name. Raises BadInput."""
     found = _tenants(connection, "where id = :word or mail_id = :word or name = :word", word=word)
     by_id = [tenant for tenant in found if word in (tenant.id, tenant.mail_id)]
     if not found:
-        raise NoTenant(f"no tenant {word!r}; `tenant list` shows them")
+        raise BadInput(f"no tenant {word!r}; `tenant list` shows them")
     if len(found) > 1 and not by_id:
         ids = ", ".join(tenant.mail_id for tenant in found)
-        raise NoTenant(f"{len(found)} tenants have the name {word!r}; say which by its mail id: {ids}")
+        raise BadInput(f"{len(found)} tenants have the name {word!r}; say which by its mail id: {ids}")
     return (by_id or found)[0]
 
 
@@ -6863,11 +6859,11 @@ COMMAND_GROUPS = {
 }
 
 
-def command(words: str, *options: Option) -> Callable[[Run], Run]:
-    """Make a function the command of these words; its docstring is the help."""
+def command(*options: Option) -> Callable[[Run], Run]:
+    """Make a function the command that its name says, after `cmd_`; its docstring is the help."""
 
     def register(run: Run) -> Run:
-        COMMANDS[words] = (run, options)
+        COMMANDS[run.__name__.removeprefix("cmd_").replace("_", " ")] = (run, options)
         return run
 
     return register
@@ -6900,7 +6896,8 @@ def _say(args: Namespace, value: Any, lines: Iterable[str]) -> None:
 
 
 def _tell(text: str) -> None:
-    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    for line in text.splitlines():
+        print(f"{PROGRAM}: {line}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -6932,24 +6929,17 @@ def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _opened(settings: Settings, *, make: bool = False) -> Iterator[Database]:
-    """The database, touched as its owner; made first where there is none, if that is wanted."""
+def _opened(settings: Settings, *, make: bool = False, drained: bool = False) -> Iterator[Database]:
+    """The database, touched as its owner; if that is wanted, made where there is none, or what waits counted first."""
     with acting_as_owner(settings):
         schema = resource("schema.sql").decode()
         opened = create_database(settings.database, schema) if make else Database(settings.database)
         with contextlib.closing(opened) as database:
             with database.reading():
                 pass  # a missing database is named before anything else that is missing with it
+            if drained:
+                _drain_first(database)
             yield database
-
-
-@contextlib.contextmanager
-def _numbers(settings: Settings) -> Iterator[tuple[Database, sqlite3.Connection]]:
-    """The database and a connection that reads it, once what waits has been counted."""
-    with _opened(settings) as database:
-        _drain_first(database)
-        with database.reading() as connection:
-            yield database, connection
 
 
 def _drain_first(database: Database) -> None:
@@ -6961,7 +6951,7 @@ def _drain_first(database: Database) -> None:
         _tell(f"note: waiting hits could not be counted: {error}")
 
 
-@command("serve", LOCAL)
+@command(LOCAL)
 def cmd_serve(args: Namespace, settings: Settings) -> None:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
     try:
@@ -6993,25 +6983,24 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     option("--tz ZONE", "in which zone its days begin, such as Europe/Rome"),
     option("--own ADDRESS...", "the sender's own address or network, whose hits are set aside"),
     option("--not-own ADDRESS...", "… is no longer the sender's own"),
-    option("--suspend", "whether all links show the naming page", action="yes or no"),
+    option("--suspend", "whether all links show the naming page", action="yes or no", dest="suspended"),
     LOCAL,
     JSON,
 )
-
 
 Rules = list[tuple[str, list[str], list[str]]]  # of RULES some, each with what to add and to remove
 
 
 def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], Rules]:
     """Read TENANT_OPTIONS before anything is opened or made: columns to set, and rules. Raises BadInput."""
-    wanted = {"any_domain": args.any_domain, "suspended": args.suspend, "tz": args.tz}
-    columns = {name: value for name, value in wanted.items() if value is not None}
-    if args.tz is not None:
-        read_zone(args.tz)
-    if args.name is not None:
-        columns["name"] = read_tenant_name(args.name)
-    if args.tracking_host is not None:
-        columns["tracking_host"] = read_tracking_host(settings, args.tracking_host) if args.tracking_host else None
+    readers: dict[str, Callable[[Any], Any]] = {
+        "name": read_tenant_name,
+        "any_domain": bool,
+        "tracking_host": lambda host: read_tracking_host(settings, host) if host else None,
+        "tz": lambda name: str(read_zone(name)),
+        "suspended": bool,
+    }
+    columns = {name: read(said) for name, read in readers.items() if (said := getattr(args, name)) is not None}
     rules = (
         ("allow", read_destination, args.domain, args.remove_domain),
         ("block", read_destination, args.block, args.unblock),
@@ -7027,7 +7016,6 @@ def _change(connection: sqlite3.Connection, tenant: int, columns: dict[str, Any]
 
 
 @command(
-    "tenant add",
     option("name NAME", "what to call the tenant"),
     option("--id ID", "one id of your own for mail and dashboard (recipients can then open the dashboard)"),
     *TENANT_OPTIONS,
@@ -7075,7 +7063,7 @@ def _show(args: Namespace, settings: Settings, word: str) -> None:
     _say(args, about, lines)
 
 
-@command("tenant set", TENANT, option("--name NAME", "another name"), *TENANT_OPTIONS)
+@command(TENANT, option("--name NAME", "another name"), *TENANT_OPTIONS)
 def cmd_tenant_set(args: Namespace, settings: Settings) -> None:
     """Change what a tenant is called, where its links may lead, and whether they lead anywhere."""
     columns, rules = _read_changes(args, settings)
@@ -7085,12 +7073,12 @@ def cmd_tenant_set(args: Namespace, settings: Settings) -> None:
     _show(args, settings, tenant.id)
 
 
-@command("tenant list", JSON)
+@command(JSON)
 def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
     """List tenants with what they sent in 30 days (as in `stats`), what people opened of it, and their last hit."""
     rows, lines = [], [f"{'mail_id':20} {'sent':>8} {'opened':>15}  {'last hit':20} name"]
     now = now_ms()
-    with _numbers(settings) as (_, connection):
+    with _opened(settings, drained=True) as database, database.reading() as connection:
         for tenant in list_tenants(connection):
             period = read_period("30d", zone_of(tenant), now, None)
             sums = cohort_in(connection, tenant.number, period.span(tenant.tz))
@@ -7113,13 +7101,13 @@ def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
     _say(args, rows, lines)
 
 
-@command("tenant show", TENANT, LOCAL, JSON)
+@command(TENANT, LOCAL, JSON)
 def cmd_tenant_show(args: Namespace, settings: Settings) -> None:
     """Print a tenant's ids, URLs and rules."""
     _show(args, settings, args.tenant)
 
 
-@command("tenant key", TENANT, option("--remove", "take the key away"), JSON)
+@command(TENANT, option("--remove", "take the key away"), JSON)
 def cmd_tenant_key(args: Namespace, settings: Settings) -> None:
     """Make a tenant a new API key and print it, this once; the old one stops working."""
     key = None if args.remove else secrets.token_urlsafe(32)
@@ -7130,7 +7118,7 @@ def cmd_tenant_key(args: Namespace, settings: Settings) -> None:
     _say(args, {"api_key": key}, [key or f"{tenant.name} has no API key now; {closed}"])
 
 
-@command("tenant rotate", TENANT, LOCAL, JSON)
+@command(TENANT, LOCAL, JSON)
 def cmd_tenant_rotate(args: Namespace, settings: Settings) -> None:
     """Give a tenant a new dashboard id; the old one opens nothing any more, mail already sent works on."""
     id_ = new_dashboard_id()
@@ -7140,22 +7128,18 @@ def cmd_tenant_rotate(args: Namespace, settings: Settings) -> None:
     _show(args, settings, id_)
 
 
-@command("tenant remove", TENANT, option("--yes", "don't ask"))
+@command(TENANT, option("--yes", "don't ask"))
 def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
     """Delete a tenant and all its data. Its mail id stays reserved; links in its old mail show the naming page."""
-    with _opened(settings) as database:
-        with database.reading() as connection:
-            tenant = find_tenant(connection, args.tenant)
-        if not args.yes:
-            print(f"This deletes {tenant.name} and its numbers; its old links will show the naming page.")
-            try:
-                typed = input("Type its name to go on: ").strip()
-            except EOFError:
-                raise StoreError("expected its name on standard input, or --yes; nothing was deleted") from None
-            if typed != tenant.name:
-                raise StoreError("that is not its name; nothing was deleted")
-        with changing_tenants(database) as connection:
-            remove_tenant(connection, find_tenant(connection, tenant.id), now_ms())
+    with _opened(settings) as database, database.reading() as connection:
+        tenant = find_tenant(connection, args.tenant)
+    if not args.yes:
+        print(f"This deletes {tenant.name} and its numbers; its old links will show the naming page.")
+        print("Type its name to go on: ", end="", flush=True)
+        if sys.stdin.readline().strip() != tenant.name:
+            raise StoreError("expected its name on standard input, or --yes; nothing was deleted")
+    with _opened(settings) as database, changing_tenants(database) as connection:
+        remove_tenant(connection, find_tenant(connection, tenant.id), now_ms())
     print(f"deleted {tenant.name}; links in its old mail show the naming page from now on")
 
 
@@ -7163,7 +7147,6 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
 
 
 @command(
-    "instrument",
     TENANT,
     option("--email KEY", "the key of the email (default: a new one)"),
     option("--key-placeholder TEXT", "a mailing tool's mark for its own ids; registers nothing"),
@@ -7198,8 +7181,6 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
             raise BadInput("--html: expected HTML in UTF-8, not UTF-16 or UTF-32")
         try:
             new, report = _instrumented(args, settings, key, raw, said)
-        except NoTenant:
-            raise
         except StoreError as error:
             _tell(f"{error}; nothing was written, try again")
             return EX_TEMPFAIL
@@ -7258,8 +7239,6 @@ def _link_maker_of(word: str, settings: Settings, database: Database) -> LinkMak
         with database.reading() as connection:
             tenant = find_tenant(connection, word)
         mail_id, host = tenant.mail_id, tenant.tracking_host
-    except NoTenant:
-        raise
     except StoreError as error:
         mail_id = directory.find(word) or ""
         if not mail_id:
@@ -7285,7 +7264,6 @@ def _register(settings: Settings, database: Database, mail_id: str, email: Regis
 
 
 @command(
-    "campaign add",
     TENANT,
     option("name NAME", "the campaign, as --campaign or ?campaign= name it"),
     option("--sent NUMBER", "how many emails; again: instead of before", type=int, required=True),
@@ -7301,10 +7279,10 @@ def cmd_campaign_add(args: Namespace, settings: Settings) -> None:
     print(f"{wanted[0]}: {args.sent:,} sent" + ("" if first else ", in place of what was said before"))
 
 
-@command("campaign list", TENANT, JSON)
+@command(TENANT, JSON)
 def cmd_campaign_list(args: Namespace, settings: Settings) -> None:
     """Print a tenant's campaigns: emails sent, and how many were opened and clicked."""
-    with _numbers(settings) as (_, connection):
+    with _opened(settings, drained=True) as database, database.reading() as connection:
         tenant = find_tenant(connection, args.tenant).number
         rows = read_table(connection, tenant, CAMPAIGNS, Wanted(order="campaign", ascending=True)).named()
     campaigns = [{name: row[name] for name in ("campaign", "emails", *GROUP_COLUMNS)} for row in rows]
@@ -7313,7 +7291,6 @@ def cmd_campaign_list(args: Namespace, settings: Settings) -> None:
 
 
 @command(
-    "stats",
     TENANT,
     option("--range", "the time that is counted", choices=RANGES, default=DEFAULT_RANGE),
     option("--tz ZONE", "time zone, such as Europe/Rome; default: the tenant's own"),
@@ -7322,7 +7299,7 @@ def cmd_campaign_list(args: Namespace, settings: Settings) -> None:
 )
 def cmd_stats(args: Namespace, settings: Settings) -> None:
     """Print a tenant's numbers; with --json as stats.json has them."""
-    with _numbers(settings) as (database, connection):
+    with _opened(settings, drained=True) as database, database.reading() as connection:
         tenant = find_tenant(connection, args.tenant)
         period = period_of(connection, tenant, args.range, zone_of(tenant, args.tz), now_ms())
         stats = read_stats(connection, tenant, period)
@@ -7341,7 +7318,6 @@ EXPORT_FILTERS = {"emails": ("campaign", "search", "show"), "events": ("key",), 
 
 
 @command(
-    "export",
     TENANT,
     option("table", "which table", choices=EXPORT_FILTERS),
     option("--format", "how it is written", choices=EXPORT_TYPES, default="csv"),
@@ -7361,14 +7337,12 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
         if UNFIT.search(text or ""):
             raise BadInput(f"--{name}: expected text in one line, in UTF-8")
     output = _new_file(args.output, 0o666) if args.output else contextlib.nullcontext(sys.stdout.buffer)
-    with output as file, _opened(settings) as database:
-        _drain_first(database)
+    with output as file, _opened(settings, drained=True) as database:
         with database.reading() as connection:
             tenant = find_tenant(connection, args.tenant).number
         asked = Wanted(args.campaign, args.key, args.search or "", args.show or "all")
         for piece in export_rows(database, tenant, TABLES[args.table], args.format, asked):
             file.write(piece)
-        file.flush()
 
 
 class Answer(NamedTuple):
@@ -7380,7 +7354,7 @@ class Answer(NamedTuple):
     address: str  # that we had in that connection
 
 
-@command("selftest", TENANT, LOCAL)
+@command(TENANT, LOCAL)
 def cmd_selftest(args: Namespace, settings: Settings) -> int:
     """Ask for a pixel and a link through the public address, as a reader would, and look for both in the numbers."""
     from http.client import HTTPException
@@ -7468,7 +7442,7 @@ def counted_faults(database: Database, tenant: Tenant, key: str, address: str) -
         yield f"readers' addresses are lost: yours was seen as {', '.join(lost)}; {expected}"
 
 
-@command("drain", option("--follow", "go on until stopped"))
+@command(option("--follow", "go on until stopped"))
 def cmd_drain(args: Namespace, settings: Settings) -> int:
     """Move the hits that wait in the spool into the database, in large batches; for a backlog."""
     with _opened(settings) as database:
@@ -7484,7 +7458,7 @@ def cmd_drain(args: Namespace, settings: Settings) -> int:
             time.sleep(Drainer.WAKE_SECONDS)
 
 
-@command("ingest", option("file FILE", "a log; without one, standard input", nargs="*"))
+@command(option("file FILE", "a log; without one, standard input", nargs="*"))
 def cmd_ingest(args: Namespace, settings: Settings) -> int:
     """Count hits that the server printed as `unspooled`: give it the log. Each hit counts once, however often given."""
     failed = False
@@ -7498,7 +7472,7 @@ def cmd_ingest(args: Namespace, settings: Settings) -> int:
     return 1 if failed else 0
 
 
-@command("judge", option("file FILE", "lines of the spool; without one, standard input", nargs="?"), JSON)
+@command(option("file FILE", "lines of the spool; without one, standard input", nargs="?"), JSON)
 def cmd_judge(args: Namespace, settings: Settings) -> None:
     """Judge a file of hits of one email, lines of the spool, and say why. For support, and to try rules on one's own logs.
 
@@ -7570,14 +7544,13 @@ def _read_email_to_judge(said: Any) -> tuple[Context, list[Network]]:
     return Context(begin, begin is not None, links), [ipaddress.ip_network(read_own_network(text)) for text in own]
 
 
-@command("rejudge", option("--since TIME", "only emails with hits since then, as 2026-11-30T09:00:00Z"))
+@command(option("--since TIME", "only emails with hits since then, as 2026-11-30T09:00:00Z"))
 def cmd_rejudge(args: Namespace, settings: Settings) -> None:
     """Judge stored hits anew by the rules of this version, and correct every number. Skips what was erased."""
     since = read_iso_time(args.since, "--since") if args.since else 0
     found: tuple[int, int] | None = (0, 0)
     changed = 0
-    with _opened(settings) as database:
-        _drain_first(database)
+    with _opened(settings, drained=True) as database:
         while found:
             changed += found[1]
             with database.transaction() as connection:
@@ -7585,14 +7558,14 @@ def cmd_rejudge(args: Namespace, settings: Settings) -> None:
     print(f"{changed:,} hits are judged otherwise than before" if changed else "all hits are judged as before")
 
 
-@command("backup", option("file FILE", "a file that is not there yet"))
+@command(option("file FILE", "a file that is not there yet"))
 def cmd_backup(args: Namespace, settings: Settings) -> None:
     """Copy the database into a new file, while it is in use: all hits drained so far, and the key that signs links."""
     path = os.path.abspath(args.file)  # :memory: and file:… mean something else to SQLite
     # Opened by whoever asks for the backup, then written to while acting as the owner of the data.
     with _new_file(args.file, 0o600) as file:
         copying = contextlib.closing(sqlite3.connect(path, isolation_level=None))
-        with copying as copy, _numbers(settings) as (_, connection):
+        with copying as copy, _opened(settings, drained=True) as database, database.reading() as connection:
             size = copy_database(connection, copy, args.file)
         os.fsync(file.fileno())
         sync_folder(os.path.dirname(path))
@@ -7601,7 +7574,7 @@ def cmd_backup(args: Namespace, settings: Settings) -> None:
         _tell("note: SECRET_KEY is not in it; keep that too, since links in mail already sent are signed with it")
 
 
-@command("check", option("--repair", "rebuild the roll-ups and tenants.json"))
+@command(option("--repair", "rebuild the roll-ups and tenants.json"))
 def cmd_check(args: Namespace, settings: Settings) -> int:
     """Hold the database against itself: integrity, every roll-up against a recount, positions, tenants.json."""
 
@@ -7621,7 +7594,7 @@ def cmd_check(args: Namespace, settings: Settings) -> int:
     return 1 if found else 0
 
 
-@command("config", JSON)
+@command(JSON)
 def cmd_config(args: Namespace, settings: Settings) -> None:
     """Print the settings in force, secrets masked."""
     shown, lines = {}, []
@@ -7646,7 +7619,6 @@ def _put_out(path: str | None, text: str) -> None:
 
 
 @command(
-    "nginx",
     option(
         "--certificates",
         "where HOST/fullchain.pem and HOST/privkey.pem are, or will be",
@@ -7674,7 +7646,6 @@ def cmd_nginx(args: Namespace, settings: Settings) -> None:
 
 
 @command(
-    "systemd",
     option("file", "which file", choices=("service", "socket", "sysusers")),
     option("--program FILE", "where it will be (by itself, where it is now)", default=PROGRAM_FILE),
     OUTPUT,
@@ -7721,7 +7692,7 @@ def command_line() -> ArgumentParser:
     return parser
 
 
-@command("help", option("words TOPIC", "a topic or a command; without one, list the topics", nargs="*"))
+@command(option("words TOPIC", "a topic or a command; without one, list the topics", nargs="*"))
 def cmd_help(args: Namespace, settings: Settings) -> None:
     """Print a text on a topic, such as `numbers` or `keep`, or the options of a command."""
     asked = " ".join(args.words)
@@ -7751,12 +7722,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(sys.argv[1:] if argv is None else list(argv))
         finally:
             sys.stdout.flush()
-    except SettingsError as error:
-        for fault in str(error).splitlines():
-            _tell(fault)
-        return 2
-    except (StoreError, BadInput) as error:
+    except (SettingsError, StoreError, BadInput) as error:
         _tell(str(error))
+        return 2 if isinstance(error, SettingsError) else 1
     except OSError as error:
         # What could not be written must not be tried again at the end of the process.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
