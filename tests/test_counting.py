@@ -9,16 +9,14 @@ import random
 import re
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHROME, NOW, ROOT, Stage, click, faults_of, hit, segment
+from conftest import CHROME, NOW, Stage, click, faults_of, hit, segment
 
 import tracker
 
@@ -63,8 +61,7 @@ def content(database: tracker.Database) -> Content:
         for name, sql in LOGICAL.items():
             cursor = connection.execute(sql)
             names = [column[0] for column in cursor.description]
-            kept = [n for n, column in enumerate(names) if not (column in ("email", "url") and column in names[:n])]
-            kept = [n for n in kept if names[n] != "email"]
+            kept = [n for n, column in enumerate(names) if column != "email" and not (column == "url" in names[:n])]
             numbers = [n for n in kept if name in tracker.ROLLUPS and names[n] in tracker.ROLLUPS[name].numbers]
             rows = [tuple(row[n] for n in kept) for row in cursor if not numbers or any(row[n] for n in numbers)]
             found[name] = sorted(rows, key=repr)
@@ -253,17 +250,8 @@ def test_the_same_hits_and_registrations_in_any_order_give_the_same_database(
             assert all(found.values())
             assert len(found["events"]) + sum(row[-1] for row in found["dropped"]) == len(season.lines)
             assert {row[-2] for row in found["events"]} == set(tracker.VERDICT_STATES)
-            reasons = {
-                "repeat",
-                "after-scanner",
-                "echo",
-                "with-head",
-                "with-hidden-link",
-                "too-soon",
-                "own-address",
-                "burst",
-            }
-            assert {row[-1] for row in found["events"]} >= reasons
+            reasons = {"repeat", "after-scanner", "echo", "with-head", "with-hidden-link", "too-soon"}
+            assert {row[-1] for row in found["events"]} >= {*reasons, "own-address", "burst"}
             dropped = {"unknown-tenant", "dashboard-id", "bad-key", "not-redirected"}
             assert {row[1] for row in found["dropped"]} == dropped
             assert {row[5] for row in found["emails"]} == {0, 1}
@@ -302,14 +290,39 @@ def test_a_few_hits_about_a_pause_between_sessions_are_judged_alike_in_whatever_
         count(stage, *step)
         assert stage.check() == []
     found: dict[str, list[tuple[Any, ...]]] = {}
-    sql = (
-        "select key, at, type, url, address, agent, verdict, reason from event_details order by 1, 2, 3, 4, 5, 6, 7, 8"
-    )
-    for key, *event in stage.rows(sql):
+    for key, *event in stage.rows("select key, at, type, url, address, agent, verdict, reason from event_details"):
         found.setdefault(key, []).append(tuple(event))
     assert len(found) == 250 * orders
     for key, events in found.items():
-        assert events == found[f"{key.partition('-')[0]}-0"], key
+        assert sorted(events, key=repr) == sorted(found[f"{key.partition('-')[0]}-0"], key=repr), key
+
+
+MINUTES = [NOW + minute * 60_000 for minute in range(tracker.MAX_SESSION)]
+
+
+@pytest.mark.parametrize("last", [(50,), (69, 59)], ids=["grows", "is made of two"])
+def test_a_session_that_becomes_too_long_is_judged_as_one_whose_hits_came_at_once(
+    stage: Stage, last: tuple[int, ...]
+) -> None:
+    at = [*MINUTES, *(NOW + minute * 60_000 for minute in last)]
+    count(stage, *(click(stage, "at-once", at=each) for each in at))
+    count(stage, *(click(stage, "one-by-one", at=each) for each in MINUTES))
+    for each in at[len(MINUTES) :]:
+        count(stage, click(stage, "one-by-one", at=each))
+    found = stage.rows("select key, reason, count(*) from event_details group by 1, 2 order by 1")
+    assert found == [(key, "crowded", len(at)) for key in ("at-once", "one-by-one")]
+
+
+def test_a_session_is_read_in_one_statement_and_a_long_one_in_two_however_many_emails_there_are(stage: Stage) -> None:
+    def reads(*lines: bytes) -> int:
+        said: list[str] = []
+        with stage.database.reading() as connection:
+            connection.set_trace_callback(said.append)
+        count(stage, *lines)
+        connection.set_trace_callback(None)
+        return sum("cross join events" in sql for sql in said)
+
+    assert [reads(*(hit(stage, f"e{n}", at) for n in range(9))) for at in MINUTES] == [0] + 30 * [1] + 19 * [2]
 
 
 @pytest.mark.parametrize("batch", [1, 7, 4_000])
@@ -343,20 +356,9 @@ def test_an_email_is_unique_under_its_best_state_at_the_time_it_first_had_it(sta
     assert unique(stage) == [(7, tracker.PERSON, 1)]
     count(stage, hit(stage, "e1", NOW + 8 * QUARTER), hit(stage, "e1", NOW + 1 * QUARTER, ua=CURL))
     assert unique(stage) == [(7, tracker.PERSON, 1)]
-    assert sums(stage, "cohorts", NOW // QUARTER) == {"emails": 1, "opened_person": 1}
-    sql = """
-        select state, hits from reasons join judgements on judgements.id = judgement
-        where tenant = ? and grain = 0 and type = 1 order by time
-    """
-    assert [row for row in stage.rows(sql, stage.acme.number) if row[1]] == [(3, 1), (3, 1), (2, 1), (1, 1), (1, 1)]
-    assert stage.check() == []
-
-
-def test_a_hit_that_comes_late_moves_the_unique_to_its_own_time(stage: Stage) -> None:
-    register(stage, tracker.Registration("e1"))
-    count(stage, hit(stage, "e1", NOW + 9 * QUARTER))
-    count(stage, hit(stage, "e1", NOW + 2 * QUARTER))
+    count(stage, hit(stage, "e1", NOW + 2 * QUARTER))  # late
     assert unique(stage) == [(2, tracker.PERSON, 1)]
+    assert sums(stage, "cohorts", NOW // QUARTER) == {"emails": 1, "opened_person": 1}
     assert stage.check() == []
 
 
@@ -410,8 +412,9 @@ def test_an_email_is_created_when_it_is_registered_and_else_at_its_earliest_hit(
     for at in (NOW, NOW + HOUR, NOW - HOUR):
         count(stage, *(hit(stage, key, at) for key in ("e1", "e2", "e3")))
     register(stage, tracker.Registration("e2"), at=NOW)
+    register(stage, tracker.Registration("e1", sent_at=NOW + HOUR), at=NOW + DAY)
     found = stage.rows("select key, created_at, sent_at from emails")
-    assert found == [("e1", NOW, NOW), ("e2", NOW, NOW), ("e3", NOW - HOUR, None)]
+    assert found == [("e1", NOW, NOW + HOUR), ("e2", NOW, NOW), ("e3", NOW - HOUR, None)]
 
 
 def test_an_email_registered_again_keeps_its_time_and_moves_to_its_new_campaign(stage: Stage) -> None:
@@ -454,6 +457,7 @@ def test_two_tenants_may_use_the_same_key_and_see_nothing_of_each_other(stage: S
 
 
 def test_beyond_the_daily_limit_unknown_keys_are_only_counted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"at most {tracker.UNREGISTERED_A_DAY:,} a day" in tracker.resource("templates/help/numbers.txt").decode()
     monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 3)
     register(stage, tracker.Registration("known"))
     count(stage, *[hit(stage, f"forged{n}", NOW + n * DAY) for n in range(5)])
@@ -480,9 +484,6 @@ def test_a_deleted_email_leaves_a_database_that_never_had_it(stage: Stage, memor
     season = Season(stage, memory)
     whole = season.played(1, "among")
     number = stage.acme.number
-    with whole.reading() as connection:
-        keys = [row[0] for row in connection.execute("select key from emails where tenant = ?", (number,))]
-    assert len(keys) == 14
     gone = {"e1", "e2", "e4", "e12", "e13"}  # registered ones with and without a campaign, and unregistered ones
     with whole.transaction() as connection:
         for key in sorted(gone):
@@ -500,10 +501,6 @@ def test_a_deleted_email_leaves_a_database_that_never_had_it(stage: Stage, memor
     expected, found = content(without), content(whole)
     for name in LOGICAL.keys() - {"dropped"}:
         assert found[name] == expected[name], name
-    for tenant in (stage.acme, stage.globex):
-        numbers = [stats_of(whole, tenant), stats_of(without, tenant)]
-        assert [each.pop("dropped") is not None for each in numbers] == [True, True]
-        assert numbers[0] == numbers[1]
     whole.close()
     without.close()
 
@@ -557,9 +554,7 @@ def test_nothing_of_a_removed_tenant_stays_in_any_table(
     assert (list(directory["tenants"]), directory["retired"]) == ([stage.acme.mail_id], [stage.globex.mail_id])
     # No later tenant is given the number of the removed one: what still reads by it must not read another's.
     with tracker.changing_tenants(database) as connection:
-        heir = tracker.add_tenant(connection, "Initech", NOW)
-    assert heir.number > stage.globex.number
-    assert stats_of(database, heir) == stats_of(database, replace(heir, number=999))
+        assert tracker.add_tenant(connection, "Initech", NOW).number > stage.globex.number
     database.close()
 
 
@@ -670,22 +665,6 @@ def test_an_event_costs_at_most_120_bytes_at_ten_events_an_email(stage: Stage) -
 # -- Many at once, and others' databases
 
 
-def test_transactions_of_several_processes_all_commit_and_each_sees_what_the_others_did(stage: Stage) -> None:
-    program = """
-import sys, tracker
-database = tracker.Database(sys.argv[1])
-for _ in range(25):
-    with database.transaction() as connection:
-        tracker.set_position(connection, "turns", tracker.position_of(connection, "turns") + 1, 1)
-database.close()
-"""
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", program, stage.database.path]
-    processes = [subprocess.Popen(command, env=environ) for _ in range(3)]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
-    assert stage.rows("select position from positions") == [(75,)]
-
-
 def test_an_error_in_a_transaction_leaves_nothing_of_it(stage: Stage) -> None:
     with pytest.raises(KeyError), stage.database.transaction() as connection:
         tracker.register_emails(connection, stage.acme.number, [tracker.Registration("e1")], NOW)
@@ -702,33 +681,32 @@ def test_what_is_written_while_reading_is_not_kept(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "advice"),
+    ("version", "is_open", "advice"),
     [
-        (99, "has schema version 99, this program knows 5; use the newer program"),
-        (4, "was made by a version before 0.6.0"),
-        (0, "is no database of this program; expected one made by `serve` or `tenant add`"),
+        (99, False, "has schema version 99, this program knows 5; use the newer program"),
+        (4, False, "was made by a version before 0.6.0"),
+        (0, False, "is no database of this program; expected one made by `serve` or `tenant add`"),
+        (6, True, "was changed by a newer version of this program"),
     ],
-    ids=["newer", "older", "none"],
+    ids=["newer", "older", "none", "made newer meanwhile"],
 )
-def test_a_database_with_another_schema_is_refused_and_left_as_it_is(
-    stage: Stage, version: int, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_database_with_another_schema_is_refused_and_left_as_it_is_and_no_hit_is_lost(
+    stage: Stage, version: int, is_open: bool, advice: str
 ) -> None:
     stage.pixel("e1")
-    stage.app.close()
-    with contextlib.closing(sqlite3.connect(stage.database.path)) as connection:
-        connection.execute(f"pragma user_version = {version}")
-    before = Path(stage.database.path).read_bytes()
-    with pytest.raises(tracker.StoreError, match=advice):
-        tracker.drain(stage.database)
-    assert stage.pixel("e2").headers["X-Tracker"] == "recorded"
-    stage.web.get(f"/{stage.acme.id}/dashboard", status=503)
-    monkeypatch.setenv("DATABASE_URL", f"sqlite:{stage.settings.database}")
-    assert tracker.main(["--env", os.devnull, "check"]) == 1
-    assert advice in capsys.readouterr().err
-    assert Path(stage.database.path).read_bytes() == before
-    with contextlib.closing(sqlite3.connect(stage.database.path)) as connection:
-        connection.execute(f"pragma user_version = {tracker.SCHEMA_VERSION}")
-    assert stage.drain().hits == 2
+    assert stage.check() == []
+    if not is_open:
+        stage.app.close()
+    for number in (version, tracker.SCHEMA_VERSION):
+        with contextlib.closing(sqlite3.connect(stage.database.path)) as connection:
+            connection.execute(f"pragma user_version = {number}")
+        if number == version:
+            before = Path(stage.database.path).read_bytes()
+            with pytest.raises(tracker.StoreError, match=advice):
+                stage.drain()
+            assert stage.pixel("e2").headers["X-Tracker"] == "recorded"
+            assert Path(stage.database.path).read_bytes() == before
+    assert (stage.drain().hits, [*(stage.spool / "rejected").iterdir()]) == (2, [])
 
 
 def rejudged(stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -787,17 +765,6 @@ def test_hits_that_an_older_rule_judged_keep_their_verdicts_until_they_are_judge
     assert rejudged(stage, monkeypatch, capsys) == "all hits are judged as before\n"
 
 
-def test_a_file_that_is_no_database_is_refused_in_a_sentence(stage: Stage) -> None:
-    stage.app.close()
-    path = Path(stage.database.path)
-    path.write_bytes(b"no database" * 1000)
-    segment(stage, hit(stage, "e1"))
-    with pytest.raises(tracker.StoreError, match=f"{re.escape(str(path))}: file is not a database"):
-        tracker.drain(stage.database)
-    stage.web.get(f"/{stage.acme.id}/dashboard", status=503)
-    assert stage.pixel("e1").headers["X-Tracker"] == "recorded"
-
-
 # -- What was erased, and what was never there
 
 
@@ -814,8 +781,7 @@ def test_without_addresses_and_agents_hits_are_judged_anew_as_with_them(stage: S
     silent = [hit(stage, "e2", NOW + at, ua="") for at in (100_000, 101_000)]
     lines = [*burst, *later, *silent, hit(stage, "e2", NOW + 99_000, ua="")]  # the first open of the three comes last
     for batch in [[line] for line in lines] if one_by_one else [lines]:
-        segment(stage, *batch)
-        stage.drain()
+        count(stage, *batch)
     no_agent = [("bot", "no-user-agent"), ("bot", "repeat"), ("bot", "repeat")]
     assert judged(stage) == [("scanner", "burst")] * 6 + no_agent
     assert stage.check() == []
@@ -836,8 +802,7 @@ def test_what_is_fixed_stays_as_it_was_judged(stage: Stage) -> None:
         hit(stage, "e6", NOW + 5 * DAY, method="HEAD"),
         click(stage, "e7", at=NOW + 6 * DAY, answer="named", why="destination-not-allowed"),
     ]
-    segment(stage, *lines)
-    stage.drain()
+    count(stage, *lines)
     before = judged(stage)
     assert {"repeat", "after-scanner", "some-signs", "filter-network", "echo"} <= {row[1] for row in before}
     for cut in ("address = null", "agent = (select id from agents where agent = '')"):
@@ -859,16 +824,3 @@ def test_a_closed_database_keeps_no_descriptor(stage: Stage) -> None:
             pass
         database.close()
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_a_process_that_a_newer_version_has_overtaken_writes_nothing_and_loses_no_hit(stage: Stage) -> None:
-    register(stage, tracker.Registration("e1"))
-    with contextlib.closing(sqlite3.connect(stage.database.path)) as connection:
-        connection.execute(f"pragma user_version = {tracker.SCHEMA_VERSION + 1}")
-    stage.pixel("e1")
-    with pytest.raises(tracker.StoreError, match="was changed by a newer version of this program"):
-        stage.drain()
-    assert list((stage.spool / "rejected").iterdir()) == []
-    with contextlib.closing(sqlite3.connect(stage.database.path)) as connection:
-        connection.execute(f"pragma user_version = {tracker.SCHEMA_VERSION}")
-    assert stage.drain().hits == 1
