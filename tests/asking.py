@@ -17,7 +17,6 @@ from conftest import NOW, Stage
 
 import tracker
 
-OPERATOR_KEY = "the-operators-own-key"
 ACME_KEY = "the-key-that-acme-has"
 
 

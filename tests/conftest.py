@@ -31,6 +31,7 @@ BASE = "https://track.example.com"
 CHROME = (
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
 )
+OPERATOR_KEY = "the-operators-own-key"
 LOCAL_NAME = "localhost"  # else both ends of SMTP ask the DNS who they are, which may take long
 NOW = 1_795_544_485_430  # a Tuesday in November 2026
 
@@ -158,6 +159,14 @@ def make_stage(folder: Path, **settings: str) -> Stage:
 def stage(tmp_path: Path) -> Iterator[Stage]:
     """A fresh stage."""
     made = make_stage(tmp_path)
+    yield made
+    made.app.close()
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A stage that is asked for what it refuses, and so stays as it is: one for all such questions of a file."""
+    made = make_stage(tmp_path_factory.mktemp("still"), API_KEY=OPERATOR_KEY)
     yield made
     made.app.close()
 

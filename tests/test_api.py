@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import webtest
-from asking import OPERATOR_KEY, bearer
-from conftest import BASE, CHROME, NOW, Stage, click, hit, make_stage, segment
+from asking import bearer
+from conftest import BASE, CHROME, NOW, OPERATOR_KEY, Stage, click, hit, segment
 
 import tracker
 
@@ -54,14 +54,6 @@ def follow(stage: Stage, url: str, base: str = BASE, **more: Any) -> Any:
     assert url.startswith(base + "/")
     extra = {"HTTP_HOST": base.partition("//")[2]}
     return stage.web.get(url[len(base) :], headers={"User-Agent": CHROME}, extra_environ=extra, **more)
-
-
-@pytest.fixture(scope="module")
-def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """A stage that is asked for what it refuses, and so stays as it is: one for all such questions."""
-    made = make_stage(tmp_path_factory.mktemp("still"), API_KEY=OPERATOR_KEY)
-    yield made
-    made.app.close()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import pytest
+from asking import register
 from conftest import CHROME, NOW, ROOT, Stage, click, hit, segment
 
 import tracker
@@ -33,11 +34,6 @@ def stage(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return stage
 
 
-def register(stage: Stage, *emails: tracker.Registration) -> None:
-    with stage.database.transaction() as connection:
-        tracker.register_emails(connection, stage.acme.number, emails, NOW)
-
-
 def count(stage: Stage, *lines: bytes) -> None:
     segment(stage, *lines)
     assert stage.drain().hits == len(lines)
@@ -51,7 +47,7 @@ def mailing(stage: Stage) -> Stage:
         tracker.Registration(f"e{n}", "Shoes & hats", f"reader{n}@example.org", "Spring", sent) for n in range(1, 6)
     ]
     autumn = [tracker.Registration(f"a{n}", "Coats", f"old{n}@example.org", "Autumn", before) for n in (1, 2)]
-    register(stage, *spring, *autumn)
+    register(stage, stage.acme, *spring, *autumn)
     count(
         stage,
         hit(stage, "e1", sent + HOUR, ua=OUTLOOK),
@@ -199,21 +195,6 @@ def test_the_curve_has_each_hit_on_its_day(mailing: Stage) -> None:
     assert 'href="?machines=1&amp;on=2026-11-22"' in text
 
 
-def test_stats_json_says_the_same(mailing: Stage) -> None:
-    stats = mailing.web.get(f"/{mailing.acme.id}/stats.json").json
-    assert stats["sent"] == {
-        "emails": 5,
-        "opened": {"person": 2, "unconfirmed": 1, "machine": 1},
-        "clicked": {"person": 2, "unconfirmed": 0, "machine": 1},
-        "clicked_without_open": 1,
-        "open_rate": [0.4, 0.6],
-        "click_rate": [0.4, 0.4],
-    }
-    assert stats["before"]["sent"]["emails"] == 2
-    assert stats["activity"]["opens"]["hits"] == {"person": 4, "unconfirmed": 1, "machine": 1, "set_aside": 1}
-    assert sum(row["hits"] for row in stats["reasons"]) == 11
-
-
 def test_a_campaigns_page_has_its_numbers_links_and_recipients(mailing: Stage) -> None:
     text = page(mailing, "campaigns/Spring")
     assert [value for value, _, _ in figures(text).values()] == ["5", "40.0–60.0 %", "40.0 %", "66.7 %"]
@@ -276,7 +257,7 @@ def test_days_of_the_tenants_own_zone_say_what_quarters_say(stage: Stage, zone: 
     """Also where summer time begins in the range, and in zones that are half an hour off."""
     lines = [hit(stage, f"e{n % 40}", NOW - n * 7 * HOUR - n * MINUTE) for n in range(900)]
     lines += [click(stage, f"e{n % 40}", SHOES, NOW - n * 31 * HOUR) for n in range(200)]
-    register(stage, *[tracker.Registration(f"e{n}", sent_at=NOW - n * 9 * DAY) for n in range(30)])
+    register(stage, stage.acme, *[tracker.Registration(f"e{n}", sent_at=NOW - n * 9 * DAY) for n in range(30)])
     count(stage, *lines)
     ranges = [{"range": "30d"}, {"range": "90d"}, {"range": "12m"}, {"from": "2026-03-20", "to": "2026-04-05"}]
 
@@ -305,26 +286,6 @@ def test_days_begin_at_midnight_in_the_zone_asked_for(stage: Stage) -> None:
     count(stage, hit(stage, "e1", late), hit(stage, "e2", late + HOUR))  # the night in which summer time ends
     rome, utc = steps(page(stage, range="90d", tz="Europe/Rome")), steps(page(stage, range="90d"))
     assert (rome["24 Oct"][:3], rome["25 Oct"][:3], utc["24 Oct"][:3]) == ("1+0", "1+0", "2+0")
-
-
-REFUSED = {
-    "on=2026-11-31": "on is",
-    "on=1999-11-30": "on: expected a day of this century",
-    "from=2026-11-31": "from",
-    "from=2026-11-20&to=2026-11-10": "in order",
-    "from=1999-01-01&to=2026-11-10": "century",
-    "to=tomorrow": "to is",
-    "show=everything": "show: expected one of all, opened",
-    "sort=emails.size": "sort: expected one of emails.recipient, emails.subject",
-    "sort=people.name": "sort: expected",
-    "sort=campaigns": "sort: expected",
-    "sort=campaigns.opened.down": "sort: expected",
-}
-
-
-def test_what_can_not_be_shown_is_refused_with_what_was_expected(stage: Stage) -> None:
-    for asked, expected in REFUSED.items():
-        assert expected in plain(stage.web.get(f"/{stage.acme.id}/dashboard?{asked}", status=400).text), asked
 
 
 def test_two_days_are_shown_by_the_hour_and_a_quarter_year_by_weeks(stage: Stage) -> None:
@@ -403,7 +364,7 @@ def test_emails_are_found_by_a_piece_of_any_of_their_texts(mailing: Stage) -> No
 
 def test_a_search_heeds_neither_case_nor_accents_in_any_language(stage: Stage) -> None:
     written = "Caf\u00e9s Cafe\u0301s \u0416\u0443\u0440\u043d\u0430\u043b \u03a3\u03af\u03c3\u03c5\u03c6\u03bf\u03c2 Stra\u00dfe"
-    register(stage, *[tracker.Registration(f"e{n}", subject) for n, subject in enumerate(written.split())])
+    register(stage, stage.acme, *[tracker.Registration(f"e{n}", subject) for n, subject in enumerate(written.split())])
     found = {each: {"e0", "e1"} for each in ("caf\u00e9s", "cafe\u0301s", "CAFES", "af\u00c9")}
     found |= {"\u0416\u0423\u0420\u041d": {"e2"}, "\u03c3\u03b9\u03a3\u03a5\u03a6\u039f\u03a3": {"e3"}}
     found |= {"STRASSE": {"e4"}, "a\u19b0b": set()}
@@ -416,7 +377,7 @@ def test_older_emails_are_found_by_the_beginning_of_a_key_or_a_recipient(
 ) -> None:
     monkeypatch.setattr(tracker, "MOST_SEARCHED", 3)
     some = [tracker.Registration(f"k{n}", "Hats", f"Ann{n}@example.org", sent_at=NOW - n * DAY) for n in range(10)]
-    register(stage, *some)
+    register(stage, stage.acme, *some)
     assert exported(stage, q="hats") == ["k0", "k1", "k2"]
     assert exported(stage, q="ann7@") == exported(stage, q="k7") == ["k7"]
     assert exported(stage, q="n7@") == []
@@ -426,7 +387,7 @@ def test_older_emails_are_found_by_the_beginning_of_a_key_or_a_recipient(
 
 
 def test_a_search_finds_what_was_registered_later_and_not_what_was_removed(mailing: Stage) -> None:
-    register(mailing, tracker.Registration("e1", "Umbrellas", campaign="Summer"))
+    register(mailing, mailing.acme, tracker.Registration("e1", "Umbrellas", campaign="Summer"))
     assert exported(mailing, q="brellas") == exported(mailing, q="ummer") == ["e1"]
     assert set(exported(mailing, q="shoes")) == SPRING - {"e1"}
     mailing.web.delete(f"/{mailing.acme.id}/emails/e2")
@@ -476,22 +437,28 @@ def test_tables_are_sorted_by_any_column(mailing: Stage) -> None:
 @pytest.mark.parametrize("sort", ["", "emails.recipient.up", "emails.opens"])
 @pytest.mark.parametrize("asked", [{}, {"q": "example", "show": "not-clicked"}])
 def test_pages_of_emails_follow_each_other_without_a_gap(stage: Stage, sort: str, asked: dict[str, str]) -> None:
-    some = [
-        tracker.Registration(f"k{n:03}", "S", f"r{n % 7}{n:03}@example.org", "C", NOW - n * 1000) for n in range(130)
-    ]
-    register(stage, *some)
-    count(stage, *[hit(stage, f"k{n:03}", NOW - n) for n in range(0, 130, 3)])
+    numbers = range(3 * tracker.CAMPAIGN_EMAIL_ROWS)
+    # All at one moment, as a mailing is: the time alone does not tell pages apart.
+    register(
+        stage, stage.acme, *(tracker.Registration(f"k{n:03}", "S", f"r{n % 7}@example.org", "C", NOW) for n in numbers)
+    )
+    count(stage, *(hit(stage, f"k{n:03}", NOW - n) for n in numbers[::3]))
     text = page(stage, "campaigns/C", sort=sort, **asked)
-    seen = keys(text)
+    pages = [keys(text)]
     while following := re.search(r'href="(\?[^"]*after=[^"#]*)#emails"', text):
+        if not sort:  # new mail goes on top, and moves no row onto the next page a second time
+            register(stage, stage.acme, tracker.Registration(f"later{len(pages)}", "S", "x@example.org", "C", NOW + 1))
         text = stage.web.get(f"/{stage.acme.id}/campaigns/C{html.unescape(following[1])}").text
-        seen += keys(text)
-    assert (len(seen), len(set(seen))) == (130, 130)
+        pages.append(keys(text))
+    assert [len(each) for each in pages] == [tracker.CAMPAIGN_EMAIL_ROWS] * 3  # and no fourth with nothing on it
+    assert {key for each in pages for key in each} == {f"k{n:03}" for n in numbers}
 
 
 def test_a_filter_that_fits_few_says_where_it_stopped_looking(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker, "MOST_SORTED", 50)
-    register(stage, *[tracker.Registration(f"k{n:03}", campaign="C", sent_at=NOW - n * 1000) for n in range(120)])
+    register(
+        stage, stage.acme, *[tracker.Registration(f"k{n:03}", campaign="C", sent_at=NOW - n * 1000) for n in range(120)]
+    )
     count(stage, hit(stage, "k110", NOW))
     assert "None of the newest 50 emails is like that." in plain(page(stage, "campaigns/C", show="opened"))
     assert exported(stage, show="opened") == ["k110"]
@@ -530,25 +497,6 @@ def test_markup_is_made_in_three_places_only() -> None:
     assert len(calls) == len(makers)  # and none outside of functions
 
 
-def test_a_dashboard_whose_id_stands_in_mail_shows_no_person(stage: Stage) -> None:
-    with tracker.changing_tenants(stage.database) as connection:
-        single = tracker.add_tenant(connection, "Single", NOW, id_="single1", any_domain=True)
-        emails = [tracker.Registration("e1", "Secret subject", "secret@example.org", "Spring", NOW - DAY)]
-        tracker.register_emails(connection, single.number, emails, NOW)
-    stage.refresh()
-    segment(stage, hit(stage, "e1", uri="/single1/pixel/e1.gif", ip="203.0.113.0"))
-    stage.drain()
-    paths = "dashboard dashboard?q=secret campaigns/Spring emails/e1 emails.json events.json?key=e1"
-    for path in paths.split():
-        text = stage.web.get(f"/single1/{path}").text
-        assert "ecret" not in re.sub(r'value="secret"|q=secret', "", text), path
-        assert "203.0.113.0" not in text, path
-    stage.web.get("/single1/dashboard?sort=emails.recipient", status=400)
-    assert [row["key"] for row in stage.web.get("/single1/emails.json?q=E1").json["rows"]] == ["e1"]
-    for search in ("secret", "spring", "ecre"):  # nor is it told by what a search finds
-        assert stage.web.get(f"/single1/emails.json?q={search}").json["rows"] == []
-
-
 def test_a_page_weighs_less_than_60_kb_with_its_stylesheet(stage: Stage) -> None:
     """Every step of the curve has something, every table is full, and texts are long."""
     emails, lines = [], []
@@ -562,7 +510,7 @@ def test_a_page_weighs_less_than_60_kb_with_its_stylesheet(stage: Stage) -> None
         lines.append(
             click(stage, key, f"https://acme.com/articles/2026/a-long-title-{n % 14}?utm=news", sent - 5 * HOUR)
         )
-    register(stage, *emails)
+    register(stage, stage.acme, *emails)
     count(stage, *lines)
     stylesheet = len(tracker.resource("templates/style.css"))
     for asked in ({"range": "90d", "machines": "1"}, {"range": "12m"}, {"range": "24h"}, {"range": "all"}):
@@ -582,7 +530,7 @@ def test_a_long_parameter_is_not_repeated_in_every_link_of_the_page(stage: Stage
 
 def test_an_email_in_which_thousands_of_links_were_followed_does_not_fill_the_page(stage: Stage) -> None:
     """Whoever reads a mail may follow links of his own making to a host that is allowed, as many as he likes."""
-    register(stage, tracker.Registration("e1", campaign="Spring"))
+    register(stage, stage.acme, tracker.Registration("e1", campaign="Spring"))
     links = [f"https://acme.com/{n:04}/{'x' * 1000}" for n in range(2_000)]
     count(stage, *[click(stage, "e1", link, NOW - (2_000 - n) * HOUR) for n, link in enumerate(links)])
     for path in ("dashboard", "campaigns/Spring"):

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from asking import (
     ACME_KEY,
-    OPERATOR_KEY,
     Answer,
     add_one_id,
     assert_error,
@@ -22,7 +21,7 @@ from asking import (
     register,
     spooled,
 )
-from conftest import CHROME, NOW, Stage, hit, make_stage, segment
+from conftest import CHROME, NOW, OPERATOR_KEY, Stage, hit, make_stage, segment
 
 import tracker
 
