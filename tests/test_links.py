@@ -36,31 +36,20 @@ class Golden(NamedTuple):
     signature: str
     location: str
 
-    @property
-    def click(self) -> str:
-        return f"/{self.mail_id}/click/{self.key}/{self.signature}/{self.target}"
 
-    @property
-    def pixel(self) -> str:
-        return f"/{self.mail_id}/pixel/{self.key}.gif"
-
-
-GOLDEN = {
-    "plain-words": Golden(
+GOLDEN = [
+    Golden(
         SECRET, "k3v9x2mp", "e1", "https://acme.com/sale?utm_source=mail&id=7#top",
         "aHR0cHM6Ly9hY21lLmNvbS9zYWxlP3V0bV9zb3VyY2U9bWFpbCZpZD03I3RvcA", "FAMllD4j7q_zMKq5",
         "https://acme.com/sale?utm_source=mail&id=7#top",
     ),
-    "every-character-a-key-may-have-and-a-url-that-is-not-ascii": Golden(
+    Golden(  # every character that a key may have, and a URL that is not ASCII
         SECRET, "k3v9x2mp", "Ab.9_~+x@y=z:w-", "https://bücher.example/über uns?q=naïve&größe=5#café",
         "aHR0cHM6Ly9iw7xjaGVyLmV4YW1wbGUvw7xiZXIgdW5zP3E9bmHDr3ZlJmdyw7bDn2U9NSNjYWbDqQ", "fIBEppE_8x_MGxm5",
         "https://xn--bcher-kva.example/%C3%BCber%20uns?q=na%C3%AFve&gr%C3%B6%C3%9Fe=5#caf%C3%A9",
     ),
-    "another-secret-and-tenant": Golden(
-        OLDER, "abc123", "e1", "https://acme.com/", "aHR0cHM6Ly9hY21lLmNvbS8", "70tmz3YwWS_uidwD", "https://acme.com/"
-    ),
-}  # fmt: skip
-golden = pytest.mark.parametrize("link", [pytest.param(link, id=name) for name, link in GOLDEN.items()])
+    Golden(OLDER, "abc123", "e1", "https://acme.com/", "aHR0cHM6Ly9hY21lLmNvbS8", "70tmz3YwWS_uidwD", "https://acme.com/"),
+]  # fmt: skip
 
 
 def ask(stage: Stage, uri: str, status: int | None = None, method: str = "GET", **environ: str) -> Any:
@@ -87,32 +76,35 @@ def links_to(stage: Stage, target: str) -> tuple[str, ...]:
     return plain(stage, stage.acme, target), plain(stage, stage.globex, target), signed(stage, stage.acme, target)
 
 
+both = pytest.mark.parametrize("link", [plain, signed])
+
+
 # -- Golden links
 
 
-@golden
-def test_links_are_made_as_in_mail_already_sent(link: Golden) -> None:
-    assert tracker.encode_target(link.url) == link.target
+@pytest.mark.parametrize("link", GOLDEN)
+def test_links_in_mail_already_sent_are_made_so_and_still_lead_where_they_led(
+    staged: Callable[..., Stage], link: Golden
+) -> None:
+    click, pixel = (
+        f"/{link.mail_id}/click/{link.key}/{link.signature}/{link.target}",
+        f"/{link.mail_id}/pixel/{link.key}",
+    )
+    assert tracker.click_path(link.secret, link.mail_id, link.key, link.url) == click
+    assert tracker.pixel_path(link.mail_id, link.key) == f"{pixel}.gif"
     assert tracker.decode_target(link.target) == link.url
-    assert tracker.sign(link.secret, link.mail_id, link.target) == link.signature
-    assert tracker.click_path(link.secret, link.mail_id, link.key, link.url) == link.click
-    assert tracker.pixel_path(link.mail_id, link.key) == link.pixel
     assert tracker.verify([link.secret], link.mail_id, link.target, link.signature)
-
-
-@golden
-def test_links_in_mail_already_sent_still_lead_where_they_led(staged: Callable[..., Stage], link: Golden) -> None:
     stage = staged(SECRET_KEY=f"{SECRET},{OLDER}")
     with tracker.changing_tenants(stage.database) as connection:
         tracker.add_tenant(connection, "Sender of old mail", NOW, id_=link.mail_id)
     stage.refresh()
-    assert ask(stage, link.click, 302).headers["Location"] == link.location
-    assert ask(stage, link.pixel, 200).headers["X-Tracker"] == "recorded"
+    assert ask(stage, click, 302).headers["Location"] == link.location
+    assert ask(stage, f"{pixel}.gif", 200).headers["X-Tracker"] == "recorded"
     stage.drain()
     assert stage.rows("select key from emails") == [(link.key,)]
 
 
-@golden
+@pytest.mark.parametrize("link", GOLDEN)
 def test_a_signature_can_be_recomputed_from_its_description(link: Golden) -> None:
     """Put together by hand, so that another program could check links too."""
     tenant_key = hmac.new(link.secret.encode(), b"tenant 1" + link.mail_id.encode(), hashlib.sha256).digest()
@@ -134,30 +126,19 @@ def test_a_signature_is_sixteen_characters_into_which_no_field_slides_from_anoth
     assert len({tracker.sign(SECRET, *each) for each in fields}) == len(fields)
 
 
-OTHER = "another secret, of thirty-two or more"
-
-
-@pytest.mark.parametrize(
-    "secrets_, mail_id, target, expected",
-    [
-        *((keys, "k3v9x2mp", "aHR0cA", True) for keys in ([SECRET], [OTHER, SECRET], [SECRET, OTHER])),
-        *((keys, "k3v9x2mp", "aHR0cA", False) for keys in ([OTHER], [])),
-        *(([SECRET], mail_id, "aHR0cA", False) for mail_id in ("k3v9x2mq", "K3V9X2MP", "")),
-        *(([SECRET], "k3v9x2mp", target, False) for target in ("aHR0cB", "")),
-    ],
-)
-def test_a_signature_verifies_with_its_secret_for_its_tenant_and_target_and_nothing_else(
-    secrets_: list[str], mail_id: str, target: str, expected: bool
-) -> None:
-    made = tracker.sign(SECRET, "k3v9x2mp", "aHR0cA")
-    assert tracker.verify(secrets_, mail_id, target, made) is expected
-
-
-@pytest.mark.parametrize("end", [0, 1, 8, 15])
-def test_neither_a_part_of_a_signature_nor_one_made_up_verifies(end: int) -> None:
-    made = tracker.sign(SECRET, "k3v9x2mp", "aHR0cA")
-    for given in (made[:end], made[:end].ljust(16, "A"), made[:end] + "é", made[:end] + "\ud800"):
-        assert not tracker.verify([SECRET], "k3v9x2mp", "aHR0cA", given)
+def test_a_signature_verifies_with_its_secret_for_its_tenant_and_target_and_nothing_else() -> None:
+    other, link = "another secret, of thirty-two or more", ("k3v9x2mp", "aHR0cA")
+    made = tracker.sign(SECRET, *link)
+    for keys in ([SECRET], [other, SECRET], [SECRET, other]):
+        assert tracker.verify(keys, *link, made)
+    others = [(mail_id, link[1]) for mail_id in ("k3v9x2mq", "K3V9X2MP", "")]
+    for changed in (*others, (link[0], "aHR0cB"), (link[0], "")):
+        assert not tracker.verify([SECRET], *changed, made)
+    given = [
+        text for n in (0, 1, 8, 15) for text in (made[:n], made[:n].ljust(16, "A"), made[:n] + "é", made[:n] + "\ud800")
+    ]
+    for keys, text in (([other], made), ([], made), *(([SECRET], text) for text in given)):
+        assert not tracker.verify(keys, *link, text)
 
 
 SPELLINGS = (
@@ -196,17 +177,13 @@ def test_a_link_that_is_not_whole_is_not_found(stage: Stage) -> None:
 
 
 def test_the_key_of_the_email_is_not_signed_so_that_a_mailing_tool_can_merge_its_own(stage: Stage) -> None:
+    made = signed(stage, stage.acme, "https://elsewhere.example/", key="TEMPLATE")
     for key in ("e1", "recipient-0002", "a@b.example", "x" * 200):
-        uri = signed(stage, stage.acme, "https://elsewhere.example/", key="TEMPLATE").replace("TEMPLATE", key)
-        assert ask(stage, uri, 302).headers["Location"] == "https://elsewhere.example/"
+        uri = made.replace("TEMPLATE", key)
+        for link in (uri, uri.replace("@", "%40").replace("/click", "/%63lick")):  # as mail programs may encode it
+            assert ask(stage, link, 302).headers["Location"] == "https://elsewhere.example/"
     stage.drain()
     assert {len(key) for (key,) in stage.rows("select key from emails")} == {2, 14, 11, 200}
-
-
-def test_a_mail_program_may_percent_encode_a_link_that_needs_none(stage: Stage) -> None:
-    uri = signed(stage, stage.acme, "https://acme.com/", key="a@b.example")
-    uri = uri.replace("@", "%40").replace("/click", "/%63lick")
-    assert ask(stage, uri, 302).headers["Location"] == "https://acme.com/"
 
 
 def test_each_secret_key_verifies_and_the_first_signs(staged: Callable[..., Stage]) -> None:
@@ -219,19 +196,18 @@ def test_each_secret_key_verifies_and_the_first_signs(staged: Callable[..., Stag
     assert len(stage.app.secrets) == 3
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_a_signed_link_works_when_the_database_is_gone(stage: Stage, method: str) -> None:
+def test_a_signed_link_works_when_the_database_is_gone(stage: Stage) -> None:
     uri = signed(stage, stage.acme, "https://elsewhere.example/")
     stage.app.close()
     for path in stage.folder.glob("tracking.db*"):
         path.rename(stage.folder / f"moved-{path.name}")
     stage.app = tracker.App(stage.settings)  # as a worker that starts now
     stage.web = webtest.TestApp(tracker.wsgi(stage.app))
-    response = ask(stage, uri, 302, method)
-    assert response.headers["Location"] == "https://elsewhere.example/"
+    for method in ("GET", "HEAD"):
+        assert ask(stage, uri, 302, method).headers["Location"] == "https://elsewhere.example/"
     stage.app.spool.close()
     (segment,) = stage.spool.glob("*.jsonl")
-    assert uri in segment.read_text(), "the click waits in the spool"
+    assert segment.read_text().count(uri) == 2, "the clicks wait in the spool"
     assert not (stage.folder / "tracking.db").exists(), "nothing made a new database"
 
 
@@ -239,13 +215,12 @@ def test_a_signed_link_works_while_somebody_else_holds_the_database(stage: Stage
     uri = signed(stage, stage.acme, "https://elsewhere.example/")
     with contextlib.closing(sqlite3.connect(stage.settings.database, isolation_level=None)) as other:
         other.execute("begin exclusive")
-        answers = [ask(stage, uri, 302, method) for method in ("GET", "HEAD")]
+        for method in ("GET", "HEAD"):
+            assert ask(stage, uri, 302, method).headers["Location"] == "https://elsewhere.example/"
         other.execute("rollback")
-    assert {each.headers["Location"] for each in answers} == {"https://elsewhere.example/"}
     stage.drain()
-    assert stage.rows("select event_type, method, url from event_details order by method") == [
-        ("click", method, "https://elsewhere.example/") for method in ("GET", "HEAD")
-    ]
+    found = stage.rows("select event_type, method, url from event_details order by method")
+    assert found == [("click", method, "https://elsewhere.example/") for method in ("GET", "HEAD")]
 
 
 def test_head_gets_the_redirect_without_a_body_which_nobody_may_keep(stage: Stage) -> None:
@@ -255,41 +230,32 @@ def test_head_gets_the_redirect_without_a_body_which_nobody_may_keep(stage: Stag
         assert (response.headers["Cache-Control"], response.headers["X-Robots-Tag"]) == ("no-store", "noindex")
 
 
-def test_making_a_signed_link_refuses_a_target_that_it_could_not_lead_to() -> None:
-    for url in ("javascript:alert(1)", "https://acme.com@evil.com/", "/relative", ""):
-        with pytest.raises(tracker.BadTarget, match="expected"):
-            tracker.click_path(SECRET, "k3v9x2mp", "e1", url)
-
-
 @pytest.mark.parametrize("character", ["a", "ü", "日", "😀"])
 def test_the_longest_link_that_can_be_signed_can_be_asked_for(character: str) -> None:
     """gunicorn refuses a longer request line, so a longer link would be dead in every mail."""
     url = "https://acme.com/" + character * (tracker.MAX_TARGET - len("https://acme.com/"))
-    try:
+    with contextlib.suppress(tracker.BadTarget):  # saying no while the mail is being made is good too
         path = tracker.click_path(SECRET, "m" * 64, "k" * 200, url)
-    except tracker.BadTarget:
-        return  # saying no while the mail is being made is good too
-    assert len(f"GET {path} HTTP/1.1\r\n") <= tracker.MAX_REQUEST_LINE
+        assert len(f"GET {path} HTTP/1.1\r\n") <= tracker.MAX_REQUEST_LINE
 
 
 # -- Reading request targets
 
 
-@pytest.mark.parametrize(
-    "uri, segments, query",
-    [
-        ("/", ("",), ""), ("/a/b", ("a", "b"), ""), ("/a/b/", ("a", "b", ""), ""), ("/a//b", ("a", "", "b"), ""),
-        ("//host/a", ("", "host", "a"), ""), ("/a%2Fb/c", ("a/b", "c"), ""), ("/a%252Fb", ("a%2Fb",), ""),
-        ("/a/../b", ("a", "..", "b"), ""), ("/a/%2e%2E/b", ("a", "..", "b"), ""), ("/a%0Ab", ("a\nb",), ""),
-        ("/a%00b", ("a\0b",), ""), ("/%FF%c3%bc", ("�ü",), ""), ("/%zz%", ("%zz%",), ""), ("/a+b", ("a+b",), ""),
-        ("/a?b=c&d", ("a",), "b=c&d"), ("/a?b?c", ("a",), "b?c"), ("/a%3Fb?c", ("a?b",), "c"),
-        ("/a?b=%2F%20", ("a",), "b=%2F%20"), ("/a#b", ("a#b",), ""), ("http://host/a?b", ("a",), "b"),
-        ("HTTPS://host:1/a/b", ("a", "b"), ""), ("http://host", (), ""), ("http://host?b", (), "b"), ("*", (), ""),
-        ("", (), ""), ("a/b", ("b",), ""),
-    ],
-)  # fmt: skip
-def test_a_request_target_is_split_on_slashes_and_decoded_once(uri: str, segments: tuple[str, ...], query: str) -> None:
-    assert tracker.split_target(uri) == (segments, query)
+TARGETS = {
+    "/": ("",), "/a/b": ("a", "b"), "/a/b/": ("a", "b", ""), "/a//b": ("a", "", "b"), "//host/a": ("", "host", "a"),
+    "/a%2Fb/c": ("a/b", "c"), "/a%252Fb": ("a%2Fb",), "/a/../b": ("a", "..", "b"), "/a/%2e%2E/b": ("a", "..", "b"),
+    "/a%0Ab": ("a\nb",), "/a%00b": ("a\0b",), "/%FF%c3%bc": ("�ü",), "/%zz%": ("%zz%",), "/a+b": ("a+b",),
+    "/a%3Fb": ("a?b",), "/a#b": ("a#b",), "http://host/a": ("a",), "HTTPS://host:1/a/b": ("a", "b"), "http://host": (),
+    "*": (), "": (), "a/b": ("b",),
+}  # fmt: skip
+
+
+def test_a_request_target_is_split_on_slashes_and_decoded_once() -> None:
+    for uri, segments in TARGETS.items():
+        assert tracker.split_target(uri) == (segments, "")
+        for query in ("b=c&d", "b?c", "b=%2F%20"):
+            assert tracker.split_target(f"{uri}?{query}") == (segments, query)
 
 
 OPENS = {
@@ -316,27 +282,24 @@ def test_workers_and_drain_recognise_a_hit_by_its_request_target() -> None:
     assert {uri: tracker.recognise(*tracker.split_target(uri)) for uri in expected} == expected
 
 
-@pytest.mark.parametrize(
-    "query, expected",
-    [
-        ("url=https%3A%2F%2Facme.com%2Fa", "https://acme.com/a"), ("url=https%3a%2f%2facme.com", "https://acme.com"),
-        ("url=https%3A%2F%2Fa.b%2F%3Fx%3D1%26y%3D2&utm=z", "https://a.b/?x=1&y=2"),
-        ("url=https://a.b/?x=1&y=2#f", "https://a.b/?x=1&y=2#f"),
-        ("url=HTTPS://a.b/?x=1&y=2", "HTTPS://a.b/?x=1&y=2"),
-        ("url=https://a.b/%20+%26?q=a+b", "https://a.b/%20+%26?q=a+b"),
-        ("url=https://a.b/&url=https://c.d/", "https://a.b/&url=https://c.d/"),
-        ("url=https%3A%2F%2Fa.b%2F%3Fq%3Da+b", "https://a.b/?q=a b"),
-        ("url=https%3A%2F%2Fa.b%2F%3Fq%3Da%2Bb", "https://a.b/?q=a+b"),
-        ("url=https%3A%2F%2Fa.b%2F%2520", "https://a.b/%20"), ("url=https:%2F%2Fa.b%2Fc&x=1", "https://a.b/c"),
-        ("url=https%3A//a.b/c&x=1", "https://a.b/c"), ("url=https%3A%2F%2Fa.b&url=https%3A%2F%2Fc.d", "https://a.b"),
-        ("utm=1&url=https://a.b/", "https://a.b/"), ("url=https%3A%2F%2Fa.b%2F%FF", "https://a.b/�"),
-        ("url=https%3A%2F%2Fa.b%2F%0A", "https://a.b/\n"), ("url=//a.b/", "//a.b/"), ("url=", ""), ("url=&x=1", ""),
-        ("", None), ("url", None), ("x=1", None), ("curl=https://a.b/", None), ("URL=https://a.b/", None),
-        ("x=url=https://a.b/", None),
-    ],
-)  # fmt: skip
-def test_the_target_of_a_plain_link_is_read_from_the_raw_query(query: str, expected: str | None) -> None:
-    assert tracker.plain_url(query) == expected
+QUERIES = {
+    "url=https%3A%2F%2Facme.com%2Fa": "https://acme.com/a", "url=https%3a%2f%2facme.com": "https://acme.com",
+    "url=https%3A%2F%2Fa.b%2F%3Fx%3D1%26y%3D2&utm=z": "https://a.b/?x=1&y=2",
+    "url=https://a.b/?x=1&y=2#f": "https://a.b/?x=1&y=2#f", "url=HTTPS://a.b/?x=1&y=2": "HTTPS://a.b/?x=1&y=2",
+    "url=https://a.b/%20+%26?q=a+b": "https://a.b/%20+%26?q=a+b",
+    "url=https://a.b/&url=https://c.d/": "https://a.b/&url=https://c.d/",
+    "url=https%3A%2F%2Fa.b%2F%3Fq%3Da+b": "https://a.b/?q=a b",
+    "url=https%3A%2F%2Fa.b%2F%3Fq%3Da%2Bb": "https://a.b/?q=a+b",
+    "url=https%3A%2F%2Fa.b%2F%2520": "https://a.b/%20", "url=https:%2F%2Fa.b%2Fc&x=1": "https://a.b/c",
+    "url=https%3A//a.b/c&x=1": "https://a.b/c", "url=https%3A%2F%2Fa.b&url=https%3A%2F%2Fc.d": "https://a.b",
+    "utm=1&url=https://a.b/": "https://a.b/", "url=https%3A%2F%2Fa.b%2F%FF": "https://a.b/�",
+    "url=https%3A%2F%2Fa.b%2F%0A": "https://a.b/\n", "url=//a.b/": "//a.b/", "url=": "", "url=&x=1": "",
+    **dict.fromkeys(("", "url", "x=1", "curl=https://a.b/", "URL=https://a.b/", "x=url=https://a.b/")),
+}  # fmt: skip
+
+
+def test_the_target_of_a_plain_link_is_read_from_the_raw_query() -> None:
+    assert {query: tracker.plain_url(query) for query in QUERIES} == QUERIES
 
 
 def test_a_plain_link_that_names_no_destination_says_what_was_expected(stage: Stage) -> None:
@@ -428,7 +391,7 @@ REFUSED = {
 def test_a_target_that_browsers_mend_or_refuse_leads_nowhere(stage: Stage, targets: tuple[str, ...]) -> None:
     for target in targets:
         with pytest.raises(tracker.BadTarget, match="expected"):
-            tracker.read_target(target)
+            tracker.click_path(SECRET, "k3v9x2mp", "e1", target)
         for uri in links_to(stage, target):
             response = ask(stage, uri, 400)
             assert "Location" not in response.headers
@@ -528,17 +491,14 @@ def test_a_host_is_read_as_a_browser_reads_it_or_not_at_all(target: str, host: s
         assert tracker.read_target(target).host == host
 
 
-def test_half_a_character_is_refused(stage: Stage) -> None:
+def test_half_a_character_is_refused_and_in_a_plain_link_never_reaches_the_host(stage: Stage) -> None:
     for target in ("https://acme\ud800.com/", "https://acme.com/\ud800", "https://a.b/?\udfff", "https://a.b/#\udc80x"):
         with pytest.raises(tracker.BadTarget, match="expected"):
             tracker.click_path(SECRET, "k3v9x2mp", "e1", target)
         encoded = base64.urlsafe_b64encode(target.encode("utf-8", "surrogatepass")).decode().rstrip("=")
         signature = tracker.sign(stage.app.secrets[0], stage.acme.mail_id, encoded)
         ask(stage, f"/{stage.acme.mail_id}/click/e1/{signature}/{encoded}", 404)
-
-
-def test_half_a_character_in_a_plain_link_never_reaches_the_host(stage: Stage) -> None:
-    """Its bytes are no UTF-8, so they are read as replacement characters: bad in a host, harmless in a path."""
+    # There its bytes are no UTF-8, so they are read as replacement characters: bad in a host, harmless in a path.
     ask(stage, plain(stage, stage.globex, "https://acme\ud800.com/"), 400)
     response = ask(stage, plain(stage, stage.globex, "https://acme.com/\ud800"), 302)
     assert response.headers["Location"] == "https://acme.com/" + "%EF%BF%BD" * 3
@@ -554,7 +514,7 @@ OURS = (
 )
 
 
-@pytest.mark.parametrize("link", [plain, signed])
+@both
 def test_no_link_leads_back_to_ourselves(stage: Stage, link: Callable[..., str]) -> None:
     """Our host is BASE_URL's, every tenant's tracking host, and the one that this request came to."""
     stage.change(stage.globex, tracking_host="news.globex.com")
@@ -565,20 +525,15 @@ def test_no_link_leads_back_to_ourselves(stage: Stage, link: Callable[..., str])
         assert "<a " not in response.text
 
 
-@pytest.mark.parametrize(
-    "host, targets",
-    [
-        ("localhost:3000", ["http://localhost:3000/", "http://LOCALHOST.:3000/x", "https://localhost:3000"]),
-        ("[0:0:0:0:0:0:0:1]:3000", ["http://[::1]:3000/", "http://[0:0:0:0:0:0:0:1]:3000/"]),
-    ],
-)
+@pytest.mark.parametrize("host, names", [("localhost", "localhost LOCALHOST."), ("[0:0:0:0:0:0:0:1]", "[::1] [::0:1]")])
 def test_a_server_on_a_port_of_its_own_may_link_to_its_neighbours(
-    staged: Callable[..., Stage], host: str, targets: list[str]
+    staged: Callable[..., Stage], host: str, names: str
 ) -> None:
-    stage = staged(BASE_URL=f"http://{host}")
-    for target in targets:
-        ask(stage, plain(stage, stage.globex, target), 400, HTTP_HOST=host)
-        ask(stage, plain(stage, stage.globex, target.replace("3000", "8000")), 302, HTTP_HOST=host)
+    stage = staged(BASE_URL=f"http://{host}:3000")
+    for name in (host, *names.split()):
+        for port, status in ((3000, 400), (8000, 302)):
+            for target in (f"http://{name}:{port}/x", f"https://{name}:{port}"):
+                ask(stage, plain(stage, stage.globex, target), status, HTTP_HOST=f"{host}:3000")
 
 
 def test_a_tenants_links_are_not_found_on_the_tracking_host_of_another(stage: Stage) -> None:
@@ -747,7 +702,7 @@ def test_a_click_that_was_redirected_does_count(stage: Stage) -> None:
     assert numbers["naming_page"] == []
 
 
-@pytest.mark.parametrize("link", [plain, signed])
+@both
 def test_a_blocked_host_is_named_and_never_redirected_to(stage: Stage, link: Callable[..., str]) -> None:
     stage.change(stage.globex, block=["acme.com"])
     for target in ("https://www.acme.com/", "https://ACME.com./", "https://acme%2Ecom:8443/"):
@@ -766,7 +721,7 @@ def test_blocking_is_stronger_than_allowing_and_on_one_port_for_that_port_only(s
         ask(stage, link(stage, stage.acme, f"https://old.acme.com:{8886 - port}/"), 302)
 
 
-@pytest.mark.parametrize("link", [plain, signed])
+@both
 def test_a_suspended_tenants_links_are_named_until_it_is_restored(stage: Stage, link: Callable[..., str]) -> None:
     uri = link(stage, stage.acme, "https://acme.com/")
     stage.change(stage.acme, suspended=True)
@@ -777,7 +732,7 @@ def test_a_suspended_tenants_links_are_named_until_it_is_restored(stage: Stage, 
     assert [(each["reason"], each["clicks"]) for each in stats(stage, stage.acme)["naming_page"]] == [("suspended", 1)]
 
 
-@pytest.mark.parametrize("link", [plain, signed])
+@both
 def test_a_removed_tenants_links_are_named_since_nobody_vouches_for_them(
     stage: Stage, link: Callable[..., str]
 ) -> None:
