@@ -6851,7 +6851,7 @@ SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted
 CLOCK_SECONDS = 120.0  # that two clocks may differ
 
 Option = tuple[str, dict[str, Any]]
-Run = Callable[["Namespace", Settings], "int | None"]
+Run = Callable[..., "int | None"]  # takes arguments and settings, returns an exit status
 COMMANDS: dict[str, tuple[Run, tuple[Option, ...]]] = {}  # by their words, in the order of help
 COMMAND_GROUPS = {
     "tenant": "make, change, list and remove tenants",
@@ -6988,11 +6988,9 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     JSON,
 )
 
-Rules = list[tuple[str, list[str], list[str]]]  # of RULES some, each with what to add and to remove
 
-
-def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], Rules]:
-    """Read TENANT_OPTIONS before anything is opened or made: columns to set, and rules. Raises BadInput."""
+def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], list[Any]]:
+    """Read TENANT_OPTIONS before anything is opened or made: columns to set, RULES each with what to add and to remove."""
     readers: dict[str, Callable[[Any], Any]] = {
         "name": read_tenant_name,
         "any_domain": bool,
@@ -7009,12 +7007,6 @@ def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], 
     return columns, [(rule, [*map(read, add)], [*map(read, remove)]) for rule, read, add, remove in rules]
 
 
-def _change(connection: sqlite3.Connection, tenant: int, columns: dict[str, Any], rules: Rules) -> None:
-    change_tenant(connection, tenant, **columns)
-    for rule, add, remove in rules:
-        set_tenant_rules(connection, tenant, rule, add, remove)
-
-
 @command(
     option("name NAME", "what to call the tenant"),
     option("--id ID", "one id of your own for mail and dashboard (recipients can then open the dashboard)"),
@@ -7027,12 +7019,13 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
     if args.id is not None and (fault := id_fault(args.id)):
         raise BadInput(f"id: {fault}")
     columns, rules = _read_changes(args, settings)
-    name = columns["name"]
     with _opened(settings, make=True) as database, changing_tenants(database) as connection:
-        namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == name]
-        tenant = add_tenant(connection, name, now_ms(), id_=args.id)
-        _change(connection, tenant.number, columns, rules)
-    _show(args, settings, tenant.id)
+        namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == columns["name"]]
+        tenant = add_tenant(connection, columns["name"], now_ms(), id_=args.id)
+        change_tenant(connection, tenant.number, **columns)
+        for rule in rules:
+            set_tenant_rules(connection, tenant.number, *rule)
+    cmd_tenant_show(args, settings, tenant.id)
     if namesakes:
         _tell(f"note: there was a tenant of this name already ({namesakes[0]}); name them by their ids")
     if tenant.one_id:
@@ -7043,34 +7036,16 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
         _tell(f"note: plain links (?url=…) lead to the naming page, signed ones redirect; so that all do: {allow}")
 
 
-def _show(args: Namespace, settings: Settings, word: str) -> None:
-    with _opened(settings) as database, database.reading() as connection:
-        tenant = find_tenant(connection, word)
-        rules = tenant_rules(connection, tenant.number)
-    about = {
-        **tenant_summary(settings, tenant),
-        "domains": ["any"] if tenant.any_domain else rules["allow"],
-        "blocked": rules["block"],
-        "own_addresses": rules["own"],
-        "tz": tenant.tz,
-        "suspended": tenant.suspended,
-        "tracking_host": tenant.tracking_host or "",
-        "api_key": bool(tenant.api_key_hash),
-    }
-    unknown = "(set BASE_URL, or add --local)"
-    shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in about.items()}
-    lines = [f"{name:14} {unknown if text is None else text}" for name, text in shown.items() if text != ""]
-    _say(args, about, lines)
-
-
 @command(TENANT, option("--name NAME", "another name"), *TENANT_OPTIONS)
 def cmd_tenant_set(args: Namespace, settings: Settings) -> None:
     """Change what a tenant is called, where its links may lead, and whether they lead anywhere."""
     columns, rules = _read_changes(args, settings)
     with _opened(settings) as database, changing_tenants(database) as connection:
         tenant = find_tenant(connection, args.tenant)
-        _change(connection, tenant.number, columns, rules)
-    _show(args, settings, tenant.id)
+        change_tenant(connection, tenant.number, **columns)
+        for rule in rules:
+            set_tenant_rules(connection, tenant.number, *rule)
+    cmd_tenant_show(args, settings, tenant.id)
 
 
 @command(JSON)
@@ -7102,9 +7077,25 @@ def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
 
 
 @command(TENANT, LOCAL, JSON)
-def cmd_tenant_show(args: Namespace, settings: Settings) -> None:
+def cmd_tenant_show(args: Namespace, settings: Settings, word: str = "") -> None:
     """Print a tenant's ids, URLs and rules."""
-    _show(args, settings, args.tenant)
+    with _opened(settings) as database, database.reading() as connection:
+        tenant = find_tenant(connection, word or args.tenant)
+        rules = tenant_rules(connection, tenant.number)
+    about = {
+        **tenant_summary(settings, tenant),
+        "domains": ["any"] if tenant.any_domain else rules["allow"],
+        "blocked": rules["block"],
+        "own_addresses": rules["own"],
+        "tz": tenant.tz,
+        "suspended": tenant.suspended,
+        "tracking_host": tenant.tracking_host or "",
+        "api_key": bool(tenant.api_key_hash),
+    }
+    unknown = "(set BASE_URL, or add --local)"
+    shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in about.items()}
+    lines = [f"{name:14} {unknown if text is None else text}" for name, text in shown.items() if text != ""]
+    _say(args, about, lines)
 
 
 @command(TENANT, option("--remove", "take the key away"), JSON)
@@ -7125,7 +7116,7 @@ def cmd_tenant_rotate(args: Namespace, settings: Settings) -> None:
     with _opened(settings) as database, changing_tenants(database) as connection:
         tenant = find_tenant(connection, args.tenant)
         change_tenant(connection, tenant.number, id=id_, id_in_mail_at=None)
-    _show(args, settings, id_)
+    cmd_tenant_show(args, settings, id_)
 
 
 @command(TENANT, option("--yes", "don't ask"))
@@ -7164,16 +7155,14 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
 )
 def cmd_instrument(args: Namespace, settings: Settings) -> int:
     """Wrap the links of a message and place the pixel: standard input to standard output. Registers it as an email."""
-    given = {name: getattr(args, name) for name in ("email", *SAID_OF_EMAILS)}
-    known = {**EMAIL_FIELDS, "email": EMAIL_FIELDS["key"]}
-    said = read_fields({name: text for name, text in given.items() if text is not None}, known, "--")
+    given = {name: text for name in ("email", *SAID_OF_EMAILS) if (text := getattr(args, name)) is not None}
+    said = read_fields(given, {**EMAIL_FIELDS, "email": EMAIL_FIELDS["key"]}, "--")
     mark = args.key_placeholder
     if mark is not None and (fault := placeholder_fault(mark)):
         raise BadInput(f"--key-placeholder: {fault}")
     if mark and "email" in said:
         raise BadInput("--email and --key-placeholder: expected one of them")
     key = said.pop("email", mark) or new_key()
-    output = sys.stdout.buffer
     # Nothing but the message may get into the message.
     with contextlib.redirect_stdout(sys.stderr), open(args.report or os.devnull, "w", encoding="utf-8") as report_file:
         raw = sys.stdin.buffer.read()
@@ -7185,8 +7174,7 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
             _tell(f"{error}; nothing was written, try again")
             return EX_TEMPFAIL
         json.dump({"email": key, **report.as_json()}, report_file, ensure_ascii=False, indent=1)
-    output.write(new)
-    output.flush()
+    sys.stdout.buffer.write(new)
     notes = report.warnings()
     if not report.edits:
         reasons = "; ".join(f"{part}: {reason}" for part, reason in report.skipped[:3]) or report.pixel
@@ -7218,12 +7206,11 @@ def _instrumented(
         )
         done = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
         if done[1].edits and registers:
-            email = Registration(key, **said, links=done[1].links)
-            if not args.html:
-                email = registration_of(raw, key, email.links, **said)
-                number = len(said_by_headers(raw)[1])
-                if number > 1 and "recipient" not in said:
-                    _tell(f"note: of {number} recipients, whom opens can't tell apart, {email.recipient} is registered")
+            message = b"" if args.html else raw
+            email = registration_of(message, key, done[1].links, **said)
+            number = len(said_by_headers(message)[1])
+            if number > 1 and "recipient" not in said:
+                _tell(f"note: of {number} recipients, whom opens can't tell apart, {email.recipient} is registered")
             with acting_as_owner(settings):
                 _register(settings, database, maker.mail_id, email, strict=args.strict)
         return done
@@ -7349,7 +7336,7 @@ class Answer(NamedTuple):
     """What somebody answered to a request of selftest."""
 
     status: int
-    headers: dict[str, str]  # by names in lower case
+    headers: Any  # with a method `get` that takes names in lower case
     body: bytes
     address: str  # that we had in that connection
 
@@ -7390,8 +7377,7 @@ def _ask(public: str, path: str) -> Answer:
         connection.request("GET", path, headers={"User-Agent": f"Mozilla/5.0 (email-tracker {__version__} selftest)"})
         address = connection.sock.getsockname()[0]
         answer = connection.getresponse()
-        headers = {name.lower(): value for name, value in answer.getheaders()}
-        return Answer(answer.status, headers, answer.read(), address)
+        return Answer(answer.status, answer.headers, answer.read(), address)
 
 
 def answer_faults(pixels: Sequence[Answer], link: Answer) -> Iterator[str]:
@@ -7472,7 +7458,7 @@ def cmd_ingest(args: Namespace, settings: Settings) -> int:
     return 1 if failed else 0
 
 
-@command(option("file FILE", "lines of the spool; without one, standard input", nargs="?"), JSON)
+@command(option("file FILE", "lines of the spool; -: standard input", nargs="?", default="-"), JSON)
 def cmd_judge(args: Namespace, settings: Settings) -> None:
     """Judge a file of hits of one email, lines of the spool, and say why. For support, and to try rules on one's own logs.
 
@@ -7480,28 +7466,21 @@ def cmd_judge(args: Namespace, settings: Settings) -> None:
     "own_addresses": ["203.0.113.7"]}}, times in seconds since 1970 or as 2026-11-30T09:00:00Z. A hit is a line
     {"t": …, "uri": "/MAIL_ID/pixel/KEY.gif", "ip": …, "ua": …}, t in seconds since 1970.
     """
-    path = args.file or "-"
-    with _to_read(path) as file:
-        about, hits = read_hits_to_judge(file, "standard input" if path == "-" else path)
+    with _to_read(args.file) as file:
+        about, hits = read_hits_to_judge(file, args.file)
     if len({(hit.mail_id, hit.key) for hit in hits}) > 1:
         _tell("note: these hits have several keys; they are judged as hits of one email all the same")
     line = "{at}  {event_type:5}  {verdict:11}  {certainty:8}  {:11}  {reason}: {sentence}"
     for hit, judgement in zip(hits, judge(hits, about), strict=True):
-        told = {
-            "at": iso_time(hit.at),
-            "event_type": TYPES[hit.type],
-            "verdict": judgement.verdict,
-            "certainty": judgement.certainty,
-            "reason": judgement.reason,
-            "counts_as": STATE_NAMES[judgement.state],
-            "sentence": sentence_of(judgement.reason),
-        }
-        _say(args, told, [line.format(STATE_NAMES[judgement.state].replace("_", " "), **told)])
+        counts_as, sentence = STATE_NAMES[judgement.state], sentence_of(judgement.reason)
+        told = {"at": iso_time(hit.at), "event_type": TYPES[hit.type], **judgement._asdict()}
+        told |= {"counts_as": counts_as, "sentence": sentence}
+        _say(args, told, [line.format(counts_as.replace("_", " "), **told)])
 
 
 def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list[Hit]]:
     """Read what `judge` is given. Raises BadInput with the line and what was expected there."""
-    known = ("t", "uri", *(name for name in TEXT_FIELDS if name != "uri"), "own", "id", "gpc")
+    known = ("t", *TEXT_FIELDS, "own", "id", "gpc")
     context = NO_CONTEXT
     own: list[Network] = []
     hits: list[Hit] = []

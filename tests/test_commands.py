@@ -867,10 +867,10 @@ def test_hits_with_several_keys_are_judged_with_a_note(stage: Stage, run: Termin
 def test_judge_names_fields_that_no_hit_has(stage: Stage, run: Terminal) -> None:
     line = {"t": NOW / 1000, "uri": f"/{stage.acme.mail_id}/pixel/e1.gif", "answer": "pixel"}
     said = run("judge", stdin=json.dumps({**line, "user_agent": "Mozilla/5.0"}))
-    assert "no field of a hit, so ignored: user_agent; expected some of t, uri, method, host, ip, ua" in said.err
+    assert "no field of a hit, so ignored: user_agent; expected some of t, method, host, uri, ip, ua" in said.err
     assert "no-user-agent" in said.out
     assert run("judge", stdin=json.dumps({**line, "ua": "Mozilla/5.0"})).err == ""
-    assert "standard input, line 1: t: expected" in run("judge", stdin="{}", status=1).err
+    assert "-, line 1: t: expected" in run("judge", stdin="{}", status=1).err
 
 
 # == rejudge ==
