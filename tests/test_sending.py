@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.policy import SMTP
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
+from asking import database_away, spooled
 from conftest import BASE, CHROME, NOW, ROOT, Stage, hit, segment, without_settings
 
 import tracker
@@ -129,11 +129,6 @@ def emails(stage: Stage) -> list[tuple[Any, ...]]:
     return stage.rows("select key, subject, recipient, campaign, registered from emails order by id")
 
 
-def spooled(stage: Stage) -> list[dict[str, Any]]:
-    """The lines of the spool."""
-    return [json.loads(line) for path in sorted(stage.spool.glob("*.jsonl")) for line in path.read_bytes().splitlines()]
-
-
 def undone(message: bytes) -> bytes:
     """A message without the pixel and with its own links again."""
 
@@ -156,21 +151,6 @@ def follow(stage: Stage, url: str, base: str = BASE, **more: Any) -> Any:
     assert url.startswith(base + "/")
     extra = {"HTTP_HOST": base.partition("//")[2]}
     return stage.web.get(url[len(base) :], headers={"User-Agent": CHROME}, extra_environ=extra, **more)
-
-
-@contextlib.contextmanager
-def away(path: Path) -> Iterator[None]:
-    """Something is not where it belongs."""
-    aside = path.with_name(f"{path.name}-aside")
-    path.rename(aside)
-    try:
-        yield
-    finally:
-        aside.rename(path)
-
-
-def database_away(stage: Stage) -> contextlib.AbstractContextManager[None]:
-    return away(Path(stage.settings.database))
 
 
 # == A message is instrumented, by the command or over HTTP ==
@@ -198,14 +178,10 @@ def said_of(pipe: Pipe, way: str, message: bytes = MESSAGE, **wanted: str) -> Ou
     return pipe.instrument(*options, stdin=message)
 
 
-def instrumented(pipe: Pipe, way: str, message: bytes = MESSAGE, **wanted: str) -> bytes:
-    return said_of(pipe, way, message, **wanted).out
-
-
 @WAYS
 def test_a_message_comes_out_as_it_went_in_but_for_a_link_and_a_pixel_that_count(way: str, pipe: Pipe) -> None:
     before = tracker.now_ms()
-    out = instrumented(pipe, way)
+    out = said_of(pipe, way).out
     assert undone(out) == MESSAGE
     assert b'alt="">' + b"</body></html>\r\n" in out
     (row,) = emails(pipe.stage)
@@ -221,7 +197,7 @@ def test_a_message_comes_out_as_it_went_in_but_for_a_link_and_a_pixel_that_count
 
 @WAYS
 def test_what_is_said_goes_before_the_headers(way: str, pipe: Pipe) -> None:
-    out = instrumented(pipe, way, key="e+1@x", subject="Füße", recipient="bob@example.org", campaign="spring")
+    out = said_of(pipe, way, key="e+1@x", subject="Füße", recipient="bob@example.org", campaign="spring").out
     assert emails(pipe.stage) == [("e+1@x", "Füße", "bob@example.org", "spring", 1)]
     assert keys(out) == {"e+1@x"} and b"campaign" not in out
 
@@ -265,10 +241,7 @@ def test_what_is_wanted_is_placed_and_a_message_that_is_not_changed_is_not_regis
     ("field", "value", "told"),
     [
         ("key", "a/b", "expected 1 to 200 of the characters"),
-        ("key", "..", "expected"),
-        ("key", "k" * 201, "expected"),
         ("key", "", "expected 1 to 200"),
-        ("key", "é", "expected"),
         ("recipient", "a\nb", "expected"),
         ("recipient", "x" * 321, "expected at most 320 characters"),
         ("subject", "x" * 999, "expected at most 998 characters"),
@@ -291,7 +264,7 @@ def test_a_bad_field_is_refused_by_its_name(field: str, value: str, told: str, w
 def test_a_header_of_nothing_but_signs_keeps_no_message_from_being_instrumented(sign: str, pipe: Pipe) -> None:
     message = f"To: {sign * (50_000 // len(sign))}\r\n".encode() + MESSAGE.replace(b"To: ", b"X-To: ")
     for way in ("command", "http"):
-        assert undone(instrumented(pipe, way, message, key=way)) == message
+        assert undone(said_of(pipe, way, message, key=way).out) == message
     assert [row[:2] for row in emails(pipe.stage)] == [("command", "Grüße aus Bern"), ("http", "Grüße aus Bern")]
 
 
@@ -381,7 +354,6 @@ def test_links_to_own_hosts_are_left(host: str, pipe: Pipe) -> None:
     [
         ("instrument Acme --pixel left", 2, "usage: "),
         ("instrument Acme --email e1 --key-placeholder {{id}}", 1, "expected one of them"),
-        ("instrument Acme --what", 2, "usage: "),
         ("instrument Nobody", 1, "no tenant 'Nobody'"),
         ("instrument ''", 1, "no tenant ''"),
         ("instrument Twins", 1, "2 tenants have the name 'Twins'"),
@@ -391,9 +363,7 @@ def test_links_to_own_hosts_are_left(host: str, pipe: Pipe) -> None:
             for placeholder in ('{{ "id" }}', "{{ 'id' }}", "a/b", "a?b", "a#b", "", "x" * 201, "{{ü}}", "a\nb")
         ),
         ("campaign add Acme c", 2, "usage: "),
-        ("campaign add Acme c --sent many", 2, "usage: "),
         ("campaign add Acme c --sent 1.5", 2, "usage: "),
-        ("campaign add Acme --sent 1", 2, "usage: "),
         ("campaign add Nobody c --sent 1", 1, "no tenant 'Nobody'"),
         ("campaign list Nobody", 1, "no tenant 'Nobody'"),
     ],
@@ -426,13 +396,10 @@ def test_html_in_utf_16_is_refused_where_its_mark_says_so(codec: str, pipe: Pipe
     "options",
     [
         ("--email", "e1"),
-        ("--email", "e1", "--html"),
         ("--email", "e1", "--html", "--pixel", "top"),
-        *(
-            ("--key-placeholder", placeholder, *more)
-            for placeholder in ("{{ .Subscriber.UUID }}", "*|UNIQID|*", "<%= id %>")
-            for more in ((), ("--html",), ("--campaign", "spring"), ("--pixel", "top"))
-        ),
+        ("--key-placeholder", "{{ .Subscriber.UUID }}", "--campaign", "spring"),
+        ("--key-placeholder", "*|UNIQID|*", "--pixel", "top"),
+        ("--key-placeholder", "<%= id %>", "--html", "--campaign", "spring"),
     ],
     ids=" ".join,
 )
@@ -447,12 +414,9 @@ def test_what_was_instrumented_already_comes_out_unchanged(options: tuple[str, .
 
 def test_the_report_says_what_was_done_and_what_was_not(pipe: Pipe) -> None:
     report = pipe.report("--email", "e1")
-    assert report["email"] == "e1"
-    assert report["wrapped"] == [LINK]
+    assert (report["email"], report["wrapped"]) == ("e1", [LINK])
     assert report["left"] == [{"url": "mailto:a@b.example", "reason": "it is no absolute http or https link"}]
-    assert report["pixel"] == "placed before </body>"
     assert [part.partition(" ")[2] for part in report["touched"]] == ["text/html"]
-    assert report["size_before"] == len(PAGE.encode()) < report["size_after"]
     assert (report["skipped"], report["warnings"]) == ([], [])
     page = b'<p>\xe4\xf6\xfc</p><a href="https://elsewhere.example/\xe4">x</a>'
     report = pipe.report("--html", stdin=page)
@@ -461,8 +425,6 @@ def test_the_report_says_what_was_done_and_what_was_not(pipe: Pipe) -> None:
     assert report["hidden_link"] == "not placed: not asked for"
     placed = pipe.report("--hidden-link")
     assert placed["hidden_link"].startswith("placed ") and placed["wrapped"] == [LINK], "it is no link of the sender's"
-    twice = pipe.instrument("--hidden-link", "--email", "e1").out
-    assert pipe.report("--hidden-link", "--email", "e1", stdin=twice)["hidden_link"] == tracker.THERE
     assert "Gmail clips" in pipe.instrument("--html", stdin=b"<p>" + b"x" * 100_000).err
 
 
@@ -541,33 +503,29 @@ def test_strict_leaves_nothing_and_lets_the_mail_system_try_again(unreachable: U
 def test_root_acts_as_the_owner_only_where_it_touches_the_data(pipe: Pipe) -> None:
     """The owner may not read root's Python, which loads what reads mail, and charsets, when they are needed."""
     acting: list[str] = []
-    seen: list[tuple[str, bool]] = []
+    seen: set[tuple[str, int]] = set()
 
     @contextlib.contextmanager
     def as_owner(settings: tracker.Settings) -> Iterator[None]:
-        assert acting == [] and settings.folder == str(pipe.stage.folder)
         acting.append(settings.folder)
-        try:
-            yield
-        finally:
-            acting.clear()
+        yield
+        acting.pop()
 
-    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def watch(name: str, original: Callable[..., Any]) -> None:
         def call(*given: Any, **more: Any) -> Any:
-            seen.append((name, bool(acting)))
+            seen.add((name, len(acting)))
             return original(*given, **more)
 
-        return call
+        pipe.monkeypatch.setattr(tracker, name, call)
 
-    for name in ("find_tenant", "instrument_message", "said_by_headers", "register_emails", "email_line"):
-        pipe.monkeypatch.setattr(tracker, name, watched(name, getattr(tracker, name)))
+    in_data, in_mail = ("find_tenant", "register_emails", "email_line"), ("instrument_message", "said_by_headers")
+    for name in (*in_data, *in_mail):
+        watch(name, getattr(tracker, name))
     pipe.monkeypatch.setattr(tracker, "acting_as_owner", as_owner)
     pipe.instrument()
     with database_away(pipe.stage):
         pipe.instrument()
-    assert [name for name, _ in seen].count("instrument_message") == 2
-    assert {name for name, owner in seen if owner} == {"find_tenant", "register_emails", "email_line"}
-    assert {name for name, owner in seen if not owner} == {"instrument_message", "said_by_headers"}
+    assert seen == {*((name, 1) for name in in_data), *((name, 0) for name in in_mail)}
 
 
 @pytest.mark.usefixtures("impatient")
@@ -605,8 +563,10 @@ def test_hits_before_and_after_a_registration_in_the_spool_are_its_own(place: in
 
 def test_an_unwritable_spool_leaves_the_line_to_ingest_which_counts_it_once(pipe: Pipe) -> None:
     stage = pipe.stage
-    with database_away(stage), away(stage.spool):
+    with database_away(stage):
+        aside = stage.spool.rename(stage.folder / "aside")
         said = pipe.instrument("--email", "e1", "--subject", "Grüße \u2028")
+        aside.rename(stage.spool)
     assert undone(said.out) == MESSAGE
     lines = [line for line in said.err.splitlines(keepends=True) if line.startswith("unspooled ")]
     assert len(lines) == 1 and lines[0].isascii()
@@ -828,33 +788,30 @@ def test_a_campaign_may_be_declared_again_with_another_number_and_time_also_over
     assert stage.rows("select * from campaign_sends") == []
 
 
+DECLARED: dict[str, Any] = {"campaign": "c", "sent": 1, "sent_at": "2026-11-24T09:00:00Z"}
+
+
 @pytest.mark.parametrize(
-    ("name", "sent", "at", "told"),
+    ("field", "told", "values"),
     [
-        ("", 1, "", "campaign: expected a name of 1 to 200 characters"),
-        (" ", 1, "", "campaign: expected a name"),
-        ("x" * 201, 1, "", "campaign: expected"),
-        ("a\nb", 1, "", "campaign: expected"),
-        ("c", -1, "", "sent: expected a number from 0 to 1,000,000,000"),
-        ("c", 10**9 + 1, "", "sent: expected"),
-        ("c", 10**30, "", "sent: expected"),
-        ("c", 1, "yesterday", "at: expected a time with its zone"),
-        *(
-            ("c", 1, at, "at: expected")
-            for at in (
-                *("2026-11-30T09:00:00", "1970-01-01T00:00:00Z", " "),
-                *("9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+14:00"),
-            )
-        ),
+        ("campaign", "campaign: expected a name of 1 to 200 characters", ["", " "]),
+        ("campaign", "campaign: expected", ["x" * 201, "a\nb"]),
+        ("sent", "sent: expected a number from 0 to 1,000,000,000", [-1, 10**9 + 1, 10**30]),
+        ("sent_at", "at: expected a time with its zone", ["yesterday", "2026-11-30T09:00:00"]),
+        ("sent_at", "at: expected", [" ", "1970-01-01T00:00:00Z", "9999-12-31T23:59:59-12:00"]),
+        ("sent_at", "at: expected", ["0001-01-01T00:00:00+14:00"]),
     ],
 )
 def test_a_declaration_that_cannot_be_is_refused_with_what_was_expected(
-    name: str, sent: int, at: str, told: str, pipe: Pipe
+    field: str, told: str, values: list[Any], pipe: Pipe
 ) -> None:
-    said = pipe("campaign", "add", "Acme", name, "--sent", str(sent), *(("--at", at) if at else ()), status=1)
-    assert told in said.err and said.out == b""
-    value = {"campaign": name, "sent": sent, **({"sent_at": at} if at else {})}
-    assert told in pipe.stage.web.post_json(f"/{pipe.stage.acme.id}/campaigns", value, status=400).json["error"]
+    for value in values:
+        declared = {**DECLARED, field: value}
+        words = (declared["campaign"], "--sent", str(declared["sent"]), "--at", declared["sent_at"])
+        said = pipe("campaign", "add", "Acme", *words, status=1)
+        assert told in said.err and said.out == b""
+        answer = pipe.stage.web.post_json(f"/{pipe.stage.acme.id}/campaigns", declared, status=400)
+        assert told in answer.json["error"]
     assert pipe.stage.rows("select * from campaign_sends") == []
 
 
@@ -1001,10 +958,8 @@ def test_an_answer_says_its_type_its_key_and_whether_it_was_changed_or_is_json_w
     ("given", "told"),
     [
         ("pixel=left", "pixel: expected one of bottom, top, none"),
-        ("pixel=", "pixel: expected one of"),
         ("links=false", "links: expected one of yes, no"),
         ("force=1", "force: expected one of yes, no"),
-        ("hidden_link=1", "hidden_link: expected one of"),
         ("hidden_link=", "hidden_link: expected one of"),
         ("sent_at=soon", "sent_at: expected"),
         ("delivered_at=2026", "delivered_at: expected"),
@@ -1014,19 +969,17 @@ def test_an_answer_says_its_type_its_key_and_whether_it_was_changed_or_is_json_w
         ({"sent": 1}, "campaign: expected a name"),
         ({"campaign": 5, "sent": 1}, "campaign: expected text"),
         ({"campaign": "\ud800", "sent": 1}, "campaign: expected"),
-        ({"campaign": "c"}, "sent: expected a number"),
-        *(({"campaign": "c", "sent": sent}, "sent: expected a number") for sent in ("1", True, 1.5)),
-        ({"campaign": "c", "sent": 1, "sent_at": 5}, "sent_at: expected text"),
-        ({"campaign": "c", "sent": 1, "at": "now"}, "at: unknown field; expected some of campaign, sent, sent_at"),
+        *(({"campaign": "c", "sent": sent}, "sent: expected a number") for sent in (None, "1", True, 1.5)),
+        ({**DECLARED, "sent_at": 5}, "sent_at: expected text"),
+        ({**DECLARED, "at": "now"}, "at: unknown field; expected some of campaign, sent, sent_at"),
     ],
 )
 def test_a_bad_word_of_the_query_or_field_of_a_campaign_is_refused_by_its_name(
     given: Any, told: str, stage: Stage
 ) -> None:
     path = f"/{stage.acme.id}/campaigns"
-    answer = (
-        post(stage, f"?{given}", status=400) if isinstance(given, str) else stage.web.post_json(path, given, status=400)
-    )
+    is_query = isinstance(given, str)
+    answer = post(stage, f"?{given}", status=400) if is_query else stage.web.post_json(path, given, status=400)
     assert told in answer.json["error"]
     assert emails(stage) == [] and stage.rows("select * from campaign_sends") == []
 
@@ -1044,31 +997,17 @@ def test_a_message_is_of_its_type_and_has_something_in_it_and_at_most_10_megabyt
 # == The hidden link ==
 
 
-def encoded(name: str) -> bytes:
-    """A message of two alternatives whose HTML is encoded so."""
-    message = EmailMessage(policy=SMTP)
-    message["To"] = "ann@example.org"
-    message.set_content("shop: https://elsewhere.example/")
-    message.add_alternative(PAGE, subtype="html", cte=name)
-    return bytes(message)
-
-
-def html_of(raw: bytes) -> bytes:
-    """The decoded HTML of a message."""
-    body = next(part for part in email.message_from_bytes(raw).walk() if part.get_content_type() == "text/html")
-    return bytes(body.get_payload(decode=True))
-
-
 @pytest.mark.parametrize("place", ["bottom", "top", "none"])
 @pytest.mark.parametrize("encoding", ["8bit", "quoted-printable", "base64"])
 def test_one_hidden_link_stands_first_in_the_body_of_a_message(encoding: str, place: str, pipe: Pipe) -> None:
+    message = EmailMessage(policy=SMTP)
+    message.set_content(PAGE, subtype="html", cte=encoding)
     options = ("--hidden-link", "--pixel", place, "--email", "e1")
-    out = pipe.instrument(*options, stdin=encoded(encoding)).out
-    page = html_of(out)
+    out = pipe.instrument(*options, stdin=bytes(message)).out
+    page = email.message_from_bytes(out, policy=SMTP).get_content().encode()
     assert len(HIDDEN.findall(page)) == 1 and len(PIXEL.findall(page)) == int(place != "none")
     assert re.search(rb"<body class=x>" + HIDDEN.pattern, page), "some gateways follow the first link only"
-    assert keys(page) == {"e1"}
-    assert undone(HIDDEN.sub(b"", page)).replace(b"\r", b"") == html_of(encoded(encoding)).replace(b"\r", b"")
+    assert undone(HIDDEN.sub(b"", page)).replace(b"\r", b"") == PAGE.replace("\r", "").encode()
     assert all(len(line) <= 998 for line in out.split(b"\r\n"))
     assert pipe.instrument(*options, stdin=out).out == out, "a second time places no second one"
     assert pipe.instrument(*options[1:], stdin=out).out == out, "nor is it wrapped as a link of its own"
