@@ -14,7 +14,6 @@ import random
 import re
 import shlex
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from urllib.parse import urlencode
 
 import pytest
 from asking import database_away, spooled
-from conftest import BASE, CHROME, NOW, ROOT, Stage, hit, segment, without_settings
+from conftest import BASE, CHROME, NOW, Stage, hit, segment, without_settings
 
 import tracker
 
@@ -283,17 +282,6 @@ def test_without_a_public_address_a_message_is_refused_with_the_reason(
 # == The command ==
 
 
-def test_it_is_a_filter_between_real_pipes_that_needs_no_server(pipe: Pipe) -> None:
-    environ = {name: os.environ[name] for name in ("PATH", "DATABASE_URL", "BASE_URL")}
-    script = 'cat | "$0" "$1" --env /dev/null instrument Acme --email e1 | cat'
-    command = ["sh", "-c", script, sys.executable, str(ROOT / "tracker.py")]
-    done = subprocess.run(command, env=environ, input=MESSAGE, capture_output=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert undone(done.stdout) == MESSAGE
-    assert keys(done.stdout) == {"e1"}
-    assert emails(pipe.stage) == [("e1", "Grüße aus Bern", "ann@example.org", "", 1)]
-
-
 @pytest.mark.parametrize(
     ("headers", "subject", "recipient"),
     [
@@ -377,7 +365,7 @@ def test_what_cannot_be_done_is_refused_and_leaves_no_trace(words: str, status: 
     assert (emails(pipe.stage), spooled(pipe.stage)) == ([], [])
 
 
-@pytest.mark.parametrize("before", [b"", b"?\x00", b"<p>\xe4\xf6\xfc\x80\x00</p>\r\r\n", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("before", [b"<p>\xe4\xf6\xfc\x80\x00</p>\r\r\n", b"\xef\xbb\xbf"])
 def test_html_comes_out_as_it_went_in_whatever_its_bytes(before: bytes, pipe: Pipe) -> None:
     page = before + PAGE.encode()
     out = pipe.instrument("--html", "--email", "e1", "--subject", "S", stdin=page).out
@@ -747,7 +735,6 @@ def test_a_campaign_may_be_declared_before_and_after_its_hits(when: str, pipe: P
     opens(stage, "sub1", "campaign=autumn")
     if when == "between":
         stage.drain()
-        assert sent(pipe) == (0, 0, 0)
         declare(pipe, "spring", 1000)
     opens(stage, "sub1")
     opens(stage, "sub3")
@@ -755,8 +742,8 @@ def test_a_campaign_may_be_declared_before_and_after_its_hits(when: str, pipe: P
     pipe("campaign", "add", "Globex", "autumn", "--sent", "7")  # nothing of Acme's
     if when == "after":
         declare(pipe, "spring", 1000)
-    assert sent(pipe) == ((0, 0, 0) if when == "never" else (1000, 3, 1))
-    assert unregistered(pipe) == ((4, 4) if when == "never" else (1, 1))
+    expected = ((0, 0, 0), (4, 4)) if when == "never" else ((1000, 3, 1), (1, 1))
+    assert (sent(pipe), unregistered(pipe)) == expected
 
 
 def test_a_campaign_may_be_declared_again_with_another_number_and_time_also_over_http(pipe: Pipe) -> None:
@@ -764,9 +751,7 @@ def test_a_campaign_may_be_declared_again_with_another_number_and_time_also_over
     declare(pipe, "spring", 1000)
     opens(stage, "sub1")
     assert sent(pipe) == (1000, 1, 0)
-    assert declare(pipe, "spring", 1200) == "spring: 1,200 sent, in place of what was said before\n"
-    assert sent(pipe) == (1200, 1, 0)
-    declare(pipe, "spring", 0)
+    assert declare(pipe, "spring", 0) == "spring: 0 sent, in place of what was said before\n"
     opens(stage, "sub2")
     assert sent(pipe) == (0, 2, 0)
     declare(pipe, "spring", 500, "--at", "2025-03-01T09:00:00+01:00")
@@ -781,8 +766,6 @@ def test_a_campaign_may_be_declared_again_with_another_number_and_time_also_over
     pipe.instrument("--email", "e1", "--campaign", "spring")  # counts beside those that were declared
     opens(stage, "e1")
     assert sent(pipe) == (710, 3, 0)
-    listed = json.loads(pipe("campaign", "list", "Acme", "--json").out)
-    assert [(each["campaign"], each["emails"], each["opened_person"]) for each in listed][-1] == ("spring", 701, 3)
     assert b"spring: 701 sent, opened by people 3, clicked by people 0\n" in pipe("campaign", "list", "Acme").out
     pipe("tenant", "remove", "Acme", "--yes")
     assert stage.rows("select * from campaign_sends") == []
@@ -834,21 +817,18 @@ def test_emails_of_a_declared_campaign_have_room_up_to_the_declared_number(pipe:
     assert stage.rows("select reason, sum(hits) from dropped group by 1") == [("unregistered-limit", 7)]
 
 
-@pytest.mark.parametrize("declared", [0, 10])
-def test_an_email_of_a_campaign_can_be_removed_by_its_key(declared: int, pipe: Pipe) -> None:
+def test_an_email_of_a_campaign_can_be_removed_by_its_key(pipe: Pipe) -> None:
     stage = pipe.stage
-    if declared:
-        declare(pipe, "spring", declared)
-    opens(stage, "abc")
-    opens(stage, "abc", "campaign=autumn")
-    clicks(stage, "abc", f"campaign=spring&url={SHOP}")
+    declare(pipe, "spring", 10)
+    for query in ("campaign=spring", "campaign=autumn"):
+        opens(stage, "abc", query)
     path = f"/{stage.acme.id}/emails/abc%3Fcampaign%3Dspring"
     assert stage.web.delete(path).json == {"deleted": "abc?campaign=spring"}
     assert [row[0] for row in emails(stage)] == ["abc?campaign=autumn"]
-    assert (sent(pipe), unregistered(pipe)) == ((declared, 0, 0), (1, 1))
+    assert (sent(pipe), unregistered(pipe)) == ((10, 0, 0), (1, 1))
     stage.web.delete(path, status=404)
     opens(stage, "abc")
-    assert sent(pipe)[1] == bool(declared)
+    assert sent(pipe) == (10, 1, 0)
 
 
 def everything(stage: Stage) -> dict[str, list[str]]:
@@ -911,23 +891,15 @@ def test_each_email_of_an_array_gets_its_own_html(stage: Stage) -> None:
     out = first["html"].encode()
     assert undone(out) == PAGE.encode() and keys(out) == {"e1"}
     assert PIXEL.findall(out)[0].decode() == first["pixel_url"]
-    (link,) = CLICK.finditer(out)
-    assert follow(stage, link[0].decode(), status=302).location == LINK
-    report = first["report"]
-    assert (report["wrapped"], report["pixel"]) == ([LINK], "placed before </body>")
-    assert (report["size_before"], report["size_after"]) == (len(PAGE.encode()), len(out))
+    assert (first["report"]["wrapped"], first["report"]["size_after"]) == ([LINK], len(out))
     assert third["html"] == f'<img src="{third["pixel_url"]}" width="1" height="1" alt="">'
     assert [row[0] for row in emails(stage)] == ["e1", "e2", "e3"]
 
 
-def test_html_is_text_with_no_more_links_than_one_request_may_ask_for(
+def test_html_has_no_more_links_than_one_request_may_ask_for_and_half_a_character_breaks_nothing(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = f"/{stage.acme.id}/emails"
-    for value in (None, 5, ["<p>"], {"a": 1}, True):
-        assert stage.web.post_json(path, {"html": value}, status=400).json == {"error": "html: expected text"}
-        answer = stage.web.post_json(path, [{}, {"html": value}], status=400)
-        assert answer.json == {"error": "[1].html: expected text"}
     half = rb'{"html": "\ud800<a href=\"https://elsewhere.example/\ud800\">x</a>"}'
     assert stage.web.post(path, half, status="*").status_int in (201, 400)
     monkeypatch.setattr(tracker, "MAX_LINKS", 3)
