@@ -473,22 +473,20 @@ def test_a_target_on_the_tenants_own_domain_is_redirected_to(stage: Stage) -> No
             assert ask(stage, uri, 302).headers["Location"] == location, target
 
 
-@pytest.mark.parametrize(
-    "target, host",
-    [
-        ("https://acme\ufe0f.com/", "acme.com"), ("https://acme\U000e0101.com/", "acme.com"),
-        ("https://ac\u034fme.com/", "acme.com"), ("https://ac\u180bme.com/", "acme.com"),
-        ("https://a\u115fb.com/", None), ("https://a\u3164b.com/", None), ("https://FA%E1%BA%9E.de/", None),
-        ("https://\u03f2.com/", "xn--4xa.com"), ("https://\U0001d6d3.com/", "xn--4xa.com"),
-        ("https://\u1fb3.com/", "xn--mxaq.com"), ("https://a\u0345.com/", "xn--a-gmb.com"),
-        ("https://\u13a0.com/", "xn--58d.com"), ("https://\uab70.com/", "xn--58d.com"),
-        ("https://\u1c82.com/", "xn--n1a.com"), ("https://a\u33c2.com/", None), ("https://acme\ufe52com/", None),
-    ],
-)  # fmt: skip
-def test_a_host_is_read_as_a_browser_reads_it_or_not_at_all(target: str, host: str | None) -> None:
+HOSTS = {
+    "acme\ufe0f.com": "acme.com", "acme\U000e0101.com": "acme.com", "ac\u034fme.com": "acme.com",
+    "ac\u180bme.com": "acme.com", "\u03f2.com": "xn--4xa.com", "\U0001d6d3.com": "xn--4xa.com",
+    "\u1fb3.com": "xn--mxaq.com", "a\u0345.com": "xn--a-gmb.com", "\u13a0.com": "xn--58d.com",
+    "\uab70.com": "xn--58d.com", "\u1c82.com": "xn--n1a.com",
+    **dict.fromkeys(("a\u115fb.com", "a\u3164b.com", "FA%E1%BA%9E.de", "a\u33c2.com", "acme\ufe52com")),
+}  # fmt: skip
+
+
+def test_a_host_is_read_as_a_browser_reads_it_or_not_at_all() -> None:
     """Where a browser folds a character, drops it, or refuses it (None), another reading would name another host."""
-    with contextlib.suppress(tracker.BadTarget):
-        assert tracker.read_target(target).host == host
+    for name, host in HOSTS.items():
+        with contextlib.suppress(tracker.BadTarget):
+            assert tracker.read_target(f"https://{name}/").host == host
 
 
 def test_half_a_character_is_refused_and_in_a_plain_link_never_reaches_the_host(stage: Stage) -> None:
@@ -546,79 +544,72 @@ def test_a_tenants_links_are_not_found_on_the_tracking_host_of_another(stage: St
 # -- Location
 
 
-@pytest.mark.parametrize(
-    "target, location",
-    [
-        ("https://a.b/x?q=1&r=%26#f?g#h", "https://a.b/x?q=1&r=%26#f?g#h"), ("https://a.b?", "https://a.b?"),
-        ("https://a.b/#", "https://a.b/#"), ("https://a.b/%41%2f%c3%bc", "https://a.b/%41%2f%c3%bc"),
-        ("https://a.b/100%", "https://a.b/100%"), ("https://a.b/%zz", "https://a.b/%zz"),
-        ("https://a.b/ü", "https://a.b/%C3%BC"), ("https://a.b/?ü#ü", "https://a.b/?%C3%BC#%C3%BC"),
-        ("https://a.b/😀", "https://a.b/%F0%9F%98%80"), ("https://a.b/e\u0301", "https://a.b/e%CC%81"),
-        ("https://a.b/a b?c d", "https://a.b/a%20b?c%20d"), ("https://a.b/a+b?c+d", "https://a.b/a+b?c+d"),
-        ("https://a.b/!$&'()*+,;=:@-._~[]|^`{}", "https://a.b/!$&'()*+,;=:@-._~[]|^`{}"),
-        ('https://a.b/"<>', "https://a.b/%22%3C%3E"), ("https://A.B/A?B#C", "https://a.b/A?B#C"),
-    ],
-)  # fmt: skip
-def test_location_is_ascii_and_changes_nothing_that_it_need_not(target: str, location: str) -> None:
-    made = tracker.read_target(target)
-    assert made.location == location
-    assert made.location.isascii()
-    assert tracker.read_target(location).location == location, "reading it again changes nothing"
+LOCATIONS = {
+    **{url: url for url in (
+        "https://a.b/x?q=1&r=%26#f?g#h", "https://a.b?", "https://a.b/#", "https://a.b/%41%2f%c3%bc",
+        "https://a.b/100%", "https://a.b/%zz", "https://a.b/a+b?c+d", "https://a.b/!$&'()*+,;=:@-._~[]|^`{}",
+    )},
+    "https://a.b/ü": "https://a.b/%C3%BC", "https://a.b/?ü#ü": "https://a.b/?%C3%BC#%C3%BC",
+    "https://a.b/😀": "https://a.b/%F0%9F%98%80", "https://a.b/e\u0301": "https://a.b/e%CC%81",
+    "https://a.b/a b?c d": "https://a.b/a%20b?c%20d", 'https://a.b/"<>': "https://a.b/%22%3C%3E",
+    "https://A.B/A?B#C": "https://a.b/A?B#C",
+}  # fmt: skip
+
+
+def test_location_is_ascii_and_changes_nothing_that_it_need_not() -> None:
+    assert "".join(LOCATIONS.values()).isascii()
+    for target, location in LOCATIONS.items():
+        assert tracker.read_target(target).location == location
+        assert tracker.read_target(location).location == location, "reading it again changes nothing"
 
 
 # -- Destinations
 
 
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("acme.com", "acme.com"), (" ACME.com. ", "acme.com"), ("acme.com:8443", "acme.com:8443"),
-        ("acme.com:08443", "acme.com:8443"), ("bücher.example", "xn--bcher-kva.example"),
-        ("BÜCHER.example:81", "xn--bcher-kva.example:81"), ("faß.de", "xn--fa-hia.de"),
-        ("xn--bcher-kva.example", "xn--bcher-kva.example"), ("192.0.2.1", "192.0.2.1"),
-        ("[2001:DB8::1]", "[2001:db8::1]"), ("[::1]:3000", "[::1]:3000"),
-    ],
-)  # fmt: skip
-def test_a_destination_is_kept_as_targets_are_read(text: str, expected: str) -> None:
-    assert tracker.read_destination(text) == expected
+DESTINATIONS = {
+    "acme.com": "acme.com", " ACME.com. ": "acme.com", "acme.com:8443": "acme.com:8443",
+    "acme.com:08443": "acme.com:8443", "bücher.example": "xn--bcher-kva.example",
+    "BÜCHER.example:81": "xn--bcher-kva.example:81", "faß.de": "xn--fa-hia.de",
+    "xn--bcher-kva.example": "xn--bcher-kva.example", "192.0.2.1": "192.0.2.1", "[2001:DB8::1]": "[2001:db8::1]",
+    "[::1]:3000": "[::1]:3000",
+}  # fmt: skip
+NO_DESTINATIONS = (
+    *("", " ", "com", "localhost", "localhost:3000", "com.", ".com", "acme..com", "*.acme.com", "*", "acme com"),
+    *("https://acme.com", "acme.com/", "acme.com/a", "acme.com?x", "user@acme.com", "acme.com:https"),
+    *("acme.com:1:2", "0x7f.1", "127.1", "1.2.3.4.5", "::1", "[::1", "acme.com\\", "acme.com\n.evil.com"),
+    *("a" * 64 + ".com", "acme.com:0", "acme.com:65536", "acme.com:99999"),
+)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", " ", "com", "localhost", "localhost:3000", "com.", ".com", "acme..com", "*.acme.com", "*", "acme com",
-        "https://acme.com", "acme.com/", "acme.com/a", "acme.com?x", "user@acme.com", "acme.com:https",
-        "acme.com:1:2", "0x7f.1", "127.1", "1.2.3.4.5", "::1", "[::1", "acme.com\\", "acme.com\n.evil.com",
-        "a" * 64 + ".com", "acme.com:0", "acme.com:65536", "acme.com:99999",
-    ],
-)  # fmt: skip
-def test_a_destination_that_is_no_domain_is_refused_with_what_was_expected(text: str) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        tracker.read_destination(text)
+def test_a_destination_is_kept_as_targets_are_read_and_what_is_none_is_refused_with_what_was_expected() -> None:
+    assert {text: tracker.read_destination(text) for text in DESTINATIONS} == DESTINATIONS
+    for text in NO_DESTINATIONS:
+        with pytest.raises(tracker.BadInput, match="expected"):
+            tracker.read_destination(text)
 
 
-@pytest.mark.parametrize(
-    "destination, url, expected",
-    [
-        ("acme.com", "https://acme.com/", True), ("acme.com", "http://acme.com/", True),
-        ("acme.com", "https://a.b.acme.com/", True), ("acme.com", "https://acme.com./", True),
-        ("acme.com", "https://notacme.com/", False), ("acme.com", "https://acme.com.evil.com/", False),
-        ("acme.com", "https://acme.com-evil.com/", False), ("acme.com", "https://com/", False),
-        ("www.acme.com", "https://acme.com/", False), ("www.acme.com", "https://www.acme.com/", True),
-        ("acme.com", "https://acme.com:8443/", False), ("acme.com", "http://acme.com:8080/", False),
-        ("acme.com:8443", "https://acme.com:8443/", True), ("acme.com:8443", "https://www.acme.com:8443/", True),
-        ("acme.com:8443", "https://acme.com/", False), ("acme.com:8443", "https://acme.com:84/", False),
-        ("acme.com:443", "https://acme.com/", True), ("acme.com:443", "https://www.acme.com:443/", True),
-        ("acme.com:443", "http://acme.com/", False), ("acme.com:80", "http://acme.com/", True),
-        ("bücher.example", "https://BÜCHER.example/", True),
-        ("bücher.example", "https://shop.xn--bcher-kva.example/", True),
-        ("bücher.example", "https://bucher.example/", False), ("faß.de", "https://fass.de/", False),
-        ("192.0.2.1", "http://192.0.2.1/", True), ("192.0.2.1", "http://1.192.0.2.1.evil.com/", False),
-        ("[2001:db8::1]", "http://[2001:DB8:0::1]/", True), ("[2001:db8::1]", "http://[2001:db8::2]/", False),
-    ],
-)  # fmt: skip
-def test_a_domain_covers_itself_and_what_is_below_it_on_its_port(destination: str, url: str, expected: bool) -> None:
-    assert tracker.covers([tracker.read_destination(destination)], tracker.read_target(url)) is expected
+COVERED = {  # what a destination covers; after it, what it does not
+    "acme.com": ("https://acme.com http://acme.com https://a.b.acme.com https://acme.com.",
+        "https://notacme.com https://acme.com.evil.com https://acme.com-evil.com https://com https://acme.com:8443 "
+        "http://acme.com:8080"),
+    "www.acme.com": ("https://www.acme.com", "https://acme.com"),
+    "acme.com:8443": ("https://acme.com:8443 https://www.acme.com:8443", "https://acme.com https://acme.com:84"),
+    "acme.com:443": ("https://acme.com https://www.acme.com:443", "http://acme.com"),
+    "acme.com:80": ("http://acme.com", "https://acme.com"),
+    "bücher.example": ("https://BÜCHER.example https://shop.xn--bcher-kva.example", "https://bucher.example"),
+    "faß.de": ("https://faß.de", "https://fass.de"),
+    "192.0.2.1": ("http://192.0.2.1", "http://1.192.0.2.1.evil.com"),
+    "[2001:db8::1]": ("http://[2001:DB8:0::1]", "http://[2001:db8::2]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("destination", COVERED)
+def test_a_domain_covers_itself_and_what_is_below_it_on_its_port(destination: str) -> None:
+    for urls, expected in zip(COVERED[destination], (True, False), strict=True):
+        for url in urls.split():
+            target = tracker.read_target(f"{url}/")
+            assert tracker.covers([tracker.read_destination(destination)], target) is expected, url
+            assert not tracker.covers([], target)
 
 
 def test_a_plain_link_leads_where_the_tenants_domains_allow(stage: Stage) -> None:
@@ -627,7 +618,6 @@ def test_a_plain_link_leads_where_the_tenants_domains_allow(stage: Stage) -> Non
         ask(stage, plain(stage, stage.acme, target), 302)
     for target in ("https://notacme.com/", "https://acme.com:8443/", "https://shop.example/"):
         ask(stage, plain(stage, stage.acme, target), 200)
-    assert not tracker.covers([], tracker.read_target("https://acme.com/"))
     stage.change(stage.globex, any_domain=False)  # and so none
     ask(stage, plain(stage, stage.globex, "https://acme.com/"), 200)
     ask(stage, signed(stage, stage.globex, "https://acme.com/"), 302)
@@ -672,34 +662,22 @@ def test_the_naming_page_names_the_host_and_has_one_bare_link_to_it(stage: Stage
     assert "unsafe" not in response.headers["Content-Security-Policy"]
 
 
-def test_a_click_that_met_the_naming_page_is_set_aside_and_counts_in_no_rate(stage: Stage) -> None:
+def test_a_click_that_met_the_naming_page_is_set_aside_and_one_that_was_redirected_counts(stage: Stage) -> None:
     with stage.database.transaction() as connection:
-        registration = tracker.Registration("e1", recipient="ann@acme.com", campaign="spring")
-        tracker.register_emails(connection, stage.acme.number, [registration], tracker.now_ms())
+        registrations = [tracker.Registration(key) for key in ("named", "redirected")]
+        tracker.register_emails(connection, stage.acme.number, registrations, tracker.now_ms())
     for path in ("/a", "/b"):
-        ask(stage, plain(stage, stage.acme, f"https://evil.com{path}"), 200)
+        ask(stage, plain(stage, stage.acme, f"https://evil.com{path}", "named"), 200, HTTP_USER_AGENT=CHROME)
+    ask(stage, plain(stage, stage.acme, "https://acme.com/", "redirected"), 302, HTTP_USER_AGENT=CHROME)
     numbers = stats(stage, stage.acme)
     assert numbers["naming_page"] == [{"host": "evil.com", "reason": "destination-not-allowed", "clicks": 2}]
-    assert numbers["sent"]["emails"] == 1
-    assert not any(numbers["sent"]["clicked"].values())
-    assert numbers["sent"]["click_rate"] == [0.0, 0.0]
-    assert numbers["activity"]["clicks"]["hits"] == {"person": 0, "unconfirmed": 0, "machine": 0, "set_aside": 2}
-    assert stage.rows("select key, event_type, reason, url from event_details order by url") == [
-        ("e1", "click", "destination-not-allowed", "https://evil.com/a"),
-        ("e1", "click", "destination-not-allowed", "https://evil.com/b"),
+    assert numbers["sent"]["emails"] == 2
+    assert numbers["sent"]["clicked"] == {"person": 1, "unconfirmed": 0, "machine": 0}
+    assert numbers["activity"]["clicks"]["hits"] == {"person": 1, "unconfirmed": 0, "machine": 0, "set_aside": 2}
+    assert stage.rows("select key, reason, url from event_details where url like 'https://evil%' order by url") == [
+        ("named", "destination-not-allowed", f"https://evil.com/{path}") for path in "ab"
     ]
     assert stage.check() == []
-
-
-def test_a_click_that_was_redirected_does_count(stage: Stage) -> None:
-    """The counterpart, so that the test above does not pass because nothing counts."""
-    with stage.database.transaction() as connection:
-        tracker.register_emails(connection, stage.acme.number, [tracker.Registration("e1")], tracker.now_ms())
-    ask(stage, plain(stage, stage.acme, "https://acme.com/"), 302, HTTP_USER_AGENT=CHROME)
-    numbers = stats(stage, stage.acme)
-    assert numbers["sent"]["clicked"] == {"person": 1, "unconfirmed": 0, "machine": 0}
-    assert numbers["sent"]["click_rate"] == [1.0, 1.0]
-    assert numbers["naming_page"] == []
 
 
 @both
@@ -767,30 +745,36 @@ def test_while_nobody_knows_the_tenants_plain_links_are_named_and_signed_ones_re
 # -- Ids and keys
 
 
-def test_a_dashboard_id_is_128_random_bits_that_no_command_line_takes_for_an_option() -> None:
-    made = [tracker.new_dashboard_id() for _ in range(3000)]
-    assert len(set(made)) == 3000
-    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{21}", each) for each in made)
-    assert not any(tracker.id_fault(each) for each in made)
+def test_ids_and_keys_that_are_made_are_random_and_can_be_typed() -> None:
+    ids, keys, mail_ids = (
+        {make() for _ in range(3000)} for make in (tracker.new_dashboard_id, tracker.new_key, tracker.new_mail_id)
+    )
+    assert len(ids) == len(keys) == 3000
+    # 128 bits that no command line takes for an option
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{21}", each) for each in ids | keys)
+    assert not any(tracker.id_fault(each) for each in ids) and all(map(tracker.is_key, keys))
+    # Short, without characters that are read for each other
+    assert len(mail_ids) > 2990
+    assert set("".join(mail_ids)) == set("abcdefghjkmnpqrstuvwxyz23456789")
+    assert {len(each) for each in mail_ids} == {8}
 
 
-def test_a_mail_id_is_short_and_has_no_characters_that_are_read_for_each_other() -> None:
-    made = [tracker.new_mail_id() for _ in range(3000)]
-    assert len(set(made)) > 2990
-    assert set("".join(made)) == set("abcdefghjkmnpqrstuvwxyz23456789")
-    assert {len(each) for each in made} == {8}
-
-
-@pytest.mark.parametrize(
-    "text, fits",
-    [
-        *((text, True) for text in ("abc", "abc123", "A-b_C9", "_ab", "0-0", "a" * 64, "dashboards", "click1")),
-        *((text, False) for text in ("", "ab", "a" * 65, "-ab", "--help", "a.b", "a b", "a/b", "abc\n", "ab\0")),
-        *((text, False) for text in ("äbc", "\uff41\uff42\uff43", "a%62c", "a~b", "a@b.c")),
-    ],
+IDS = ("abc", "abc123", "A-b_C9", "_ab", "0-0", "a" * 64, "dashboards", "click1")
+NO_IDS = (
+    *("", "ab", "a" * 65, "-ab", "--help", "a.b", "a b", "a/b", "abc\n", "ab\0", "äbc", "\uff41\uff42\uff43"),
+    *("a%62c", "a~b", "a@b.c"),
 )
-def test_an_id_of_a_tenant_is_a_word(text: str, fits: bool) -> None:
-    assert ("expected" in (tracker.id_fault(text) or "")) is not fits
+KEYS = ("e", "1", "...", ".a", "a.gif", "Ab.9_~+x@y=z:w-", "a" * 200, "-", "a@b.example")
+NO_KEYS = (
+    *("", ".", "..", "a" * 201, "a b", "a/b", "a\\b", "a\n", "\n", "a\0", "a?b", "a#b", "a%b", "ü", "a&b", "<b>"),
+    "{{id}}",
+)
+
+
+def test_an_id_of_a_tenant_is_a_word_and_a_key_of_an_email_needs_no_escaping() -> None:
+    assert {text: tracker.id_fault(text) for text in IDS} == dict.fromkeys(IDS)
+    assert [text for text in NO_IDS if "expected" not in (tracker.id_fault(text) or "")] == []
+    assert {text for text in (*KEYS, *NO_KEYS) if tracker.is_key(text)} == {*KEYS}
 
 
 def test_no_word_of_the_routes_can_be_an_id_in_any_case() -> None:
@@ -799,30 +783,14 @@ def test_no_word_of_the_routes_can_be_an_id_in_any_case() -> None:
     assert [each for word in words for each in (word, word.upper()) if not tracker.id_fault(each)] == []
 
 
-@pytest.mark.parametrize(
-    "text, fits",
-    [
-        *((text, True) for text in ("e", "1", "...", ".a", "a.gif", "Ab.9_~+x@y=z:w-", "a" * 200, "-", "a@b.example")),
-        *((text, False) for text in ("", ".", "..", "a" * 201, "a b", "a/b", "a\\b", "a\n", "\n", "a\0", "a?b", "a#b")),
-        *((text, False) for text in ("a%b", "ü", "a&b", "<b>", "{{id}}")),
-    ],
-)
-def test_a_key_of_an_email_has_only_characters_that_need_no_escaping(text: str, fits: bool) -> None:
-    assert tracker.is_key(text) is fits
-
-
-@pytest.mark.parametrize("key", ["e", "...", ".a", "a.gif", "Ab.9_~+x@y=z:w-", "a" * 200, "-"])
-def test_whatever_can_be_a_key_comes_back_out_of_its_links(stage: Stage, key: str) -> None:
+def test_whatever_can_be_a_key_comes_back_out_of_its_links(stage: Stage) -> None:
     secret, mail_id = stage.app.secrets[0], stage.acme.mail_id
-    pixel = tracker.recognise(*tracker.split_target(tracker.pixel_path(mail_id, key)))
-    click = tracker.recognise(*tracker.split_target(tracker.click_path(secret, mail_id, key, "https://acme.com/")))
-    assert pixel == (True, mail_id, key, None)
-    assert click == (False, mail_id, key, "https://acme.com/")
+    for key in KEYS:
+        pixel = tracker.recognise(*tracker.split_target(tracker.pixel_path(mail_id, key)))
+        click = tracker.recognise(*tracker.split_target(tracker.click_path(secret, mail_id, key, "https://acme.com/")))
+        assert (pixel, click) == ((True, mail_id, key, None), (False, mail_id, key, "https://acme.com/"))
 
 
 def test_a_link_with_a_made_key_needs_no_escaping_in_html_or_quoted_printable() -> None:
-    made = [tracker.new_key() for _ in range(3000)]
-    assert len(set(made)) == 3000
-    assert all(tracker.is_key(each) and len(each) == 22 for each in made)
-    path = tracker.click_path(SECRET, "k3v9x2mp", made[0], "https://acme.com/?a=1&b='\"<ü>")
+    path = tracker.click_path(SECRET, "k3v9x2mp", tracker.new_key(), "https://acme.com/?a=1&b='\"<ü>")
     assert re.fullmatch(r"[A-Za-z0-9_/-]+", path)
