@@ -6,7 +6,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
-import html.parser
+import html
 import re
 import struct
 from collections.abc import Callable
@@ -198,13 +198,13 @@ def test_head_gets_the_redirect_without_a_body_which_nobody_may_keep(stage: Stag
         assert (response.headers["Cache-Control"], response.headers["X-Robots-Tag"]) == ("no-store", "noindex")
 
 
-@pytest.mark.parametrize("character", ["a", "ü", "日", "😀"])
-def test_the_longest_link_that_can_be_signed_can_be_asked_for(character: str) -> None:
+def test_the_longest_link_that_can_be_signed_can_be_asked_for() -> None:
     """gunicorn refuses a longer request line, so a longer link would be dead in every mail."""
-    url = "https://acme.com/" + character * (tracker.MAX_TARGET - len("https://acme.com/"))
-    with contextlib.suppress(tracker.BadTarget):  # saying no while the mail is being made is good too
-        path = tracker.click_path(SECRET, "m" * 64, "k" * 200, url)
-        assert len(f"GET {path} HTTP/1.1\r\n") <= tracker.MAX_REQUEST_LINE
+    for character in "aü日😀":
+        url = "https://acme.com/".ljust(tracker.MAX_TARGET, character)
+        with contextlib.suppress(tracker.BadTarget):  # saying no while the mail is being made is good too
+            path = tracker.click_path(SECRET, "m" * 64, "k" * 200, url)
+            assert len(f"GET {path} HTTP/1.1\r\n") <= tracker.MAX_REQUEST_LINE
 
 
 # -- Reading request targets
@@ -314,46 +314,38 @@ REFUSED = {
         "view-source:https://acme.com/", "intent://acme.com/#Intent;scheme=https;end", "wss://acme.com/",
         "https+x://acme.com/", "\uff48ttps://acme.com/",
     ),
+    "addresses": ("http://[::1]:65536/", "https://<b>acme</b>.com/"),
+    "length": ("https://acme.com/" + "a" * 4080,),
+}  # fmt: skip
+BAD_HOSTS = {
     "characters that stand for separators": (
-        *(f"https://{name}/" for name in (
-            "evil.com%2F.acme.com", "evil.com%3F.acme.com", "evil.com%23.acme.com", "acme.com%3A443", "acme%20.com",
-            "acme%252Ecom", "acme%.com", "acme.com%2", "%FF.acme.com", "evil.com\uff0f.acme.com",
-            "evil.com\uff1f.acme.com", "evil.com\uff03.acme.com", "acme.com\uff1a443", "evil.com\uff3c.acme.com",
-            "acme\uff052Ecom", "evil.c\u2100.acme.com", "evil.com\u2215.acme.com", "evil.com\u2044.acme.com",
-            "acme\u2488com", "acme\u2026com",
-        )),
+        "evil.com%2F.acme.com", "evil.com%3F.acme.com", "evil.com%23.acme.com", "acme.com%3A443", "acme%20.com",
+        "acme%252Ecom", "acme%.com", "acme.com%2", "%FF.acme.com", "evil.com\uff0f.acme.com",
+        "evil.com\uff1f.acme.com", "evil.com\uff03.acme.com", "acme.com\uff1a443", "evil.com\uff3c.acme.com",
+        "acme\uff052Ecom", "evil.c\u2100.acme.com", "evil.com\u2215.acme.com", "evil.com\u2044.acme.com",
+        "acme\u2488com", "acme\u2026com",
     ),
     "names that no registry has, and characters that a browser drops or forbids": (
-        *(f"https://{name}/" for name in (
-            "acme..com", ".acme.com", "acme.com..", "..", ".", "acme\u3002\uff0ecom", f"{'a' * 64}.acme.com",
-            f"{'ü' * 60}.acme.com", f"{'.'.join(['a' * 49] * 5)}.acme", "-acme.com", "acme-.com", "xn--.com",
-            "xn--acme-.com", "ac\u200dme.com", "ac\u200cme.com", "ac\u200bme.com", "ac\xadme.com", "\ufeffacme.com",
-            "acme.com\u202e", "FA\u1e9e.de", "\U0001f600.acme.com", "\u0301acme.com", "acme.com .evil.com",
-            " acme.com", "acme.com ", "acme\u3000.com", 'acme.com"', "acme,com", "*.acme.com", "acme.com;evil.com",
-        )),
-        "https://<b>acme</b>.com/",
+        "acme..com", ".acme.com", "acme.com..", "..", ".", "acme\u3002\uff0ecom", f"{'a' * 64}.acme.com",
+        f"{'ü' * 60}.acme.com", f"{'.'.join(['a' * 49] * 5)}.acme", "-acme.com", "acme-.com", "xn--.com",
+        "xn--acme-.com", "ac\u200dme.com", "ac\u200cme.com", "ac\u200bme.com", "ac\xadme.com", "\ufeffacme.com",
+        "acme.com\u202e", "FA\u1e9e.de", "\U0001f600.acme.com", "\u0301acme.com", "acme.com .evil.com",
+        " acme.com", "acme.com ", "acme\u3000.com", 'acme.com"', "acme,com", "*.acme.com", "acme.com;evil.com",
     ),
     "addresses in spellings that only some programs read": (
-        *(f"http://{name}/" for name in (
-            "0x7f.1", "0x7f000001", "0X7F.0.0.1", "127.0.0.0x1", "127.0.0.0x", "2130706433", "0177.0.0.1",
-            "127.0.0.01", "127.1", "127.0.1", "127.0.0.1.1", "127.0.0.256", "\uff10\uff58\uff17\uff46\uff0e\uff11",
-            "%30x7f.1", "127\u30021", "\u2460\u2461\u2466.1", "acme.com.1", "acme.0x", "0", "::1", "[::1", "::1]",
-            "[fe80::1%25eth0]", "[fe80::1%eth0]", "[]", "[::1]acme.com", "acme.com[::1]", "[:::1]",
-            "[1:2:3:4:5:6:7:8:9]", "[::12345]", "[::127.1]", "%5B::1%5D", "[127.0.0.1]", "[v1.a]",
-        )),
+        "0x7f.1", "0x7f000001", "0X7F.0.0.1", "127.0.0.0x1", "127.0.0.0x", "2130706433", "0177.0.0.1",
+        "127.0.0.01", "127.1", "127.0.1", "127.0.0.1.1", "127.0.0.256", "\uff10\uff58\uff17\uff46\uff0e\uff11",
+        "%30x7f.1", "127\u30021", "\u2460\u2461\u2466.1", "acme.com.1", "acme.0x", "0", "::1", "[::1", "::1]",
+        "[fe80::1%25eth0]", "[fe80::1%eth0]", "[]", "[::1]acme.com", "acme.com[::1]", "[:::1]",
+        "[1:2:3:4:5:6:7:8:9]", "[::12345]", "[::127.1]", "%5B::1%5D", "[127.0.0.1]", "[v1.a]",
     ),
     "ports": (
-        *(f"https://{name}/" for name in (
-            "acme.com:0", "acme.com:65536", "acme.com:4294967739", "acme.com:https", "acme.com:+443", "acme.com:-1",
-            "acme.com:\uff14\uff14\uff13", "acme.com:\u0664\u0664\u0663", "acme.com:443:443", "acme.com: 443",
-            "acme.com:0x1bb",
-        )),
-        "http://[::1]:65536/",
-    ),
-    "length": (
-        "https://acme.com/" + "a" * 4080,
+        "acme.com:0", "acme.com:65536", "acme.com:4294967739", "acme.com:https", "acme.com:+443", "acme.com:-1",
+        "acme.com:\uff14\uff14\uff13", "acme.com:\u0664\u0664\u0663", "acme.com:443:443", "acme.com: 443",
+        "acme.com:0x1bb",
     ),
 }  # fmt: skip
+REFUSED |= {name: tuple(f"https://{host}/" for host in hosts) for name, hosts in BAD_HOSTS.items()}
 
 
 @pytest.mark.parametrize("targets", REFUSED.values(), ids=REFUSED)
@@ -407,7 +399,7 @@ def test_a_target_elsewhere_is_named_unless_signed_or_any_domain_is_allowed(stag
         named = ask(stage, plain(stage, stage.acme, target), 200)
         assert "Location" not in named.headers
         assert f"<bdi>{host}</bdi>" in named.text
-        assert links_of(named.text) == [{"href": location, "rel": "noreferrer nofollow"}]
+        assert links_of(named.text) == [f'href="{location}" rel="noreferrer nofollow"']
         assert ask(stage, plain(stage, stage.globex, target), 302).headers["Location"] == location
         assert ask(stage, signed(stage, stage.acme, target), 302).headers["Location"] == location
 
@@ -471,21 +463,20 @@ def test_half_a_character_is_refused_and_in_a_plain_link_never_reaches_the_host(
     assert response.headers["Location"] == "https://acme.com/" + "%EF%BF%BD" * 3
 
 
-OURS = (
-    *("https://track.example.com/", "https://track.example.com", "HTTPS://TRACK.EXAMPLE.COM/x"),
-    *("https://track.example.com./", "https://track.example.com:443/", "http://track.example.com/"),
-    *("http://track.example.com:80/", "http://track.example.com:443/", "https://track.example.com:/"),
-    *("https://track%2Eexample.com/", "https://track。example.com/", "https://\uff54rack.example.com/"),
-    *("https://track.example.com?x", "https://track.example.com#x", "https://news.globex.com/"),
-    *("http://NEWS.globex.com.:80/", "http://seen.example.org/", "https://seen.example.org./x"),
-)
+OURS = """
+    https://track.example.com/ https://track.example.com HTTPS://TRACK.EXAMPLE.COM/x https://track.example.com./
+    https://track.example.com:443/ http://track.example.com/ http://track.example.com:80/
+    http://track.example.com:443/ https://track.example.com:/ https://track%2Eexample.com/
+    https://track。example.com/ https://\uff54rack.example.com/ https://track.example.com?x https://track.example.com#x
+    https://news.globex.com/ http://NEWS.globex.com.:80/ http://seen.example.org/ https://seen.example.org./x
+"""
 
 
 @both
 def test_no_link_leads_back_to_ourselves(stage: Stage, link: Callable[..., str]) -> None:
     """Our host is BASE_URL's, every tenant's tracking host, and the one that this request came to."""
     stage.change(stage.globex, tracking_host="news.globex.com")
-    for target in OURS:
+    for target in OURS.split():
         response = ask(stage, link(stage, stage.acme, target), 400, HTTP_HOST="seen.example.org")
         assert "Location" not in response.headers
         assert "leads back to this server" in response.text
@@ -592,36 +583,26 @@ def test_a_plain_link_leads_where_the_tenants_domains_allow(stage: Stage) -> Non
 # -- The naming page
 
 
-def links_of(page: str) -> list[dict[str, str | None]]:
-    """The attributes of every link on a page, as a browser reads them."""
-    found: list[dict[str, str | None]] = []
-
-    class Links(html.parser.HTMLParser):
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            if tag == "a":
-                found.append(dict(attrs))
-
-    Links().feed(page)
-    return found
+def links_of(page: str) -> list[str]:
+    """The attributes of every link on a page."""
+    return [html.unescape(each) for each in re.findall(r"<a\s+([^>]*)>", page)]
 
 
-def stats(stage: Stage, tenant: tracker.Tenant) -> Any:
-    """stats.json, which drains first."""
+def naming_page(stage: Stage, tenant: tracker.Tenant) -> list[tuple[str, int]]:
+    """Why clicks met the naming page, and how many, as stats.json says it, which drains first."""
     stage.app.spool.close()
-    return stage.web.get(f"/{tenant.id}/stats.json").json
+    named = stage.web.get(f"/{tenant.id}/stats.json").json["naming_page"]
+    return [(each["reason"], each["clicks"]) for each in named]
 
 
 def test_the_naming_page_names_the_host_and_has_one_bare_link_to_it(stage: Stage) -> None:
     response = ask(stage, plain(stage, stage.acme, "https://evil.com/a?b=1&c='<x>\"#d"), 200)
-    assert "Location" not in response.headers
-    assert "Refresh" not in response.headers
-    assert "http-equiv" not in response.text.lower()
-    assert "<script" not in response.text.lower()
+    assert not {"Location", "Refresh"} & {*response.headers}
+    assert "http-equiv" not in response.text.lower() and "<script" not in response.text.lower()
     assert "<bdi>evil.com</bdi>" in response.text
     # The link is the destination itself, so what the reader does next is not counted, and no link of ours is shown.
-    assert links_of(response.text) == [{"href": "https://evil.com/a?b=1&c='%3Cx%3E%22#d", "rel": "noreferrer nofollow"}]
-    assert "b=1&amp;c=" in response.text
-    assert "<x>" not in response.text
+    assert links_of(response.text) == ['href="https://evil.com/a?b=1&c=\'%3Cx%3E%22#d" rel="noreferrer nofollow"']
+    assert "b=1&amp;c=" in response.text and "<x>" not in response.text
     assert (response.headers["Cache-Control"], response.headers["X-Robots-Tag"]) == ("no-store", "noindex")
     assert response.headers["Referrer-Policy"] == "no-referrer"
     assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
@@ -634,8 +615,7 @@ def test_a_blocked_host_is_named_and_never_redirected_to(stage: Stage, link: Cal
     for target in ("https://www.acme.com/", "https://ACME.com./", "https://acme%2Ecom:8443/"):
         assert "Location" not in ask(stage, link(stage, stage.globex, target), 200).headers
     ask(stage, link(stage, stage.globex, "https://other.example/"), 302)
-    named = stats(stage, stage.globex)["naming_page"]
-    assert [(each["reason"], each["clicks"]) for each in named] == [("destination-blocked", 1)] * 3
+    assert naming_page(stage, stage.globex) == [("destination-blocked", 1)] * 3
 
 
 @pytest.mark.parametrize("port", [443, 8443])
@@ -655,7 +635,7 @@ def test_a_suspended_tenants_links_are_named_until_it_is_restored(stage: Stage, 
     ask(stage, link(stage, stage.globex, "https://acme.com/"), 302)
     stage.change(stage.acme, suspended=False)
     ask(stage, uri, 302)
-    assert [(each["reason"], each["clicks"]) for each in stats(stage, stage.acme)["naming_page"]] == [("suspended", 1)]
+    assert naming_page(stage, stage.acme) == [("suspended", 1)]
 
 
 @both
