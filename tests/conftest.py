@@ -33,6 +33,8 @@ CHROME = (
 )
 OPERATOR_KEY = "the-operators-own-key"
 LOCAL_NAME = "localhost"  # else both ends of SMTP ask the DNS who they are, which may take long
+PROGRAM = (sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull)
+SERVE = (*PROGRAM, "serve")
 NOW = 1_795_544_485_430  # a Tuesday in November 2026
 
 
@@ -235,23 +237,25 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Server:
-        """Start and wait until the first worker answers."""
+        """Start and wait until there is a worker."""
+        self.launch(*SERVE)
+        return self
+
+    def launch(self, *command: str, **options: Any) -> None:
+        """Start by a command and wait until there is a worker."""
         with self.log.open("ab") as log:
-            begin = log.tell()  # behind what an earlier start wrote
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "serve"],
-                env=self.environ,
+                command,
                 stdout=log,
                 stderr=log,
                 pass_fds=[self.listener.fileno()],
-                cwd=self.folder,
+                **{"env": self.environ, "cwd": self.folder, **options},
             )
         deadline = time.monotonic() + 20
-        while b"Booting worker" not in self.log.read_bytes()[begin:]:
+        while not self.workers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the server did not start:\n{self.log.read_text()}")
             time.sleep(0.02)
-        return self
 
     def workers(self) -> list[int]:
         """The process ids of the workers that live."""
@@ -267,6 +271,13 @@ class Server:
         self.process = None
         return self.log.read_text()
 
+    def kill(self) -> None:
+        """It dies at once, master and workers."""
+        assert self.process is not None
+        for pid in (self.process.pid, *self.workers()):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
     def demo(self) -> str:
         """Fill the server's database, which must be empty, with made-up mail; returns the URL of the shop, its first tenant."""
         command = [sys.executable, str(ROOT / "tests" / "demo.py")]
@@ -277,12 +288,7 @@ class Server:
     def run(self, *words: str, status: int = 0) -> str:
         """Run a command of tracker.py on the server's database; returns its stdout."""
         done = subprocess.run(
-            [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, *words],
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=self.folder,
+            [*PROGRAM, *words], env=self.environ, capture_output=True, text=True, timeout=120, cwd=self.folder
         )
         assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout

@@ -14,14 +14,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
+from random import Random
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import CHROME, ROOT, Server, missing
+from conftest import CHROME, ROOT, SERVE, Server, missing
 from load import (
     Outcome,
     Sent,
@@ -38,17 +40,11 @@ from load import (
 )
 
 CLIENTS = 8
-KILLED_BEFORE_THE_LOCK = (300, 900)  # a worker each, when so many requests of the part are answered
-KILLED_IN_THE_LOCK = (800,)
-KILLED_AFTER_THE_LOCK = (300, 900)
 LOCKED_SECONDS = 2
 EMAILS = 100  # of each of the three tenants
 
 
 # == Servers ==
-
-
-SERVE = (sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "serve")
 
 
 def attempt(server: Server, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -60,23 +56,15 @@ def attempt(server: Server, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def launch(server: Server, *words: str, program: str = sys.executable) -> None:
-    """Start a server by `python WORDS` or so, and wait for both workers; its log may be closed."""
-    with server.log.open("ab") as log:
-        server.process = subprocess.Popen(
-            [program, *words],
-            env=server.environ,
-            stdout=log,
-            stderr=log,
-            pass_fds=[server.listener.fileno()],
-            cwd=server.folder,
-        )
+    """Start a server by `python WORDS` or so, and wait for both workers."""
+    server.launch(program, *words)
     wait_until(lambda: len(server.workers()) == 2, server)
 
 
-def launch_bare(server: Server) -> None:
+def start_bare(server: Server) -> None:
     """`gunicorn tracker`, from another folder, as somebody with a gunicorn of his own would start it."""
     gunicorn = ("-m", "gunicorn", "--no-control-socket", "--bind", server.environ["BIND"])
-    launch(server, *gunicorn, "--workers", "2", "--pythonpath", str(ROOT), "tracker")
+    server.launch(sys.executable, *gunicorn, "--workers", "2", "--pythonpath", str(ROOT), "tracker")
 
 
 # == Requests ==
@@ -84,13 +72,19 @@ def launch_bare(server: Server) -> None:
 
 def get(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
     """One request on a connection of its own; headers in lower case."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
         connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         with connection.getresponse() as answer:  # where the body breaks off, it still holds the socket
             return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-    finally:
-        connection.close()
+
+
+def post(server: Server, path: str, body: object) -> Any:
+    """Send JSON; returns the JSON of the answer."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
+        connection.request("POST", path, json.dumps(body))
+        answer = connection.getresponse()
+        assert answer.status == 201
+        return json.loads(answer.read())
 
 
 def fire(server: Server, requests: Iterable[Sent], kills: Sequence[int] = (), *, until_broken: bool = False) -> Outcome:
@@ -140,16 +134,18 @@ def fire(server: Server, requests: Iterable[Sent], kills: Sequence[int] = (), *,
     return outcome
 
 
-def addresses() -> Iterator[str]:
-    """Addresses that nobody has: the range that RFC 2544 keeps for benchmarks."""
-    return (str(IPv4Address("198.18.0.1") + number) for number in range(100_000))
+def address(number: int) -> str:
+    """An address that nobody has: the range that RFC 2544 keeps for benchmarks."""
+    return str(IPv4Address("198.18.0.1") + number)
 
 
 def pixels(mail_id: str, prefix: str, many: int) -> list[Sent]:
     """Requests for pixels, each of an email that nobody registered."""
-    fresh = addresses()
     keys = (f"{prefix}-{number}" for number in range(many))
-    return [Sent(next(fresh), mail_id, key, f"/{mail_id}/pixel/{key}.gif", CHROME, "GET", None) for key in keys]
+    return [
+        Sent(address(number), mail_id, key, f"/{mail_id}/pixel/{key}.gif", CHROME, "GET", None)
+        for number, key in enumerate(keys)
+    ]
 
 
 # == The load ==
@@ -164,10 +160,6 @@ class Sender:
     host: str
     redirects: bool  # whether its plain links do
     targets: dict[str, str] = field(default_factory=dict)  # by click URL
-
-
-def signed_target(sender: Sender, number: int) -> str:
-    return f"https://{sender.host}/offers/{number}?utm=a%20b&n={number}#part-{number}"
 
 
 def plain_links(server: Server, sender: Sender, key: str, number: int) -> dict[str, str]:
@@ -191,16 +183,12 @@ def register(server: Server, sender: Sender) -> list[tuple[str, str, list[str]]]
             "recipient": f"reader{number}@reader.example",
             "subject": "Neuigkeiten für März – 10 % auf alles",
             "campaign": f"campaign {number % 3}",
-            "links": [signed_target(sender, 10 * number + n) for n in range(7)],
+            "links": [f"https://{sender.host}/offers/{number}?utm=a%20b&n={n}#part-{n}" for n in range(7)],
         }
         for number in range(EMAILS)
     ]
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    with contextlib.closing(connection):
-        connection.request("POST", f"/{sender.ids['id']}/emails", json.dumps(wanted))
-        answer = connection.getresponse()
-        made = json.loads(answer.read())
-    assert answer.status == 201 and len(made) == EMAILS
+    made = post(server, f"/{sender.ids['id']}/emails", wanted)
+    assert len(made) == EMAILS
     found = []
     for number, each in enumerate(made):
         links = {link["click_url"]: link["url"] for link in each["links"]}
@@ -215,16 +203,13 @@ def readers_requests(
 ) -> list[Sent]:
     """What readers, proxies and scanners ask for once the mail is there, in an order that mixes tenants."""
     agents = user_agents()
-    fresh = addresses()
     made: list[Sent] = []
 
     def ask(sender: Sender, key: str, url: str, target: str | None, redirects: bool = True) -> None:
-        address = next(fresh)
-        path = url.removeprefix(server.url)
-        assert path.startswith("/")
-        method = "HEAD" if len(made) % 23 == 0 else "GET"
-        agent = agents[len(made) % len(agents)]
-        made.append(Sent(address, sender.ids["mail_id"], key, path, agent, method, target, redirects))
+        number, path = len(made), url.removeprefix(server.url)
+        method = "GET" if number % 23 else "HEAD"
+        agent = agents[number % len(agents)]
+        made.append(Sent(address(number), sender.ids["mail_id"], key, path, agent, method, target, redirects))
 
     for number in range(EMAILS):
         for sender, received in zip(senders, mail, strict=True):
@@ -233,28 +218,23 @@ def readers_requests(
                 ask(sender, key, pixel, None)
             for link in links:
                 ask(sender, key, link, sender.targets[link], sender.redirects or "?url=" not in link)
-            mail_id = sender.ids["mail_id"]
             for n in range(3):
                 key = f"unregistered-{number}-{n}"
-                ask(sender, key, f"{server.url}/{mail_id}/pixel/{key}.gif", None)
-    # A stride that shares no factor with their number meets each once and puts neighbours far apart.
-    stride = 997
-    assert len(made) % stride
-    return [made[place * stride % len(made)] for place in range(len(made))]
+                ask(sender, key, f"/{sender.ids['mail_id']}/pixel/{key}.gif", None)
+    Random(7).shuffle(made)
+    return made
 
 
 def exported(server: Server, id_: str, table: str, limit: int = 700) -> list[dict[str, Any]]:
     """All rows of an export, page by page."""
     found: list[dict[str, Any]] = []
-    after = ""
-    while True:
-        status, _, body = get(server.port, f"/{id_}/{table}.json?limit={limit}{after}")
+    page: dict[str, Any] = {"next": ""}
+    while page["next"] is not None:
+        status, _, body = get(server.port, f"/{id_}/{table}.json?limit={limit}&after={page['next']}")
         assert status == 200, body
         page = json.loads(body)
         found += page["rows"]
-        if page["next"] is None:
-            return found
-        after = f"&after={page['next']}"
+    return found
 
 
 def test_every_answered_request_is_counted_once_while_workers_die_and_the_database_is_locked(
@@ -271,18 +251,18 @@ def test_every_answered_request_is_counted_once_while_workers_die_and_the_databa
     requests = readers_requests(server, senders, mail)
     assert len(requests) >= 5_000
 
-    before, in_lock, after = requests[:1500], requests[1500:3500], requests[3500:]
-    outcomes = [fire(server, before, KILLED_BEFORE_THE_LOCK)]
+    # A worker is killed each time so many requests of a part are answered.
+    outcomes = [fire(server, requests[:1500], (300, 900))]
     with locked(data(server) / "tracking.db"):
         release_at = time.monotonic() + LOCKED_SECONDS
-        outcomes.append(fire(server, in_lock, KILLED_IN_THE_LOCK))  # all are answered although the lock is held
+        outcomes.append(fire(server, requests[1500:3500], (800,)))  # all are answered although the lock is held
         time.sleep(max(release_at - time.monotonic(), 0))
-    outcomes.append(fire(server, after, KILLED_AFTER_THE_LOCK))
-    answered = [sent for outcome in outcomes for sent in outcome.answered]
-    broken = [sent for outcome in outcomes for sent in outcome.broken]
-    killed = [pid for outcome in outcomes for pid in outcome.killed]
-
-    assert [wrong for outcome in outcomes for wrong in outcome.wrong] == []
+    outcomes.append(fire(server, requests[3500:], (300, 900)))
+    answered, broken, wrong, killed = (
+        [each for outcome in outcomes for each in getattr(outcome, name)]
+        for name in ("answered", "broken", "wrong", "killed")
+    )
+    assert wrong == []
     assert len(answered) + len(broken) == len(requests)
     assert len(set(killed)) == 5
     assert len(broken) <= len(killed)  # a worker has one request at a time
@@ -308,14 +288,11 @@ def test_every_answered_request_is_counted_once_while_workers_die_and_the_databa
 
         registered = {key for key, _, _ in received}
         assert {row["key"] for row in exported(server, sender.ids["id"], "emails") if row["registered"]} == registered
-        status, _, body = get(server.port, f"/{sender.ids['id']}/stats.json?range=24h")
-        stats = json.loads(body)
-        assert status == 200 and stats["waiting_hits"] == 0
+        stats = json.loads(get(server.port, f"/{sender.ids['id']}/stats.json?range=24h")[2])
+        assert stats["waiting_hits"] == 0
         expected = recounted(events, registered)
-        assert stats["activity"] == expected["activity"]
-        assert stats["unregistered"] == expected["unregistered"]
-        assert stats["reasons"] == expected["reasons"]
-        assert {name: stats["sent"][name] for name in expected["sent"]} == expected["sent"]
+        stats["sent"] = {name: stats["sent"][name] for name in expected["sent"]}
+        assert {name: stats[name] for name in expected} == expected
         named = sum(event["reason"] == "destination-not-allowed" for event in events)
         assert sum(line["clicks"] for line in stats["naming_page"]) == named
         assert bool(named) is not sender.redirects
@@ -348,7 +325,7 @@ def test_hits_are_counted_while_it_serves_and_those_behind_a_lock_when_sigterm_c
 ) -> None:
     server = servers()
     mail_id = server.tenant("Acme")["mail_id"]
-    launch_bare(server) if bare else server.start()
+    start_bare(server) if bare else server.start()
     early = fire(server, pixels(mail_id, "early", 50))
     # Nobody asks for numbers, so only the thread can have counted these.
     wait_until(lambda: sum(counted_keys(server).values()) >= 50, server)
@@ -372,11 +349,7 @@ def test_hits_of_a_server_that_was_killed_outright_are_counted_by_the_next(serve
     server.start()
     with locked(data(server) / "tracking.db"):
         outcome = fire(server, pixels(mail_id, "killed", 100))
-        process = server.process
-        assert process is not None
-        for pid in (process.pid, *server.workers()):
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
+        server.kill()
         assert segments(server)
     assert len(outcome.answered) == 100
     server.start()
@@ -456,27 +429,15 @@ def test_two_servers_on_one_database_count_every_hit_once(servers: Callable[...,
     one = servers()
     two = servers(DATABASE_URL=one.environ["DATABASE_URL"])
     # Both at once on an empty folder: one makes the database, the other finds it.
-    starts = [threading.Thread(target=server.start) for server in (one, two)]
-    for start in starts:
-        start.start()
-    for start in starts:
-        start.join()
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(Server.start, (one, two))] == [one, two]
     assert [tenant["name"] for tenant in json.loads(one.run("tenant", "list", "--json"))] == ["default"]
     mail_id = one.first_tenant()
-    outcomes: dict[int, Outcome] = {}
-    loads = [
-        threading.Thread(
-            target=lambda s=server: outcomes.update({s.port: fire(s, pixels(mail_id, f"to-{s.port}", 300))})
-        )
-        for server in (one, two)
-    ]
-    for load in loads:
-        load.start()
-    for load in loads:
-        load.join()
-    assert [outcome.wrong for outcome in outcomes.values()] == [[], []]
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [*pool.map(lambda server: fire(server, pixels(mail_id, f"to-{server.port}", 300)), (one, two))]
+    assert [outcome.wrong for outcome in outcomes] == [[], []]
     assert terminate(one) == 0 and terminate(two) == 0
-    answered = [sent.key for outcome in outcomes.values() for sent in outcome.answered]
+    answered = [sent.key for outcome in outcomes for sent in outcome.answered]
     assert len(answered) == 600
     assert segments(one) == []
     assert counted_keys(one) == Counter(answered)
