@@ -9,7 +9,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +103,12 @@ def amid_many(hits: Sequence[Hit], context: Context = NO_CONTEXT) -> list[tracke
     return [judged[each] for each in hits]
 
 
-def delivered(before: float) -> Context:
+def delivered(before: float, said: bool = True) -> Context:
     """That the mail was delivered so many seconds before the beginning, as its sender said."""
-    return Context(NOW - round(before * 1000), said=True)
+    return Context(NOW - round(before * 1000), said)
 
 
-def registered(before: float) -> Context:
-    """That it was registered so many seconds before, and nobody said when it was sent."""
-    return Context(NOW - round(before * 1000), said=False)
+registered = partial(delivered, said=False)  # and nobody said when it was sent
 
 
 # -- One hit: what its user agent says
@@ -340,6 +339,7 @@ def in_cloud(*at: float, agent: str = CHROME) -> list[Hit]:
 BURST, OFFICE_BURST = in_cloud(0, 1, 2), clicks(0, 1, 2, address=OFFICES_NETWORK)
 BURSTS = "burst burst burst"
 HEAD, TRAPPED, NEXT = click(method="HEAD"), click(0, HIDDEN, address=CLOUD), "198.51.100.8"
+PHONED, IPAD = click(0, 1, PHONE), IPHONE.replace("iPhone", "iPad")
 TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Context]] = {
     "fetched ahead, then visited": ([click(0, purpose="prefetch"), click(6)], "prefetch-header browser"),
     # A GET beside its HEAD is the same program
@@ -356,14 +356,12 @@ TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Contex
     # Bursts: links followed faster than a person can are a scanner's, the first as well as the last
     "3 links in 3 s": (clicks(0, 1.5, 3), "burst " * 3),
     "3 links in more": (clicks(0, 1.5, 3.001), "browser " * 3),
-    "two tabs opened quickly": (clicks(0, 3), "browser " * 2),
     "two tabs in one moment": (clicks(0, 0), "browser " * 2),
     "all links of the mail in 15 s": (clicks(0, 5, 10, 15), "burst " * 4, Context(links=4)),
     "all links in more": (clicks(0, 5, 10, 15.001), "browser " * 4, Context(links=4)),
     "all links but one": (clicks(0, 5, 10, 15), "browser " * 4, Context(links=5)),
     "nobody said how many there are": (clicks(0, 5, 10, 15), "browser " * 4),
     "both links of a mail of two": (clicks(0, 10), "browser " * 2, Context(links=2)),
-    "the only link": (clicks(0), "browser", Context(links=1)),
     "one before and one after": (clicks(-4, 0, 1.5, 3, 7), "browser burst burst burst after-scanner"),
     "two bursts that share a click": (clicks(0, 2, 3, 5, 6), "burst " * 5),
     "3 clicks on 2 links in 1 s": ([click(0, 1), click(0.5, 2), click(1, 1)], "burst " * 3),
@@ -377,20 +375,17 @@ TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Contex
     "with two": ([click(0, 3, CHROME, EXCHANGE), click(1, 4, method="HEAD"), click(2, 5)], "filter-network head burst"),
     "bots make none": ([*in_cloud(0, 1, agent=CURL), click(2, 3)], "bot-word bot-word browser"),
     "scanners' names neither": ([*in_cloud(0, 1, agent=BARRACUDA), click(2, 3)], "scanner-word scanner-word browser"),
-    "nor proxies": ([*in_cloud(0, 1, agent=GMAIL_PROXY), click(2, 3)], "proxy-click proxy-click browser"),
     # Clicks within 10 seconds of the hidden link, from whatever address
     "10 s after it": ([TRAPPED, click(10, 1, FIREFOX)], "hidden-link with-hidden-link"),
     "10 s before it": ([TRAPPED, click(-10, 1, FIREFOX)], "hidden-link with-hidden-link"),
     "longer after it": ([TRAPPED, click(10.001, 1, FIREFOX)], "hidden-link browser"),
-    "longer before it": ([TRAPPED, click(-10.001, 1, FIREFOX)], "hidden-link browser"),
     "an open beside it": ([TRAPPED, hit(1, THUNDERBIRD, address=OFFICE)], "hidden-link mail-client"),
     # What follows a scanner
     "a proxy beside a filter": ([*BURST, hit(60, GMAIL_PROXY, address=CLOUD)], f"{BURSTS} image-proxy"),
     "a mail program beside a filter": ([*BURST, hit(60, OUTLOOK, address=CLOUD)], f"{BURSTS} mail-client"),
-    "apple beside a filter": ([*BURST, hit(60, APPLE_MPP, address=CLOUD)], f"{BURSTS} apple-mpp"),
     "its hits extend its 15 minutes": (
-        [*BURST, *(click(800 * n, 9, FIREFOX, CLOUD) for n in range(1, 5))],
-        BURSTS + " after-scanner" * 4,
+        [*BURST, *(click(at, 9, FIREFOX, CLOUD) for at in (800, 1_600))],
+        BURSTS + " after-scanner" * 2,
     ),
     "a person's do not": ([*BURST, click(800, 9), click(1_600, 9, FIREFOX, CLOUD)], f"{BURSTS} browser browser"),
     # A truncated address is many people's: the same program is the scanner, a colleague only doubtful
@@ -406,29 +401,28 @@ TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Contex
             ("also one of two years", TWO_YEARS_OLD, OFFICE, "after-scanner"),
             ("a common one", CHROME, OFFICE, "browser"),
             ("old phones are common", OLD_PHONE, OFFICE, "browser"),
-            ("another browser", FIREFOX, OFFICE, "browser"),
-            ("a network that is partly a filter's", CHROME, PARTLY_BARRACUDA, "browser"),
         )
     },
     # WhatsApp and iMessage fetch from the phone of whoever pastes the link
     **{
-        f"a preview made on a phone, {preview[:9]} {address}": (
+        f"a preview made on a phone, {address}": (
             [click(0, 1, preview, address), click(20, 1, IPHONE, address), click(30, 2, IPHONE, address)],
             "bot-word browser browser",
         )
-        for preview in (WHATSAPP, IPHONE + " facebookexternalhit/1.1 Facebot Twitterbot/1.0")
-        for address in (HOME, OFFICES_NETWORK)
+        for address, preview in (
+            (HOME, WHATSAPP),
+            (OFFICES_NETWORK, f"{IPHONE} facebookexternalhit/1.1 Twitterbot/1.0"),
+        )
     },
     # A click that repeats a person's at once, from elsewhere
     **{
-        f"after a phone at home: {name}": ([click(0, 1, PHONE), second], f"browser {expected}")
+        f"after a phone at home: {name}": ([PHONED, second], f"browser {expected}")
         for name, second, expected in (
             ("another address and another system", click(12, 1, CHROME, CLOUD), "echo"),
             ("15 s later", click(15, 1, CHROME, CLOUD), "echo"),
             ("later", click(15.001, 1, CHROME, CLOUD), "browser"),
             ("the same system", click(12, 1, PHONE.replace("141", "140"), CLOUD), "browser"),
             ("the same address", click(12, 1, CHROME, HOME), "browser"),
-            ("the same phone that changed its network", click(12, 1, PHONE, CLOUD), "browser"),
             ("another link", click(12, 2, CHROME, CLOUD), "browser"),
             ("a server with linux is no android", click(12, 1, FIREFOX, CLOUD), "echo"),
             ("addresses are not stored", click(12, 1, CHROME, ""), "browser"),
@@ -439,23 +433,17 @@ TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Contex
     },
     "safe links tests, then lets one go": ([click(0, 1, OLD, CLOUD), click(3, 1, IPHONE)], "some-signs browser"),
     "after a filter's network": ([click(0, 1, CHROME, EXCHANGE), click(3, 1, IPHONE)], "filter-network browser"),
-    "an echo of an echo is none": (
-        [click(0, 1, PHONE), click(12, 1, CHROME, CLOUD), click(24, 1, IPHONE, OFFICE)],
+    "of an echo there is none": (
+        [PHONED, click(12, 1, CHROME, CLOUD), click(24, 1, IPAD, OFFICE)],
         "browser echo browser",
     ),
-    "an ipad is an iphone": (
-        [click(0, 1, IPHONE), click(5, 1, IPHONE.replace("iPhone", "iPad"), CLOUD)],
-        "browser " * 2,
-    ),
+    "an ipad is an iphone": ([click(0, 1, IPHONE), click(5, 1, IPAD, CLOUD)], "browser browser"),
     # Opens by the same program within 10 seconds of the first are one: one each 8 seconds would else never count again
     "repeats are told from the first": (
         [hit(at, YAHOO_PROXY, address=f"192.0.2.{n}") for n, at in enumerate((0, 8, 10, 10.001, 18, 26))],
         "image-proxy repeat repeat image-proxy repeat image-proxy",
     ),
-    "apple's": ([hit(at, APPLE_MPP) for at in (0, 1, DAY)], "apple-mpp repeat apple-mpp"),
     "a bot's": ([hit(at, CURL) for at in (0, 1, DAY)], "bot-word repeat bot-word"),
-    "a mail program's": ([hit(at, OUTLOOK) for at in (0, 1, DAY)], "mail-client repeat mail-client"),
-    "a browser's": ([hit(at) for at in (0, 1, DAY)], "browser repeat browser"),
     "another program": ([hit(0, OUTLOOK), hit(1, IPHONE)], "mail-client browser"),
     "clicks": ([click(0), click(0.3)], "browser browser"),
     "what is set aside is no first": ([hit(0, own=True), hit(1)], "own-address browser"),
@@ -477,9 +465,7 @@ FOLLOWED = {
     "hidden-link": [TRAPPED],
     "head": [click(0, method="HEAD", address=CLOUD)],
     "burst": in_cloud(0, 0, 0),
-    "gmail-sampling": in_cloud(0, agent=GMAIL_SAMPLING),
-    "scanner-word": in_cloud(0, agent=BARRACUDA),
-    "bot-word": in_cloud(0, agent=CURL),
+    **{agent[-30:]: in_cloud(0, agent=agent) for agent in (GMAIL_SAMPLING, BARRACUDA, CURL)},
 }
 
 
@@ -488,18 +474,14 @@ def test_what_comes_from_a_scanners_address_within_15_minutes_is_its_too(scanner
     late = [click(899, 7, FIREFOX, CLOUD), hit(900, IPHONE, address=CLOUD)]
     found = reasons([click(-20, 7, FIREFOX, CLOUD), *scanner, *late]).split()
     assert (found[0], *found[-2:]) == ("browser", "after-scanner", "after-scanner")
-    assert reasons([*scanner, click(900.001, 7, FIREFOX, CLOUD)]).endswith("browser")
-    assert reasons([*scanner, click(20, 7, FIREFOX, OFFICE)]).endswith("browser")
+    for other in (click(900.001, 7, FIREFOX, CLOUD), click(20, 7, FIREFOX, OFFICE)):
+        assert reasons([*scanner, other]).endswith("browser")
 
 
 def test_sessions_do_not_know_of_each_other() -> None:
-    """Whatever stands between them in the list."""
-    first, second, third = clicks(0, 1, 2), [click(DAY), click(DAY + 1, 2)], [hit(2 * DAY, YAHOO_PROXY)] * 2
-    apart = [each for session in (first, second, third) for each in tracker.judge(session)]
-    assert tracker.judge([*first, *second, *third]) == apart
-    mixed = list(zip([*first, *second, *third], apart, strict=True))
-    random.Random(7).shuffle(mixed)
-    assert [each.verdict for each in tracker.judge([one for one, _ in mixed])] == [each.verdict for _, each in mixed]
+    sessions = clicks(0, 1, 2), [click(DAY), click(DAY + 1, 2)], [hit(2 * DAY, YAHOO_PROXY)] * 2
+    apart = [each for session in sessions for each in tracker.judge(session)]
+    assert tracker.judge([each for session in sessions for each in session]) == apart
 
 
 # -- Sessions of too many hits
@@ -710,29 +692,25 @@ def test_every_reason_and_every_verdict_is_given_above_and_said_in_a_sentence() 
 
 # -- From the request to the event
 
-AHEAD = "prefetch prefetch-header"
-REQUESTS: list[tuple[dict[str, str], str]] = [  # headers of a GET, and what it is
-    ({}, "human browser"),
-    ({"User-Agent": ""}, "bot no-user-agent"),
-    ({"User-Agent": GMAIL_PROXY}, "proxy image-proxy"),
-    *(({"Sec-Purpose": purpose}, AHEAD) for purpose in ("prefetch", "prefetch;prerender")),
-    *(({name: "prefetch"}, AHEAD) for name in ("Purpose", "X-Purpose", "X-Moz")),
-    *((headers, "human browser") for headers in ({"Sec-Purpose": ""}, {"Sec-Fetch-Dest": "image"})),
+REQUESTS: list[tuple[dict[str, str], str, str]] = [  # headers of a GET, and what an open and a click with them is
+    ({"User-Agent": ""}, "no-user-agent", "no-user-agent"),
+    ({"User-Agent": GMAIL_PROXY}, "image-proxy", "proxy-click"),
+    *(({"Sec-Purpose": said}, "prefetch-header", "prefetch-header") for said in ("prefetch", "prefetch;prerender")),
+    *(({name: "prefetch"}, "prefetch-header", "prefetch-header") for name in ("Purpose", "X-Purpose", "X-Moz")),
+    *((headers, "browser", "browser") for headers in ({}, {"Sec-Purpose": ""}, {"Sec-Fetch-Dest": "image"})),
 ]
 
 
 def test_an_event_is_stored_with_the_verdict_that_its_request_deserves(stage: Stage) -> None:
-    for n, (headers, _) in enumerate(REQUESTS):
+    for n, (headers, *_) in enumerate(REQUESTS):
         about = {"User-Agent": FIREFOX, **headers}
         stage.web.get(f"/{stage.acme.mail_id}/pixel/e{n}.gif", headers=about)
         stage.web.get(f"/{stage.acme.mail_id}/click/e{n}?url=https://acme.com/", headers=about, status=302)
     stage.web.head(f"/{stage.acme.mail_id}/pixel/head.gif", headers={"User-Agent": FIREFOX})
     stage.drain()
-    found = stage.rows("select key, event_type, verdict || ' ' || reason from event_details order by key, type")
-    as_click = {"proxy image-proxy": "bot proxy-click"}
-    expected = [(f"e{n}", "open", thought) for n, (_, thought) in enumerate(REQUESTS)]
-    expected += [(f"e{n}", "click", as_click.get(thought, thought)) for n, (_, thought) in enumerate(REQUESTS)]
-    assert sorted(found) == sorted([*expected, ("head", "open", "scanner head")])
+    found = stage.rows("select key, reason from event_details order by key, type")
+    expected = [(f"e{n}", reason) for n, (_, *given) in enumerate(REQUESTS) for reason in given]
+    assert found == [*expected, ("head", "head")]
 
 
 # -- Other people's user agents and sequences
@@ -749,19 +727,14 @@ def scenarios_of(shared: Path) -> list[dict[str, Any]]:
 
 def test_user_agents_seen_by_others_are_put_on_the_right_side_and_in_the_right_class(shared: Path) -> None:
     """Person or not is what the numbers stand on; which program it was exactly matters less."""
-    rows = rows_of(shared)
-    found = [(row, tracker.judge_agent(row["user_agent"], OPEN)) for row in rows]
-    people = ("human", "proxy")
-    wrong_side = [(row, got) for row, got in found if (got.verdict in people) != (row["label"] in people)]
-    wrong_class = [(row, got) for row, got in found if got.verdict != row["label"]]
-    for row, got in wrong_class:
-        print(row["label"], got.verdict, got.reason, row["user_agent"], sep="\t")
+    rows = [(row["label"], tracker.judge_agent(row["user_agent"], OPEN).verdict) for row in rows_of(shared)]
     assert len(rows) > 300
-    assert len(wrong_side) <= 0.03 * len(rows)
-    assert len(wrong_class) <= 0.08 * len(rows)
+    people = ("human", "proxy")
+    assert len([1 for label, found in rows if (found in people) != (label in people)]) <= 0.03 * len(rows)
+    assert len([1 for label, found in rows if found != label]) <= 0.08 * len(rows)
 
 
-def spool_lines(scenario: dict[str, Any]) -> list[bytes]:
+def spool_lines(scenario: dict[str, Any]) -> Iterator[bytes]:
     """A scenario as `judge` reads it: what is known of the email, then its hits."""
     about = scenario["context"]
     email: dict[str, Any] = {"sent_at": NOW / 1000}
@@ -771,18 +744,16 @@ def spool_lines(scenario: dict[str, Any]) -> list[bytes]:
         email["links"] = int(said[1]) + ("unsubscribe" in about)
     if said := re.search(r"session is at ([0-9.]+)", about):
         email["own_addresses"] = [said[1]]
-    lines = [json.dumps({"email": email}).encode() + b"\n"]
+    yield json.dumps({"email": email}).encode() + b"\n"
     for number, each in enumerate(scenario["hits"]):
-        uri, answer = "/k3v9x2mp/pixel/e1.gif", "pixel"
-        if each["target"] != "open":
-            name = each["target"]
+        uri, answer, name = "/k3v9x2mp/pixel/e1.gif", "pixel", each["target"]
+        if name != "open":
             target = HIDDEN if name == "honeypot" else f"https://acme.com/{name.removeprefix('click:')}"
             uri = f"/k3v9x2mp/click/e1/{'s' * 16}/{tracker.encode_target(target)}"
             answer = {"honeypot": "hidden", "bad-token": "404"}.get(name, "302")
         fields = {"id": f"{number:024x}", "t": NOW / 1000 + each["t"], "method": each["method"], "uri": uri}
         fields |= {"host": "track.example.com", "ip": each["ip"], "ua": each["user_agent"], "answer": answer}
-        lines.append(tracker.hit_line({**fields, "purpose": each["headers"].partition(": ")[2]}))
-    return lines
+        yield tracker.hit_line({**fields, "purpose": each["headers"].partition(": ")[2]})
 
 
 def test_the_command_judge_says_of_sequences_of_hits_what_a_careful_analyst_does(
@@ -794,9 +765,7 @@ def test_the_command_judge_says_of_sequences_of_hits_what_a_careful_analyst_does
         path = tmp_path / f"{scenario['id']}.jsonl"
         path.write_bytes(b"".join(spool_lines(scenario)))
         assert tracker.main(["--env", os.devnull, "judge", str(path), "--json"]) == 0
-        out, err = capsys.readouterr()
-        assert err == ""
-        for wanted, line in zip(scenario["hits"], out.splitlines(), strict=True):
+        for wanted, line in zip(scenario["hits"], capsys.readouterr().out.splitlines(), strict=True):
             found = json.loads(line)
             assert found["verdict"] in wanted["accept"], (scenario["id"], wanted)
             # What repeats an open is a person's, and stands in no total: the scenario says so in its sum.
