@@ -7,6 +7,7 @@ here, so nothing gets out.
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import http.client
 import itertools
@@ -15,7 +16,6 @@ import os
 import select
 import shutil
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -51,16 +51,6 @@ COMPLAINTS = {  # by what Chromium tells them with
     "Audits.issueAdded": "issue",
     "Page.javascriptDialogOpening": "dialog",
 }
-# Remote debugging reads descriptor 3 and writes to 4; only a program between can give pipes these numbers.
-LAUNCH = """\
-import fcntl, os, sys
-given = [fcntl.fcntl(int(word), fcntl.F_DUPFD_CLOEXEC, 10) for word in sys.argv[1:3]]
-for word in sys.argv[1:3]:
-    os.close(int(word))
-for number, descriptor in enumerate(given, 3):
-    os.dup2(descriptor, number)
-os.execvp(sys.argv[3], sys.argv[3:])
-"""
 
 
 # == Chromium ==
@@ -77,18 +67,20 @@ class Chromium:
         theirs, self._out = os.pipe()
         self._in, theirs_too = os.pipe()
         flags = (*FLAGS, f"--user-data-dir={folder}/profile", f"--ignore-certificate-errors-spki-list={key}", *flags)
-        launch = [sys.executable, "-I", "-S", "-c", LAUNCH, str(theirs), str(theirs_too)]
+        # Remote debugging reads descriptor 3 and writes to 4; only a program between can give pipes these numbers.
+        given = [fcntl.fcntl(each, fcntl.F_DUPFD, 10) for each in (theirs, theirs_too)]
+        launch = ["bash", "-c", 'exec "${@:3}" 3<&"$1" 4>&"$2"', "bash", *map(str, given)]
         with (folder / "stderr").open("wb") as stderr:
             self.process = subprocess.Popen(
                 [*launch, "chromium", *flags, "about:blank"],
-                pass_fds=(theirs, theirs_too),
+                pass_fds=given,
                 env={"PATH": os.environ["PATH"], "HOME": str(folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
             )
-        os.close(theirs)
-        os.close(theirs_too)
+        for each in (theirs, theirs_too, *given):
+            os.close(each)
 
     def send(self, method: str, session: str = "", **params: Any) -> int:
         """Send a command without waiting; returns its number."""
@@ -338,6 +330,8 @@ class Site:
         self.nginx = Nginx(folder, SECRET_KEY=SECRET)
         self.url = self.nginx.url
         self._limited: deque[float] = deque(maxlen=BURST)
+        self._folder = folder
+        self._chromium: Chromium | None = None
         try:
             server = self.nginx.server
             # First of all, since the demo wants an empty database, and the server fills it.
@@ -353,7 +347,14 @@ class Site:
 
     def close(self) -> None:
         """Stop all of it."""
+        if self._chromium:
+            self._chromium.close()
         self.nginx.stop()
+
+    def tab(self) -> Tab:
+        """A new tab of its Chromium, which is started for the first."""
+        self._chromium = self._chromium or Chromium(self._folder, self.key())
+        return self._chromium.tab(self.url + "/")
 
     def pace(self, requests: int = 1) -> None:
         """Wait until nginx grants so many more requests."""

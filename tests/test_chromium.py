@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import email
 import email.policy
-import itertools
 import json
 import os
 import re
@@ -39,16 +38,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def chromium(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """One Chromium for all tests that do not read its logs."""
-    with contextlib.closing(Chromium(tmp_path_factory.mktemp("chromium"), site.key())) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def tab(site: Site, chromium: Chromium) -> Tab:
-    """One tab of it."""
-    return chromium.tab(site.url + "/")
+def tab(site: Site) -> Tab:
+    """A tab for all tests that do not read Chromium's logs."""
+    return site.tab()
 
 
 # == Pages ==
@@ -62,7 +54,6 @@ SUBJECTS = (
 AGENTS = ("<script>console.error(4)</script>", "Mozilla/5.0 '\"><img src=https://elsewhere.example/a>", CHROME)
 FIGURES = ["4", "25.0 %", "25.0 %", "100.0 %", "3", "1", "2"]  # what an operator should see of this
 LONG_HOST = "a" * 63 + ".elsewhere.example"
-LOOKS = tuple(itertools.product((400, 1600), ("light", "dark")))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +119,7 @@ def test_the_watch_sees_whatever_a_page_could_do_wrong(site: Site, tmp_path: Pat
             "dialog: ",
             "'asked'",
             "exception: ",
-            "Content Security Policy",
+            "Content Security",
             "status 404: ",
         ):
             assert expected in complaints
@@ -145,9 +136,7 @@ def test_our_pages_render_whole_and_ask_nobody_else_for_anything(mailing: Site, 
     pages = {dashboard: 200, naming: 200, f"{site.url}/": 200, f"{site.url}/nothing/here": 404}
     with contextlib.closing(Chromium(tmp_path, site.key(), f"--log-net-log={tmp_path}/net.json")) as made:
         tab = made.tab(site.url + "/")
-        papers: dict[str, set[str]] = {}
-        for (width, scheme), (url, status) in itertools.product(LOOKS, pages.items()):
-            tab.screen(width, scheme)
+        for url, status in pages.items():
             site.pace(3)
             tab.go(url)
             # Frames have been painted by then, and what they need has been asked for.
@@ -158,13 +147,10 @@ def test_our_pages_render_whole_and_ask_nobody_else_for_anything(mailing: Site, 
             assert (tab.statuses, complaints, tab.elsewhere) == ([status], [], []), url
             folders = {urlsplit(each).path.split("/")[1] for each in (*tab.asked, url)}
             assert folders <= {"favicon.ico", "assets", urlsplit(url).path.split("/")[1]}
-            assert tab.run("document.documentElement.scrollWidth") <= width, f"{url} is wider than {width}"
+            assert tab.run("document.documentElement.scrollWidth <= innerWidth"), url
             assert tab.run("document.styleSheets.length") == 1
             assert tab.run("document.querySelectorAll('script, img, style, iframe, [onerror], [onload]').length") == 0
-            contrasts = tab.run(CONTRASTS)
-            assert contrasts
-            assert [(text, contrast) for text, contrast in contrasts if contrast < 4.5] == [], (url, scheme)
-            papers.setdefault(scheme, set()).add(tab.run("getComputedStyle(document.body).backgroundColor"))
+            assert min(contrast for _, contrast in tab.run(CONTRASTS)) >= 4.5, url
             if url == dashboard:
                 assert tab.text("h1") == [HOSTILE_NAME]
                 assert tab.text(".figures b") == FIGURES
@@ -174,7 +160,6 @@ def test_our_pages_render_whole_and_ask_nobody_else_for_anything(mailing: Site, 
                 assert [height > 0 for height in bars] == [True, False, True]  # people, unconfirmed, machines
             elif url == naming:
                 assert tab.text("h1") == [f"This link leads to {LONG_HOST}"]
-        assert len(papers["light"]) == len(papers["dark"]) == 1 and papers["light"] != papers["dark"]
     assert outside(tmp_path / "net.json", site.url) == []
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browser import CONTRASTS, Chromium, Site, Tab
+from browser import CONTRASTS, Site, Tab
 from conftest import ROOT
 
 SUBJECTS = (
@@ -43,17 +43,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def chromium(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """One Chromium for all tests here."""
-    with contextlib.closing(Chromium(tmp_path_factory.mktemp("chromium"), site.key())) as made:
-        yield made
-
-
 @pytest.fixture
-def tab(site: Site, chromium: Chromium) -> Iterator[Tab]:
+def tab(site: Site) -> Iterator[Tab]:
     """A tab of the test's own."""
-    made = chromium.tab(site.url + "/")
+    made = site.tab()
     yield made
     made.call("Page.close")
 
@@ -203,6 +196,8 @@ def test_every_page_is_whole_and_accessible_on_every_screen(
         assert contrasts
         assert [(text, contrast) for text, contrast in contrasts if contrast < 4.5] == [], name
         assert tab.run("document.getAnimations().length") == 0
+        is_white = tab.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert is_white == (scheme == "light")
         (tmp_path / f"{name}-{width}-{scheme}.png").write_bytes(tab.picture())
         if scheme == "light":
             assert_accessible(tab, path)

@@ -327,9 +327,8 @@ def test_a_path_is_decoded_once(stage: Stage) -> None:
 
 # -- Addresses: what is believed of X-Forwarded-For, and what is kept
 
-PROXIES: dict[
-    str, list[tuple[str, str | None, str]]
-] = {  # FORWARDED_ALLOW_IPS: who connects, what X-Forwarded-For says, whose address it is
+# By FORWARDED_ALLOW_IPS: who connects, what X-Forwarded-For says, and whose address it is.
+PROXIES: dict[str, list[tuple[str, str | None, str]]] = {
     "127.0.0.1,::1": [
         ("198.51.100.7", None, "198.51.100.7"),
         ("198.51.100.7", "203.0.113.77", "198.51.100.7"),  # not a proxy of ours
