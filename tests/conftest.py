@@ -285,10 +285,11 @@ class Server:
         assert done.returncode == 0, done.stderr
         return done.stdout.split()[2].removesuffix("/dashboard")
 
-    def run(self, *words: str, status: int = 0) -> str:
+    def run(self, *words: str, status: int = 0, **settings: str) -> str:
         """Run a command of tracker.py on the server's database; returns its stdout."""
+        environ = {**self.environ, **settings}
         done = subprocess.run(
-            [*PROGRAM, *words], env=self.environ, capture_output=True, text=True, timeout=120, cwd=self.folder
+            [*PROGRAM, *words], env=environ, capture_output=True, text=True, timeout=120, cwd=self.folder
         )
         assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
