@@ -11,7 +11,6 @@ import email.policy
 import json
 import os
 import re
-import smtplib
 import subprocess
 import sys
 import unicodedata
@@ -23,7 +22,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 import test_links
 from browser import CONTRASTS, HOSTILE_NAME, Chromium, Site, Tab
-from conftest import CHROME, LOCAL_NAME, ROOT, Mailbox
+from conftest import CHROME, ROOT
 
 import tracker
 
@@ -105,7 +104,7 @@ def test_the_watch_sees_whatever_a_page_could_do_wrong(site: Site, tmp_path: Pat
         <img src=data:image/gif,x><script>console.error("said"); alert("asked"); undefined.x</script>
         <p style="color: #999; background: #888">pale <span style="margin-left: 2000px">far</span>"""
     policy = f"default-src 'unsafe-inline'; img-src {site.url} https://elsewhere.example"
-    with contextlib.closing(Chromium(tmp_path, site.key(), f"--log-net-log={tmp_path}/net.json")) as made:
+    with contextlib.closing(Chromium(tmp_path, f"--log-net-log={tmp_path}/net.json")) as made:
         tab = made.tab(site.url + "/")
         site.pace(2)
         tab.go(site.url + "/")
@@ -134,7 +133,7 @@ def test_our_pages_render_whole_and_ask_nobody_else_for_anything(mailing: Site, 
     dashboard = f"{site.url}/{site.initech['id']}/dashboard?machines=1"
     naming = site.plain(site.initech, f"https://{LONG_HOST}/?<img src=x onerror=console.error(6)>", key="h3")
     pages = {dashboard: 200, naming: 200, f"{site.url}/": 200, f"{site.url}/nothing/here": 404}
-    with contextlib.closing(Chromium(tmp_path, site.key(), f"--log-net-log={tmp_path}/net.json")) as made:
+    with contextlib.closing(Chromium(tmp_path, f"--log-net-log={tmp_path}/net.json")) as made:
         tab = made.tab(site.url + "/")
         for url, status in pages.items():
             site.pace(3)
@@ -422,24 +421,18 @@ def newsletter() -> bytes:
     return bytes(made)
 
 
-def test_an_instrumented_message_is_delivered_opened_clicked_and_counted(
-    site: Site, mailbox: Mailbox, tmp_path: Path
-) -> None:
+def test_an_instrumented_message_is_opened_clicked_and_counted(site: Site, tmp_path: Path) -> None:
     server = site.nginx.server
     umbrella = server.tenant("Umbrella")
     command = [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "instrument", "Umbrella"]
     piped = subprocess.run(command, input=newsletter(), env=server.environ, capture_output=True, timeout=60, check=True)
-    with smtplib.SMTP("127.0.0.1", mailbox.port, local_hostname=LOCAL_NAME) as smtp:
-        smtp.sendmail("news@umbrella.example", ["joerg@example.org"], piped.stdout)
-    (raw,) = mailbox.received
-    assert raw == piped.stdout
-    arrived = email.message_from_bytes(raw, policy=email.policy.default)
+    arrived = email.message_from_bytes(piped.stdout, policy=email.policy.default)
     assert isinstance(arrived, EmailMessage)
     body = arrived.get_body(("html",))
     assert isinstance(body, EmailMessage)
     # A site of the world may not load what is on this machine, and the tracker of a test is.
     allowed = "--disable-features=LocalNetworkAccessChecks,HttpsUpgrades,HttpsFirstBalancedModeAutoEnable"
-    with contextlib.closing(Chromium(tmp_path, site.key(), f"--user-agent={CHROME}", allowed)) as reader:
+    with contextlib.closing(Chromium(tmp_path, f"--user-agent={CHROME}", allowed)) as reader:
         tab = reader.tab(site.url + "/")
         tab.served[INBOX] = (body.get_content().encode(), "default-src 'none'; style-src 'unsafe-inline'; img-src *")
         tab.go(INBOX)
