@@ -8,7 +8,6 @@ import http.client
 import os
 import re
 import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -17,10 +16,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import CHROME, ROOT, Server, missing
+from conftest import CHROME, SERVE, Server, missing
 from load import PIXEL, counted_keys, rows, segments, terminate, wait_until
 
 import tracker
@@ -50,32 +50,21 @@ def printed(name: str, environ: dict[str, str] = README, command: tuple[str, ...
     return tracker.systemd_file(settings(**environ), name, command, SETTINGS_FILE)
 
 
-def unit(name: str, environ: dict[str, str] = README) -> dict[str, dict[str, str]]:
-    """A unit by section and name; what is given more than once is one value of several lines."""
-    sections: dict[str, dict[str, str]] = {}
-    for line in printed(name, environ).splitlines():
-        if line.startswith("["):
-            section = sections.setdefault(line.strip("[]"), {})
-        elif line and not line.startswith("#"):
-            key, _, value = line.partition("=")
-            section[key] = f"{section[key]}\n{value}" if key in section else value
-    return sections
+def unit(name: str, environ: dict[str, str]) -> dict[str, str]:
+    """The settings of a unit. Which section each stands in is systemd's to say."""
+    lines = printed(name, environ).splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
 
 
 # == The files ==
 
 
 @pytest.fixture(params=list(TYPICAL))
-def typical(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Settings that operators have."""
-    return TYPICAL[request.param]
-
-
-def write_units(folder: Path, environ: dict[str, str]) -> list[Path]:
-    """The two units as files."""
-    paths = [folder / f"email-tracker.{name}" for name in ("socket", "service")]
+def units(request: pytest.FixtureRequest, tmp_path: Path) -> list[Path]:
+    """The two units as files, with settings that operators have."""
+    paths = [tmp_path / f"email-tracker.{name}" for name in ("socket", "service")]
     for path in paths:
-        path.write_text(printed(path.suffix[1:], environ))
+        path.write_text(printed(path.suffix[1:], TYPICAL[request.param]))
     return paths
 
 
@@ -83,16 +72,9 @@ def analyze(*words: object) -> str:
     """What systemd-analyze says, on whichever stream."""
     if shutil.which("systemd-analyze") is None:
         missing("systemd-analyze")
-    command = ["systemd-analyze", *map(str, words)]
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-        env={**os.environ, "LC_ALL": "C"},
-    )
-    return done.stdout
+    command, environ = ["systemd-analyze", *map(str, words)], {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ)
+    return done.stdout + done.stderr
 
 
 def complaints(*paths: Path) -> list[str]:
@@ -100,24 +82,20 @@ def complaints(*paths: Path) -> list[str]:
     return [line for line in analyze("verify", "--man=no", *paths).splitlines() if "email-tracker" in line]
 
 
-def test_systemd_has_nothing_against_the_units(typical: dict[str, str], tmp_path: Path) -> None:
-    paths = write_units(tmp_path, typical)
-    assert complaints(*paths) == []
+def test_systemd_has_nothing_against_the_units(units: list[Path]) -> None:
+    assert complaints(*units) == []
     # It would say so if there were something.
-    for path in paths:
+    for path in units:
         path.write_text(path.read_text().replace("[Unit]", "[Unit]\nRequries=sockets.target"))
-        assert len(complaints(*paths)) == 1, path
-        path.write_text(path.read_text().replace("Requries=sockets.target", ""))
+    assert len(complaints(*units)) == 2
 
 
-def test_the_service_is_exposed_as_little_as_systemd_can_tell(typical: dict[str, str], tmp_path: Path) -> None:
-    write_units(tmp_path, typical)
-    said = analyze("security", "--offline=true", "--no-pager", tmp_path / "email-tracker.service")
+def test_the_service_is_exposed_as_little_as_systemd_can_tell(units: list[Path]) -> None:
+    said = analyze("security", "--offline=true", "--no-pager", units[1])
     if "unrecognized option" in said:
         missing("systemd-analyze security --offline, which systemd has from 250 on,")
     found = re.search(r"Overall exposure level for email-tracker\.service: ([0-9.]+)", said)
-    assert found, said
-    assert float(found[1]) <= MOST_EXPOSED
+    assert found and float(found[1]) <= MOST_EXPOSED, said
 
 
 def test_the_user_is_made_with_the_data_folder_as_its_home(tmp_path: Path) -> None:
@@ -134,21 +112,6 @@ def test_the_user_is_made_with_the_data_folder_as_its_home(tmp_path: Path) -> No
     assert shell.endswith("nologin")
 
 
-@pytest.mark.parametrize("name", ["service", "socket", "sysusers"])
-def test_nothing_is_left_to_be_filled_in(name: str, typical: dict[str, str]) -> None:
-    text = printed(name, typical)
-    assert "@@" not in text and "None" not in text
-    assert text.startswith("# Made by `") and text.endswith("\n") and not text.endswith("\n\n")
-
-
-def test_the_service_is_stopped_no_earlier_than_it_has_drained_and_loses_no_line_of_its_log() -> None:
-    service = unit("service")["Service"]
-    assert service["ExecStart"] == f"{PYTHON} -I /usr/local/bin/email-tracker serve"
-    assert service["EnvironmentFile"] == SETTINGS_FILE
-    assert int(service["TimeoutStopSec"]) > tracker.GUNICORN_TIMEOUT  # what is left is for draining the spool
-    assert service["LogRateLimitIntervalSec"] == "0"
-
-
 @pytest.mark.parametrize(
     ("folder", "state"),
     [
@@ -157,12 +120,12 @@ def test_the_service_is_stopped_no_earlier_than_it_has_drained_and_loses_no_line
         ("/srv/var/lib/email-tracker", None),
     ],
 )
-def test_the_service_may_write_in_the_data_folder_and_makes_it_where_systemd_can(
+def test_the_service_may_write_in_the_data_folder_makes_it_where_systemd_can_and_is_not_stopped_before_it_has_drained(
     folder: str, state: str | None
 ) -> None:
-    service = unit("service", {"DATABASE_URL": f"sqlite:{folder}/tracking.db"})["Service"]
-    assert service.get("StateDirectory") == state
-    assert service.get("ReadWritePaths") == (None if state else folder)
+    service = unit("service", {"DATABASE_URL": f"sqlite:{folder}/tracking.db"})
+    assert (service.get("StateDirectory"), service.get("ReadWritePaths")) == (state, None if state else folder)
+    assert int(service["TimeoutStopSec"]) > tracker.GUNICORN_TIMEOUT  # what is left is for draining the spool
 
 
 @pytest.mark.parametrize(
@@ -177,14 +140,13 @@ def test_the_service_may_write_in_the_data_folder_and_makes_it_where_systemd_can
 def test_the_socket_listens_where_the_settings_say_and_only_the_web_server_may_connect_to_a_file(
     environ: dict[str, str], listens: str
 ) -> None:
-    listener = unit("socket", environ)["Socket"]
+    listener = unit("socket", environ)
     assert listener["ListenStream"] == listens
     assert listener.get("SocketMode") == ("0660" if listens.startswith("/") else None)
     assert listener.get("SocketGroup") in (("www-data", "nginx", "http") if listens.startswith("/") else (None,))
 
 
 # == What can't work ==
-
 
 HIDDEN = "/home/ann/email-tracker.pyz"
 
@@ -230,21 +192,18 @@ def test_a_relative_database_is_refused(capsys: pytest.CaptureFixture[str], monk
 
 
 @pytest.mark.parametrize("name", ["service", "socket", "sysusers"])
-def test_the_command_prints_each_file(name: str, tmp_path: Path) -> None:
-    python = Path("/usr/bin/python3")
-    enough = "import sys; sys.exit(sys.version_info < (3, 10))"
-    if not python.exists() or subprocess.run([python, "-I", "-c", enough], timeout=60).returncode:
-        pytest.skip("there is no Python in /usr/bin that is recent enough")
-    env_file = tmp_path / "settings.env"
-    env_file.write_text("".join(f"{key}={value}\n" for key, value in README.items()))
-    words = ["--env", "settings.env", "systemd", name, "--program", "/usr/local/bin/email-tracker"]
-    done = subprocess.run(
-        [python, "-I", ROOT / "tracker.py", *words], env={}, capture_output=True, text=True, timeout=60, cwd=tmp_path
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    command = (str(python), "-I", "/usr/local/bin/email-tracker")
-    expected = tracker.systemd_file(settings(**README), name, command, str(env_file))
-    assert done.stdout.partition("\n")[2] == expected.partition("\n")[2]  # the first names the program that printed it
+def test_the_command_prints_each_file(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "settings.env").write_text("".join(f"{key}={value}\n" for key, value in README.items()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", PYTHON)
+    for variable in README:
+        monkeypatch.delenv(variable, raising=False)
+    assert tracker.main(["--env", "settings.env", "systemd", name, "--program", COMMAND[-1]]) == 0
+    expected = tracker.systemd_file(settings(**README), name, COMMAND, str(tmp_path / "settings.env"))
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (expected, "")
 
 
 # == A socket that is held for it ==
@@ -281,16 +240,10 @@ class Activated(Server):
 
     def start(self) -> Activated:
         """Start, and wait until it says that it is ready, as the unit's Type=notify does."""
-        command = [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "serve"]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", AS_SYSTEMD, str(self.listener.fileno()), *command],
-                env={**self.environ, "NOTIFY_SOCKET": str(self.folder / "notify")},
-                stdout=log,
-                stderr=log,
-                pass_fds=[self.listener.fileno()],
-                cwd=self.folder,
-            )
+        environ = {**self.environ, "NOTIFY_SOCKET": str(self.folder / "notify")}
+        program = (sys.executable, "-I", "-S", "-c", AS_SYSTEMD, str(self.listener.fileno()))
+        self.launch(*program, *SERVE, env=environ)
+        assert self.process is not None
         state, sender = self.notification()
         assert "READY=1" in state.splitlines(), state
         assert sender == self.process.pid  # systemd would not hear anybody else: NotifyAccess=main
@@ -377,64 +330,44 @@ def test_what_bind_says_is_not_tried_where_a_socket_is_given(activated: Activate
 @pytest.mark.parametrize("activated", ["TCP"], indirect=True)
 def test_a_socket_that_was_given_to_another_process_is_not_taken(activated: Activated) -> None:
     """A command that the service's own environment reaches must say that the port is taken, not serve beside it."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "serve"],
-        env={**activated.environ, "LISTEN_FDS": "1", "LISTEN_PID": "1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=activated.folder,
-    )
-    assert done.returncode == 1 and "in use" in done.stderr and done.stderr.count("\n") == 1
+    activated.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": "1"}
+    with pytest.raises(AssertionError, match=": 1\n(.*\n)+.*in use"):
+        activated.run("serve")
 
 
 def test_a_restart_under_load_loses_no_connection_and_no_hit(activated: Activated) -> None:
     activated.start()
     mail_id = activated.first_tenant()
     before = identity(activated)
-    mutex = threading.Lock()
-    answered: Counter[str] = Counter()
-    wrong: list[str] = []
+    answered: list[str] = []
     finished = threading.Event()
 
     def client(name: int) -> None:
-        number = 0
         while not finished.is_set():
-            key = f"client-{name}-{number}"
-            number += 1
-            try:
-                answer = activated.get(f"/{mail_id}/pixel/{key}.gif")
-            except Exception as error:
-                with mutex:
-                    wrong.append(f"{key}: {error!r}")
-                return
-            with mutex:
-                answered[key] += 1
-                if answer != (200, PIXEL):
-                    wrong.append(f"{key}: {answer}")
+            key = f"client-{name}-{len(answered)}"
+            assert activated.get(f"/{mail_id}/pixel/{key}.gif") == (200, PIXEL)
+            answered.append(key)
 
-    clients = [threading.Thread(target=client, args=(name,)) for name in range(CLIENTS)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(client, name) for name in range(CLIENTS)]
+        try:
+            wait_until(lambda: len(answered) >= 100 or any(each.done() for each in clients), activated)
+            assert terminate(activated) == 0
+            silent = len(answered)
+            time.sleep(0.05)  # all clients wait in the socket now
+            assert identity(activated) == before
+            assert len(answered) - silent <= CLIENTS  # nobody answers: it was a stop
+            activated.start()
+            enough = len(answered) + 100
+            wait_until(lambda: len(answered) >= enough or any(each.done() for each in clients), activated)
+        finally:
+            finished.set()
     for each in clients:
-        each.start()
-    try:
-        wait_until(lambda: answered.total() >= 100 or bool(wrong), activated)
-        assert terminate(activated) == 0
-        silent = answered.total()
-        time.sleep(0.05)  # all clients wait in the socket now
-        assert identity(activated) == before
-        assert answered.total() - silent <= CLIENTS  # nobody answers: it was a stop
-        activated.start()
-        enough = answered.total() + 100
-        wait_until(lambda: answered.total() >= enough or bool(wrong), activated)
-    finally:
-        finished.set()
-        for each in clients:
-            each.join()
-    assert wrong == []
+        each.result()  # raises what it was ended by
     assert terminate(activated) == 0
     assert identity(activated) == before
     assert segments(activated) == []
-    assert counted_keys(activated) == answered
+    assert counted_keys(activated) == Counter(answered)
     assert activated.run("check") == "all is well\n"
 
 
@@ -442,23 +375,13 @@ def test_a_restart_under_load_loses_no_connection_and_no_hit(activated: Activate
 def test_what_waits_in_the_socket_of_a_server_that_was_killed_is_answered_by_the_next(activated: Activated) -> None:
     activated.start()
     mail_id = activated.first_tenant()
-    process = activated.process
-    assert process is not None
-    for pid in (process.pid, *activated.workers()):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-    answers: list[tuple[int, bytes]] = []
-    waiting = [
-        threading.Thread(target=lambda n=number: answers.append(activated.get(f"/{mail_id}/pixel/waits-{n}.gif")))
-        for number in range(60)
-    ]
-    for each in waiting:
-        each.start()
-    time.sleep(0.1)
-    assert answers == []
-    activated.start()
-    for each in waiting:
-        each.join()
-    assert answers == [(200, PIXEL)] * 60
+    activated.kill()
+    with ThreadPoolExecutor(60) as pool:
+        paths = [f"/{mail_id}/pixel/waits-{number}.gif" for number in range(60)]
+        waiting = [pool.submit(activated.get, path) for path in paths]
+        time.sleep(0.1)
+        assert not any(each.done() for each in waiting)
+        activated.start()
+    assert [each.result() for each in waiting] == [(200, PIXEL)] * 60
     assert terminate(activated) == 0
     assert counted_keys(activated) == {f"waits-{number}": 1 for number in range(60)}
