@@ -199,7 +199,7 @@ def test_every_page_is_whole_and_accessible_on_every_screen(
         assert tab.run("document.getAnimations().length") == 0
         is_white = tab.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert is_white == (scheme == "light")
-        (tmp_path / f"{name}-{width}-{scheme}.png").write_bytes(tab.picture())
+        (tmp_path / f"{name}-{width}-{scheme}.webp").write_bytes(tab.picture())
         if scheme == "light":
             assert_accessible(tab, path)
     assert "Your first mail" in tab.text("h2")
@@ -216,7 +216,7 @@ def test_paper_is_white_and_has_whole_tables_and_no_controls(site: Site, tab: Ta
     assert [text for text in tab.run(CONTRASTS) if text[1] < 4.5] == []
     controls = "Array.from(document.querySelectorAll('form, button, .skip, nav ul, .take'))"
     assert tab.run(f"{controls}.filter(e => e.checkVisibility()).length") == 0
-    (tmp_path / f"{name}-print.png").write_bytes(tab.picture())
+    (tmp_path / f"{name}-print.webp").write_bytes(tab.picture())
 
 
 # == The curve ==
@@ -404,4 +404,4 @@ def test_pictures_of_readme_exist_and_are_small() -> None:
     assert named
     for path in named:
         picture = (ROOT / path).read_bytes()
-        assert picture.startswith(b"\x89PNG") and len(picture) <= 150_000, path
+        assert picture[8:12] == b"WEBP" and len(picture) <= 150_000, path
