@@ -6900,17 +6900,6 @@ def _tell(text: str) -> None:
         print(f"{PROGRAM}: {line}", file=sys.stderr)
 
 
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Say which file can't be written, and why. Raises StoreError."""
-    try:
-        yield
-    except FileExistsError:
-        raise StoreError(f"{path} is there already; expected the name of a new file") from None
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
-
-
 def _to_read(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
     return contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
 
@@ -6918,14 +6907,17 @@ def _to_read(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
 @contextlib.contextmanager
 def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
     """A file that was not there; nothing is left of it where it does not become whole."""
-    with _naming(path), open(path, "xb", opener=partial(os.open, mode=mode)) as file:
-        try:
+    try:
+        with open(path, "xb", opener=partial(os.open, mode=mode)) as file:
             yield file
-            file.flush()
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-            raise
+    except FileExistsError:
+        raise StoreError(f"{path} is there already; expected the name of a new file") from None
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        if isinstance(error, OSError):
+            raise StoreError(f"{path}: {error.strerror}") from error
+        raise
 
 
 @contextlib.contextmanager
@@ -7447,15 +7439,15 @@ def cmd_drain(args: Namespace, settings: Settings) -> int:
 @command(option("file FILE", "a log; without one, standard input", nargs="*"))
 def cmd_ingest(args: Namespace, settings: Settings) -> int:
     """Count hits that the server printed as `unspooled`: give it the log. Each hit counts once, however often given."""
-    failed = False
+    failed = 0
     for path in args.file or ["-"]:
         with _to_read(path) as lines, _opened(settings) as database:
             new, known, troubles = ingest(database, lines)
         print(f"{path}: {new} hits counted, {known} known already, {len(troubles)} not readable")
         for trouble in troubles:
             _tell(f"note: {path}, {trouble}")
-        failed = failed or bool(troubles)
-    return 1 if failed else 0
+        failed |= bool(troubles)
+    return failed
 
 
 @command(option("file FILE", "lines of the spool; -: standard input", nargs="?", default="-"), JSON)
@@ -7553,22 +7545,22 @@ def cmd_backup(args: Namespace, settings: Settings) -> None:
         _tell("note: SECRET_KEY is not in it; keep that too, since links in mail already sent are signed with it")
 
 
+def _faults(database: Database) -> list[str]:
+    with database.reading() as connection:
+        elsewhere = position_faults(database, connection) + directory_faults(database, connection)
+        return integrity_faults(connection) + rollup_differences(connection) + elsewhere
+
+
 @command(option("--repair", "rebuild the roll-ups and tenants.json"))
 def cmd_check(args: Namespace, settings: Settings) -> int:
     """Hold the database against itself: integrity, every roll-up against a recount, positions, tenants.json."""
-
-    def faults() -> list[str]:
-        with database.reading() as connection:
-            elsewhere = position_faults(database, connection) + directory_faults(database, connection)
-            return integrity_faults(connection) + rollup_differences(connection) + elsewhere
-
     with _opened(settings) as database:
-        found = faults()
+        found = _faults(database)
         if args.repair and found:
             with changing_tenants(database) as connection:  # writes tenants.json too
                 rebuild_rollups(connection)
             print(f"rebuilt the roll-ups and tenants.json; there were {len(found)} faults")
-            found = faults()
+            found = _faults(database)
     print(*found, f"{len(found)} faults" if found else "all is well", sep="\n")
     return 1 if found else 0
 
@@ -7576,33 +7568,29 @@ def cmd_check(args: Namespace, settings: Settings) -> int:
 @command(JSON)
 def cmd_config(args: Namespace, settings: Settings) -> None:
     """Print the settings in force, secrets masked."""
-    shown, lines = {}, []
+    shown: dict[str, Any] = {}
     for each in fields(Settings):
         if variable := each.metadata.get("variable"):
             value = getattr(settings, each.name)
-            if each.metadata["secret"] and value is not None:
-                value = "(set)"
-            shown[variable] = f"sqlite:{value}" if each.name == "database" else value
-            text = ",".join(value) if isinstance(value, tuple) else shown[variable]
-            lines.append(f"{variable}={'(unset)' if text is None else text}")
-    _say(args, shown, lines)
+            shown[variable] = "(set)" if each.metadata["secret"] and value is not None else value
+    shown["DATABASE_URL"] = f"sqlite:{settings.database}"
+    texts = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in shown.items()}
+    _say(args, shown, [f"{name}={'(unset)' if text is None else text}" for name, text in texts.items()])
 
 
 def _put_out(path: str | None, text: str) -> None:
     """Print a file, or write it whole: a shell's `>` would empty the old one even when there is nothing new."""
     if path is None:
         print(text, end="")
-    else:
-        with _naming(path):
-            write_small_file(os.path.abspath(path), text, 0o644)
+        return
+    try:
+        write_small_file(os.path.abspath(path), text, 0o644)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
 
 
 @command(
-    option(
-        "--certificates",
-        "where HOST/fullchain.pem and HOST/privkey.pem are, or will be",
-        default="/etc/letsencrypt/live",
-    ),
+    option("--certificates", "the folder of HOST/fullchain.pem and HOST/privkey.pem", default="/etc/letsencrypt/live"),
     option("--webroot", "where certbot puts its proofs (its --webroot)", default="/var/www/email-tracker"),
     option("--log-folder", "where nginx keeps its logs", default="/var/log/nginx"),
     option("--http-port PORT", "for plain HTTP", type=int, default=80),
