@@ -67,7 +67,7 @@ BARS: dict[str, tuple[str, float] | None] = {
 
 
 class BenchError(Exception):
-    """The benchmark can't go on; the text is a sentence that says why."""
+    """The benchmark can't go on; the text is a sentence that says why. Any function here may raise it."""
 
 
 def note(text: str) -> None:
@@ -76,7 +76,7 @@ def note(text: str) -> None:
 
 
 # == Processes =========================================================================================
-# Start, ask, weigh and end them. Only what was started here is ever ended, by its own id.
+# Start, weigh and end them. Only what was started here is ever ended, by its own id.
 
 
 def plain_environ(**more: object) -> dict[str, str]:
@@ -105,7 +105,7 @@ def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
 
 @contextlib.contextmanager
 def serving(name: str, command: Sequence[str], environ: Mapping[str, str], log: Path, address: Any) -> Iterator[int]:
-    """A server that listens at an address; gives the id of its first process. Raises BenchError."""
+    """A server that listens at an address; gives the id of its first process."""
     with log.open("ab") as out, running(command, env=environ, stdout=out, stderr=out) as process:
         deadline = time.monotonic() + WAIT_SECONDS
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
@@ -121,12 +121,9 @@ def serving(name: str, command: Sequence[str], environ: Mapping[str, str], log: 
 
 
 def run(command: Sequence[str], environ: Mapping[str, str]) -> str:
-    """What a command of ours prints, also where the status is 1. Raises BenchError."""
-    try:
-        with running(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            out, err = (text.decode() for text in process.communicate(timeout=COMMAND_SECONDS))
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BenchError(str(error)) from error
+    """What a command of ours prints, also where the status is 1."""
+    with running(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        out, err = (text.decode() for text in process.communicate(timeout=COMMAND_SECONDS))
     if process.returncode > 1 or (process.returncode and not out):
         raise BenchError(f"{shlex.join(command)} ended with {process.returncode}: {err.strip()}")
     return out
@@ -169,7 +166,6 @@ class Measurement(NamedTuple):
 
     @property
     def good(self) -> int:
-        """Answers that are what was asked for."""
         return self.requests - self.bad
 
     @property
@@ -200,17 +196,12 @@ class Contender:
             yield pid
 
     def ask(self, method: str, target: str, body: object = None) -> tuple[http.client.HTTPMessage, bytes]:
-        """One request through nginx. Raises BenchError."""
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_SECONDS)
-        try:
-            text = None if body is None else json.dumps(body)
-            client.request(method, target, text, {} if body is None else {"Content-Type": "application/json"})
+        """One request through nginx."""
+        text = None if body is None else json.dumps(body)
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_SECONDS)) as client:
+            client.request(method, target, text, {"Content-Type": "application/json"} if text else {})
             answer = client.getresponse()
             told = answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise BenchError(f"{self.name} did not answer {method} {target}: {error}") from error
-        finally:
-            client.close()
         if answer.status >= 400:
             raise BenchError(f"{self.name} answered {answer.status} to {method} {target}: {told[:200]!r}")
         return answer.headers, told
@@ -226,12 +217,11 @@ class Load(NamedTuple):
 
     @property
     def first(self) -> str:
-        """The first of the paths."""
         with self.paths.open() as lines:
             return lines.readline().strip()
 
     def probe(self) -> None:
-        """See that the answer is right before its speed is measured. Raises BenchError."""
+        """See that the answer is right before its speed is measured."""
         name, value = self.header
         found = self.contender.ask("GET", self.first)[0][name]
         self.contender.answered += 1
@@ -242,13 +232,11 @@ class Load(NamedTuple):
 def gunicorn(name: str, application: str, folder: Path, port: int, **environ: object) -> Contender:
     """An application of this folder, served as the tracker serves itself."""
     path = folder / f"{name}.sock"
-    options = ["--preload", "--worker-class", "sync", "--workers", str(WORKERS), "--timeout", "30"]
+    options = ["--preload", "--workers", str(WORKERS), "--no-control-socket"]
     if os.access("/dev/shm", os.W_OK):
         options += ["--worker-tmp-dir", "/dev/shm"]
-    options += ["--no-control-socket", "--pythonpath", str(HERE), "--bind", f"unix:{path}"]
-    return Contender(
-        name, [sys.executable, "-m", "gunicorn", *options, application], plain_environ(**environ), path, port
-    )
+    options += ["--pythonpath", str(HERE), "--bind", f"unix:{path}", application]
+    return Contender(name, [sys.executable, "-m", "gunicorn", *options], plain_environ(**environ), path, port)
 
 
 class Tracker:
@@ -270,11 +258,10 @@ class Tracker:
         self.pixels = self.load("pixel", [f"/{self.mail_id}/pixel/{key}.gif" for key in KEYS], "X-Tracker", "recorded")
 
     def command(self, *words: str) -> str:
-        """What one of the tracker's commands prints. Raises BenchError."""
+        """What one of the tracker's commands prints."""
         return run([*self.program, *words], self.contender.environ)
 
     def load(self, name: str, paths: Iterable[str], header: str, value: str) -> Load:
-        """A load of ours."""
         return Load(name, self.contender, write_paths(self.folder, name, paths), (header, value))
 
     def register(self) -> list[Load]:
@@ -287,7 +274,7 @@ class Tracker:
         return [self.pixels, *(self.load(name, paths, "Location", TARGET) for name, paths in clicks)]
 
     def waiting(self) -> int:
-        """About how many hits are not in the database yet. Raises BenchError."""
+        """About how many hits are not in the database yet."""
         deadline = time.monotonic() + REQUEST_SECONDS
         while time.monotonic() < deadline:
             # None while /health could not look at once.
@@ -298,18 +285,19 @@ class Tracker:
     def troubles(self, when: str) -> list[str]:
         """Let it drain, and compare what was answered with what is in the database; what is wrong, in sentences."""
         deadline = time.monotonic() + DRAIN_SECONDS
-        while True:
-            stats = json.loads(self.command("stats", self.mail_id, "--range", "all", "--json"))
-            if not stats["waiting_hits"] or time.monotonic() > deadline:
-                break
+        waiting = True
+        while waiting and time.monotonic() < deadline:
             time.sleep(0.2)
+            stats = json.loads(self.command("stats", self.mail_id, "--range", "all", "--json"))
+            waiting = bool(stats["waiting_hits"])
         counted = sum(sum(each["hits"].values()) for each in stats["activity"].values())
         answered, most = self.contender.answered, self.contender.answered + self.contender.cut_off
         check = self.command("check").strip().replace("\n", "; ")
-        note(f"{when}: {answered:,} hits answered, {counted:,} in the database (up to {most:,} may be); check: {check}")
-        fits = answered <= counted <= most
-        wrong = [] if fits else [f"{when}: {counted} hits are in the database; expected {answered} to {most}"]
-        return wrong if check == "all is well" else [*wrong, f"{when}: check says: {check}"]
+        told = (
+            f"{when}: {answered:,} hits answered, {counted:,} in the database (up to {most:,} may be); check: {check}"
+        )
+        note(told)
+        return [] if answered <= counted <= most and check == "all is well" else [told]
 
 
 def thousands(more: Mapping[str, object]) -> Iterator[list[dict[str, object]]]:
@@ -373,8 +361,7 @@ def nginx(folder: Path, contenders: Sequence[Contender]) -> Iterator[None]:
 
 
 def tool(name: str) -> str:
-    """Where nginx or wrk is. Raises BenchError."""
-    # /usr/sbin, where Debian has nginx, is not in the PATH of all users.
+    """Where nginx or wrk is: Debian has nginx in /usr/sbin, which is not in the PATH of all users."""
     found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
     if found is None:
         raise BenchError(f"{name} is needed: apt install nginx wrk")
@@ -382,20 +369,19 @@ def tool(name: str) -> str:
 
 
 def run_wrk(load: Load, seconds: float, each_second: Callable[[], object] = lambda: None) -> Measurement:
-    """Ask as fast as answers come; meanwhile look each second. Raises BenchError."""
+    """Ask as fast as answers come; meanwhile look each second."""
     whole = max(1, round(seconds))  # wrk knows no parts of a second
     command = [tool("wrk"), "-t1", f"-c{CONNECTIONS}", f"-d{whole}s", "--latency", f"--timeout={REQUEST_SECONDS:g}s"]
     command += ["-s", str(HERE / "load.lua"), f"http://127.0.0.1:{load.contender.port}/", "--", str(load.paths)]
-    deadline = time.monotonic() + whole + WAIT_SECONDS
     with running(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as wrk:
-        while True:
-            try:
+        deadline = time.monotonic() + whole + WAIT_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 output = wrk.communicate(timeout=1)[0].decode(errors="replace")
                 break
-            except subprocess.TimeoutExpired:
-                if time.monotonic() > deadline:
-                    raise BenchError(f"{load.name}: wrk did not end after {whole} s") from None
-                each_second()
+            each_second()
+        else:
+            raise BenchError(f"{load.name}: wrk did not end after {whole} s")
     try:
         measured = Measurement(**json.loads(output.strip().splitlines()[-1]))
     except (IndexError, TypeError, ValueError):
@@ -425,26 +411,22 @@ Round = Mapping[str, Measurement]  # by the name of the load
 
 @dataclass
 class Bench:
-    """Where it all happens, and how much of everything."""
+    """Where it all happens, and how much of everything, as the command line says."""
 
     folder: Path
-    program: Sequence[str]
-    rounds: int
-    seconds: float
-    minute: float
-    starts: int
-    million: bool
+    args: argparse.Namespace
     troubles: list[str] = field(default_factory=list)
 
     def run(self) -> tuple[list[Round], Figures]:
-        """Everything, from memory to cold start. Raises BenchError."""
+        """Everything, from memory to cold start."""
         ports = free_ports(4)
         bare = gunicorn("hello", "hello:application", self.folder, ports[0])
-        peer = gunicorn(
-            "flask", "flask_peer:application", self.folder, ports[1], BENCH_DATABASE=self.folder / "flask.db"
+        database = self.folder / "flask.db"
+        peer = gunicorn("flask", "flask_peer:application", self.folder, ports[1], BENCH_DATABASE=database)
+        us, weighed = (
+            Tracker(self.folder / name, port, shlex.split(self.args.program))
+            for name, port in zip(("us", "memory"), ports[2:], strict=True)
         )
-        us = Tracker(self.folder / "us", ports[2], self.program)
-        weighed = Tracker(self.folder / "memory", ports[3], self.program)
         theirs = write_paths(self.folder, "flask", [f"/pixel/{key}.gif" for key in KEYS])
         loads = [
             # What we are asked for pixels, byte for byte but for the port.
@@ -463,11 +445,9 @@ class Bench:
             figures |= self.cold_starts(bare, us)
             self.troubles += us.troubles("after all starts")
         for name, base in (("pixel", "hello"), ("signed click", "hello"), ("plain click", "hello"), ("pixel", "flask")):
-            of = f"of {base}'s"
-            figures[f"{name}: requests/s, {of}"] = statistics.median(
-                each[name].rate / each[base].rate for each in rounds
-            )
-            figures[f"{name}: p99, {of}"] = statistics.median(each[name].p99_ms / each[base].p99_ms for each in rounds)
+            for figure, what in (("requests/s", "rate"), ("p99", "p99_ms")):
+                ratios = [getattr(each[name], what) / getattr(each[base], what) for each in rounds]
+                figures[f"{name}: {figure}, of {base}'s"] = statistics.median(ratios)
         return rounds, figures
 
     def memory(self, hello: Load, us: Tracker) -> Figures:
@@ -481,7 +461,7 @@ class Bench:
                 for _ in range(FIRST_HITS):
                     load.probe()
                 found = [pss_megabytes(pid)]
-                for hits in (LATER_HITS, *([MILLION] if self.million and load is us.pixels else [])):
+                for hits in (LATER_HITS, *([MILLION] if self.args.million and load is us.pixels else [])):
                     run_until(load, hits - load.contender.answered)
                     found.append(pss_megabytes(pid))
             note("memory: " + ", ".join(f"{megabytes:.1f} MB" for megabytes in found))
@@ -503,29 +483,29 @@ class Bench:
             load.probe()
             run_wrk(load, 1.0)
         rounds: list[Round] = []
-        for number in range(self.rounds):
-            rounds.append({load.name: run_wrk(load, self.seconds) for load in loads})
+        for number in range(self.args.rounds):
+            rounds.append({load.name: run_wrk(load, self.args.seconds) for load in loads})
             shown = ", ".join(f"{name} {measured.rate:,.0f}" for name, measured in rounds[-1].items())
-            note(f"round {number + 1} of {self.rounds}, good answers a second: {shown}")
+            note(f"round {number + 1} of {self.args.rounds}, good answers a second: {shown}")
         return rounds
 
     def backlog(self, us: Tracker) -> Figures:
         """A longer full load: the most that waited during it and right after it, in seconds of the rate reached."""
-        note(f"backlog: {self.minute:g} s of pixels")
+        note(f"backlog: {self.args.minute:g} s of pixels")
         waiting: list[int] = []
-        measured = run_wrk(us.pixels, self.minute, lambda: waiting.append(us.waiting()))
+        measured = run_wrk(us.pixels, self.args.minute, lambda: waiting.append(us.waiting()))
         waiting.append(us.waiting())
         note(f"backlog: at {measured.rate:,.0f} hits a second about {max(waiting):,} waited at most")
         return {"backlog under full load, in seconds": max(waiting) / measured.rate}
 
     def cold_starts(self, bare: Contender, us: Tracker) -> Figures:
         """From starting a server to its first answer, in turn, with a database that is there already."""
-        note(f"cold start: {self.starts} times")
+        note(f"cold start: {self.args.starts} times")
         commands = {"hello": bare.command, "us": us.contender.command}
         if PYZ.exists():
             commands["pyz"] = [sys.executable, "-I", str(PYZ), "--env", os.devnull, "serve"]
         found: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(self.starts + 1):
+        for _ in range(self.args.starts + 1):
             for name, command in commands.items():
                 contender = bare if name == "hello" else us.contender
                 contender.command = command
@@ -544,16 +524,12 @@ class Bench:
 
 def machine(folder: Path) -> str:
     """On what it ran; on tmpfs a commit costs nothing."""
-    found, best = "?", -1
-    for line in Path("/proc/mounts").read_text().splitlines():
-        mount = Path(line.split()[1])
-        if len(mount.parts) > best and (mount == folder or mount in folder.parents):
-            found, best = line.split()[2], len(mount.parts)
+    disk = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True).stdout.strip()
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     model = models[0].partition(":")[2].strip() if models else platform.machine()
     return (
         f"{model}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.2f}, kernel {platform.release()}, "
-        f"{found}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+        f"{disk}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     )
 
 
@@ -576,8 +552,22 @@ def print_report(rounds: Sequence[Round], figures: Figures, troubles: Sequence[s
         print(f"\nTROUBLE: {trouble}")
 
 
-def command_line() -> argparse.ArgumentParser:
-    """The options."""
+def bench(args: argparse.Namespace) -> int:
+    """Measure and report; the exit status."""
+    if lost := [name for name in ("gunicorn", "flask") if importlib.util.find_spec(name) is None]:
+        raise BenchError(f"this Python has no {' and no '.join(lost)}: use make bench")
+    if args.quick:
+        args.rounds, args.seconds, args.minute, args.starts = 2, 1, 3, 2
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=args.folder, ignore_cleanup_errors=True) as folder:
+        made = Bench(Path(folder).resolve(), args)
+        print(machine(made.folder), flush=True)
+        rounds, figures = made.run()
+    print_report(rounds, figures, made.troubles)
+    return 1 if made.troubles else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; the exit status: 0, or 1 if something could not run, a hit was lost or `check` found a fault."""
     parser = argparse.ArgumentParser(prog="bench.py", description=(__doc__ or "").partition(":")[0] + ".")
     add = parser.add_argument
     add("--rounds", type=int, default=5, metavar="N", help="rounds, each with every load (default: 5)")
@@ -586,39 +576,14 @@ def command_line() -> argparse.ArgumentParser:
     add("--starts", type=int, default=5, metavar="N", help="cold starts of each (default: 5)")
     add("--million", action="store_true", help="weigh the tracker after a million hits too; takes minutes")
     add("--quick", action="store_true", help="a trial: 2 rounds of 1 s, 3 s of full load, 2 starts")
-    add("--program", metavar="COMMAND", help="how the tracker is run, from the project's folder (default: -m tracker)")
+    program = f"{sys.executable} -m tracker"
+    add("--program", default=program, metavar="COMMAND", help="how the tracker is run, from the project's folder")
     add("--folder", type=Path, metavar="DIR", help="where databases are laid meanwhile (default: as Python's tempfile)")
-    return parser
-
-
-def bench(args: argparse.Namespace) -> int:
-    """Measure and report; the exit status. Raises BenchError."""
-    if not sys.platform.startswith("linux"):
-        raise BenchError("Linux is needed: memory is read from /proc")
-    if lost := [name for name in ("gunicorn", "flask") if importlib.util.find_spec(name) is None]:
-        raise BenchError(f"this Python has no {' and no '.join(lost)}: use make bench")
-    if args.quick:
-        args.rounds, args.seconds, args.minute, args.starts = 2, 1, 3, 2
-    program = shlex.split(args.program) if args.program else [sys.executable, "-m", "tracker"]
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=args.folder, ignore_cleanup_errors=True) as folder:
-        print(machine(Path(folder).resolve()), flush=True)
-        made = Bench(Path(folder).resolve(), program, args.rounds, args.seconds, args.minute, args.starts, args.million)
-        rounds, figures = made.run()
-    print_report(rounds, figures, made.troubles)
-    return 1 if made.troubles else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run; the exit status: 0, or 1 if something could not run, a hit was lost or `check` found a fault."""
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    args = command_line().parse_args(argv)
-    signal.signal(signal.SIGTERM, interrupted)  # ends it as Ctrl-C does: everything that was started is ended
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does, with everything it started
     try:
         return bench(args)
-    except (BenchError, OSError) as error:
+    except (BenchError, OSError, subprocess.SubprocessError, http.client.HTTPException) as error:
         print(f"bench.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
