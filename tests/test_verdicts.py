@@ -516,6 +516,7 @@ AMID_MANY = {  # clicks that come with those, and what is thought of the first
     "no address": ([click(n, n, chrome(141 + n), "") for n in range(4)], CROWDED),
     "by head": ([click(), *(click(1, n, method="HEAD") for n in range(2, 5))], CROWDED_MACHINE),
     "20 hits away": ([click(0, 9), *(hit(n / 50) for n in range(1, 17)), *clicks(1, 1, 1, 1)], CROWDED_MACHINE),
+    "20 hits before": ([click(2, 9), *(hit(1 + n / 50) for n in range(1, 17)), *clicks(1, 1, 1, 1)], CROWDED_MACHINE),
     "one more after it": ([click(0, 9), *(hit(n / 50) for n in range(1, 18)), *clicks(1, 1, 1, 1)], CROWDED),
     "one more before it": ([click(2, 9), *(hit(1 + n / 50) for n in range(1, 18)), *clicks(1, 1, 1, 1)], CROWDED),
     "signs of its own": ([click(0, 1, OLD)], SOME),
