@@ -124,13 +124,10 @@ def _matching(pattern: str, expected: str) -> Callable[[str], str]:
 
 
 def _database_path(text: str) -> str:
-    expected = "expected sqlite:PATH, for example sqlite:data/tracking.db or sqlite:/var/lib/email-tracker/tracking.db"
     path = text.removeprefix("sqlite:")
-    if path in (text, "", ":memory:") or re.search(r"[\0?]", path):
-        raise ValueError(expected)
-    if re.match("//(?!//)", path):
-        # sqlite:///x is relative to some programs and absolute to others: don't guess where the data is.
-        raise ValueError(f"{text} can be read in two ways; {expected}")
+    # sqlite:///x is relative to some programs and absolute to others: don't guess where the data is.
+    if path in (text, "", ":memory:") or re.search(r"[\0?]|^//(?!//)", path):
+        raise ValueError("expected sqlite:PATH, for example sqlite:data/tracking.db or sqlite:/srv/tracker/tracking.db")
     return re.sub("^/+", "/", path)
 
 
@@ -235,8 +232,11 @@ def _given(variable: str, sources: Sequence[Mapping[str, str]]) -> str:
         if text and path:
             raise ValueError(f"set {variable} or {variable}_FILE, not both")
         if path:
-            with open(path, encoding="utf-8") as file:
-                text = file.read().strip()
+            try:
+                with open(path, encoding="utf-8") as file:
+                    text = file.read().strip()
+            except OSError as error:
+                raise ValueError(f"{path} can't be read: {error.strerror}; expected a file with the value") from None
             if not text:
                 raise ValueError(f"{path} is empty; expected the value in it")
         if text:
@@ -259,10 +259,6 @@ def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, lo
         try:
             if variable and (text := _given(variable, sources)):
                 values[each.name] = each.metadata["convert"](text)
-        except OSError as error:
-            faults.append(
-                f"{variable}: {error.filename} can't be read: {error.strerror}; expected a file with the value"
-            )
         except ValueError as error:
             shown = f" is {text!r}" if text and not each.metadata["secret"] else ""
             faults.append(f"{variable}{shown}: {error}")
@@ -353,7 +349,6 @@ def id_fault(text: str) -> str | None:
 
 
 def is_key(text: str) -> bool:
-    """Whether a text can be the key of an email."""
     return KEY.fullmatch(text) is not None and text not in (".", "..")
 
 
@@ -386,18 +381,16 @@ def decode_target(segment: str) -> str | None:
     """Read what encode_target wrote; None for anything else, other spellings of the same bytes included."""
     try:
         url = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)).decode()
-    except (ValueError, UnicodeDecodeError):
+    except ValueError:
         return None
     return url if encode_target(url) == segment else None
 
 
 def key_in_path(key: str) -> str:
-    """A key as it stands in paths."""
     return quote(key, safe="~+@=:")
 
 
 def pixel_path(mail_id: str, key: str) -> str:
-    """The path of an email's pixel."""
     return f"/{mail_id}/pixel/{key_in_path(key)}.gif"
 
 
@@ -498,13 +491,11 @@ def read_target(url: str) -> Target:
     if UNFIT.search(url):
         raise BadTarget("it holds a control character, or half a character; expected none")
     match = URL.match(url := url.strip(" "))
-    if not match:
-        raise BadTarget("it is relative or empty; expected http:// or https:// and a host")
+    if match and match[1].lower() not in DEFAULT_PORTS:
+        raise BadTarget(f"its scheme is {match[1]}; expected http or https")
+    if not match or not match[2]:
+        raise BadTarget("it is relative or malformed; expected http:// or https:// and a host")
     scheme, authority = match[1].lower(), match[2]
-    if scheme not in DEFAULT_PORTS:
-        raise BadTarget(f"its scheme is {scheme}; expected http or https")
-    if not authority:
-        raise BadTarget("it is malformed; expected http:// or https:// and a host")
     if "\\" in url and re.match(r"[^?#]*\\", url):
         raise BadTarget("it holds a backslash, which browsers read as a slash; expected none before the query")
     if "@" in authority:
@@ -775,11 +766,9 @@ TRUNCATED = (".0", "::")  # so end addresses that stand for their network (IPv4 
 
 @lru_cache(maxsize=1024)
 def judge_agent(agent: str, type_: int) -> Judgement:
-    """Judge by user agent alone."""
     agent = agent.strip().lower()
     section = next(each.section for each in verdict_data().programs if each.section != "family" and each.fit(agent))
-    rules = section.split(", ")
-    return judgement_of(*rules[0 if type_ == OPEN else -1].split())
+    return judgement_of(*section.split(", ")[0 if type_ == OPEN else -1].split())
 
 
 @lru_cache(maxsize=1024)
@@ -808,18 +797,12 @@ def chrome_released_at(agent: str) -> float:
 @lru_cache(maxsize=1024)
 def filter_network(address: str) -> str | None:
     """Whether an address is a mail filter's: CERTAIN; PROBABLE if only a part of the network is that it stands for."""
-    networks = verdict_data().filters.get(address.replace(":", ".").partition(".")[0])
-    if networks is None:
-        return None
     whole, cut = (128, 48) if ":" in address else (32, 24)
     length = cut if address.endswith(TRUNCATED) else whole
-    try:
-        seen = ipaddress.ip_network(f"{address}/{length}", strict=False)
-    except ValueError:
-        return None  # of a line that another program wrote
-    for network in networks:
-        if network.version == seen.version and network.overlaps(seen):
-            return CERTAIN if network.prefixlen <= length else PROBABLE
+    with contextlib.suppress(ValueError):  # of a line that another program wrote
+        for network in verdict_data().filters.get(address.replace(":", ".").partition(".")[0], ()):
+            if network.overlaps(ipaddress.ip_network(f"{address}/{length}", strict=False)):
+                return CERTAIN if network.prefixlen <= length else PROBABLE
     return None
 
 
