@@ -6676,8 +6676,6 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
     def share_memory(server: object) -> None:
         gc.collect()
         gc.freeze()  # the collector's marks would copy each page that is loaded before the fork
-
-    def begin_worker(server: object, worker: object) -> None:
         gc.set_threshold(20_000, 20, 20)  # requests leave few cycles; a look every 700 objects costs a hundredth
 
     return {
@@ -6695,7 +6693,6 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
         "proc_name": "email-tracker",
         "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # a heartbeat waits for no disk
         "when_ready": share_memory,
-        "post_fork": begin_worker,
         "post_worker_init": lambda worker: app.start(),
         "worker_exit": lambda server, worker: app.close(),
     }
@@ -6704,30 +6701,23 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
 def heed_sigterm() -> None:
     """End a worker whose SIGTERM comes before it listens for it: gunicorn would lose it, and then wait 30 s in vain."""
 
-    def let_it_come() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
     def end_by_it() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         let_it_come()
 
+    let_it_come = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
     # The signal waits until the child has the default back: the master's handler is not for it.
     os.register_at_fork(
-        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}),
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGTERM}),
         after_in_parent=let_it_come,
         after_in_child=end_by_it,
     )
 
 
-class ServerFile(string.Template):
-    """A configuration file. `@@` marks what is filled in: nginx and systemd use `$` and `%` themselves."""
-
-    delimiter = "@@"
-
-
 def server_file(name: str, /, **values: str) -> str:
-    """Fill in one of the files for nginx and systemd in templates/."""
-    return ServerFile(resource(f"templates/{name}").decode()).substitute(values, program=PROGRAM)
+    """Fill in one of the files for nginx and systemd. `@@` marks what is, since they use `$` and `%` themselves."""
+    values["program"] = PROGRAM
+    return re.sub(r"@@(\w+)", lambda match: values[match[1]], resource(f"templates/{name}").decode())
 
 
 def _refuse_odd_path(path: str, reader: str) -> None:
@@ -6754,6 +6744,11 @@ def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **
         _refuse_odd_path(path, "nginx")
     if not is_port(str(http_port)):
         raise BadInput(f"--http-port is {http_port}: expected a port from 1 to 65535")
+    if settings.address.startswith("fd:"):
+        raise StoreError(f"BIND is {settings.address}; expected where nginx finds the tracker: unix:/path or HOST:PORT")
+    if settings.address.startswith("unix:"):
+        _refuse_odd_path(settings.address.removeprefix("unix:"), "nginx")
+    upstream = re.sub(r"^(0\.0\.0\.0|\[::\]):", "127.0.0.1:", settings.address)
     match = re.fullmatch("(https?)://.*?(?::([0-9]+))?", settings.base_url or "")
     scheme, port = match.groups() if match else ("https", None)
     servers = []
@@ -6772,20 +6767,12 @@ def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **
             certificate = server_file("_nginx_certificate.conf", host=host, **places)
             listen = _nginx_listen(port or DEFAULT_PORTS["https"], " ssl")
             servers.append(server("_nginx_server.conf", listen=listen, certificate=certificate))
-    return server_file("nginx.conf", upstream=_nginx_upstream(settings), servers="\n".join(servers))
+    return server_file("nginx.conf", upstream=upstream, servers="\n".join(servers))
 
 
 def _nginx_listen(port: object, options: str = "") -> str:
     addresses = ("", "[::]:") if os.path.exists("/proc/net/if_inet6") else ("",)  # else nginx would not start
     return "\n".join(f"    listen {address}{port}{options};" for address in addresses)
-
-
-def _nginx_upstream(settings: Settings) -> str:
-    if settings.address.startswith("fd:"):
-        raise StoreError(f"BIND is {settings.address}; expected where nginx finds the tracker: unix:/path or HOST:PORT")
-    if settings.address.startswith("unix:"):
-        _refuse_odd_path(settings.address.removeprefix("unix:"), "nginx")
-    return re.sub(r"^(0\.0\.0\.0|\[::\]):", "127.0.0.1:", settings.address)
 
 
 def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file: str) -> str:
@@ -6795,7 +6782,7 @@ def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file
     if name == "sysusers":
         return server_file("systemd.sysusers", folder=settings.folder)
     if name == "socket":
-        return _systemd_socket(settings)
+        return _systemd_socket(settings.address)
     for path in (*command[::2], settings.folder):
         if f"{path}/".startswith(HIDDEN_FOLDERS):
             expected = "the program in /usr/local/bin (see --program), a Python in /usr/bin, the database in /var/lib"
@@ -6805,18 +6792,18 @@ def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file
     return server_file("systemd.service", command=" ".join(command), env_file=env_file, folder=folder)
 
 
-def _systemd_socket(settings: Settings) -> str:
+def _systemd_socket(address: str) -> str:
     import grp
 
-    listen, permissions = settings.address.removeprefix("unix:"), ""
-    if listen != settings.address:
+    listen, permissions = address.removeprefix("unix:"), ""
+    if listen != address:
         _refuse_odd_path(listen, "systemd")
         # The group that nginx's workers run in, on this machine; Debian's where there is none.
         known = {group.gr_name for group in grp.getgrall()}
         group = next((name for name in ("www-data", "nginx", "http") if name in known), "www-data")
         permissions = server_file("_systemd_permissions.socket", group=group)
     elif read_address(listen) is None:
-        raise BadInput(f"BIND is {settings.address}; expected unix:/path or ADDRESS:PORT: systemd looks up no names")
+        raise BadInput(f"BIND is {address}; expected unix:/path or ADDRESS:PORT: systemd looks up no names")
     return server_file("systemd.socket", listen=listen, permissions=permissions)
 
 
