@@ -167,19 +167,33 @@ def segments(folder: Path) -> list[str]:
     return [*tracker.segment_sizes(str(folder / "spool"))]
 
 
-@dataclass
+@pytest.fixture(autouse=True)
+def swept(stage: Stage) -> Iterator[None]:
+    """Whatever a test does: with all writers gone, a drain leaves no segment, and `check` finds nothing wrong."""
+    yield
+    assert stage.drain().troubles == []
+    assert (segments(stage.folder), stage.check()) == ([], [])
+
+
 class Writer:
     """A worker's end of the spool."""
 
-    stage: Stage
-
-    def __post_init__(self) -> None:
-        self.spool = tracker.Spool(str(self.stage.spool))
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.spool = tracker.Spool(str(stage.spool))
 
     def __call__(self, *keys: str, at: int = NOW) -> None:
         """Opens, which must be recorded."""
         for key in keys:
             assert self.spool.append(hit(self.stage, key, at))
+
+
+@pytest.fixture
+def write(stage: Stage) -> Iterator[Writer]:
+    """Writes opens, and lives until the end of the test."""
+    made = Writer(stage)
+    yield made
+    made.spool.close()
 
 
 @dataclass
@@ -329,7 +343,6 @@ def test_a_writer_killed_between_any_two_of_its_steps_has_answered_no_hit_that_i
     assert len(set(answered)) == len(answered) and len(set(keys)) == len(keys)
     assert set(answered) <= set(keys)
     assert len(keys) - len(answered) <= len(steps)  # at most one hit of each writer was written and not answered
-    assert segments(stage.folder) == []
 
 
 def test_a_segment_whose_writer_died_before_its_birth_is_left_alone_for_a_day_and_then_removed(stage: Stage) -> None:
@@ -366,7 +379,6 @@ def test_a_drain_between_any_two_steps_of_a_writer_loses_no_hit_of_it(stage: Sta
     for step in range(len(steps)):
         write_with_fault(stage, f"step{step}", step, meanwhile, answered.append)
     stage.drain()
-    assert segments(stage.folder) == []
     assert len(answered) == 3 * (1 + len(steps))
     assert counted(stage) == sorted(answered)
 
@@ -401,7 +413,6 @@ def test_whatever_happens_between_any_two_steps_of_a_drain_each_hit_is_counted_o
     tried = [step for step, (function, _) in enumerate(drain("whole", -1)) if function in VITAL]
     for step in tried:
         drain(f"step{step}", step)
-    assert segments(stage.folder) == []
     hits = 2 if "hit" in meanwhile else 1
     expected = [("warm", NOW), ("whole", NOW), *[(f"step{step}", NOW + n) for step in tried for n in range(hits)]]
     assert [row[:2] for row in events_of(stage.database)] == sorted(expected)
@@ -439,14 +450,14 @@ def test_drains_that_run_at_once_and_are_killed_count_what_is_written_meanwhile_
     done.touch()
     assert [ended(pid) for pid in drains] == [0, 0, 0]
     assert stage.drain().troubles == []
-    assert segments(stage.folder) == []
     assert events_of(stage.database) == sorted((f"e{n % 7}", NOW + n, 1, CHROME) for n in range(600))
 
 
 @pytest.mark.parametrize("before", ["fcntl.flock(fd, fcntl.LOCK_EX", "with self.database.reading("])
-def test_a_drain_that_waited_while_another_finished_its_segment_counts_nothing_again(stage: Stage, before: str) -> None:
+def test_a_drain_that_waited_while_another_finished_its_segment_counts_nothing_again(
+    stage: Stage, write: Writer, before: str
+) -> None:
     """The other also forgot the position, since the segment had been idle for longer than positions are kept."""
-    write = Writer(stage)
     write("e1")
     tracker.drain(stage.database)
     with stage.database.transaction() as connection:
@@ -464,15 +475,13 @@ def test_a_drain_that_waited_while_another_finished_its_segment_counts_nothing_a
 
     with Steps(wait, meanwhile):
         tracker.drain(stage.database)
-    assert segments(stage.folder) == []
     assert counted(stage) == ["e1"]
 
 
 # -- Live segments and finished ones
 
 
-def test_half_a_line_waits_in_a_live_segment_and_is_put_aside_in_a_finished_one(stage: Stage) -> None:
-    write = Writer(stage)
+def test_half_a_line_waits_in_a_live_segment_and_is_put_aside_in_a_finished_one(stage: Stage, write: Writer) -> None:
     write("e1")
     live = segments(stage.folder)
     line, long = hit(stage, "e2"), hit(stage, "odd", purpose="x" * 100_000)
@@ -485,16 +494,14 @@ def test_half_a_line_waits_in_a_live_segment_and_is_put_aside_in_a_finished_one(
         assert segments(stage.folder) == live
     write.spool.close()
     assert drained(stage) == (0, 1, [])
-    assert segments(stage.folder) == []
     assert json.loads(max((stage.spool / "rejected").iterdir()).read_bytes())["uri"].endswith("/e3.gif")
     assert counted(stage) == ["e1", "e2"]
 
 
 def test_a_segment_is_followed_by_another_at_its_size_and_after_its_time(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracker, "SEGMENT_BYTES", 1_000)
-    write = Writer(stage)
     write(*[f"e{n}" for n in range(8)])
     found = tracker.segment_sizes(str(stage.spool))
     assert len(found) > 1
@@ -505,11 +512,9 @@ def test_a_segment_is_followed_by_another_at_its_size_and_after_its_time(
     [last] = set(segments(stage.folder)) - set(found)
     assert drained(stage) == (9, 0, [])
     assert segments(stage.folder) == [last]  # only the last still has a writer
-    write.spool.close()
 
 
-def test_a_child_writes_a_segment_of_its_own_and_leaves_its_parents_alone(stage: Stage) -> None:
-    write = Writer(stage)
+def test_a_child_writes_a_segment_of_its_own_and_leaves_its_parents_alone(stage: Stage, write: Writer) -> None:
     write("parent1")
     [parents] = segments(stage.folder)
 
@@ -524,9 +529,8 @@ def test_a_child_writes_a_segment_of_its_own_and_leaves_its_parents_alone(stage:
     tracker.drain(stage.database)
     assert segments(stage.folder) == [parents]  # still live, though the child closed its copy
     write("parent2")
-    assert segments(stage.folder) == [parents]
-    write.spool.close()
     tracker.drain(stage.database)
+    assert segments(stage.folder) == [parents]
     assert counted(stage) == ["child", "parent1", "parent2"]
 
 
@@ -604,7 +608,6 @@ def test_on_a_full_disk_hits_are_answered_and_printed_and_each_is_counted_once_i
         assert tracker.ingest(stage.database, log) == (len(notes) - spooled, 0, [])
         assert tracker.ingest(stage.database, log) == (0, len(notes) - spooled, [])
         assert counted(stage) == sorted(notes)
-        assert segments(stage.folder) == []
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
@@ -680,7 +683,6 @@ def test_a_line_that_is_no_hit_is_put_aside_and_its_neighbours_are_counted(
     before, bad, after = hit(stage, "before"), make(stage), hit(stage, "after")
     name = segment(stage, before, bad, after).name
     assert drained(stage) == (2, 1, [])
-    assert segments(stage.folder) == []
     kept = stage.spool / "rejected" / f"{name}-{len(before):010d}"
     assert list((stage.spool / "rejected").iterdir()) == [kept]
     assert kept.read_bytes() == bad[:-1][: tracker.MAX_READ_LINE] + b"\n"
@@ -827,7 +829,6 @@ def test_a_line_that_breaks_the_program_is_put_aside_and_holds_up_no_other(
     lines[place] = hit(stage, "odd", ua="the unforeseen")
     segment(stage, *lines)
     assert drained(stage) == (699, 1, [])
-    assert segments(stage.folder) == []
     (kept,) = (stage.spool / "rejected").iterdir()
     assert kept.read_bytes() == lines[place]
     assert "odd" not in counted(stage)
@@ -959,7 +960,7 @@ def test_while_the_database_is_replaced_hits_are_recorded_and_when_it_is_back_ea
     assert counted(stage) == ["e1", "e2", "e3"]
 
 
-def test_a_key_file_that_differs_from_the_database_is_refused_with_the_way_to_repair_it(
+def test_a_link_key_that_differs_from_the_databases_or_is_nowhere_is_refused_with_the_way_to_repair_it(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     key_file = stage.folder / "secret.key"
@@ -971,14 +972,10 @@ def test_a_key_file_that_differs_from_the_database_is_refused_with_the_way_to_re
     assert f"if the database is right, move {key_file} away" in capsys.readouterr().err
     key_file.unlink()
     tracker.create_database(stage.settings.database, tracker.resource("schema.sql").decode()).close()
-    assert key_file.read_text() == own
-    assert key_file.stat().st_mode & 0o777 == 0o600
-
-
-def test_a_database_whose_key_is_nowhere_is_refused(stage: Stage) -> None:
+    assert (key_file.read_text(), key_file.stat().st_mode & 0o777) == (own, 0o600)
+    key_file.unlink()
     with stage.database.transaction() as connection:
         connection.execute("delete from secrets where name = 'link'")
-    (stage.folder / "secret.key").unlink()
     with pytest.raises(tracker.StoreError, match="restore either from a backup, or give it as SECRET_KEY"):
         tracker.link_secrets(stage.settings, stage.database)
 
@@ -987,8 +984,9 @@ def test_a_database_whose_key_is_nowhere_is_refused(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["live", "finished"])
-def test_a_position_beyond_the_end_of_its_segment_is_reported_and_goes_on_at_the_end(stage: Stage, live: bool) -> None:
-    write = Writer(stage)
+def test_a_position_beyond_the_end_of_its_segment_is_reported_and_goes_on_at_the_end(
+    stage: Stage, write: Writer, live: bool
+) -> None:
     write("e1")
     [name] = segments(stage.folder)
     with stage.database.transaction() as connection:
@@ -1001,13 +999,11 @@ def test_a_position_beyond_the_end_of_its_segment_is_reported_and_goes_on_at_the
     write("e2")
     assert drained(stage) == (1, 0, [])
     assert counted(stage) == ["e2"]
-    write.spool.close()
 
 
 def test_the_position_of_a_segment_that_is_gone_is_forgotten_a_day_later_and_that_of_one_that_is_there_never(
-    stage: Stage,
+    stage: Stage, write: Writer
 ) -> None:
-    write = Writer(stage)
     write("e1")
     [live] = segments(stage.folder)
     gone = segment(stage, hit(stage, "e2"), at=NOW + 1).name
@@ -1018,8 +1014,6 @@ def test_the_position_of_a_segment_that_is_gone_is_forgotten_a_day_later_and_tha
         connection.execute("update positions set updated_at = updated_at - 86400000 - 1")
     tracker.tidy_spool(stage.database)
     assert stage.rows("select segment from positions") == [(live,)]
-    write.spool.close()
-    tracker.drain(stage.database)
     assert counted(stage) == ["e1", "e2"]
 
 
