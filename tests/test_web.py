@@ -114,8 +114,9 @@ def everything(stage: Stage) -> list[list[list[tuple[Any, ...]]]]:
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """The cast, for all questions that change nothing: what is read, and what is refused."""
+    """The cast, for all questions that change nothing: what is read, for which nobody needs Acme's key, and what is refused."""
     made = cast(make_stage(tmp_path_factory.mktemp("played"), API_KEY=OPERATOR_KEY))
+    made.change(made.acme, api_key_hash=tracker.key_hash(ACME_KEY))
     yield made
     made.app.close()
 
@@ -127,15 +128,6 @@ def test_every_route_is_known_to_these_tests() -> None:
     # Whose path has no id in it is public, or the operator's.
     private = (tracker.READER, tracker.WRITER)
     assert all((route.access in private) == route.pattern.startswith("/{id}/") for route in tracker.ROUTES)
-
-
-@pytest.mark.parametrize("route", routes(tracker.READER, tracker.WRITER))
-def test_who_has_the_dashboard_id_is_let_in(stage: Stage, route: tracker.Route) -> None:
-    if route.access == tracker.READER:  # reading needs no key, whether there is one or not
-        stage.change(stage.acme, api_key_hash=tracker.key_hash(ACME_KEY))
-    answer = use(cast(stage), route, stage.acme)
-    assert answer.status in (200, 201)
-    assert_private(answer)
 
 
 @pytest.mark.parametrize("route", routes(tracker.READER, tracker.WRITER))
@@ -161,7 +153,8 @@ OWNED = [
 def test_another_tenants_email_is_not_there_and_stays_as_it_is(played: Stage, route: tracker.Route) -> None:
     before = everything(played)
     for tenant, name in ((played.acme, "globex"), (played.globex, "acme"), (played.acme, "nobody")):
-        assert_error(use(played, route, tenant, key=f"mail-of-{name}", campaign=f"campaign-of-{name}"), 404)
+        others = {"key": f"mail-of-{name}", "campaign": f"campaign-of-{name}"}
+        assert_error(use(played, route, tenant, bearer(OPERATOR_KEY), **others), 404)
     assert everything(played) == before
 
 
@@ -170,14 +163,18 @@ def test_what_one_tenant_writes_changes_nothing_of_anothers(stage: Stage, route:
     # Both have an email with the same key: it is a key inside its tenant.
     register(cast(stage), stage.globex, tracker.Registration("new", "Globex"), tracker.Registration("mail-of-acme"))
     before = everything_of(stage, stage.globex)
-    assert use(stage, route, stage.acme).status in (200, 201)
+    answer = use(stage, route, stage.acme)
+    assert answer.status in (200, 201)
+    assert_private(answer)
     assert everything_of(stage, stage.globex) == before
     assert stage.check() == []
 
 
 @pytest.mark.parametrize("route", routes(tracker.READER))
-def test_a_tenant_sees_nothing_of_another(played: Stage, route: tracker.Route) -> None:
+def test_who_has_the_dashboard_id_reads_and_sees_nothing_of_another_tenant(played: Stage, route: tracker.Route) -> None:
     answer = use(played, route, played.acme)
+    assert answer.status == 200
+    assert_private(answer)
     assert b"globex" not in answer.body.lower()
     assert played.globex.id.encode() not in answer.body
     # A cursor that another tenant's export gave out opens nothing either.
@@ -226,7 +223,7 @@ def test_a_tenant_with_one_id_needs_a_key_to_write(staged: Callable[..., Stage],
 
 @pytest.mark.parametrize("route", routes(tracker.OPERATOR))
 @pytest.mark.parametrize("api_key", ["", OPERATOR_KEY])
-def test_the_operators_routes_take_the_operators_key_only_and_without_one_they_do_not_exist(
+def test_the_operators_routes_need_the_operators_key(
     staged: Callable[..., Stage], api_key: str, route: tracker.Route
 ) -> None:
     stage = staged(API_KEY=api_key)
@@ -256,9 +253,7 @@ def test_private_pages_answer_on_ones_own_tracking_host_and_not_on_anothers(stag
         assert use(stage, route, stage.acme, host=host).status in (200, 201)
 
 
-def test_without_its_database_a_private_page_is_a_503_that_tells_no_path(
-    stage: Stage, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_its_database_a_private_page_is_a_503(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     for connected in (False, True):  # a database that is removed under an open connection is as gone as any other
         with database_away(stage):
             for route in tracker.ROUTES:
@@ -381,9 +376,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("setting", KEPT)
-def test_an_address_is_cut_as_the_operator_says_before_anything_is_written(
-    staged: Callable[..., Stage], setting: str
-) -> None:
+def test_an_address_is_cut_before_anything_is_written(staged: Callable[..., Stage], setting: str) -> None:
     stage = staged(**({"IP_ADDRESSES": setting} if setting else {}))
     for n, address in enumerate(("203.0.113.77", "::ffff:203.0.113.77", "2001:db8:1:2::5", "made up")):
         get(stage, f"/{stage.acme.mail_id}/pixel/e{n}.gif", REMOTE_ADDR=address)
@@ -395,9 +388,7 @@ def test_an_address_is_cut_as_the_operator_says_before_anything_is_written(
 
 
 @pytest.mark.parametrize("setting", ["truncated", "full", "none"])
-def test_a_hit_from_an_address_of_the_senders_own_is_set_aside_whatever_is_kept_of_addresses(
-    staged: Callable[..., Stage], setting: str
-) -> None:
+def test_a_hit_from_an_own_address_is_set_aside_however_it_is_cut(staged: Callable[..., Stage], setting: str) -> None:
     stage = staged(IP_ADDRESSES=setting)
     with tracker.changing_tenants(stage.database) as connection:
         tracker.set_tenant_rules(connection, stage.acme.number, "own", ["203.0.113.7", "2001:db8:1::/48"])
@@ -422,25 +413,19 @@ def test_a_hit_from_an_address_of_the_senders_own_is_set_aside_whatever_is_kept_
 # -- The unforeseen
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_the_unforeseen_is_a_bare_500_and_a_traceback_in_the_log_without_the_private_url(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
+def test_the_unforeseen_is_a_bare_500_and_a_traceback_in_the_log(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(app: tracker.App, request: tracker.Request, tenant: tracker.Tenant) -> tracker.Response:
         raise ZeroDivisionError("a mistake of ours")
 
-    route = tracker.Route("GET", "/{id}/broken", broken, tracker.READER)
-    monkeypatch.setattr(tracker, "ROUTES", (route,))
-    answer = call(stage, method, f"/{stage.acme.id}/broken?recipient=reader@example.org", unforeseen=True)
-    assert answer.status == 500
-    assert_private(answer)
-    assert b"mistake of ours" not in answer.body
-    assert b"Traceback" not in answer.body
-    assert "Traceback" in answer.errors
-    assert "ZeroDivisionError: a mistake of ours" in answer.errors
-    assert stage.acme.id not in answer.errors
-    assert "reader@example.org" not in answer.errors
-    assert call(stage, method, "/nothing").status == 404  # and it goes on
+    monkeypatch.setattr(tracker, "ROUTES", (tracker.Route("GET", "/{id}/broken", broken, tracker.READER),))
+    for method in ("GET", "HEAD"):
+        answer = call(stage, method, f"/{stage.acme.id}/broken?recipient=reader@example.org", unforeseen=True)
+        assert answer.status == 500
+        assert_private(answer)
+        assert b"mistake of ours" not in answer.body and b"Traceback" not in answer.body
+        assert "Traceback" in answer.errors and "ZeroDivisionError: a mistake of ours" in answer.errors
+        assert stage.acme.id not in answer.errors and "reader@example.org" not in answer.errors
+        assert call(stage, method, "/nothing").status == 404  # and it goes on
 
 
 def test_a_header_with_a_line_break_never_leaves_the_server(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
