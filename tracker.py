@@ -250,9 +250,8 @@ def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, lo
     Raises SettingsError with all faults at once, so that one look mends them all.
     """
     faults: list[str] = []
-    if env_file is None and os.path.exists(ENV_FILE):
-        env_file = ENV_FILE
-    sources = [environ, read_env_file(env_file, faults) if env_file else {}]
+    env_file = env_file or (ENV_FILE if os.path.exists(ENV_FILE) else os.devnull)
+    sources = [environ, read_env_file(env_file, faults)]
     values: dict[str, Any] = {"local": local}
     for each in fields(Settings):
         variable, text = each.metadata.get("variable", ""), ""
@@ -916,12 +915,10 @@ def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
     """
     judged = [_weigh(hit, _judge_by_itself(hit, context), context) for hit in hits]
     times = [hit.at for hit in hits]
-    near: dict[int, dict[tuple[str, str], set[str | None]]] = {}
+    links_near = lru_cache(maxsize=1)(partial(_links_near, hits, times))  # hits of one millisecond share a look
     for n, hit in enumerate(hits):
         if hit.type == CLICK and judged[n].verdict == "human" and not hit.fixed:
-            if hit.at not in near:  # hits of one millisecond share a look
-                near = {hit.at: _links_near(hits, times, hit.at)}
-            links = near[hit.at]
+            links = links_near(hit.at)
             most = max(len(links["agent", hit.agent]), len(links["address", hit.address]) if hit.address else 0)
             judged[n] = _named(hit, judgement_of("scanner" if most > 3 else "unconfirmed", "crowded"))
     return judged
