@@ -5039,20 +5039,20 @@ def made_of(counts: Mapping[str, int], prefix: str = "", zeros: bool = True) -> 
     return ", ".join(f"{number:,} {word}" for word, number in numbers.items() if number or zeros) or "–"
 
 
-SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 7 * 86_400, "year": 365 * 86_400}
-# Up to how many seconds a length of time is told in which unit; and how long ago something was.
-LASTING = {"second": 60, "minute": 2 * 3_600, "hour": 2 * 86_400, "day": math.inf}
-AGO = {"minute": 3_600, "hour": 86_400, "day": 14 * 86_400, "week": 365 * 86_400, "year": math.inf}
+UNITS = (  # of a length of time: how many seconds it has, and up to how many a length is told in it
+    *(("second", 1, 60), ("minute", 60, 2 * 3_600), ("hour", 3_600, 86_400), ("day", 86_400, 14 * 86_400)),
+    *(("week", 7 * 86_400, 365 * 86_400), ("year", 365 * 86_400, math.inf)),
+)
 
 
-def lasting(seconds: float, units: Mapping[str, float] = LASTING) -> str:
+def lasting(seconds: float) -> str:
     """A length of time in one unit: `2 hours`."""
-    noun = next(noun for noun, limit in units.items() if seconds < limit)
-    return counted(int(seconds // SECONDS[noun]), noun)
+    noun, size = next((noun, size) for noun, size, limit in UNITS if seconds < limit)
+    return counted(int(seconds // size), noun)
 
 
 def ago(seconds: float) -> str:
-    return "just now" if seconds < 60 else f"{lasting(seconds, AGO)} ago"
+    return "just now" if seconds < 60 else f"{lasting(seconds)} ago"
 
 
 def short_url(url: str) -> str:
@@ -5076,13 +5076,11 @@ def share_cell(low: int, unsure: int, of: int) -> Markup:
     """How many of some emails people certainly and perhaps opened or clicked, as a small bar and the rate."""
     if not of:
         return tag("td", f"{low:,}" if low else "–")
-    certain, rest = (f"{100 * min(count / of, 1):.0f}" for count in (low, unsure))
-    bars = [tag("rect", class_="p", width=f"{certain}%")]
-    if rest != "0":
-        bars.append(tag("rect", class_="u", x=f"{certain}%", width=f"{rest}%"))
+    certain, rest = (f"{100 * min(count / of, 1):.0f}%" for count in (low, unsure))
+    bars = tag("rect", class_="p", width=certain), tag("rect", class_="u", x=certain, width=rest)
     rate = told((low / of, (low + unsure) / of))
-    title = f"{low:,} of {of:,}"
-    return tag("td", tag("span", tag("svg", *bars, aria_hidden="true"), f" {rate}", class_="share", title=title))
+    shown = tag("svg", *bars, aria_hidden="true"), f" {rate}"
+    return tag("td", tag("span", *shown, class_="share", title=f"{low:,} of {of:,}"))
 
 
 def clicks_cell(row: Row) -> Markup:
@@ -5462,24 +5460,20 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
         yield f"This machine has no data of the time zone {tenant.tz} (install tzdata): days begin in UTC."
     if waiting:
         are = "hit is" if waiting == 1 else "hits are"
-        yield f"About {waiting:,} {are} still waiting to be counted, and safe; load this page again."
+        yield f"About {waiting:,} {are} still waiting to be counted; load this page again."
     if tenant.id_in_mail_at and not tenant.one_id:
         yield (
-            f"This dashboard's id stands in mail (last seen {view.time(tenant.id_in_mail_at)}): whoever reads that mail's "
-            "source can read these numbers, and its hits are not counted. "
-            f"Make a new one with `tenant rotate {tenant.mail_id}`, and put {tenant.mail_id} into mail."
+            f"This dashboard's id stands in mail (last seen {view.time(tenant.id_in_mail_at)}), whose readers can read these "
+            f"numbers; its hits are not counted. Put {tenant.mail_id} into mail, and `tenant rotate {tenant.mail_id}`."
         )
     if tenant.suspended:
         yield "This tenant is suspended: its links show the naming page."
     if others.emails:
-        yield (
-            f"Apart from the mail sent, so far {counted(others.emails, 'email')} that nobody registered got hits. "
-            f"Opened: {made_of(others.opened)}. Clicked: {made_of(others.clicked)}. They are in no rate."
-        )
+        told = f"Opened: {made_of(others.opened)}. Clicked: {made_of(others.clicked)}. They are in no rate."
+        yield f"So far {counted(others.emails, 'email')} that nobody registered got hits. {told}"
     for host, reason, clicks in stats.named:
-        allow = f" `tenant set {tenant.mail_id} --domain {host}` allows it from then on."
-        how = allow * can_allow(host, reason)
-        yield f"{counted(clicks, 'click')} to {host} met the naming page: {NAMING_REASONS[reason]}.{how}"
+        allow = f" `tenant set {tenant.mail_id} --domain {host}` allows it from then on." * can_allow(host, reason)
+        yield f"{counted(clicks, 'click')} to {host} met the naming page: {NAMING_REASONS[reason]}.{allow}"
     if not view.people:
         yield "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."
 
@@ -5638,7 +5632,6 @@ def kept_address(address: str, setting: str) -> str:
 
 
 def html_response(status: int, page: str, headers: Headers = ()) -> Response:
-    """A page."""
     return Response(status, [("Content-Type", "text/html; charset=utf-8"), *PAGE_HEADERS, *headers], page.encode())
 
 
@@ -6006,15 +5999,13 @@ def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
     if sort and (f"{name}.{order}" not in known or (order in PERSONAL_FIELDS and not view.people)):
         raise HTTPError(400, f"sort: expected one of {', '.join(known)}, with .up the other way round")
     after = read_cursor(parameters.get("after", ""))
-    asked = Wanted(campaign=view.campaign, people=view.people, **more)
     if table is EMAILS:
-        search = UNFIT.sub("", parameters.get("q", "").strip()[:MOST_TYPED])
-        asked = asked._replace(search=search, shown=shown)
-    if table is EMAILS or asked.whole:
-        asked = asked._replace(after=after)
-    if name == table.name and not asked.whole:
-        asked = asked._replace(order=order, ascending=sort.endswith(".up"))
-    return asked
+        more |= {"search": UNFIT.sub("", parameters.get("q", "").strip()[:MOST_TYPED]), "shown": shown}
+    if table is EMAILS or "whole" in more:
+        more["after"] = after
+    if name == table.name and "whole" not in more:
+        more |= {"order": order, "ascending": sort.endswith(".up")}
+    return Wanted(campaign=view.campaign, people=view.people, **more)
 
 
 def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
@@ -6336,9 +6327,8 @@ def _new_email(maker: LinkMaker, value: object, where: str) -> tuple[Registratio
 def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     """Instrument a message, and register it as an email; what is said of it in the query goes before its headers."""
     maker = _link_maker(app, request, tenant)
-    content_type = request.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-    if content_type not in ("message/rfc822", ""):
-        raise HTTPError(415, f"Content-Type: expected message/rfc822, got {content_type[:60]}")
+    if request.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() not in ("message/rfc822", ""):
+        raise HTTPError(415, "Content-Type: expected message/rfc822")
     said = read_fields(request.parameters(), _MESSAGE_FIELDS)
     key, force = said.pop("key", "") or new_key(), said.pop("force", False)
     place, links, hidden = said.pop("pixel", "bottom"), said.pop("links", True), said.pop("hidden_link", False)
@@ -6392,7 +6382,6 @@ def post_campaigns(app: App, request: Request, tenant: Tenant) -> Response:
 
 
 def post_tenants(app: App, request: Request) -> Response:
-    """Create a tenant."""
     said = read_fields(_json_body(request), _TENANT_FIELDS)
     name = read_tenant_name(said.get("name", ""))
     wanted = new_tenant_options(app.settings, said)
@@ -6426,8 +6415,6 @@ def as_json(app: App, error: HTTPError) -> Response:
 
 @dataclass(slots=True)
 class Route:
-    """A line of the table of URLs."""
-
     method: str
     pattern: str  # the handler gets what its names stand for; {id} becomes the tenant
     handler: Callable[..., Response]
