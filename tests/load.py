@@ -6,8 +6,6 @@ import contextlib
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -93,24 +91,10 @@ def kill_one(server: Server) -> int:
 
 @contextlib.contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """Another process holds the database for itself, as a shell with an open transaction does."""
-    program = (
-        "import sqlite3, sys\n"
-        "connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)\n"
-        "connection.execute('begin exclusive')\n"
-        "print('locked', flush=True)\n"
-        "sys.stdin.readline()\n"
-        "connection.execute('rollback')\n"
-        "connection.close()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdin is not None and holder.stdout is not None
-        assert holder.stdout.readline() == "locked\n"
+    """Somebody else holds the database for himself, as a shell with an open transaction does."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None, timeout=30)) as other:
+        other.execute("begin exclusive")
         yield
-        holder.stdin.close()
-    assert holder.returncode == 0
 
 
 # == Requests ==
@@ -167,75 +151,56 @@ def fault(sent: Sent, status: int, headers: dict[str, str], body: bytes) -> str 
 def user_agents() -> list[str]:
     """Real user agents, where the folder with them is there."""
     table = SHARED / "useragents.tsv"
-    if not table.is_file():
-        return list(AGENTS)
-    lines = table.read_text(encoding="utf-8").splitlines()[1:]
-    return [line.split("\t")[2].strip() for line in lines]
+    lines = table.read_text(encoding="utf-8").splitlines()[1:] if table.is_file() else []
+    return [line.split("\t")[2].strip() for line in lines] or list(AGENTS)
 
 
 # == Numbers ==
 
 
-def state_of(event: dict[str, Any]) -> str:
-    """What an event counts as."""
-    if event["reason"] in ("destination-not-allowed", "destination-blocked", "suspended", "repeat"):
-        return "set_aside"
-    return {
-        **dict.fromkeys(("human", "proxy"), "person"),
-        **dict.fromkeys(("prefetch", "unconfirmed"), "unconfirmed"),
-        **dict.fromkeys(("scanner", "bot"), "machine"),
-        "self": "set_aside",
-    }[event["verdict"]]
-
-
 STATES = ("person", "unconfirmed", "machine")  # best first
+STATE_OF = {
+    **dict.fromkeys(("human", "proxy"), "person"),
+    **dict.fromkeys(("prefetch", "unconfirmed"), "unconfirmed"),
+    **dict.fromkeys(("scanner", "bot"), "machine"),
+    "self": "set_aside",
+}
 
 
 def recounted(events: Iterable[dict[str, Any]], registered: set[str]) -> dict[str, Any]:
     """What stats.json must say, counted from the events."""
-    hits = {kind: Counter[str]() for kind in ("open", "click")}
-    reasons: Counter[tuple[str, str, str, str]] = Counter()
-    best: dict[str, dict[str, str]] = {"open": {}, "click": {}}
-    keys: set[str] = set()
+    reasons = Counter[tuple[str, str, str, str]]()
+    best: dict[str, dict[str, str]] = {"open": {}, "click": {}}  # state of each email
+    seen = set(registered)
     for event in events:
-        state, kind, key = state_of(event), event["event_type"], event["key"]
-        hits[kind][state] += 1
-        reasons[kind, event["verdict"], event["reason"], state] += 1
-        keys.add(key)
+        type_, key, state = event["event_type"], event["key"], STATE_OF[event["verdict"]]
+        if event["reason"] in ("destination-not-allowed", "destination-blocked", "suspended", "repeat"):
+            state = "set_aside"
+        reasons[type_, event["verdict"], event["reason"], state] += 1
+        seen.add(key)
         if state != "set_aside":
-            best[kind][key] = min(state, best[kind].get(key, state), key=STATES.index)
+            best[type_][key] = min(state, best[type_].get(key, state), key=STATES.index)
 
-    def emails(kind: str, among: Callable[[str], bool]) -> dict[str, int]:
-        found = Counter(state for key, state in best[kind].items() if among(key))
+    def hits(type_: str) -> dict[str, int]:
+        found = Counter[str]()
+        for (each, _, _, state), number in reasons.items():
+            found[state] += number if each == type_ else 0
+        return {state: found[state] for state in (*STATES, "set_aside")}
+
+    def emails(type_: str, keys: set[str]) -> dict[str, int]:
+        found = Counter(state for key, state in best[type_].items() if key in keys)
         return {state: found[state] for state in STATES}
 
-    def group(of_registered: bool) -> dict[str, Any]:
-        def among(key: str) -> bool:
-            return (key in registered) == of_registered
+    def group(keys: set[str]) -> dict[str, Any]:
+        opened, clicked = ({key for key in keys if best[type_].get(key) == "person"} for type_ in best)
+        numbers = {"opened": emails("open", keys), "clicked": emails("click", keys)}
+        return {"emails": len(keys), **numbers, "clicked_without_open": len(clicked - opened)}
 
-        number = len(registered) if of_registered else len(keys - registered)
-        persons = {kind: {key for key, state in best[kind].items() if state == "person"} for kind in best}
-        return {
-            "emails": number,
-            "opened": emails("open", among),
-            "clicked": emails("click", among),
-            "clicked_without_open": sum(map(among, persons["click"] - persons["open"])),
-        }
-
+    fields = ("event_type", "verdict", "reason", "counts_as")
+    ordered = sorted(reasons.items(), key=lambda item: (item[0][0] == "click", -item[1], item[0]))
     return {
-        "sent": group(True),
-        "unregistered": group(False),
-        "activity": {
-            f"{kind}s": {
-                "hits": {state: hits[kind][state] for state in (*STATES, "set_aside")},
-                "emails": emails(kind, lambda key: True),
-            }
-            for kind in hits
-        },
-        "reasons": [
-            {"event_type": kind, "verdict": verdict, "reason": reason, "counts_as": state, "hits": number}
-            for (kind, verdict, reason, state), number in sorted(
-                reasons.items(), key=lambda item: (item[0][0] == "click", -item[1], item[0])
-            )
-        ],
+        "sent": group(registered),
+        "unregistered": group(seen - registered),
+        "activity": {f"{type_}s": {"hits": hits(type_), "emails": emails(type_, seen)} for type_ in best},
+        "reasons": [{**dict(zip(fields, rule, strict=True)), "hits": number} for rule, number in ordered],
     }
