@@ -13,7 +13,6 @@ import linecache
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -534,47 +533,30 @@ def test_a_child_writes_a_segment_of_its_own_and_leaves_its_parents_alone(stage:
     assert counted(stage) == ["child", "parent1", "parent2"]
 
 
-def test_a_hit_for_a_segment_that_somebody_deleted_is_printed_and_the_next_opens_another(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("fault", ["its segment is deleted", "its write is cut short"])
+def test_a_hit_that_is_lost_on_the_way_is_printed_instead_and_the_next_opens_another_segment(
+    stage: Stage, fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.0)
     notes = [stage.pixel("e1").headers["X-Tracker"]]
-    tracker.drain(stage.database)
+    assert drained(stage) == (1, 0, [])
     [live] = segments(stage.folder)
-    (stage.spool / live).unlink()
-    notes += [stage.pixel(key).headers["X-Tracker"] for key in ("e2", "e3")]
+    with monkeypatch.context() as patched:
+        if "deleted" in fault:
+            (stage.spool / live).unlink()
+        else:
+            write = os.write
+            patched.setattr(os, "write", lambda fd, line: write(fd, line[:50]))
+        notes.append(stage.pixel("e2").headers["X-Tracker"])
+    notes.append(stage.pixel("e3").headers["X-Tracker"])
     assert notes == ["recorded", "unspooled", "recorded"]
     log = capsys.readouterr().err.encode().splitlines()
-    assert tracker.ingest(stage.database, log) == (1, 0, [])
-    stage.drain()
+    assert [tracker.ingest(stage.database, log) for _ in range(2)] == [(1, 0, []), (0, 1, [])]
+    assert drained(stage) == (1, "short" in fault, [])
     assert counted(stage) == ["e1", "e2", "e3"]
 
 
 # -- A disk that is full
-
-
-def test_a_short_write_ends_its_segment_and_the_hit_is_printed_instead(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = [hit(stage, f"e{n}") for n in range(8)]
-    monkeypatch.setattr(tracker, "RETRY_SECONDS", 0.0)
-    printed = stage.folder / "printed"
-
-    def write() -> None:
-        # A limit on the size of files cuts a write short as a full disk does, without a disk to fill.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(lines[0]) * 5 // 2, resource.RLIM_INFINITY))
-        spool = tracker.Spool(str(stage.spool))
-        with printed.open("w") as sys.stderr:
-            assert [spool.append(line) for line in lines] == [True, True, False, True, True, False, True, True]
-
-    assert ended(forked(write)) == 0
-    log = printed.read_bytes().splitlines()
-    assert [json.loads(line.removeprefix(b"unspooled ")) for line in log] == [json.loads(lines[n]) for n in (2, 5)]
-    assert len(segments(stage.folder)) == 3
-    assert drained(stage) == (6, 2, [])
-    assert tracker.ingest(stage.database, log) == (2, 0, [])
-    assert tracker.ingest(stage.database, log) == (0, 2, [])
-    assert counted(stage) == [f"e{n}" for n in range(8)]
 
 
 def test_on_a_full_disk_hits_are_answered_and_printed_and_each_is_counted_once_in_the_end(
