@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sqlite3
 import time
@@ -79,14 +78,6 @@ def terminate(server: Server) -> int:
     server.stop()
     assert process.returncode is not None
     return process.returncode
-
-
-def kill_one(server: Server) -> int:
-    """SIGKILL a worker; returns its process id."""
-    workers = server.workers()
-    assert workers
-    os.kill(workers[0], signal.SIGKILL)
-    return workers[0]
 
 
 @contextlib.contextmanager
