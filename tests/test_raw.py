@@ -47,15 +47,13 @@ class Live:
         with socket.create_connection(("127.0.0.1", self.server.port), timeout=20) as connection:
             return talk(connection, *map(self.fill, pieces))
 
-    def ask(self, target: str | bytes, *headers: str, method: str = "GET", body: bytes = b"") -> Answer:
+    def ask(self, target: str, *headers: str, method: str = "GET", body: bytes = b"") -> Answer:
         """One request for one answer."""
-        raw = target if isinstance(target, bytes) else target.encode("latin-1")
-        lines = [method.encode() + b" " + raw + b" HTTP/1.1", *(line.encode("latin-1") for line in headers)]
-        if not any(line.lower().startswith("host:") for line in headers):
-            lines.append(b"Host: track.example.com")
-        if body and not any(line.startswith("Content-Length:") for line in headers):
-            lines.append(b"Content-Length: %d" % len(self.fill(body)))
-        (answer,) = read_answers(self.exchange(b"\r\n".join(lines) + b"\r\n\r\n" + body), method)
+        lines = [f"{method} {target} HTTP/1.1", *headers]
+        named = {line.partition(":")[0] for line in headers}
+        lines += [] if "Host" in named else ["Host: track.example.com"]
+        lines += [] if "Content-Length" in named or not body else [f"Content-Length: {len(self.fill(body))}"]
+        (answer,) = read_answers(self.exchange("\r\n".join([*lines, "", ""]).encode("latin-1") + body), method)
         return answer
 
     def fill(self, data: bytes) -> bytes:
@@ -77,9 +75,8 @@ class Live:
 
 
 def talk(connection: socket.socket, *pieces: bytes) -> bytes:
-    with contextlib.suppress(
-        BrokenPipeError, ConnectionResetError
-    ):  # the server has heard enough, and may have answered
+    # The server may have heard enough, and may have answered.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         for piece in pieces:
             connection.sendall(piece)
         connection.shutdown(socket.SHUT_WR)
@@ -117,14 +114,13 @@ def read_answers(data: bytes, method: str = "GET") -> list[Answer]:
 
 def read_chunks(data: bytes) -> tuple[bytes, bytes]:
     """A chunked body to its end, and what follows."""
-    body = b""
-    while match := re.match(rb"([0-9A-Fa-f]+)\r\n", data):
-        start, end = match.end(), match.end() + int(match[1], 16)
-        assert data[end : end + 2] == b"\r\n"
-        body, data = body + data[start:end], data[end + 2 :]
-        if start == end:
-            return body, data
-    raise AssertionError(data[:80])
+    body, size = b"", -1
+    while size:
+        line, _, data = data.partition(b"\r\n")
+        size = int(line, 16)
+        assert data[size : size + 2] == b"\r\n"
+        body, data = body + data[:size], data[size + 2 :]
+    return body, data
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +136,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 # -- Request targets
 
-TARGETS: dict[tuple[int, str | None], tuple[str | bytes, ...]] = {
+TARGETS: dict[tuple[int, str | None], tuple[str, ...]] = {
     (200, "bad key"): (
         "/{mail_id}/pixel/a%2Fb.gif", "/{mail_id}/pixel/a%0Ab.gif", "/{mail_id}/pixel/a%0D%0AX-Evil:%201.gif",
         "/{mail_id}/pixel/a%00.gif", "/{mail_id}/pixel/%FF%FE.gif", "/{mail_id}/pixel/%2e%2e.gif",
@@ -163,7 +159,7 @@ TARGETS: dict[tuple[int, str | None], tuple[str | bytes, ...]] = {
     ),
     (400, None): (
         "/{id}/stats.json?tz=%0D%0AX-Evil:1", "/{id}/dashboard?range=%3Cscript%3E%00", "/{id}/emails.csv?limit=%D9%A1",
-        b"/\xff\xfe", "/caf\xe9", b"/\x00", b"/a b", b"health",
+        "/\xff\xfe", "/caf\xe9", "/\x00", "/a b", "health",
     ),
     (414, None): ("/" + "a" * 17_000,),
 }  # fmt: skip
@@ -181,8 +177,8 @@ def test_an_odd_target_gets_a_plain_answer(live: Live, status: int, note: str | 
 def test_targets_that_are_no_path_and_methods_that_are_not_ours_are_refused(live: Live) -> None:
     for target in ("*", "track.example.com:443", "http://track.example.com", "http://", "ftp://x/health"):
         for method in ("GET", "OPTIONS", "CONNECT", "TRACE", "PROPFIND", "X"):
-            answer = live.ask(target, method=method)
-            assert answer.status in (400, 404, 405) or target == "http://track.example.com"
+            status = live.ask(target, method=method).status
+            assert status in (400, 404, 405) or target == "http://track.example.com"
 
 
 @pytest.mark.parametrize(
@@ -253,14 +249,8 @@ def test_a_whole_body_is_read_and_one_that_is_broken_or_breaks_off_is_the_client
     assert [answer.status for answer in answers] == [100, 201]
     (answer,) = read_answers(live.exchange(CHUNKED, b'6\r\n{"key"\r\n006;extension=1\r\n:"c1"}\r\n0\r\n\r\n'))
     assert (answer.status, json.loads(answer.body)["key"]) == (201, "c1")
-    for chunks in (
-        b"zz\r\n{}\r\n0\r\n\r\n",
-        b"-2\r\n{}\r\n0\r\n\r\n",
-        b"2\r\n{}",
-        b"2\r\n{}XX0\r\n\r\n",
-        b"5\r\n{}",
-        b"",
-    ):
+    end = b"0\r\n\r\n"
+    for chunks in (b"zz\r\n{}\r\n" + end, b"-2\r\n{}\r\n" + end, b"2\r\n{}", b"2\r\n{}XX" + end, b"5\r\n{}", b""):
         with live.harmless_log():
             assert [answer.status for answer in read_answers(live.exchange(CHUNKED + chunks))] == [400]
     for body in (b'{"key": "cut-off"}', b'{"key": "cut', b""):
