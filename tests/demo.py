@@ -37,36 +37,8 @@ CLIENTS = {  # what people read mail with, by weight
     "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Thunderbird/140.3.0": 5,
     "YahooMailProxy; https://help.yahoo.com/kb/yahoo-mail-proxy-SLN28749.html": 4,
 }
-FIRST = (
-    "ada",
-    "ben",
-    "chloe",
-    "dario",
-    "eva",
-    "finn",
-    "grace",
-    "hugo",
-    "ines",
-    "jonas",
-    "kira",
-    "liam",
-    "maya",
-    "noah",
-)
-LAST = (
-    "abbott",
-    "bauer",
-    "costa",
-    "dubois",
-    "evans",
-    "fischer",
-    "garcia",
-    "hansen",
-    "ito",
-    "jansen",
-    "kowalski",
-    "lopez",
-)
+FIRST = ["ada", "ben", "chloe", "dario", "eva", "finn", "grace", "hugo", "ines", "jonas", "kira", "liam", "maya"]
+LAST = ["abbott", "bauer", "costa", "dubois", "evans", "fischer", "garcia", "hansen", "ito", "jansen", "kim", "lopez"]
 
 
 @dataclass(frozen=True)
@@ -89,14 +61,7 @@ SENDERS = (
         site="https://acme.example.com/",
         readers=150,
         days=(3, 6),
-        subjects=(
-            "New arrivals",
-            "Boots for the rain",
-            "Last sizes",
-            "How we make a sole",
-            "A week of sandals",
-            "Thank you",
-        ),
+        subjects=["New arrivals", "Boots for the rain", "Last sizes", "How we make a sole", "Sandals", "Thank you"],
         links=("new", "sale", "boots", "sandals", "journal/how-we-make-a-sole", "stores", "account"),
         orders=14,
         rules={"allow": ["acme.example.com"]},
@@ -165,7 +130,7 @@ class Mailing:
         subject = self.sender.subjects[number % len(self.sender.subjects)]
         keys = [self.email(subject, reader, f"No. {number}: {subject}", sent_at) for reader in self.readers]
         for key, reader in zip(keys, self.readers, strict=True):
-            self.read(key, reader, sent_at, opened=reader.gladness, clicked=0.055, links=self.sender.links)
+            self.read(key, reader, sent_at, reader.gladness, 0.055, self.sender.links, hours=7.0)
         self.hit(keys[0], sent_at + 40_000, BROWSER, own=True)
         self.story(keys[1], sent_at)
 
@@ -174,18 +139,10 @@ class Mailing:
         if sent_at < self.now - 600_000:
             reader, number = self.chance.choice(self.readers), 10_000 + 3 * len(self.emails)
             key = self.email(f"Your order {number} is on its way", reader, "Orders", sent_at)
-            self.read(key, reader, sent_at, opened=0.85, clicked=0.25, links=("orders",), hours=1.0)
+            self.read(key, reader, sent_at, 0.85, 0.25, ("orders",), hours=1.0)
 
     def read(
-        self,
-        key: str,
-        reader: Reader,
-        sent_at: int,
-        *,
-        opened: float,
-        clicked: float,
-        links: Sequence[str],
-        hours: float = 7.0,
+        self, key: str, reader: Reader, sent_at: int, opened: float, clicked: float, links: Sequence[str], hours: float
     ) -> None:
         """What becomes of one email: machines first, then perhaps its reader, within a day or two and not at night."""
         if reader.gateway:
@@ -197,9 +154,8 @@ class Mailing:
         is_apple = reader.client == APPLE
         reads = self.chance.random() < opened
         if is_apple and self.chance.random() < 0.9:
-            self.hit(
-                key, sent_at + int(self.chance.expovariate(1 / (2 * HOUR_MS))) + 90_000, APPLE, network="17.58.0.0"
-            )
+            loaded_at = sent_at + int(self.chance.expovariate(1 / (2 * HOUR_MS))) + 90_000
+            self.hit(key, loaded_at, APPLE, network="17.58.0.0")
         if not reads:
             return
         for _ in range(0 if is_apple else self.chance.choice((1, 1, 1, 1, 2))):
@@ -253,9 +209,8 @@ def batches(whole: Sequence[Any]) -> Iterator[Sequence[Any]]:
 def main() -> int:
     """Fill the database that DATABASE_URL names, which must be empty."""
     settings = tracker.load_settings(os.environ, os.devnull, local=True)
-    with contextlib.closing(
-        tracker.create_database(settings.database, tracker.resource("schema.sql").decode())
-    ) as database:
+    schema = tracker.resource("schema.sql").decode()
+    with contextlib.closing(tracker.create_database(settings.database, schema)) as database:
         with tracker.changing_tenants(database) as connection:
             if tracker.list_tenants(connection):
                 sys.exit(f"{database.path} has tenants already; expected an empty one: set DATABASE_URL to a new one")

@@ -62,10 +62,8 @@ class Site:
             answered.append(status)
 
         chunks = self._wsgi(environ, start_response)
-        try:
-            body = b"".join(chunks)
-        finally:
-            getattr(chunks, "close", lambda: None)()
+        body = b"".join(chunks)
+        getattr(chunks, "close", lambda: None)()
         if not answered[0].startswith("200"):
             raise SystemExit(f"{path}?{query}: {answered[0]}\n{body.decode()[:2000]}")
         return body
@@ -93,7 +91,6 @@ def pages_of(site: Site) -> Iterator[Page]:
     person = site.rows("select recipient from emails where tenant = ? and recipient <> '' limit 1 offset 99")[0][0]
     campaigns = site.rows("select campaign, emails from campaigns where tenant = ? order by emails")
     usual, largest = campaigns[len(campaigns) // 2][0], campaigns[-1][0]
-    rare = fill.RARE_WORD.lower()
 
     for name_, asked in (
         *((each, f"range={each}") for each in tracker.RANGES),
@@ -104,6 +101,7 @@ def pages_of(site: Site) -> Iterator[Page]:
         ("30d in New York", "tz=America/New_York"),
     ):
         yield (f"dashboard: {name_}", f"{home}/dashboard?{asked}")
+    word = fill.COMMON_WORD.lower()
     for name_, asked in (
         ("deep", f"after={middle}-{1 << 40}"),
         *((f"sorted by {order}", f"sort=emails.{order}") for order in tracker.EMAILS.orders),
@@ -115,15 +113,12 @@ def pages_of(site: Site) -> Iterator[Page]:
         ("search: one letter", f"q={person[0]}"),
         ("search: a key", f"q={name}"),
         ("search: beginning of keys", "q=m"),
-        ("search: a word of every email", f"q={fill.COMMON_WORD.lower()}"),
-        ("search: two words", f"q={fill.COMMON_WORD.lower()}+spring"),
-        ("search: a rare word", f"q={rare}"),
+        ("search: a word of every email", f"q={word}"),
+        ("search: two words", f"q={word}+spring"),
+        ("search: a rare word", f"q={fill.RARE_WORD.lower()}"),
         ("search: no such word", "q=nowhere"),
-        (
-            "search: a word of every email, not opened",
-            f"q={fill.COMMON_WORD.lower()}&show=not-opened&sort=emails.opens",
-        ),
-        ("search: a word of every email, deep", f"q={fill.COMMON_WORD.lower()}&after={middle}-{1 << 40}"),
+        ("search: a word of every email, not opened", f"q={word}&show=not-opened&sort=emails.opens"),
+        ("search: a word of every email, deep", f"q={word}&after={middle}-{1 << 40}"),
     ):
         yield (f"emails: {name_}", f"{home}/dashboard?{asked}")
     for order in tracker.CAMPAIGNS.orders:
@@ -139,7 +134,7 @@ def pages_of(site: Site) -> Iterator[Page]:
             ("not opened", "show=not-opened"),
             ("not opened, by recipient", "show=not-opened&sort=emails.recipient.up"),
             ("search: a recipient", f"q={person}"),
-            ("search: a word of every email", f"q={fill.COMMON_WORD.lower()}"),
+            ("search: a word of every email", f"q={word}"),
         ):
             yield (f"{which} campaign: {show}", f"{path}?{asked}")
     busiest = site.rows(
@@ -214,10 +209,8 @@ def filled(folder: Path, emails: int, events: int) -> Site:
         began = time.perf_counter()
         fill.fill(folder, emails, events)
         size = os.path.getsize(folder / "tracking.db") / 1e6
-        print(
-            f"{emails:,} emails and {events:,} events: {size:,.0f} MB in {time.perf_counter() - began:.0f} s",
-            flush=True,
-        )
+        seconds = time.perf_counter() - began
+        print(f"{emails:,} emails and {events:,} events: {size:,.0f} MB in {seconds:.0f} s", flush=True)
     return Site(folder)
 
 
