@@ -95,30 +95,21 @@ def resource(name: str) -> bytes:
     try:
         return bytes(globals()["__loader__"].get_data(os.path.join(folder, name)))
     except OSError:
-        raise StoreError(
-            f"{name} is missing beside {PROGRAM_FILE}: copy email-tracker.pyz, which `make dist` builds and which holds all"
-        ) from None
-
-
-def _whole_number(most: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= most:
-            raise ValueError(f"expected a whole number from 1 to {most}")
-        return int(text)
-
-    return convert
+        raise StoreError(f"{name} is missing in {folder}: copy email-tracker.pyz, which `make dist` builds") from None
 
 
 def is_port(text: str) -> bool:
     return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65536
 
 
-def _matching(pattern: str, expected: str) -> Callable[[str], str]:
-    def convert(text: str) -> str:
+def _matching(pattern: str, expected: str, make: Callable[[str], Any] = str) -> Callable[[str], Any]:
+    """What makes a value of a text that fits a pattern, whose groups are ports."""
+
+    def convert(text: str) -> Any:
         match = re.fullmatch(pattern, text)
         if not match or not all(map(is_port, filter(None, match.groups()))):
             raise ValueError(f"expected {expected}")
-        return text
+        return make(text)
 
     return convert
 
@@ -163,6 +154,8 @@ def _setting(variable: str, convert: Callable[[str], Any], default: str = "", *,
     return field(default=convert(default) if default else None, metadata=about)
 
 
+_port = _matching("([0-9]+)", "a whole number from 1 to 65535", int)
+_workers = _matching("[1-9]|[1-5][0-9]|6[0-4]", "a whole number from 1 to 64", int)
 _bind = _matching(
     r"unix:/.+|fd://[0-9]+|(?:\[[0-9A-Fa-f:.]+\]|[^\s:/]+):([0-9]+)",
     "unix:/path/to/socket or HOST:PORT, for example 127.0.0.1:3000",
@@ -175,11 +168,11 @@ _kept = _matching("truncated|full|none", "one of: truncated, full, none")
 class Settings:
     """All that the operator may say."""
 
-    port: int = _setting("PORT", _whole_number(65535), "3000")
+    port: int = _setting("PORT", _port, "3000")
     bind: str | None = _setting("BIND", _bind)
     database: str = _setting("DATABASE_URL", _database_path, "sqlite:data/tracking.db")
     base_url: str | None = _setting("BASE_URL", _base_url)
-    web_concurrency: int = _setting("WEB_CONCURRENCY", _whole_number(64), "2")
+    web_concurrency: int = _setting("WEB_CONCURRENCY", _workers, "2")
     api_key: str | None = _setting("API_KEY", _api_key, secret=True)
     secret_key: tuple[str, ...] | None = _setting("SECRET_KEY", _secrets, secret=True)
     forwarded_allow_ips: tuple[str, ...] = _setting("FORWARDED_ALLOW_IPS", _networks, "127.0.0.1,::1")
@@ -232,11 +225,8 @@ def _given(variable: str, sources: Sequence[Mapping[str, str]]) -> str:
         if text and path:
             raise ValueError(f"set {variable} or {variable}_FILE, not both")
         if path:
-            try:
-                with open(path, encoding="utf-8") as file:
-                    text = file.read().strip()
-            except OSError as error:
-                raise ValueError(f"{path} can't be read: {error.strerror}; expected a file with the value") from None
+            with open(path, encoding="utf-8") as file:
+                text = file.read().strip()
             if not text:
                 raise ValueError(f"{path} is empty; expected the value in it")
         if text:
@@ -258,9 +248,10 @@ def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, lo
         try:
             if variable and (text := _given(variable, sources)):
                 values[each.name] = each.metadata["convert"](text)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
+            told = f"{error.filename} can't be read: {error.strerror}" if isinstance(error, OSError) else error
             shown = f" is {text!r}" if text and not each.metadata["secret"] else ""
-            faults.append(f"{variable}{shown}: {error}")
+            faults.append(f"{variable}{shown}: {told}")
     if any(source.get("RETENTION_DAYS", "").strip() for source in sources):
         faults.append("RETENTION_DAYS: this version removes nothing by itself, so it expects this to be unset")
     if not faults and (fault := network_file_system_fault(os.path.realpath(Settings(**values).folder))):
