@@ -129,25 +129,11 @@ def run(command: Sequence[str], environ: Mapping[str, str]) -> str:
     return out
 
 
-def process_tree(pid: int) -> Iterator[int]:
-    """A process and all that descend from it."""
-    yield pid
-    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in tasks.read_text().split():
-            yield from process_tree(int(child))
-
-
 def pss_megabytes(pid: int) -> float:
     """The proportional set size of a process and all that descend from it."""
-    lines = [line for each in process_tree(pid) for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()]
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in held]
+    words = Path(f"/proc/{pid}/smaps_rollup").read_text().split()
+    children = [child for tasks in Path(f"/proc/{pid}/task").glob("*/children") for child in tasks.read_text().split()]
+    return int(words[words.index("Pss:") + 1]) * 1024 / 1e6 + sum(pss_megabytes(int(child)) for child in children)
 
 
 # == Contenders ========================================================================================
@@ -217,8 +203,7 @@ class Load(NamedTuple):
 
     @property
     def first(self) -> str:
-        with self.paths.open() as lines:
-            return lines.readline().strip()
+        return self.paths.read_text().partition("\n")[0]
 
     def probe(self) -> None:
         """See that the answer is right before its speed is measured."""
@@ -419,7 +404,9 @@ class Bench:
 
     def run(self) -> tuple[list[Round], Figures]:
         """Everything, from memory to cold start."""
-        ports = free_ports(4)
+        with contextlib.ExitStack() as stack:
+            held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+            ports = [each.getsockname()[1] for each in held]
         bare = gunicorn("hello", "hello:application", self.folder, ports[0])
         database = self.folder / "flask.db"
         peer = gunicorn("flask", "flask_peer:application", self.folder, ports[1], BENCH_DATABASE=database)
