@@ -1154,9 +1154,10 @@ class Report:
 
     def warnings(self) -> list[str]:
         """What the sender should know before the message is sent."""
+        if self.size_after <= CLIPPED_BYTES:
+            return []
         size = f"the HTML has {self.size_after:,} bytes, {self.size_before:,} before"
-        clipped = f"{size}: Gmail clips a message at about 102,000, and a pixel at its end with it"
-        return [clipped] if self.size_after > CLIPPED_BYTES else []
+        return [f"{size}: Gmail clips a message at about 102,000, and a pixel at its end with it"]
 
     def as_json(self) -> dict[str, Any]:
         """The report for programs."""
@@ -1212,7 +1213,6 @@ class Tag(NamedTuple):
     name: str  # lower case; "/name" for an end tag
     start: int
     end: int
-    attributes_at: int
     conditional: bool
 
 
@@ -1263,7 +1263,7 @@ def read_tags(text: str, at: int = 0, end: int = sys.maxsize, *, conditional: bo
             rest = TAG_REST.match(text, match.end(), end)
             at = rest.end() if rest else -1
             if rest and (name in WANTED_TAGS or (conditional and name.startswith("v:"))):
-                yield Tag(name, start, at, match.end(), conditional)
+                yield Tag(name, start, at, conditional)
             if rest and name in RAW_TEXT:
                 at = _end_of_raw_text(text, name, at, end)
             elif name == "plaintext":
@@ -1271,7 +1271,7 @@ def read_tags(text: str, at: int = 0, end: int = sys.maxsize, *, conditional: bo
         else:
             at = text.find(">", match.end() - 1, end) + 1 or -1
         if at < 0:
-            yield Tag("", start, end, end, conditional)
+            yield Tag("", start, end, conditional)
             return
 
 
@@ -1297,7 +1297,7 @@ def _end_of_raw_text(text: str, name: str, at: int, end: int) -> int:
 def read_attributes(text: str, tag: Tag) -> dict[str, Attribute]:
     """The attributes of a tag by their names in lower case; of several of one name the first counts."""
     found: dict[str, Attribute] = {}
-    for match in ATTRIBUTE.finditer(text, tag.attributes_at, tag.end):
+    for match in ATTRIBUTE.finditer(text, tag.start + 1 + len(tag.name), tag.end):
         name, value = match.groups()
         start, end = match.span(2) if value is not None else (match.end(), match.end())
         quoted = bool(value) and value[0] in "\"'"
@@ -1323,10 +1323,9 @@ class Page(NamedTuple):
     def read(self, place: Attribute) -> str:
         """The value of an attribute as it is written. Raises BadTarget."""
         value = self.content[place.start : place.end]
-        if value.isascii() and value == self.text[place.start : place.end]:
-            return value
         try:
-            return value.encode("latin-1").decode(self.codec)
+            plain = value.isascii() and value == self.text[place.start : place.end]
+            return value if plain else value.encode("latin-1").decode(self.codec)
         except UnicodeError:
             raise BadTarget("its characters can't be read in the part's charset") from None
 
@@ -1374,20 +1373,20 @@ def _additions(found: list[tuple[Page, list[Tag]]], how: Instrumenting, report: 
                     return True
         return False
 
+    link = f'<a href="{how.hidden_url}" aria-hidden="true" tabindex="-1" style="display:none"></a>'
+    image = f'<img src="{how.pixel_url}" width="1" height="1" alt="">'
     additions = {}
-    if how.hidden_url is None:
-        report.hidden_link = NOT_ASKED_FOR
-    elif is_there(LINK_TAGS, "href", HIDDEN_PATH):
-        report.hidden_link = THERE
-    else:  # first of all, since some follow the first link only
-        link = f'<a href="{how.hidden_url}" aria-hidden="true" tabindex="-1" style="display:none"></a>'
-        additions["hidden_link"] = link, "first"
-    if how.pixel == "none":
-        report.pixel = NOT_ASKED_FOR
-    elif is_there({"img"}, "src", "/pixel/"):
-        report.pixel = THERE
-    else:
-        additions["pixel"] = f'<img src="{how.pixel_url}" width="1" height="1" alt="">', how.pixel
+    for name, asked, tags, attribute, path, markup, where in (
+        # First of all, since some follow the first link only.
+        ("hidden_link", how.hidden_url is not None, LINK_TAGS, "href", HIDDEN_PATH, link, "first"),
+        ("pixel", how.pixel != "none", {"img"}, "src", "/pixel/", image, how.pixel),
+    ):
+        if not asked:
+            setattr(report, name, NOT_ASKED_FOR)
+        elif is_there(tags, attribute, path):
+            setattr(report, name, THERE)
+        else:
+            additions[name] = markup, where
     return additions
 
 
@@ -1540,10 +1539,9 @@ def said_by_headers(raw: bytes) -> tuple[str, list[str]]:
 
     head, *_ = re.split(rb"\r\n\r\n|\n\n|\r\r", raw[:MAX_HEADERS], maxsplit=1)
     try:
-        text = head.decode("utf-8")
+        headers = read_headers(head.decode("utf-8"))
     except UnicodeDecodeError:
-        text = head.decode("latin-1")
-    headers = read_headers(text)
+        headers = read_headers(head.decode("latin-1"))
 
     def decoded(value: object) -> str:
         text = str(value)
@@ -1681,7 +1679,12 @@ def _read_page(text: str, part: Part, unsubscribe: Collection[str]) -> Page:
     content, encode, longest = decode_part(text, part)
     if "-----BEGIN PGP" in content:
         raise Unclear("it holds a PGP block, which any change may break")
-    codec = _codec(part.charset)
+    try:
+        codec = codecs.lookup(part.charset).name.replace("_", "-")
+        "".encode(codec)  # raises LookupError for those of Python's that are no charsets, such as hex
+    except (LookupError, ValueError):
+        codec = "ascii"
+    codec = "ascii" if codec in NO_CHARSETS else codec
     if codec.startswith(("utf-16", "utf-32")) or content.startswith(BYTE_ORDER_MARKS):
         raise Unclear("it is in UTF-16 or UTF-32; send it in UTF-8 to have it instrumented")
     if codec in ("utf-7", "johab") or MARKUP_BYTES.decode(codec, "replace") != MARKUP_BYTES.decode():
@@ -1691,16 +1694,6 @@ def _read_page(text: str, part: Part, unsubscribe: Collection[str]) -> Page:
         if part.charset.replace("-", "").startswith(begin):
             shown = shifted.sub(_blank, content)
     return Page(content, shown, codec, str(part), unsubscribe, part.start, encode, longest)
-
-
-def _codec(label: str) -> str:
-    """The name of a charset in Python; that of ASCII for one that nobody knows."""
-    try:
-        name = codecs.lookup(label).name.replace("_", "-")
-        "".encode(name)  # raises LookupError for those of Python's that are no charsets, such as hex
-    except (LookupError, ValueError):
-        return "ascii"
-    return "ascii" if name in NO_CHARSETS else name
 
 
 def _blank(run: re.Match[str]) -> str:
@@ -1714,8 +1707,8 @@ def decode_part(text: str, part: Part) -> tuple[str, Encode, float]:
     """Undo a part's transfer encoding: what Page calls content, encode and longest. Raises Unclear."""
     token = part.header("Content-Transfer-Encoding").rstrip("; \t").lower()
     body = text[part.start : part.end]
-    match = LINE_BREAK.search(body) or LINE_BREAK.search(text)
-    line_break = match[0] if match else "\r\n"
+    found = LINE_BREAK.search(body) or LINE_BREAK.search(text)
+    line_break = found[0] if found else "\r\n"
     if token == "binary":
         return body, list, math.inf
     if token in UNCHANGED:
@@ -1749,11 +1742,11 @@ def _plain_edits(body: str, line_break: str, edits: list[Edit]) -> list[Edit]:
     found: list[Edit] = []
     for line in lines:
         begin, end = _line_around(body, line[0].start, line[-1].end, MAX_LINE + 1)
-        if end - begin + sum(edit.growth for edit in line) <= MAX_LINE:
-            found += line
-            continue
+        fits = end - begin + sum(edit.growth for edit in line) <= MAX_LINE
         for edit in line:
-            if edit.attribute:
+            if fits:
+                found.append(edit)
+            elif edit.attribute:
                 begin, end = edit.attribute
                 new = body[begin : edit.start] + edit.new + body[edit.end : end]
                 found.append(Edit(begin, end, f"{line_break}{new}{line_break}"))
@@ -1844,7 +1837,6 @@ def _quoted_printable_edits(body: str, line_break: str, edits: list[Edit]) -> li
             column = len(moved)
             moved = f"={line_break}{moved}"
         new, column = encode_quoted_printable(new, column, line_break)
-        new = moved + new
         # The next edit may have to begin with a soft line break.
         room = ENCODED_LINE - (not rest.endswith("="))
         while rest.startswith(".") and column + len(rest) > room:
@@ -1852,7 +1844,7 @@ def _quoted_printable_edits(body: str, line_break: str, edits: list[Edit]) -> li
             new, rest, end = new + dot, rest[1:], end + 1
         if column + len(rest) > room and column and rest:
             new, column = f"{new}={line_break}", 0
-        found.append(Edit(start, end, new))
+        found.append(Edit(start, end, moved + new))
         done = end
     return found
 
