@@ -68,7 +68,7 @@ PROGRAM_FILE = os.path.abspath(getattr(globals().get("__loader__"), "archive", _
 PROGRAM = os.path.basename(PROGRAM_FILE)
 
 # == Settings ==========================================================================================
-# What the operator says through the environment, what goes wrong, and the files that belong to the program.
+# What the operator says through the environment, what goes wrong, and the program's own files.
 
 ENV_FILE = "/etc/email-tracker.env"
 NETWORK_FILE_SYSTEMS = {
@@ -134,7 +134,7 @@ def _base_url(text: str) -> str:
 def _secrets(text: str) -> tuple[str, ...]:
     keys = tuple(re.split(r"[\s,]+", text))
     if not all(re.fullmatch("[!-~]{32,}", key) for key in keys):
-        raise ValueError("expected keys of at least 32 characters, newest first, ASCII, separated by commas or spaces")
+        raise ValueError("expected keys of at least 32 ASCII characters, newest first, with commas or spaces between")
     return keys
 
 
@@ -149,7 +149,7 @@ def _networks(text: str) -> tuple[str, ...]:
 
 
 def _setting(variable: str, convert: Callable[[str], Any], default: str = "", *, secret: bool = False) -> Any:
-    """Declare one setting: the single source for parsing, `config` and the table in README, which says what it means."""
+    """Declare one setting: the source for parsing, `config` and the table in README."""
     about = {"variable": variable, "convert": convert, "default": default, "secret": secret}
     return field(default=convert(default) if default else None, metadata=about)
 
@@ -200,7 +200,7 @@ class Settings:
 
 
 def read_env_file(path: str, faults: list[str]) -> dict[str, str]:
-    """Read NAME=value lines (comments and quotes as in systemd's EnvironmentFile); what is wrong goes to faults."""
+    """Read lines NAME=value as systemd does (EnvironmentFile); what is wrong goes to faults."""
     values = {}
     try:
         with open(path, encoding="utf-8") as file:
@@ -219,7 +219,7 @@ def read_env_file(path: str, faults: list[str]) -> dict[str, str]:
 
 
 def _given(variable: str, sources: Sequence[Mapping[str, str]]) -> str:
-    """A variable's text, itself or from the file that X_FILE names; the first source that says either wins."""
+    """What the first source that has it says of a variable, itself or in the file that X_FILE names."""
     for source in sources:
         text, path = (source.get(name, "").strip() for name in (variable, f"{variable}_FILE"))
         if text and path:
@@ -262,7 +262,7 @@ def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, lo
 
 
 def network_file_system_fault(folder: str, mounts: str = "/proc/self/mounts") -> str | None:
-    """Say so if a folder is on a network file system: of the deepest mount above it, and of two on one point the last."""
+    """Say so if the deepest mount above a folder (of two on one point, the last) is a network file system."""
     kind, depth = "", -1
     # Where there is no such list, it is not Linux, and nobody to ask.
     with contextlib.suppress(OSError), open(mounts, encoding="utf-8", errors="surrogateescape") as file:
@@ -368,7 +368,7 @@ def encode_target(url: str) -> str:
 
 
 def decode_target(segment: str) -> str | None:
-    """Read what encode_target wrote; None for anything else, other spellings of the same bytes included."""
+    """Read what encode_target wrote; None for anything else, also for another spelling of the same bytes."""
     try:
         url = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)).decode()
     except ValueError:
@@ -399,7 +399,7 @@ def signed_target(secret: str, mail_id: str, url: str) -> str:
 
 
 def split_target(uri: str) -> tuple[tuple[str, ...], str]:
-    """Split a request target into decoded path segments and the raw query: the one reading of a path there is.
+    """Split a request target into decoded path segments and the raw query: the one reading of a path.
 
     The path is split on "/" first and decoded once, so that %2F in a segment stays inside it.
     """
@@ -425,7 +425,7 @@ def plain_url(query: str) -> str | None:
 
 
 def campaign_of(query: str) -> str:
-    """The campaign that a hit names, for keys that nobody registers; "" without one. Never a part of a plain link's URL."""
+    """The campaign that a hit names, or "": for keys that nobody registers. Never a part of a plain link's URL."""
     url = PLAIN_URL.search(query)
     match = CAMPAIGN.search(query[: url.start()] if url and "://" in url[2] else query)
     name = unquote_plus(match[1], errors="replace") if match else ""
@@ -433,7 +433,7 @@ def campaign_of(query: str) -> str:
 
 
 def path_reader(pattern: str) -> Callable[[tuple[str, ...]], list[str] | None]:
-    """What reads split paths by a pattern such as /{mail_id}/pixel/{key}.gif: what its names stand for, or None."""
+    """What reads split paths by a pattern: the values of its {names}, or None."""
     parts = pattern.split("/")[1:]
     names = [place for place, part in enumerate(parts) if part.startswith("{")]
     words_of = operator.itemgetter(*(place for place in range(len(parts)) if place not in names))
@@ -459,7 +459,7 @@ _read_pixel, _read_signed, _read_plain = map(path_reader, (PIXEL_PATH, SIGNED_PA
 
 
 def recognise(segments: tuple[str, ...], query: str) -> tuple[bool, str, str, str | None] | None:
-    """Which hit a request target is: whether an open, mail id, key, and the URL of a click; None if it is no hit."""
+    """Read a hit's request target: whether an open, mail id, key, URL of a click; None if it is no hit."""
     if values := _read_pixel(segments):
         return True, values[0], values[1], None
     if values := _read_signed(segments):
@@ -528,7 +528,7 @@ def read_host(name: str) -> str:
 
 
 def _ascii_label(label: str) -> str:
-    """One label of a host in ASCII. Raises ValueError for what no browser, or no registry, would have."""
+    """One label of a host in ASCII. Raises ValueError for what no browser or registry would have."""
     if not label.isascii() and len(label) <= 253:  # to encode many takes quadratic time
         label = _mapped(label)
         if not all(c == "-" or unicodedata.category(c)[0] in "LMN" for c in label):
@@ -542,7 +542,7 @@ def _ascii_label(label: str) -> str:
 
 
 def _is_punycode(text: str) -> bool:
-    """Whether a label in punycode is one that browsers would make, of letters that run in one direction."""
+    """Whether browsers would make this label in punycode, and its letters run in one direction."""
     shown = text.encode().decode("punycode")
     if shown.isascii() or shown.startswith("xn--") or shown.encode("punycode").decode() != text:
         return False
@@ -554,7 +554,7 @@ def _is_punycode(text: str) -> bool:
 
 
 def _mapped(label: str) -> str:
-    """A label in the letters that browsers make of it (UTS 46; ß and ς stay). Raises ValueError where that is not sure."""
+    """A label in the letters that browsers make of it (UTS 46; ß and ς stay), or ValueError if that is not sure."""
     if UNSURE.search(label):
         raise ValueError("it holds what browsers drop or refuse")
     nfkc = partial(unicodedata.normalize, "NFKC")
@@ -574,7 +574,7 @@ def read_destination(text: str) -> str:
 
 
 def covers(destinations: Collection[str], target: Target, *, any_port: bool = False) -> bool:
-    """Whether a list of destinations holds this target: its host or a domain above it, on a default port or the port given."""
+    """Whether destinations hold a target's host or a domain above it, on a default port or the port given."""
     if not destinations:
         return False  # as most lists of blocked ones are
     labels = target.host.split(".")
@@ -587,7 +587,7 @@ def covers(destinations: Collection[str], target: Target, *, any_port: bool = Fa
 
 @lru_cache(maxsize=512)
 def read_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address, also as `address:port` and `[address]:port`; IPv4 in IPv6 is IPv4. None if it is none."""
+    """An address, with or without a port; IPv4 in IPv6 is IPv4. None if it is none."""
     match = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)", text)
     with contextlib.suppress(ValueError):
         parsed = ipaddress.ip_address(match[match.lastindex or 0] if match else "")
@@ -610,8 +610,8 @@ def read_own_network(text: str) -> str:
 
 
 # == Verdicts ==========================================================================================
-# Who made a hit, and why we think so. Pure: what is known of one email's hits decides, without a clock or a look-up.
-# What is known of programs, networks and reasons is data, in templates/agents.txt, networks.txt and so on.
+# Who made a hit, and why we think so. Pure: an email's hits and its context decide, without a clock or a look-up.
+# What is known of programs, networks and reasons is data, in templates/*.txt.
 
 OPEN, CLICK = 1, 2
 PERSON, UNCONFIRMED, MACHINE, ASIDE = 1, 2, 3, 4
@@ -629,7 +629,7 @@ NAMING_REASONS = {  # why a click met the naming page, as its dashboard says it
 _ASIDE_REASONS = {"repeat", "forged-link", *NAMING_REASONS}
 
 SESSION_GAP_MS = 900_000  # of quiet between two sessions of an email
-MAX_SESSION = 50  # hits; in a longer session each is judged by itself, so that nobody can make judging slow
+MAX_SESSION = 50  # hits; in a longer one each is judged by itself, so that nobody can make judging slow
 CROWD_NEAR = 20  # hits of such a session, before and after a click, that are looked at
 BURST_MS = 3_000
 SOON_MS = 2_000  # Mautic takes 2 s, Marketo 1 s
@@ -763,7 +763,7 @@ def judge_agent(agent: str, type_: int) -> Judgement:
 
 @lru_cache(maxsize=1024)
 def client_of(agent: str) -> tuple[str, str]:
-    """The family of programs that a user agent belongs to, and its device: mobile, desktop, or "" if a proxy hides it."""
+    """A user agent's family of programs, and its device: mobile, desktop, or "" if a proxy hides it."""
     hidden = judge_agent(agent, OPEN).reason in ("image-proxy", "apple-mpp")
     agent = agent.strip().lower()
     people = (each for each in verdict_data().programs if not each.section.startswith(("scanner", "bot")))
@@ -773,7 +773,7 @@ def client_of(agent: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=1024)
 def chrome_released_at(agent: str) -> float:
-    """About when a desktop Chrome came out, in milliseconds since 1970; infinity for whatever else, and for a new one."""
+    """About when a desktop Chrome came out, in milliseconds; infinity for all else, and for a new one."""
     data = verdict_data()
     match = data.shapes["desktop-chrome"].search(agent)
     version = int(match[1]) if match and not data.shapes["last-chrome"].search(agent) else -1
@@ -786,7 +786,7 @@ def chrome_released_at(agent: str) -> float:
 
 @lru_cache(maxsize=1024)
 def filter_network(address: str) -> str | None:
-    """Whether an address is a mail filter's: CERTAIN; PROBABLE if only a part of the network is that it stands for."""
+    """Whether an address is a mail filter's: CERTAIN, or PROBABLE if a part of the network is that it stands for."""
     whole, cut = (128, 48) if ":" in address else (32, 24)
     length = cut if address.endswith(TRUNCATED) else whole
     with contextlib.suppress(ValueError):  # of a line that another program wrote
@@ -821,7 +821,7 @@ def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
 
 
 def _weigh(hit: Hit, judgement: Judgement, context: Context, signs: int = 0) -> Judgement:
-    """The last word on a click that seems a person's: signs of a scanner are votes of 2 each, since half ones exist."""
+    """The last word on a click that seems a person's: a sign of a scanner has 2 votes, half a sign 1."""
     if hit.type != CLICK or hit.fixed:
         return judgement
     if judgement.verdict == "human":
@@ -854,7 +854,7 @@ _FOLLOWED |= {"gmail-sampling", "scanner-word", "bot-word"}
 
 
 def judge(hits: Sequence[Hit], context: Context = NO_CONTEXT) -> list[Judgement]:
-    """Judge the hits of one email in the light of their sessions; the outcome does not depend on the order given."""
+    """Judge the hits of one email in the light of their sessions, whatever the order they are given in."""
     if len(hits) == 1:
         return [_weigh(hits[0], _judge_by_itself(hits[0], context), context)]
     judgements: dict[int, Judgement] = {}
@@ -865,7 +865,7 @@ def judge(hits: Sequence[Hit], context: Context = NO_CONTEXT) -> list[Judgement]
 
 
 def sessions_of(hits: Sequence[Hit]) -> Iterator[list[int]]:
-    """The places of an email's hits in each session, in order: those that are apart by at most 15 minutes."""
+    """The places of an email's hits in each session, in order: with at most 15 minutes between two."""
     order, start = sorted(range(len(hits)), key=lambda n: in_order(hits[n])), 0
     for end in range(1, len(order) + 1):
         if end == len(order) or hits[order[end]].at - hits[order[end - 1]].at > SESSION_GAP_MS:
@@ -874,7 +874,7 @@ def sessions_of(hits: Sequence[Hit]) -> Iterator[list[int]]:
 
 
 def in_order(hit: Hit) -> tuple[Any, ...]:
-    """What hits are sorted by: their time, then their content, so that ties are the same in any drain."""
+    """What hits are sorted by: time, then content, so that ties are the same in any drain."""
     said = hit.method, hit.agent, hit.address, hit.purpose, hit.own, hit.why, hit.fixed or ()
     return hit.at, hit.type, hit.url or "", *said
 
@@ -916,7 +916,7 @@ def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
 
 
 def _links_near(hits: Sequence[Hit], times: Sequence[int], at: int) -> dict[tuple[str, str], set[str | None]]:
-    """The links that each program and each address asked for near a time, for which the times alone decide."""
+    """The links that each program and each address asked for near a time; times alone say what is near."""
     first, end = bisect.bisect_left(times, at - BURST_MS), bisect.bisect_right(times, at + BURST_MS)
     before, after = bisect.bisect_left(times, at) - CROWD_NEAR - 1, bisect.bisect_right(times, at) + CROWD_NEAR
     if before >= first:
@@ -965,7 +965,7 @@ def _find_company(hits: Sequence[Hit], judged: list[Judgement], reason: str, sam
 
 
 def _find_followers(hits: Sequence[Hit], judged: list[Judgement], context: Context) -> None:
-    """What comes within 15 minutes from a scanner's address, or from its program if that is a rare one, is its too."""
+    """What a scanner's address, or its program if that is a rare one, asks for within 15 minutes is its too."""
     until: dict[tuple[str, str], int] = {}
     for n, hit in enumerate(hits):
         places = (hit.address, ""), (hit.address, hit.agent), ("", hit.agent)
@@ -983,7 +983,7 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], context: Conte
 
 
 def _find_echoes(hits: Sequence[Hit], judged: list[Judgement]) -> None:
-    """A click that repeats a person's at once, from another address and another system, is a scanner's."""
+    """A click that repeats a person's at once from another address and system is a scanner's."""
     people: dict[str | None, list[tuple[str, str, int]]] = defaultdict(list)  # who clicked a link, and when
     for n, hit in enumerate(hits):
         if hit.type == CLICK and judged[n].verdict in ("human", "unconfirmed"):
@@ -1002,7 +1002,7 @@ def _system(agent: str) -> str:
 
 
 def _find_repeats(hits: Sequence[Hit], judged: list[Judgement]) -> None:
-    """Opens by the same program within 10 seconds of the first are one open; the later ones are in no number."""
+    """Opens by one program within 10 seconds of the first are one: the later ones are in no number."""
     anchors: dict[tuple[str, str], int] = {}
     for n, hit in enumerate(hits):
         if hit.type == OPEN and judged[n].state != ASIDE:  # proxies fetch it up to four times (Litmus on Yahoo, 2018)

@@ -83,7 +83,7 @@ BAD = {  # what is said to be expected, and values that are not it
     ],
     "API_KEY": ["expected at least 16 characters without spaces", "hush hush", "a b" * 9, "ü" * 20],
     "SECRET_KEY": [
-        "expected keys of at least 32 characters, newest first",
+        "expected keys of at least 32 ASCII characters, newest first",
         # The last is as the environment gives what is not UTF-8: lone surrogates, which nothing can encode later.
         *("hush hush", ",", SECRET[:31], f"{SECRET},short", f"{SECRET} {SECRET[:31]}", os.fsdecode(b"\xff" * 40)),
     ],
@@ -150,7 +150,7 @@ def test_links_begin_with_a_public_address_or_with_none(
 
 
 SECRET_FILES = {  # what is wrong, what the file holds, what is said
-    "too short": (b"hush hush", "expected keys of at least 32 characters"),
+    "too short": (b"hush hush", "expected keys of at least 32 ASCII characters"),
     "no text": (b"\xff" * 40, "can't decode"),
     "empty": (b"\n", "/empty is empty; expected the value in it"),  # else another one would sign
     "missing": (None, "/missing can't be read: No such file"),
