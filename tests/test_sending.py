@@ -234,7 +234,6 @@ def test_what_is_wanted_is_placed_and_a_message_that_is_not_changed_is_not_regis
     [
         ("key", "a/b", "expected 1 to 200 of the characters"),
         ("key", "", "expected 1 to 200"),
-        ("recipient", "a\nb", "expected"),
         ("recipient", "x" * 321, "expected at most 320 characters"),
         ("subject", "x" * 999, "expected at most 998 characters"),
         ("campaign", "x" * 201, "expected at most 200 characters"),
@@ -335,6 +334,7 @@ def test_links_to_own_hosts_are_left(host: str, pipe: Pipe) -> None:
     [
         ("instrument Acme --pixel left", 2, "usage: "),
         ("instrument Acme --email e1 --key-placeholder {{id}}", 1, "expected one of them"),
+        ("instrument Acme --report nowhere/report.json", 1, "report.json: No such file"),
         ("instrument Nobody", 1, "no tenant 'Nobody'"),
         ("instrument ''", 1, "no tenant ''"),
         ("instrument Twins", 1, "2 tenants have the name 'Twins'"),
@@ -407,12 +407,6 @@ def test_the_report_says_what_was_done_and_what_was_not(pipe: Pipe) -> None:
     placed = pipe.report("--hidden-link")
     assert placed["hidden_link"].startswith("placed ") and placed["wrapped"] == [LINK], "it is no link of the sender's"
     assert "Gmail clips" in pipe.instrument("--html", stdin=b"<p>" + b"x" * 100_000).err
-
-
-def test_a_report_that_cannot_be_written_is_told_and_leaves_no_trace(pipe: Pipe) -> None:
-    said = pipe.instrument("--report", str(pipe.stage.folder / "nowhere" / "report.json"), status=1)
-    assert "report.json: No such file" in said.err and said.out == b""
-    assert emails(pipe.stage) == []
 
 
 # == Where the database can't be reached ==
@@ -598,16 +592,14 @@ def test_a_placeholder_stands_raw_where_the_key_would_and_any_key_may_take_its_p
     assert quoted.startswith(b'<a href="https://track') == (" " in placeholder)
 
 
-@pytest.mark.parametrize(("campaign", "shown"), [("spring", "spring"), ("a b&c=ü/%", "a%20b%26c%3D%C3%BC%2F%25")])
-def test_the_campaign_stands_in_each_url_of_a_template(campaign: str, shown: str, pipe: Pipe) -> None:
-    out = pipe.instrument("--key-placeholder", "{{id}}", "--campaign", campaign).out
-    merged = out.replace(b"{{id}}", b"reader1")
-    urls = [PIXEL.findall(merged)[0].decode(), *(match[0].decode() for match in CLICK.finditer(merged))]
-    assert [url.partition("?")[2] for url in urls] == [f"campaign={shown}"] * 2
+def test_the_campaign_stands_in_each_url_of_a_template(pipe: Pipe) -> None:
+    out = pipe.instrument("--key-placeholder", "{{id}}", "--campaign", "a b&c=ü/%").out.replace(b"{{id}}", b"reader1")
+    urls = [PIXEL.findall(out)[0].decode(), *(match[0].decode() for match in CLICK.finditer(out))]
+    assert [url.partition("?")[2] for url in urls] == ["campaign=a%20b%26c%3D%C3%BC%2F%25"] * 2
     for url in urls:
         follow(pipe.stage, url)
     pipe.stage.drain()
-    assert emails(pipe.stage) == [(f"reader1?campaign={campaign}", "", "", campaign, 0)]
+    assert emails(pipe.stage) == [("reader1?campaign=a b&c=ü/%", "", "", "a b&c=ü/%", 0)]
     assert pipe.stage.rows("select open_person, click_person from email_counts") == [(1, 1)]
 
 
@@ -666,8 +658,8 @@ def test_a_link_says_which_campaign_its_click_belongs_to(query: str, campaign: s
 
 
 def test_one_subscriber_has_an_email_in_each_campaign_also_with_the_longest_keys(stage: Stage) -> None:
-    longest, campaigns = "k" * 199, ("x" * 200, "x" * 199 + "y")
-    for key in (longest + "a", longest + "b"):
+    campaigns = ("x" * 200, "x" * 199 + "y")
+    for key in ("k" * 199 + "a", "k" * 199 + "b"):
         for campaign in (*campaigns, campaigns[0]):
             opens(stage, key, f"campaign={campaign}")
     opens(stage, "sub1")
@@ -675,10 +667,10 @@ def test_one_subscriber_has_an_email_in_each_campaign_also_with_the_longest_keys
     opens(stage, "sub1", "")
     stage.spread(20)
     stage.drain()
-    assert {(len(row[0]), row[3]) for row in emails(stage) if row[0][0] == "k"} == {(200, each) for each in campaigns}
     rows = stage.rows("select key, open_person, click_person from emails join email_counts on email = id order by id")
     assert [each[1:] for each in rows] == [(2, 0), (1, 0), (2, 0), (1, 0), (1, 1), (1, 0)]
     assert [each[0] for each in rows[4:]] == ["sub1?campaign=spring", "sub1"]
+    assert [(len(row[0]), row[3]) for row in emails(stage)[:4]] == [(200, each) for each in campaigns * 2]
 
 
 def test_a_registered_key_keeps_to_what_was_registered(stage: Stage) -> None:
@@ -992,14 +984,6 @@ def test_whoever_follows_the_hidden_link_gets_an_empty_page_and_is_a_scanner_als
     rows = pipe.stage.rows("select key, verdict, reason from event_details order by reason")
     assert rows == [(key, "scanner", "hidden-link"), (key, "scanner", "with-hidden-link")]
     assert pipe.stage.rows(counts) == [(0, 2)]
-
-
-def test_a_hidden_link_whose_signature_is_not_ours_is_no_link(pipe: Pipe) -> None:
-    url = HIDDEN.findall(pipe.instrument("--hidden-link").out)[0].decode()
-    forged = re.sub("/click/([^/]+)/[^/]{16}/", rf"/click/\1/{'A' * 16}/", url)
-    for wrong in (forged, url.replace(pipe.stage.acme.mail_id, pipe.stage.globex.mail_id)):
-        assert pipe.stage.web.get(wrong[len(BASE) :], status=404)
-    assert spooled(pipe.stage) == []
 
 
 # == What the sender says of an email ==
