@@ -1074,49 +1074,13 @@ Encode = Callable[[list[Edit]], list[Edit]]  # edits of an encoded text, of edit
 
 
 @dataclass(frozen=True, slots=True)
-class Instrumenting:
-    """What to put into a message, as its sender wants it."""
-
-    wrap: Callable[[str], str]  # the tracked URL of a URL, safe in HTML as it is; raises BadTarget with the reason
-    is_ours: Callable[[str], bool]  # whether a URL leads to one of our own tracking hosts
-    pixel_url: str
-    pixel: str = "bottom"  # one of PIXEL_PLACES
-    links: bool = True
-    hidden_url: str | None = None  # of a link that only machines follow; None: no such link
-
-
-@dataclass(frozen=True, slots=True)
 class LinkMaker:
-    """Makes the links and the pixel of a tenant's emails."""
+    """What the links and the pixel of a tenant's emails are made of."""
 
     base: str  # the public address that they begin with
     mail_id: str
     secret: str
     leads_back: Callable[[Target], bool]  # whether a target leads to this server
-
-    def instrumenting(
-        self,
-        key: str,
-        *,
-        place: str = "bottom",
-        links: bool = True,
-        hidden_link: bool = False,
-        tool_campaign: str | None = None,
-    ) -> Instrumenting:
-        """How to instrument one email; with `tool_campaign`, the key is what a mailing tool replaces by its own ids."""
-        shown = key_in_path(key) if tool_campaign is None else key
-        query = f"?campaign={quote(tool_campaign, safe='')}" if tool_campaign else ""
-        click = f"{self.base}/{self.mail_id}/click/{shown}"
-        hidden = encode_target(HIDDEN_TARGET)
-        hidden_url = f"{click}/{sign(self.secret, self.mail_id, hidden)}/{hidden}{query}"
-        return Instrumenting(
-            wrap=lambda url: f"{click}/{signed_target(self.secret, self.mail_id, url)}{query}",
-            is_ours=self.is_ours,
-            pixel_url=f"{self.base}/{self.mail_id}/pixel/{shown}.gif{query}",
-            pixel=place,
-            links=links,
-            hidden_url=hidden_url if hidden_link else None,
-        )
 
     def is_ours(self, url: str) -> bool:
         """Whether a URL leads to this server; what can't be read does not."""
@@ -1124,6 +1088,36 @@ class LinkMaker:
             return self.leads_back(read_target(url))
         except BadTarget:
             return False
+
+
+@dataclass(frozen=True, slots=True)
+class Instrumenting:
+    """What to put into an email, as its sender wants it."""
+
+    maker: LinkMaker
+    key: str
+    pixel: str = "bottom"  # one of PIXEL_PLACES
+    links: bool = True
+    hidden_link: bool = False  # one that only machines follow
+    tool_campaign: str | None = None  # with it, the key is what a mailing tool replaces by its own ids
+
+    def wrap(self, url: str) -> str:
+        """The tracked URL of a URL, safe in HTML as it is. Raises BadTarget with the reason."""
+        return self._url("click", f"/{signed_target(self.maker.secret, self.maker.mail_id, url)}")
+
+    def hidden_url(self) -> str:
+        """Of the link that only machines follow."""
+        hidden = encode_target(HIDDEN_TARGET)
+        return self._url("click", f"/{sign(self.maker.secret, self.maker.mail_id, hidden)}/{hidden}")
+
+    def pixel_url(self) -> str:
+        """Of the image that tells of opens."""
+        return self._url("pixel", ".gif")
+
+    def _url(self, what: str, end: str) -> str:
+        key = key_in_path(self.key) if self.tool_campaign is None else self.key
+        query = f"?campaign={quote(self.tool_campaign, safe='')}" if self.tool_campaign else ""
+        return f"{self.maker.base}/{self.maker.mail_id}/{what}/{key}{end}{query}"
 
 
 def placeholder_fault(text: str) -> str | None:
@@ -1369,16 +1363,16 @@ def _additions(found: list[tuple[Page, list[Tag]]], how: Instrumenting, report: 
             for tag in tags:
                 place = read_attributes(page.text, tag).get(attribute) if tag.name in names else None
                 url = browser_trim(decode_attribute(page.text[place.start : place.end])) if place else ""
-                if path in f"{url}?" and how.is_ours(url):
+                if path in f"{url}?" and how.maker.is_ours(url):
                     return True
         return False
 
-    link = f'<a href="{how.hidden_url}" aria-hidden="true" tabindex="-1" style="display:none"></a>'
-    image = f'<img src="{how.pixel_url}" width="1" height="1" alt="">'
+    link = f'<a href="{how.hidden_url()}" aria-hidden="true" tabindex="-1" style="display:none"></a>'
+    image = f'<img src="{how.pixel_url()}" width="1" height="1" alt="">'
     additions = {}
     for name, asked, tags, attribute, path, markup, where in (
         # First of all, since some follow the first link only.
-        ("hidden_link", how.hidden_url is not None, LINK_TAGS, "href", HIDDEN_PATH, link, "first"),
+        ("hidden_link", how.hidden_link, LINK_TAGS, "href", HIDDEN_PATH, link, "first"),
         ("pixel", how.pixel != "none", {"img"}, "src", "/pixel/", image, how.pixel),
     ):
         if not asked:
@@ -1440,7 +1434,7 @@ def browser_trim(url: str) -> str:
 
 def _refuse_other_links(page: Page, url: str, attributes: Mapping[str, Attribute], how: Instrumenting) -> None:
     """Raise BadTarget, with the reason, for a link that stays as it is; with none for one that nobody asks about."""
-    if how.is_ours(url):
+    if how.maker.is_ours(url):
         raise BadTarget("" if HIDDEN_PATH in f"{url}?" else "it leads to this server already")
     for begin, end in PLACEHOLDERS:
         _, found, rest = url.partition(begin)
@@ -6290,8 +6284,8 @@ def _new_email(maker: LinkMaker, value: object, where: str) -> tuple[Registratio
     """An email to register, and what its sender is told of it."""
     said = read_fields(value, EMAIL_FIELDS, where)
     key, urls, html = said.pop("key", "") or new_key(), said.pop("links", []), said.pop("html", None)
-    how = maker.instrumenting(key, hidden_link=said.pop("hidden_link", False))
-    about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url, "links": []}
+    how = Instrumenting(maker, key, hidden_link=said.pop("hidden_link", False))
+    about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url(), "links": []}
     for n, url in enumerate(urls):
         try:
             if maker.is_ours(url):
@@ -6315,7 +6309,7 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     said = read_fields(request.parameters(), _MESSAGE_FIELDS)
     key, force = said.pop("key", "") or new_key(), said.pop("force", False)
     place, links, hidden = said.pop("pixel", "bottom"), said.pop("links", True), said.pop("hidden_link", False)
-    how = maker.instrumenting(key, place=place, links=links, hidden_link=hidden)
+    how = Instrumenting(maker, key, place, links, hidden)
     raw = request.body()
     if not raw:
         raise HTTPError(400, "expected a message: its headers, an empty line and its body")
@@ -7126,13 +7120,8 @@ def _instrumented(
     try:
         with acting_as_owner(settings):
             maker = _link_maker_of(args.tenant, settings, database)
-        how = maker.instrumenting(
-            key,
-            place=args.pixel,
-            links=args.links,
-            hidden_link=args.hidden_link,
-            tool_campaign=None if registers else args.campaign or "",
-        )
+        tool_campaign = None if registers else args.campaign or ""
+        how = Instrumenting(maker, key, args.pixel, args.links, args.hidden_link, tool_campaign)
         done = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
         if done[1].edits and registers:
             message = b"" if args.html else raw

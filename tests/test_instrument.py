@@ -7,7 +7,6 @@ import binascii
 import codecs
 import copy
 import csv
-import dataclasses
 import email
 import email.message
 import email.policy
@@ -64,10 +63,14 @@ WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 PAGES = (NEWSLETTER, FRAGMENT, '<a href="https://acme.com/">x</a>' * 20, "", "plain", "<plaintext></body>")
 
 
-def how(**options: Any) -> tracker.Instrumenting:
+def is_ours(target: tracker.Target) -> bool:
+    return target.host == "track.example.com"
+
+
+def how(leads_back: Callable[[tracker.Target], bool] = is_ours, **options: Any) -> tracker.Instrumenting:
     """As a tenant's server instruments its email e1."""
-    maker = tracker.LinkMaker(BASE, "k3v9x2mp", "s" * 64, lambda target: target.host == "track.example.com")
-    return maker.instrumenting("e1", **options)
+    maker = tracker.LinkMaker(BASE, "k3v9x2mp", "s" * 64, leads_back)
+    return tracker.Instrumenting(maker, "e1", **options)
 
 
 def tracked(url: str) -> str:
@@ -100,7 +103,7 @@ def instrument(text: str, **options: Any) -> tuple[str, tracker.Report]:
 
 def links_only(text: str) -> tuple[str, list[str]]:
     """The output with TRACKED in place of each tracked link, and the targets that those decode to."""
-    new, report = instrument(text, place="none")
+    new, report = instrument(text, pixel="none")
     targets = [tracker.decode_target(encoded) for encoded in TRACKED.findall(new)]
     assert targets == report.wrapped
     return TRACKED.sub("TRACKED", new), report.wrapped
@@ -191,7 +194,7 @@ LEFT_LINKS = {  # by a part of the reason
 @pytest.mark.parametrize("reason", LEFT_LINKS)
 def test_a_link_that_is_left_is_told_with_the_reason(reason: str) -> None:
     for url in LEFT_LINKS[reason]:
-        new, report = instrument(f'<a href="{url}">', place="none")
+        new, report = instrument(f'<a href="{url}">', pixel="none")
         assert new == f'<a href="{url}">'
         assert [(left, reason in said) for left, said in report.left] == [(url, True)]
     assert links_only(f'<a href="{LONGEST}">')[1] == [LONGEST]
@@ -201,14 +204,14 @@ def test_empty_links_anchors_and_other_tags_are_left_without_a_word() -> None:
     tags = ("link", "base", "img", "abbr", "article", "form", "v:fill", "v:roundrect", "ab", "svg")
     others = [f'<{tag} href="https://acme.com/" src="https://acme.com/" action="https://acme.com/">' for tag in tags]
     for text in (*others, *(f'<a href="{url}">' for url in ("", " ", "#", "#top", "\n#x"))):
-        new, report = instrument(text, place="none")
+        new, report = instrument(text, pixel="none")
         assert (new, report.wrapped, report.left) == (text, [], [])
 
 
 @pytest.mark.parametrize("placeholder", ['{{ url "x" }}', '{% url "x" %}', '<%= url "x" %>'])
 def test_a_placeholder_with_the_quotes_of_its_attribute_in_it_is_not_cut_in_two(placeholder: str) -> None:
     text = f'<a href="https://acme.com/{placeholder}">x</a>'
-    new, report = instrument(text, place="none")
+    new, report = instrument(text, pixel="none")
     assert new == text
     (left,) = report.left
     assert left[0] == text.split('"')[1].rstrip() and "placeholder" in left[1]
@@ -224,7 +227,7 @@ def test_a_placeholder_with_the_quotes_of_its_attribute_in_it_is_not_cut_in_two(
 )  # fmt: skip
 def test_a_tag_may_say_that_its_link_is_not_tracked(said: str) -> None:
     for text in (f'<a {said} href="https://acme.com/">', f'<a href="https://acme.com/" {said}>'):
-        new, report = instrument(text, place="none")
+        new, report = instrument(text, pixel="none")
         assert new == text
         assert report.left == [(ROOT_URL, f"its tag says {said.partition('=')[0].lower()}")]
 
@@ -300,8 +303,8 @@ def test_the_pixel_stands_at_the_end_of_the_body(text: str, told: str) -> None:
 def test_top_puts_it_first_in_the_body_where_that_is_to_be_seen_and_none_nowhere() -> None:
     pages = ("<html><head></head><body class='a>b'>|x</body>", "<html><head></head>|x</html>", "<p>x|")
     for text in (*pages, "<!-- <body> --><BODY>|x<body>"):
-        assert instrument(text.replace("|", ""), place="top")[0] == text.replace("|", PIXEL)
-    assert instrument("<body></body>", place="none")[1].pixel == "not placed: not asked for"
+        assert instrument(text.replace("|", ""), pixel="top")[0] == text.replace("|", PIXEL)
+    assert instrument("<body></body>", pixel="none")[1].pixel == "not placed: not asked for"
 
 
 def test_there_is_no_second_pixel_and_another_image_is_none_of_ours() -> None:
@@ -575,7 +578,7 @@ def test_quoted_printable_lines_stay_short_wherever_the_pixel_goes(ends: str) ->
             instrument_qp(lines(last.rjust(column, "x") + behind, ends), ends)
     for behind in ("", ".", "...", "." * 30, "." * 69, ".=\n.", "=\n.", "\n."):
         for before in range(76 - len(f"<body>{behind.partition(chr(10))[0]}")):
-            report = instrument_qp(lines(f"{'x' * before}<body>{behind}", ends), ends, place="top")[1]
+            report = instrument_qp(lines(f"{'x' * before}<body>{behind}", ends), ends, pixel="top")[1]
             assert report.pixel == "placed first in the body, behind <body>"
 
 
@@ -819,7 +822,7 @@ def test_a_pixel_of_ours_in_any_html_part_is_the_only_one() -> None:
     new, report = instrument_mail(multipart("mixed", HTML, part("text/html", PIXEL)))
     assert new.count(b"/pixel/") == 1
     assert report.pixel == tracker.THERE
-    new, report = instrument_mail(single(PAGE), place="none", links=False)
+    new, report = instrument_mail(single(PAGE), pixel="none", links=False)
     assert (new, report.touched, report.pixel) == (single(PAGE), [], "not placed: not asked for")
 
 
@@ -984,19 +987,13 @@ def decoded(message: email.message.Message) -> bytes:
 def wanted(page: bytes, message: email.message.Message, whole: email.message.Message, pixel: bool) -> bytes:
     """What instrument_html makes of a part."""
     lists = "".join(map(str, whole.get_all("List-Unsubscribe", [])))
-    spared = re.findall("<([^>]*)>", re.sub(r"\s", "", lists))
-
-    def wrap(url: str) -> str:
-        if url in spared:
-            raise tracker.BadTarget("it is spared")
-        return tracked(url)
-
+    spared = {tracker.read_target(url) for url in re.findall("<(http[^>]*)>", re.sub(r"\s", "", lists))}
     charset = message.get_content_charset() or "utf-8"
     try:
         page.decode(charset)
     except (LookupError, ValueError):
         charset = "latin-1"
-    made = dataclasses.replace(how(place="bottom" if pixel else "none"), wrap=wrap)
+    made = how(pixel="bottom" if pixel else "none", leads_back=spared.__contains__)
     return tracker.instrument_html(page.decode(charset), made)[0].encode(charset)
 
 

@@ -95,7 +95,7 @@ def seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
 
 def main() -> int:
     """Measure and print."""
-    how = maker().instrumenting("e1")
+    how = tracker.Instrumenting(maker(), "e1")
     page, pages = newsletter(), newsletter(800, 1_000_000)
     html = seconds(lambda: tracker.instrument_html(page, how))
     read = seconds(lambda: HTMLParser().feed(page))
