@@ -330,10 +330,10 @@ BURST, OFFICE_BURST = in_cloud(0, 1, 2), clicks(0, 1, 2, address=OFFICES_NETWORK
 BURSTS = "burst burst burst"
 HEAD, TRAPPED, NEXT = click(method="HEAD"), click(0, HIDDEN, address=CLOUD), "198.51.100.8"
 PHONED, IPAD = click(0, 1, PHONE), IPHONE.replace("iPhone", "iPad")
+LATE = [click(at, 9, FIREFOX, CLOUD) for at in (800, 1_600)]
 TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Context]] = {
     "fetched ahead, then visited": ([click(0, purpose="prefetch"), click(6)], "prefetch-header browser"),
     # A GET beside its HEAD is the same program
-    "a get soon after its head": ([HEAD, click(0.4)], "head with-head"),
     "a get 10 s after its head": ([HEAD, click(10)], "head with-head"),
     "a get later": ([HEAD, click(10.001)], "head after-scanner"),
     "a get 10 s before its head": ([HEAD, click(-10)], "head with-head"),
@@ -373,10 +373,7 @@ TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Contex
     # What follows a scanner
     "a proxy beside a filter": ([*BURST, hit(60, GMAIL_PROXY, address=CLOUD)], f"{BURSTS} image-proxy"),
     "a mail program beside a filter": ([*BURST, hit(60, OUTLOOK, address=CLOUD)], f"{BURSTS} mail-client"),
-    "its hits extend its 15 minutes": (
-        [*BURST, *(click(at, 9, FIREFOX, CLOUD) for at in (800, 1_600))],
-        BURSTS + " after-scanner" * 2,
-    ),
+    "its hits extend its 15 minutes": ([*BURST, *LATE], f"{BURSTS} after-scanner after-scanner"),
     "a person's do not": ([*BURST, click(800, 9), click(1_600, 9, FIREFOX, CLOUD)], f"{BURSTS} browser browser"),
     # A truncated address is many people's: the same program is the scanner, a colleague only doubtful
     "the same program there": ([*OFFICE_BURST, click(62, 9, CHROME, OFFICES_NETWORK)], f"{BURSTS} after-scanner"),
