@@ -69,7 +69,7 @@ def run(
 
 def whole(path: Path) -> sqlite3.Connection:
     """Open a backup, which must be a whole database, without leaving anything beside it."""
-    connection = sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
     assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
     return connection
 
@@ -100,13 +100,10 @@ def test_a_backup_is_one_file_that_holds_everything_also_what_waited(stage: Stag
     assert said.err == "" and f"copy.db: {os.stat('copy.db').st_size:,} bytes, a full backup." in said.out
     assert "like a password" in said.out and "sign links" in said.out
     assert os.listdir() == ["copy.db"]  # no -wal, -shm or -journal, which nobody would copy with it
-    tables = [name for (name,) in stage.rows("select name from sqlite_master where type = 'table' order by name")]
-    assert len(tables) > 5
-    with contextlib.closing(whole(Path("copy.db").absolute())) as copy:
-        for table in tables:
+    with contextlib.closing(whole(Path("copy.db"))) as copy:
+        for (table,) in stage.rows("select name from sqlite_master where type = 'table'"):
             assert copy.execute(f"select * from {table}").fetchall() == stage.rows(f"select * from {table}"), table
-    assert keys_in(Path("copy.db").absolute()) == {"unfinished": 1} | {f"finished-{n}": 1 for n in range(30)}
-    assert os.listdir() == ["copy.db"]
+    assert keys_in(Path("copy.db")) == {"unfinished": 1} | {f"finished-{n}": 1 for n in range(30)}
 
 
 def test_a_backup_that_was_put_in_place_says_to_start_the_server_which_makes_its_spool(
@@ -153,11 +150,6 @@ def test_a_backup_replaces_nothing(kind: str, tmp_path: Path, run: Callable[...,
     assert kind in ("folder", "empty file", "dangling link") or path.read_bytes() == b"precious"
 
 
-def test_the_database_is_no_place_for_its_own_backup(stage: Stage, run: Callable[..., Said]) -> None:
-    assert run("backup", stage.settings.database).status == 1
-    assert stage.check() == []
-
-
 @pytest.mark.parametrize("name", ["no-folder/copy.db", "file/copy.db", "", "folder/"])
 def test_a_backup_that_can_not_be_written_is_said_in_a_sentence(name: str, run: Callable[..., Said]) -> None:
     Path("file").touch()
@@ -173,7 +165,7 @@ def test_no_name_of_a_file_means_anything_else_to_sqlite(name: str, stage: Stage
     assert run("backup", name).status == 0
     assert os.listdir() == [name]
     assert stat.S_IMODE(os.stat(name).st_mode) == 0o600
-    assert keys_in(Path(name).absolute()) == {"ann": 1}
+    assert keys_in(Path(name)) == {"ann": 1}
 
 
 def test_no_half_backup_is_left_where_there_is_no_database(
@@ -196,7 +188,7 @@ def test_a_backup_while_another_process_writes_says_that_hits_are_missing_from_i
     with locked(Path(stage.settings.database)):
         said = run("backup", "copy.db")
     assert said.status == 0 and "waiting" in said.err
-    assert keys_in(Path("copy.db").absolute()) == {"before": 1}
+    assert keys_in(Path("copy.db")) == {"before": 1}
 
 
 @pytest.mark.parametrize("full", ["disk", "files"])
