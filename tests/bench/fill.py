@@ -6,13 +6,14 @@ roll-ups of them.
 
 from __future__ import annotations
 
+import bisect
+import math
 import random
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -42,12 +43,12 @@ SUBJECTS = (
 )
 NAMES = ("anna", "bruno", "carla", "deniz", "elena", "farid", "giulia", "hiro", "ines", "jonas", "kemal", "lucia")
 
-APPLE_WEBKIT = "AppleWebKit/605.1.15 (KHTML, like Gecko)"
+_IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_{} like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)"
 OPENERS: tuple[tuple[float, str, Iterable[int]], ...] = (  # share, user agent, and its versions
     (26, "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)", (0,)),
     (5, "YahooMailProxy; https://help.yahoo.com/kb/yahoo-mail-proxy-SLN28749.html", (0,)),
     (25, "Mozilla/5.0", (0,)),
-    (14, f"Mozilla/5.0 (iPhone; CPU iPhone OS 18_{{}} like Mac OS X) {APPLE_WEBKIT} Mobile/15E148", range(7)),
+    (14, f"{_IPHONE} Mobile/15E148", range(7)),
     (10, "Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.{}; Pro)", range(17_900, 18_000)),
     (5, "Mozilla/5.0 (X11; Linux x86_64; rv:{0}.0) Gecko/20100101 Thunderbird/{0}.0", range(115, 141)),
     (5, "Mozilla/5.0 (Linux; Android 15; Pixel {}) AppleWebKit/537.36 (KHTML, like Gecko) Version/4.0", range(5, 10)),
@@ -60,11 +61,7 @@ _CHROME = "Mozilla/5.0 ({}) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{{}}.0
 CLICKERS: tuple[tuple[float, str, Iterable[int]], ...] = (
     (40, _CHROME.format("Windows NT 10.0; Win64; x64", ""), range(120, 146)),
     (20, _CHROME.format("Linux; Android 10; K", "Mobile "), range(120, 146)),
-    (
-        25,
-        f"Mozilla/5.0 (iPhone; CPU iPhone OS 18_{{}} like Mac OS X) {APPLE_WEBKIT} Version/18.5 Safari/604.1",
-        range(7),
-    ),
+    (25, f"{_IPHONE} Version/18.5 Safari/604.1", range(7)),
     (8, "Barracuda Sentinel (EE)", (0,)),
     (5, "python-requests/2.{}.0", range(20, 33)),
     (2, "Mozilla/5.0 (Windows NT 10.0; rv:{0}.0) Gecko/20100101 Firefox/{0}.0", range(115, 146)),
@@ -72,23 +69,19 @@ CLICKERS: tuple[tuple[float, str, Iterable[int]], ...] = (
 REPEATS, SIGNS, MANY_SIGNS, OWN, HEADS = 0.03, 0.04, 0.02, 0.002, 0.005  # shares of the hits that are judged otherwise
 
 
-class Numbered:
-    """Texts or pairs that the database keeps once, numbered as they come."""
+class Numbered(dict[Any, int]):
+    """Texts or tuples that the database keeps once, numbered as they come."""
 
-    def __init__(self) -> None:
-        self.numbers: dict[Any, int] = {}
-
-    def __getitem__(self, key: Any) -> int:
-        return self.numbers.setdefault(key, len(self.numbers) + 1)
+    def __missing__(self, key: Any) -> int:
+        self[key] = len(self) + 1
+        return self[key]
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """Each as a row, behind its number."""
-        for key, number in self.numbers.items():
-            yield (number, *key) if isinstance(key, tuple) else (number, key)
+        return ((number, *key) if isinstance(key, tuple) else (number, key) for key, number in self.items())
 
 
-@dataclass(frozen=True)
-class Mailing:
+class Mailing(NamedTuple):
     """Emails that are sent at once."""
 
     number: int
@@ -110,16 +103,16 @@ def plan(chance: random.Random, emails: int, events: int, now: int) -> list[Mail
     sizes = [chance.uniform(0.6, 1.4) * (6 if n % 50 == 1 else 1) for n in range(campaigns)]
     shares = [size / sum(sizes) * (1 - WITHOUT_CAMPAIGN) for size in sizes] + [WITHOUT_CAMPAIGN / singles] * singles
     begin = now - DAYS * tracker.DAY_MS
-    times = [begin + int((n + chance.random()) * DAYS * tracker.DAY_MS / campaigns) for n in range(campaigns)]
-    times += [begin + int((n + chance.random()) * DAYS * tracker.DAY_MS / singles) for n in range(singles)]
-    found, first, done = [], 1, 0.0
-    order = sorted(range(len(shares)), key=times.__getitem__)
-    events_done = 0
-    for number in order:
-        done += shares[number]
-        last = number == order[-1]
-        count = (emails if last else round(done * emails)) - first + 1
-        share = (events if last else round(done * events)) - events_done
+    times = [
+        begin + int((n + chance.random()) * DAYS * tracker.DAY_MS / count)
+        for count in (campaigns, singles)
+        for n in range(count)
+    ]
+    found, first, done, events_done = [], 1, 0.0, 0
+    for number in sorted(range(len(shares)), key=times.__getitem__):
+        done += shares[number]  # 1 at the end, up to what rounding takes off
+        count = round(done * emails) - first + 1
+        share = round(done * events) - events_done
         name = f"Week {times[number] // tracker.DAY_MS // 7 % 53 + 1}: campaign {number}" if number < campaigns else ""
         found.append(Mailing(number, name, times[number], first, count, share))
         first, events_done = first + count, events_done + share
@@ -143,6 +136,9 @@ def email_rows(chance: random.Random, mailing: Mailing, tenant: int) -> Iterator
         yield id_, tenant, key, *texts, 1, at, at, LINKS, tracker.fold_text(key, *texts)
 
 
+Agents = tuple[list[tuple[int, int]], list[float]]  # pairs of user agent and judgement; how often each, summed up
+
+
 class Hits:
     """Makes the events of mailings."""
 
@@ -150,15 +146,11 @@ class Hits:
         self.chance, self.now = chance, now
         self.judgements, self.agents, self.urls = Numbered(), Numbered(), Numbered()
         self.addresses = [f"198.{chance.randrange(18, 52)}.{chance.randrange(256)}.0" for _ in range(3_000)]
-        self.openers = self._agents(OPENERS, tracker.OPEN)
-        self.clickers = self._agents(CLICKERS, tracker.CLICK)
-        self.open_signs = self._otherwise(tracker.OPEN)
-        self.click_signs = self._otherwise(tracker.CLICK)
+        who = {tracker.OPEN: OPENERS, tracker.CLICK: CLICKERS}
+        self.agents_of = {type_: self._agents(agents, type_) for type_, agents in who.items()}
+        self.signs_of = {type_: self._otherwise(type_) for type_ in who}
 
-    def _agents(
-        self, agents: Sequence[tuple[float, str, Iterable[int]]], type_: int
-    ) -> tuple[list[tuple[int, int]], list[float]]:
-        """Pairs of user agent and judgement, and how often each occurs, summed up."""
+    def _agents(self, agents: Sequence[tuple[float, str, Iterable[int]]], type_: int) -> Agents:
         pairs, weights, total = [], [], 0.0
         for share, pattern, versions in agents:
             names = [pattern.format(version) for version in versions]
@@ -191,27 +183,19 @@ class Hits:
         opened = chance.sample(range(mailing.first, mailing.first + emails), max(1, int(emails * OPENED)))
         opens = round(mailing.events * (1 - CLICK_SHARE))
         site = f"https://shop.example.com/{mailing.number}"
-        urls = [
-            self.urls[f"{site}/offer-{n}?utm_campaign={mailing.number}" if n else "https://www.example.com/"]
-            for n in range(LINKS)
-        ]
-        found = list(self._hits(tracker.OPEN, mailing, opened, self.openers, self.open_signs, [None], opens))
+        offers = [f"{site}/offer-{n}?utm_campaign={mailing.number}" for n in range(1, LINKS)]
+        urls = [self.urls[url] for url in ("https://www.example.com/", *offers)]
+        found = list(self._hits(tracker.OPEN, mailing, opened, [None], opens))
         few = opened[: max(1, len(opened) // 3)]
         clicks = mailing.events - opens
-        found += self._hits(tracker.CLICK, mailing, few, self.clickers, self.click_signs, urls, clicks)
+        found += self._hits(tracker.CLICK, mailing, few, urls, clicks)
         found.sort()
         return found
 
     def _hits(
-        self,
-        type_: int,
-        mailing: Mailing,
-        emails: Sequence[int],
-        agents: tuple[list[tuple[int, int]], list[float]],
-        otherwise: Sequence[tuple[float, int]],
-        urls: Sequence[int | None],
-        count: int,
+        self, type_: int, mailing: Mailing, emails: Sequence[int], urls: Sequence[int | None], count: int
     ) -> Iterator[Event]:
+        agents, otherwise = self.agents_of[type_], self.signs_of[type_]
         random_, many, sent_at = self.chance.random, len(emails), mailing.sent_at
         left = self.now - sent_at
         tail, most = TAIL_HOURS * 3_600_000, otherwise[-1][0]
@@ -229,30 +213,18 @@ class Hits:
                 after = int(random_() * left)
             if (luck := random_()) < most:
                 judgement = next(number for bound, number in otherwise if luck < bound)
-            yield (
-                sent_at + 60_000 + after if after + 60_000 < left else sent_at + after,
-                emails[place],
-                type_,
-                "HEAD" if judgement == head else None,
-                judgement,
-                agent,
-                url,
-                address,
-                int(judgement == own),
-            )
+            at = sent_at + after + (60_000 if after + 60_000 < left else 0)
+            method = "HEAD" if judgement == head else None
+            yield at, emails[place], type_, method, judgement, agent, url, address, int(judgement == own)
 
 
 def in_time(mailings: Sequence[Mailing], hits: Hits) -> Iterator[list[Event]]:
     """The events of all mailings in the order of time, in pieces: those before the next mailing is sent."""
     waiting: list[Event] = []
-    for n, mailing in enumerate(mailings):
+    for mailing, until in zip(mailings, [*(each.sent_at for each in mailings[1:]), math.inf], strict=True):
         waiting += hits.of(mailing)
         waiting.sort()
-        if n + 1 == len(mailings):
-            yield waiting
-            return
-        until = mailings[n + 1].sent_at
-        end = next((place for place, event in enumerate(waiting) if event[0] >= until), len(waiting))
+        end = bisect.bisect_left(waiting, (until,))
         yield waiting[:end]
         del waiting[:end]
 

@@ -7,7 +7,7 @@ and of ten times the size against one.
 from __future__ import annotations
 
 import sys
-import time
+import timeit
 from collections.abc import Callable
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -21,21 +21,8 @@ import tracker
 ROUNDS = 9
 HOSTILE_BYTES = 10_000_000
 HOSTILE = (
-    "<",
-    "<a href=",
-    "&",
-    '<a href="',
-    "<a href='x ",
-    "<!--",
-    "</",
-    "<script>",
-    '<a x="',
-    "<a b=c ",
-    '<a href="&amp',
-    "<a href=http://a.example/>",
-    "<a b=c>",
-    "<!--[if mso]><v:x href=http://a.example/><![endif]-->",
-    "<b>",
+    *("<", "<a href=", "&", '<a href="', "<a href='x ", "<!--", "</", "<script>", '<a x="', "<a b=c ", '<a href="&amp'),
+    *("<a href=http://a.example/>", "<a b=c>", "<!--[if mso]><v:x href=http://a.example/><![endif]-->", "<b>"),
 )
 HOSTILE_QUOTED = ("=", "=3D", ".", "=\r\n")  # in quoted-printable
 ENCODINGS = ("quoted-printable", "base64", "8bit")
@@ -83,39 +70,31 @@ def quoted(unit: str, size: int) -> bytes:
     return f"Content-Type: text/html\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n{unit * (size // len(unit))}".encode()
 
 
-def seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
+def seconds(work: Callable[..., object], *values: object, rounds: int = ROUNDS) -> float:
     """The shortest of some rounds."""
-    found = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+    return min(timeit.repeat(lambda: work(*values), number=1, repeat=rounds))
 
 
 def main() -> int:
     """Measure and print."""
     how = tracker.Instrumenting(maker(), "e1")
     page, pages = newsletter(), newsletter(800, 1_000_000)
-    html = seconds(lambda: tracker.instrument_html(page, how))
-    read = seconds(lambda: HTMLParser().feed(page))
-    ten = seconds(lambda: tracker.instrument_html(pages, how), 3) / html
+    html = seconds(tracker.instrument_html, page, how)
+    ratio = html / seconds(lambda: HTMLParser().feed(page))
+    print(f"instrument {len(page) // 1000} KB of HTML with 80 links: {html * 1000:.1f} ms, {ratio:.2f} of html.parser")
     print(
-        f"instrument {len(page) // 1000} KB of HTML with 80 links: {html * 1000:.1f} ms, {html / read:.2f} of html.parser"
+        f"instrument ten times as much: {seconds(tracker.instrument_html, pages, how, rounds=3) / html:.1f} times as long"
     )
-    print(f"instrument ten times as much: {ten:.1f} times as long")
     for encoding in ENCODINGS:
-        small, large = message(page, encoding), message(pages, encoding)
-        once = seconds(lambda raw=small: tracker.instrument_message(raw, how))  # type: ignore[misc]
-        more = seconds(lambda raw=large: tracker.instrument_message(raw, how), 3) / once  # type: ignore[misc]
+        once = seconds(tracker.instrument_message, message(page, encoding), how)
+        more = seconds(tracker.instrument_message, message(pages, encoding), how, rounds=3) / once
         print(f"the same as a message in {encoding}: {once * 1000:.1f} ms; ten times as much: {more:.1f} times as long")
-    for unit in HOSTILE:
-        text = unit * (HOSTILE_BYTES // len(unit))
-        print(f"10 MB of {unit!r}: {seconds(lambda text=text: tracker.instrument_html(text, how), 1):.2f} s")  # type: ignore[misc]
+    texts = {repr(unit): (unit * (HOSTILE_BYTES // len(unit))).encode() for unit in HOSTILE}
     mails = {f"{unit!r} in quoted-printable": quoted(unit, HOSTILE_BYTES) for unit in HOSTILE_QUOTED}
     mails |= {"nested multiparts": nested(HOSTILE_BYTES), "boundaries alike": nested_alike(HOSTILE_BYTES)}
-    for name, raw in mails.items():
-        print(f"10 MB of {name}: {seconds(lambda raw=raw: tracker.instrument_message(raw, how), 1):.2f} s")  # type: ignore[misc]
+    for work, some in ((tracker.instrument_html_bytes, texts), (tracker.instrument_message, mails)):
+        for name, raw in some.items():
+            print(f"10 MB of {name}: {seconds(work, raw, how, rounds=1):.2f} s")
     return 0
 
 

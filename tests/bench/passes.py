@@ -5,10 +5,8 @@ The version is that of PYTHONPATH, or else this one.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,39 +21,28 @@ MOST_FUNCTIONS, MOST_DEPTH = 40, 8
 BATCHES = (200, 2_000, 20_000)
 
 
-class Calls:
-    """The functions of tracker.py that a call passes, and how deep below it; what stands inside of one is a part of it."""
+def calls_of(place: traffic.Place, email: int) -> dict[str, int]:
+    """The functions of tracker.py that drain one open of a registered email, and how deep below drain() each is."""
+    asked = traffic.Asked(traffic.READERS[0], "198.51.100.7")
+    place.spool([traffic.Writer(email).line(traffic.BEGIN, email, asked)])
+    depths: dict[str, int] = {}
+    stack: list[FrameType] = []
 
-    def __init__(self) -> None:
-        self.depths: dict[str, int] = {}
-        self._stack: list[FrameType] = []
-
-    def __enter__(self) -> Calls:
-        sys.setprofile(self._called)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setprofile(None)
-
-    def _called(self, frame: FrameType, event: str, _: Any) -> None:
+    def called(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         if code.co_filename != tracker.__file__ or code.co_name.startswith("<"):  # a comprehension, a lambda
             return
         if event == "call":
-            name = f"{getattr(code, 'co_qualname', code.co_name)} (line {code.co_firstlineno})"
-            self.depths[name] = max(len(self._stack), self.depths.get(name, 0))
-            self._stack.append(frame)
-        elif event == "return" and self._stack and self._stack[-1] is frame:
-            self._stack.pop()
+            name = f"{code.co_name} (line {code.co_firstlineno})"
+            depths[name] = max(len(stack), depths.get(name, 0))
+            stack.append(frame)
+        elif event == "return" and stack and stack[-1] is frame:
+            stack.pop()
 
-
-def calls_of(place: traffic.Place, email: int) -> Calls:
-    """Drain one open of a registered email."""
-    asked = traffic.Asked(traffic.READERS[0], "198.51.100.7")
-    place.spool([traffic.Writer(email).line(traffic.BEGIN, email, asked)])
-    with Calls() as calls:
-        tracker.drain(place.database)
-    return calls
+    sys.setprofile(called)
+    tracker.drain(place.database)
+    sys.setprofile(None)
+    return depths
 
 
 def statements_of(place: traffic.Place, first: int, count: int) -> int:
@@ -82,22 +69,17 @@ def statements_of(place: traffic.Place, first: int, count: int) -> int:
     return statements
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run; the exit status."""
-    parser = argparse.ArgumentParser(prog="passes.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--names", action="store_true", help="name the functions")
-    args = parser.parse_args(argv)
+def main() -> int:
+    """Measure and print."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         place = traffic.Place(Path(folder) / "data")
         place.register(traffic.registrations(BATCHES[0] + sum(BATCHES)))
         for email, when in enumerate(("the first in a process", "one after it")):
-            depths = calls_of(place, email).depths
+            depths = calls_of(place, email)
             print(
                 f"an open, {when}: {len(depths)} functions (asked: {MOST_FUNCTIONS}),"
                 f" up to {max(depths.values())} below drain() (asked: {MOST_DEPTH})"
             )
-            for name, depth in depths.items() if args.names else ():
-                print(f"    {'  ' * depth}{name}")
         statements_of(place, 0, BATCHES[0])  # all programs are new to the database, just once
         first = BATCHES[0]
         for count in BATCHES:

@@ -28,35 +28,33 @@ from bench import traffic
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("emails", "events", "links", "campaigns")
+BATCH = 500  # lines a transaction
 RANGES = ("7d", "30d", "90d", "all")
 MOST_SHOWN = 10  # differences of a table
 
 
-def fill(folder: Path, hits: int, zone: str, batch: int) -> None:
+def fill(folder: Path, hits: int) -> None:
     """Make a database of all that, with the tracker that this process has."""
-    place = traffic.Place(folder, zone)
+    place = traffic.Place(folder, "Europe/Rome")
     tenant = traffic.DASHBOARD_ID
     # Over HTTP, which is the same in all versions, as are the few functions that traffic.py calls.
     app = tracker.App(tracker.load_settings({"DATABASE_URL": f"sqlite:{place.database.path}"}, os.devnull))
     web = webtest.TestApp(tracker.wsgi(app))
     for number, step in enumerate(traffic.days(hits)):
         place.register(step.emails)
-        for lines in (
-            step.lines[0::2],
-            step.lines[1::2],
-        ):  # of two workers, the second of which was never drained before
-            place.spool(lines)
-            place.drain(len(lines), batch=batch)
+        for worker in (0, 1):  # the second of which was never drained before
+            place.spool(step.lines[worker::2])
+            place.drain(len(step.lines[worker::2]), batch=BATCH)
         emails = len(step.emails)
-        changes = [
-            tracker.Registration(
-                traffic.key(n),
-                campaign=f"Campaign {n * 7 % 23}",
-                delivered_at=traffic.BEGIN + n % 9 * traffic.HOUR if n % 3 else None,
-                links=3 + n % 4,
-            )
-            for n in range(0, emails, 11)
-        ]
+        changes = []
+        for n in range(0, emails, 11):
+            delivered_at = traffic.BEGIN + n % 9 * traffic.HOUR if n % 3 else None
+            said: dict[str, Any] = {
+                "campaign": f"Campaign {n * 7 % 23}",
+                "delivered_at": delivered_at,
+                "links": 3 + n % 4,
+            }
+            changes.append(tracker.Registration(traffic.key(n), **said))
         place.register(changes)
         for n in range(5 + number, emails, 97):
             web.delete(f"/{tenant}/emails/{traffic.key(n)}")
@@ -75,17 +73,17 @@ def told(checkout: Path, folder: Path, *words: str) -> str:
     return done.stdout if done.returncode == 0 else f"{words[0]}: {done.stdout}{done.stderr}"
 
 
-def results(checkout: Path, folder: Path, args: argparse.Namespace) -> dict[str, list[str]]:
+def results(checkout: Path, folder: Path, hits: int) -> dict[str, list[str]]:
     """All that a version makes of it, as rows by table."""
-    command = [sys.executable, __file__, "--fill", str(folder), "--hits", str(args.hits)]
-    command += ["--zone", args.zone, "--batch", str(args.batch)]
+    command = [sys.executable, __file__, "--fill", str(folder), "--hits", str(hits)]
     subprocess.run(command, env={**os.environ, "PYTHONPATH": str(checkout)}, check=True)
     tenant = traffic.DASHBOARD_ID
     found: dict[str, list[str]] = {}
     for when in ("drained", "judged anew"):
         for range_ in RANGES:
-            text = told(checkout, folder, "stats", tenant, "--json", "--range", range_)
-            found[f"stats {range_}, {when}"] = rows_of(text)
+            found[f"stats {range_}, {when}"] = rows_of(
+                told(checkout, folder, "stats", tenant, "--json", "--range", range_)
+            )
         for table in TABLES:
             found[f"{table}, {when}"] = rows_of(told(checkout, folder, "export", tenant, table, "--format", "json"))
         found[f"check, {when}"] = told(checkout, folder, "check").splitlines()
@@ -115,19 +113,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="same.py", description=(__doc__ or "").partition(":")[0] + ".")
     parser.add_argument("--old", type=Path, metavar="CHECKOUT", help="the other version")
     parser.add_argument("--hits", type=int, default=40_000, metavar="N", help="default: 40000")
-    parser.add_argument("--zone", default="Europe/Rome", help="of the tenant (default: Europe/Rome)")
-    parser.add_argument("--batch", type=int, default=500, metavar="N", help="lines a transaction (default: 500)")
     parser.add_argument("--fill", type=Path, help=argparse.SUPPRESS)  # in this process
     args = parser.parse_args(argv)
     if args.fill:
-        fill(args.fill, args.hits, args.zone, args.batch)
+        fill(args.fill, args.hits)
         return 0
     if not args.old:
         parser.error("expected --old CHECKOUT")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        old, new = (
-            results(tree.resolve(), Path(folder) / name, args) for tree, name in ((args.old, "old"), (ROOT, "new"))
-        )
+        old = results(args.old.resolve(), Path(folder) / "old", args.hits)
+        new = results(ROOT, Path(folder) / "new", args.hits)
     differs = False
     for name, rows in new.items():
         before, now = Counter(old[name]) - Counter(rows), Counter(rows) - Counter(old[name])

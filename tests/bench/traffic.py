@@ -21,9 +21,8 @@ BEGIN = 1_795_000_000_000
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 CAMPAIGNS = 20
 LINKS = 6  # of a campaign
-READERS = [pattern.format(next(iter(versions))) for _, pattern, versions in OPENERS[:7]]
-MACHINES = [pattern.format(next(iter(versions))) for _, pattern, versions in OPENERS[7:]]
-BROWSERS = [pattern.format(next(iter(versions))) for _, pattern, versions in CLICKERS[:3]]
+AGENTS = [pattern.format(next(iter(versions))) for _, pattern, versions in (*OPENERS, *CLICKERS[:3])]
+READERS, MACHINES, BROWSERS = AGENTS[:7], AGENTS[7:-3], AGENTS[-3:]
 
 
 class Step(NamedTuple):
