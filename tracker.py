@@ -1220,14 +1220,12 @@ class Attribute(NamedTuple):
 
 
 def decode_attribute(text: str) -> str:
-    """Decode the character references of an attribute's value, once, by the rule for attributes.
-
-    A name without its semicolon is text if a letter, a digit or "=" follows: `?a=1&copy=2` holds no ©.
-    """
+    """Decode the character references of an attribute's value, once, by the rule for attributes."""
 
     def decode(match: re.Match[str]) -> str:
         decimal, hexadecimal, name = match.groups()
         if name:
+            # Without its semicolon it is text if a letter, a digit or "=" follows: `?a=1&copy=2` holds no ©.
             literal = not name.endswith(";") and text[match.end() : match.end() + 1] == "="
             return match[0] if literal else html.entities.html5.get(name, match[0])
         number = int((decimal or hexadecimal).lstrip("0")[:8] or "0", 10 if decimal else 16)
@@ -1270,10 +1268,8 @@ def read_tags(text: str, at: int = 0, end: int = sys.maxsize, *, conditional: bo
 
 
 def _end_of_raw_text(text: str, name: str, at: int, end: int) -> int:
-    """Where the end tag of an element that holds text and no markup begins, or -1.
-
-    A script in a script, within what looks like a comment, hides the end tag: 13.2.5.17 to 13.2.5.31.
-    """
+    """Where the end tag of an element that holds text and no markup begins, or -1."""
+    # A script in a script, within what looks like a comment, hides the end tag: 13.2.5.17 to 13.2.5.31.
     turns = SCRIPT_TURN if name == "script" else re.compile(rf"<(/){name}(?=[\t\n\f\r />])", re.IGNORECASE)
     escaped = nested = False
     for match in turns.finditer(text, at, end):
@@ -1359,12 +1355,11 @@ def _additions(found: list[tuple[Page, list[Tag]]], how: Instrumenting, report: 
     """What is asked for and not there, by its field of the report: its markup, and where it goes."""
 
     def is_there(names: Collection[str], attribute: str, path: str) -> bool:
-        for page, tags in found:
-            for tag in tags:
-                place = read_attributes(page.text, tag).get(attribute) if tag.name in names else None
-                url = browser_trim(decode_attribute(page.text[place.start : place.end])) if place else ""
-                if path in f"{url}?" and how.maker.is_ours(url):
-                    return True
+        for page, tag in ((page, tag) for page, tags in found for tag in tags if tag.name in names):
+            place = read_attributes(page.text, tag).get(attribute)
+            url = browser_trim(decode_attribute(page.text[place.start : place.end])) if place else ""
+            if path in f"{url}?" and how.maker.is_ours(url):
+                return True
         return False
 
     link = f'<a href="{how.hidden_url()}" aria-hidden="true" tabindex="-1" style="display:none"></a>'
@@ -1500,10 +1495,7 @@ class Part(NamedTuple):
 
 
 def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -> tuple[bytes, Report]:
-    """Wrap the links and place the pixel in the HTML of a message; what is unclear stays, and the report says why.
-
-    `force`: also a message with a signature over the whole (DKIM, ARC), which a change breaks.
-    """
+    """Wrap the links and place the pixel in the HTML of a message, with `force` also if that breaks a signature over it."""
     text = raw.decode("latin-1")
     report = Report()
     start = LINE_BREAK.search(text) if text.startswith("From ") else None  # a line of mbox before the headers
@@ -1568,8 +1560,8 @@ def read_part(text: str, start: int, end: int, number: str = "") -> Part:
         boundary = headers.get_boundary() if kind in WALKED else None
     except Exception:  # whatever a header of a stranger's makes of the parser
         raise Unclear("its Content-Type can't be read") from None
-    start = start + blank.end() if blank else end
-    return Part(number, headers, kind, charset or "utf-8", boundary, start, end, blank is not None)
+    body = start + blank.end() if blank else end
+    return Part(number, headers, kind, charset or "utf-8", boundary, body, end, blank is not None)
 
 
 def _read_pages(text: str, whole: Part, report: Report) -> list[Page]:
