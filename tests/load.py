@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ def rows(server: Server, sql: str) -> list[tuple[Any, ...]]:
 def counted_keys(server: Server) -> Counter[str]:
     """How many events each key has."""
     return Counter(row[0] for row in rows(server, "select key from emails join events on events.email = emails.id"))
+
+
+def counted(server: Server) -> int:
+    """How many events there are."""
+    return int(rows(server, "select count(*) from events")[0][0])
 
 
 def wait_until(true: Callable[[], bool], server: Server, seconds: float = 30) -> None:
@@ -115,28 +120,16 @@ class Sent:
             "ip_address": self.address,
         }
 
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of requests."""
-
-    answered: list[Sent] = field(default_factory=list)
-    broken: list[Sent] = field(default_factory=list)  # the connection ended before an answer
-    wrong: list[str] = field(default_factory=list)  # an answer, but not the right one
-    killed: list[int] = field(default_factory=list)
-
-
-def fault(sent: Sent, status: int, headers: dict[str, str], body: bytes) -> str | None:
-    """What is wrong with an answer."""
-    if sent.url is None:
-        right = (
-            status == 200 and body == (PIXEL if sent.method == "GET" else b"") and headers["x-tracker"] == "recorded"
-        )
-    elif sent.redirects:
-        right = status == 302 and headers.get("location") == sent.url
-    else:
-        right = status == 200 and (sent.method == "HEAD" or escape(sent.url).encode() in body)
-    return None if right else f"{sent.method} {sent.path}: {status} {headers} {body[:200]!r}"
+    def fault(self, status: int, headers: dict[str, str], body: bytes) -> str | None:
+        """What is wrong with an answer."""
+        if self.url is None:
+            gif = PIXEL if self.method == "GET" else b""
+            right = (status, body, headers["x-tracker"]) == (200, gif, "recorded")
+        elif self.redirects:
+            right = status == 302 and headers.get("location") == self.url
+        else:
+            right = status == 200 and (self.method == "HEAD" or escape(self.url).encode() in body)
+        return None if right else f"{self.method} {self.path}: {status} {headers} {body[:200]!r}"
 
 
 def user_agents() -> list[str]:

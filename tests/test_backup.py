@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import BASE, PROGRAM, Server, Stage, hit, segment, small_disk, without_settings
-from load import Sent, counted_keys, data, hears_signals, locked, rows, segments, terminate, wait_until
+from load import Sent, counted, counted_keys, data, hears_signals, locked, rows, segments, terminate, wait_until
 from test_dist import build
 from test_live import assert_counted_once, fire, get, pixels, post
 
@@ -218,11 +218,6 @@ def enlarge(server: Server, mail_id: str) -> None:
         subject = "A subject of some length " * 4
         mails = [tracker.Registration(f"large-{n:06d}", subject, f"reader{n}@example.org") for n in range(LARGE)]
         tracker.register_emails(connection, tenant.number, mails, tracker.now_ms())
-
-
-def counted(server: Server) -> int:
-    """How many events there are."""
-    return int(rows(server, "select count(*) from events")[0][0])
 
 
 def restore(backup: Path, server: Server) -> None:

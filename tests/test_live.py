@@ -24,22 +24,9 @@ from urllib.parse import quote
 
 import pytest
 from conftest import CHROME, ROOT, SERVE, Server, missing
-from load import (
-    Outcome,
-    Sent,
-    counted_keys,
-    data,
-    fault,
-    locked,
-    recounted,
-    segments,
-    terminate,
-    user_agents,
-    wait_until,
-)
+from load import Sent, counted, counted_keys, data, locked, recounted, segments, terminate, user_agents, wait_until
 
 CLIENTS = 8
-LOCKED_SECONDS = 2
 EMAILS = 100  # of each of the three tenants
 
 
@@ -84,6 +71,16 @@ def post(server: Server, path: str, body: object) -> Any:
         return json.loads(answer.read())
 
 
+@dataclass(slots=True)
+class Outcome:
+    """What became of requests."""
+
+    answered: list[Sent] = field(default_factory=list)
+    broken: list[Sent] = field(default_factory=list)  # the connection ended before an answer
+    wrong: list[str] = field(default_factory=list)  # an answer, but not the right one
+    killed: list[int] = field(default_factory=list)
+
+
 def fire(server: Server, requests: Iterable[Sent], kills: Sequence[int] = (), *, until_broken: bool = False) -> Outcome:
     """Send requests from several clients at once; kill a worker each time so many are answered."""
     outcome = Outcome()
@@ -104,7 +101,7 @@ def fire(server: Server, requests: Iterable[Sent], kills: Sequence[int] = (), *,
                     return
                 continue
             outcome.answered.append(sent)
-            if wrong := fault(sent, *answer):
+            if wrong := sent.fault(*answer):
                 outcome.wrong.append(wrong)
 
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -241,7 +238,7 @@ def test_every_answered_request_is_counted_once_while_workers_die_and_the_databa
     # A worker is killed each time so many requests of a part are answered.
     outcomes = [fire(server, requests[:1500], (300, 900))]
     with locked(database_of(server)):
-        release_at = time.monotonic() + LOCKED_SECONDS
+        release_at = time.monotonic() + 2
         outcomes.append(fire(server, requests[1500:3500], (800,)))  # all are answered although the lock is held
         time.sleep(max(release_at - time.monotonic(), 0))
     outcomes.append(fire(server, requests[3500:], (300, 900)))
@@ -289,7 +286,7 @@ def test_sigterm_under_load_answers_what_was_accepted_and_drains_the_spool(serve
     requests = pixels(server.first_tenant(), "load", 9_000)
     with ThreadPoolExecutor(1) as pool:
         load = pool.submit(fire, server, requests, until_broken=True)
-        wait_until(lambda: sum(counted_keys(server).values()) >= 300, server)  # the load is under way
+        wait_until(lambda: counted(server) >= 300, server)  # the load is under way
         assert not load.done()
         assert terminate(server) == 0
         server.listener.close()  # what no worker had accepted is refused now
@@ -310,7 +307,7 @@ def test_hits_are_counted_while_it_serves_and_those_behind_a_lock_when_sigterm_c
         server.start()
     early = fire(server, pixels(mail_id, "early", 50))
     # Nobody asks for numbers, so only the thread can have counted these.
-    wait_until(lambda: sum(counted_keys(server).values()) >= 50, server)
+    wait_until(lambda: counted(server) >= 50, server)
     process = server.process
     assert process is not None
     with locked(database_of(server)):
@@ -331,7 +328,7 @@ def test_hits_of_a_server_that_was_killed_outright_are_counted_by_the_next(serve
         server.kill()
         assert segments(server) and len(outcome.answered) == 100
     server.start()
-    wait_until(lambda: sum(counted_keys(server).values()) >= 100, server)
+    wait_until(lambda: counted(server) >= 100, server)
     assert_counted_once(server, outcome)
 
 
@@ -505,6 +502,6 @@ def test_a_server_started_without_its_database_answers_hits_makes_no_other_and_c
     assert "restore it from a backup" in json.loads(get(server.port, "/health")[2])["why"][0]
     assert not database.exists()
     aside.rename(database)
-    wait_until(lambda: sum(counted_keys(server).values()) >= 20, server)
+    wait_until(lambda: counted(server) >= 20, server)
     assert get(server.port, f"/{made['id']}/dashboard")[0] == 200
     assert_counted_once(server, outcome)
