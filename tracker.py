@@ -1498,13 +1498,14 @@ def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -
     """Wrap the links and place the pixel in the HTML of a message, with `force` also if that breaks a signature over it."""
     text = raw.decode("latin-1")
     report = Report()
-    start = LINE_BREAK.search(text) if text.startswith("From ") else None  # a line of mbox before the headers
+    mbox = LINE_BREAK.search(text) if text.startswith("From ") else None  # a line before the headers
+    start = mbox.end() if mbox else 0
     try:
-        whole = read_part(text, start.end() if start else 0, len(text))
+        whole = read_part(text, start, len(text))
         for name in ("DKIM-Signature", "ARC-Seal"):
             if name in whole.headers and not force:
                 raise Unclear(f"it has a {name}, which any change breaks; instrument before signing, or force it")
-        pages = _read_pages(text, whole, report)
+        pages = _read_pages(text, start, whole, report)
     except Unclear as error:
         return raw, Report(pixel="not placed: the message is left as it is", skipped=[("the message", str(error))])
     return _instrument_pages(text, pages, how, report)
@@ -1564,16 +1565,18 @@ def read_part(text: str, start: int, end: int, number: str = "") -> Part:
     return Part(number, headers, kind, charset or "utf-8", boundary, body, end, blank is not None)
 
 
-def _read_pages(text: str, whole: Part, report: Report) -> list[Page]:
+def _read_pages(text: str, start: int, whole: Part, report: Report) -> list[Page]:
     """The HTML that readers see, what is shown first of all; the report gets all other parts with their reasons."""
     lists = re.sub(r"\s", "", "".join(map(str, whole.headers.get_all("List-Unsubscribe", []))))
     unsubscribe = re.findall("<([^<>]*)>", lists)
-    pages = []
-    waiting = [whole._replace(number="" if whole.kind in WALKED else "1")]
+    pages: list[Page] = []
     count = 1
+    waiting = [("" if whole.kind in WALKED else "1", start, len(text))]
     while waiting:
-        part = waiting.pop()
+        name, start, end = waiting.pop()
         try:
+            part = read_part(text, start, end, name)
+            name = str(part).strip()
             _refuse_other_parts(part)
             if part.kind == "text/html":
                 pages.append(_read_page(text, part, unsubscribe))
@@ -1582,18 +1585,12 @@ def _read_pages(text: str, whole: Part, report: Report) -> list[Page]:
                 raise Unclear(f"it stands in {MAX_DEPTH} other parts")
             spans = split_parts(text, part)
         except Unclear as error:
-            report.skipped.append((str(part).strip(), str(error)))
+            report.skipped.append((name, str(error)))
             continue
         count += len(spans)
         if count > MAX_PARTS:
             raise Unclear(f"it has more than {MAX_PARTS:,} parts")
-        inner = []
-        for n, span in enumerate(spans, 1):
-            number = f"{part.number}.{n}".lstrip(".")
-            try:
-                inner.append(read_part(text, *span, number))
-            except Unclear as error:
-                report.skipped.append((number, str(error)))
+        inner = [(f"{part.number}.{n}".lstrip("."), *span) for n, span in enumerate(spans, 1)]
         # Of alternatives the last is shown (RFC 2046 §5.1.4).
         waiting += inner if part.kind == "multipart/alternative" else reversed(inner)
     return pages
