@@ -200,7 +200,7 @@ importlib.invalidate_caches()
 import_tracker = compile("import tracker", "import", "exec")
 sys.addaudithook(hook)
 exec(import_tracker)
-print({"argparse", "csv", "email", "gunicorn", "html.parser", "http.client", "logging", "subprocess"} & {*sys.modules})
+print({"argparse", "csv", "email.message", "gunicorn", "html.parser", "http.client", "logging", "subprocess"} & {*sys.modules})
 """
 
 
