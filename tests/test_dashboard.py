@@ -141,6 +141,8 @@ def test_a_longer_range_has_the_older_mail_as_well_and_all_has_nothing_before_it
     found = figures(page(mailing, range="90d"))
     assert found["Sent"][:2] == ("7", "none before")
     assert (found["Opened"][0], found["Opens"][0]) == ("42.9–57.1 %", "7")  # e1, e2, a1 of seven; and e3
+    found = figures(page(mailing, **{"from": "2026-11-08"}))  # Autumn is older than as long a time before
+    assert found["Sent"][:2] == ("5", "none before")
     found = figures(page(mailing, range="all"))
     assert found["Sent"] == ("7", "", "emails")
     assert {change for _, change, _ in found.values()} == {""}
@@ -420,7 +422,7 @@ def test_pages_of_emails_follow_each_other_without_a_gap(stage: Stage, sort: str
     count(stage, *(hit(stage, f"k{n:03}", NOW - n) for n in numbers[::3]))
     text = page(stage, "campaigns/C", sort=sort, **asked)
     pages = [keys(text)]
-    while following := re.search(r'href="(\?[^"]*after=[^"#]*)#emails"', text):
+    while (following := re.search(r'href="(\?[^"]*after=[^"#]*)#emails"', text)) and len(pages) < 4:
         if not sort:  # new mail goes on top, and moves no row onto the next page a second time
             register(stage, stage.acme, tracker.Registration(f"later{len(pages)}", "S", "x@example.org", "C", NOW + 1))
         text = stage.web.get(f"/{stage.acme.id}/campaigns/C{html.unescape(following[1])}").text

@@ -426,7 +426,7 @@ def test_next_leads_through_all_rows_once(stage: Stage, table: str, monkeypatch:
         rows: list[dict[str, Any]] = []
         records: list[list[str]] = []
         query, following = f"?limit={limit}", ""
-        while following is not None:
+        while following is not None and len(rows) < 20:
             answer = get(stage, f"{root}.json{query}").json
             _, *more = read_csv(get(stage, f"{root}.csv{query}"))
             following = answer["next"]
@@ -435,7 +435,7 @@ def test_next_leads_through_all_rows_once(stage: Stage, table: str, monkeypatch:
             assert [record[-1] for record in more] == [""] * (len(more) - 1) + [following or ""]  # where to go on
             rows += answer["rows"]
             records += more
-        assert rows == whole["rows"]
+        assert rows == whole["rows"] and not following
         assert [record[0] for record in records] == firsts
 
 
