@@ -21,7 +21,8 @@ create table tenants (
     api_key_hash  text check (length(api_key_hash) = 64),                             -- SHA-256, hexadecimal
     id_in_mail_at integer,               -- when a hit last carried the dashboard id; null: never
     created_at    integer not null,
-    tz            text not null default 'UTC' check (length(tz) between 1 and 60)     -- in which its days begin
+    tz            text not null default 'UTC' check (length(tz) between 1 and 60),    -- in which its days begin
+    unregistered_a_day integer check (unregistered_a_day >= 0)                        -- emails that hits alone may make; null: as usual
 );
 
 create table tenant_rules (              -- hosts where its links may and may not lead; its own addresses, set aside
@@ -52,6 +53,7 @@ create table emails (
     time_said  integer not null default 0 check (time_said in (0, 1)),                -- 0: sent_at is the time of registration
     links      integer check (links >= 0),                                            -- different ones, if that is known
     search     text not null default '', -- its texts folded, to search in; '' where it has none but its key
+    told_at    integer not null default 0,                                            -- when the last word on it was said
     unique (tenant, key)
 );
 create index emails_by_age on emails (tenant, created_at, id);
@@ -413,11 +415,13 @@ group by events.tenant, host, reason;
 
 -- Bookkeeping
 
-create table unregistered_days (         -- how many emails hits made in a day (see UNREGISTERED_A_DAY)
-    tenant integer not null references tenants (number),
-    day    integer not null,
-    emails integer not null,
-    primary key (tenant, day)
+create table allowances (                -- how many emails hits alone made: on a day; day -1: of a campaign that was declared
+    tenant   integer not null references tenants (number),
+    day      integer not null,
+    campaign text not null,
+    network  integer not null,           -- a number for it; -1: of all
+    emails   integer not null,
+    primary key (tenant, day, campaign, network)
 ) without rowid;
 
 create table dropped (                   -- hits that became no event, by reason; tenant 0: nobody's
@@ -436,5 +440,15 @@ create table positions (                 -- how far each segment of the spool is
 
 create table ingested (hit_id text primary key) without rowid;
 
-pragma user_version = 5;
+create table marks (                     -- what the database knows of itself; see marks_of
+    name  text primary key,
+    value text not null
+) without rowid;
+
+create table gone (                      -- emails that were deleted: no hit and no registration up to a time makes them again
+    hash text primary key,               -- keyed; see gone_hashes
+    at   integer not null
+) without rowid;
+
+pragma user_version = 6;
 commit;

@@ -32,6 +32,7 @@ import operator
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import sqlite3
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-__version__ = "0.6.0"
+__version__ = "0.7.0.dev0"
 
 # The file this program came in, and what a person calls it: tracker.py, or the zip that holds it.
 PROGRAM_FILE = os.path.abspath(getattr(globals().get("__loader__"), "archive", __file__))
@@ -156,6 +157,8 @@ def _setting(variable: str, convert: Callable[[str], Any], default: str = "", *,
 
 _port = _matching("([0-9]+)", "a whole number from 1 to 65535", int)
 _workers = _matching("[1-9]|[1-5][0-9]|6[0-4]", "a whole number from 1 to 64", int)
+_days = _matching("[1-9][0-9]{0,2}", "a whole number from 1 to 999", int)
+_megabytes = _matching("[1-9][0-9]{0,6}", "a whole number from 1 to 9999999", int)
 _bind = _matching(
     r"unix:/.+|fd://[0-9]+|(?:\[[0-9A-Fa-f:.]+\]|[^\s:/]+):([0-9]+)",
     "unix:/path/to/socket or HOST:PORT, for example 127.0.0.1:3000",
@@ -177,12 +180,19 @@ class Settings:
     secret_key: tuple[str, ...] | None = _setting("SECRET_KEY", _secrets, secret=True)
     forwarded_allow_ips: tuple[str, ...] = _setting("FORWARDED_ALLOW_IPS", _networks, "127.0.0.1,::1")
     ip_addresses: str = _setting("IP_ADDRESSES", _kept, "truncated")
+    keep_spool_days: int = _setting("KEEP_SPOOL_DAYS", _days, "3")
+    keep_spool_mb: int = _setting("KEEP_SPOOL_MB", _megabytes, "2000")
     local: bool = False  # `--local`: links may lead to this machine
 
     @property
     def folder(self) -> str:
         """Where everything beside the database lives: spool, lock, tenants.json, secret.key."""
         return os.path.dirname(os.path.abspath(self.database))
+
+    @property
+    def spool(self) -> str:
+        """Where hits wait."""
+        return os.path.join(self.folder, "spool")
 
     @property
     def address(self) -> str:
@@ -1850,12 +1860,15 @@ def encode_quoted_printable(new: str, column: int, line_break: str) -> tuple[str
 # == Database ==========================================================================================
 # One file, one connection a process, one writer at a time; whose spool it is. Uses no section but Settings.
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
+FIRST_VERSION = 5  # the oldest that is brought up to date, by the files in templates/schema
 QUARTER_MS = 900_000
 DAY_MS = 86_400_000
 BUSY_MS = 5_000  # how long to wait for a lock that is not ours (a shell, a copy)
 CACHE_KIBIBYTES = 1024  # of pages, in each worker; twice as much saved no time
 CHECKPOINT_BYTES = 16 << 20  # of WAL, before it is moved into the database: pages that change often are moved once
+MAGIC = b"SQLite format 3\0"  # with which a database begins (sqlite.org/fileformat2.html)
+WAY_OUT = "`restore FILE` puts a backup in its place and counts what came since"
 
 
 class NoDatabase(StoreError):
@@ -1881,17 +1894,23 @@ class Busy(StoreError):
     """Somebody else is writing, and the caller did not want to wait."""
 
 
+class OutOfTime(Busy):
+    """Not all could be done in the time that there was."""
+
+
 @contextlib.contextmanager
 def _plain_errors(path: str) -> Iterator[None]:
-    """Turn what the machine does to SQLite into sentences that name the file; mistakes in our SQL stay as they are."""
+    """Turn what the machine does to SQLite into sentences that name the file; what a value causes stays as it is."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError):
+        raise
+    except sqlite3.Error as error:
         if "locked" in str(error):
             raise Busy(f"{path}: {error} by another process") from error
-        if re.search("full|I/O error|unable to open|readonly|malformed|not a database", str(error)):
-            raise StoreError(f"{path}: {error}") from error
-        raise
+        raise StoreError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:  # in a damaged schema
+        raise StoreError(f"{path} is damaged: {error}; {WAY_OUT}") from error
 
 
 class WriteLock:
@@ -1899,16 +1918,18 @@ class WriteLock:
 
     def __init__(self, folder: str) -> None:
         self._path = os.path.join(folder, "write.lock")
-        self._fd = -1
+        self._fd, self._pid = -1, 0
 
     @contextlib.contextmanager
     def held(self, patience: float) -> Iterator[None]:
         """Hold the lock; waits for it up to `patience` seconds. Raises Busy if another process has it for longer."""
-        if self._fd < 0:
+        if self._pid != os.getpid():  # a fork's copy of the descriptor would have its parent's lock
+            self.close()
             try:
                 self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 raise StoreError(f"can't write to {self._path}: {error.strerror}") from error
+            self._pid = os.getpid()
         until = time.monotonic() + patience
         how = fcntl.LOCK_EX if patience == math.inf else fcntl.LOCK_EX | fcntl.LOCK_NB
         try:
@@ -1924,13 +1945,30 @@ class WriteLock:
         """Give the file back; who wants the lock again opens it anew."""
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd = -1
+        self._fd, self._pid = -1, 0
 
     def _take(self, how: int) -> bool:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(self._fd, how)
             return True
         return False
+
+
+FileId = tuple[int, int]  # device and inode
+_ABANDONED: set[sqlite3.Connection] = set()  # which must never be closed, not even by being forgotten
+
+
+def file_id(path: str | int) -> FileId | None:
+    """Which file that is, by its name or a descriptor; None if there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    return None
+
+
+def _end_at_once() -> None:
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def zone_named(name: str) -> tzinfo | None:
@@ -1967,6 +2005,8 @@ def _unreadable(version: int) -> str:
         return f"has schema version {version}, this program knows {SCHEMA_VERSION}; use the newer program"
     if version < 1:
         return "is no database of this program; expected one made by `serve` or `tenant add`"
+    if version >= FIRST_VERSION:
+        return "was made by an older version: start `serve`, which brings it up to date"
     return "was made by a version before 0.6.0: move its folder away to begin anew, or use the program that made it"
 
 
@@ -2026,41 +2066,83 @@ class Database:
     def __init__(self, path: str, patience: float = math.inf) -> None:
         self.path = os.path.abspath(path)
         self.folder = os.path.dirname(self.path)
+        self.spool = os.path.join(self.folder, "spool")
+        self.kept_seen = -1  # when spool/kept was last changed, if all in it is in this database
         self._mutex = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._pid = 0
-        self._inode: tuple[int, int] | None = None
+        self._files: Sequence[FileId | None] = ()  # the database, its -wal and its -shm, as they were opened
+        self.leave: Callable[[], object] = lambda: None  # what ends this process, where it lives on by itself
+        self._header = -1  # open from before the connection until after it: to close it would drop SQLite's locks
+        self._size = 0  # of the file when all was in it
         self._lock = WriteLock(self.folder)
-        self._inherited: list[sqlite3.Connection] = []
         self._patience = patience
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, *, locked: bool = False) -> sqlite3.Connection:
+        """The connection, where it is to the files that are there, else a new one. Raises StoreError."""
+        found = self._ids()
         if self._connection is not None and self._pid == os.getpid():
-            return self._connection
-        # A connection must not be used or closed on the far side of a fork: keep it from being collected.
+            if found == self._files:
+                if os.fstat(self._header).st_size < self._size:  # truncated, or vacuumed
+                    self._size = self._measured()
+                return self._connection
+            self._disconnect(found, locked)
+        if found[0] is None:
+            raise NoDatabase(self.path)
         if self._connection is not None:
-            self._inherited.append(self._connection)
-        self._connection, self._lock, self._pid = None, WriteLock(self.folder), os.getpid()
-        inode = self._file_inode()
+            _ABANDONED.add(self._connection)  # it must not be used or closed on the far side of a fork
+        self._connection, self._pid = None, os.getpid()
+        if (
+            self._files
+            and found[0] != self._files[0]
+            and found[1] == self._files[1] is not None
+            and os.stat(f"{self.path}-wal").st_size
+        ):
+            raise StoreError(f"{self.path} was replaced, but beside it is the -wal of the one before; {WAY_OUT}")
         with contextlib.ExitStack() as unless_kept:
+            try:
+                header = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise StoreError(f"{self.path}: {error.strerror}") from error
+            unless_kept.callback(os.close, header)
             connection = unless_kept.enter_context(contextlib.closing(open_connection(self.path)))
-            if self._file_inode() != inode:
+            files = self._ids()
+            if files[0] != found[0]:
                 raise StoreError(f"{self.path} was replaced while it was being opened; try again")
             unless_kept.pop_all()
-        self._connection, self._inode = connection, inode
+        self._header, self._files, self._size, self.kept_seen = header, files, os.fstat(header).st_size, -1
+        self._connection = connection
         return connection
 
-    def _file_inode(self) -> tuple[int, int]:
-        try:
-            found = os.stat(self.path)
-        except OSError:
-            raise NoDatabase(self.path) from None
-        return found.st_dev, found.st_ino
+    def _ids(self) -> Sequence[FileId | None]:
+        """Which files are there now, by `stat` alone."""
+        return [file_id(self.path + end) for end in ("", "-wal", "-shm")]
 
-    def _check_identity(self, connection: sqlite3.Connection) -> None:
-        # SQLite writes happily into a deleted file; what is committed there is lost.
-        if self._file_inode() != self._inode:
-            raise StoreError(f"{self.path} was replaced by another file; restart to use it")
+    def _disconnect(self, found: Sequence[FileId | None], locked: bool) -> None:
+        """Close the connection, unless others see another -wal or -shm than it has. Raises StoreError then.
+
+        To close it would write its WAL over what others have written since. Where only the -wal is gone, nobody has
+        another yet: a checkpoint rescues all that is in it. A database that is not in its place is left as it is.
+        """
+        assert self._connection is not None
+        if found[0] == self._files[0] and found != self._files:
+            if self._connection not in _ABANDONED:
+                _ABANDONED.add(self._connection)
+                atexit.register(_end_at_once)
+            if found[1] is None and found[2] == self._files[2]:
+                self._checkpoint(self._connection, locked)
+            self.leave()
+            raise StoreError(
+                f"{self.path}: its -wal or -shm was taken away while it was open; who has it open must end"
+            )
+        self._connection.close()
+        os.close(self._header)
+        self._connection = None
+
+    def _check_contents(self, connection: sqlite3.Connection) -> None:
+        """Whether the file is a database still, of this version, and whose spool this is. Raises StoreError."""
+        if os.pread(self._header, len(MAGIC), 0) != MAGIC:
+            raise StoreError(f"{self.path} is damaged: it does not begin as a database does; {WAY_OUT}")
         if connection.execute("pragma user_version").fetchone()[0] != SCHEMA_VERSION:
             # What this version writes would not fit any more, and each hit would look like one that can't be counted.
             raise StoreError(f"{self.path} was changed by a newer version of this program; restart that one")
@@ -2073,35 +2155,59 @@ class Database:
             )
         if row is None or row[0] != spool_instance:
             raise StoreError(
-                f"{self.path} and {os.path.join(self.folder, 'spool')} do not belong together "
+                f"{self.path} and {self.spool} do not belong together "
                 "(spool/instance names another database); put back the pair that does"
             )
+
+    def _checkpoint(self, connection: sqlite3.Connection, locked: bool) -> None:
+        """Move the whole WAL into the file. Raises Busy where somebody reads."""
+        with contextlib.nullcontext() if locked else self._lock.held(0):
+            connection.execute("pragma busy_timeout = 0")
+            if connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]:
+                raise Busy("somebody reads; the WAL is moved when they have ended")
+            self._size = self._measured()
+
+    def _measured(self) -> int:
+        """How long the file is. Raises StoreError where its header says more.
+
+        To be asked only after a whole checkpoint, or where it is shorter than it was: a checkpoint under way writes the
+        first page first.
+        """
+        head, size = os.pread(self._header, 32, 0), os.fstat(self._header).st_size
+        page, pages = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
+        if size < pages * (65_536 if page == 1 else page):
+            raise StoreError(f"{self.path} is damaged: {size} bytes long, and its header says {pages} pages; {WAY_OUT}")
+        return size
 
     @contextlib.contextmanager
     def transaction(self, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
         """One write transaction, alone among all processes; committed at the end, rolled back by any error.
 
-        Raises Busy if somebody else writes and wait is False; StoreError if the database is gone or another.
+        Raises Busy if somebody else writes and wait is False; StoreError if the database is gone, damaged or another.
         """
-        with self._mutex, _plain_errors(self.path):
-            connection = self._connect()
-            with self._lock.held(self._patience if wait else 0):
-                self._check_identity(connection)
-                connection.execute(f"pragma busy_timeout = {BUSY_MS if wait else 0}")
-                try:
-                    connection.execute("begin immediate")
-                    yield connection
-                    connection.execute("commit")
-                finally:
-                    if connection.in_transaction:
-                        connection.execute("rollback")
-                self._checkpoint_if_due(connection)
+        with self._mutex, _plain_errors(self.path), self._lock.held(self._patience if wait else 0):
+            connection = self._connect(locked=True)
+            self._check_contents(connection)
+            connection.execute(f"pragma busy_timeout = {BUSY_MS if wait else 0}")
+            try:
+                connection.execute("begin immediate")
+                yield connection
+                connection.execute("commit")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("rollback")
+            with contextlib.suppress(Busy, FileNotFoundError):  # next time
+                if os.stat(f"{self.path}-wal").st_size >= CHECKPOINT_BYTES:
+                    self._checkpoint(connection, locked=True)
 
-    def _checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
-        with contextlib.suppress(OSError, sqlite3.OperationalError):  # a reader holds it up: next time
-            if os.stat(f"{self.path}-wal").st_size >= CHECKPOINT_BYTES:
-                connection.execute("pragma busy_timeout = 0")
-                connection.execute("pragma wal_checkpoint(truncate)")
+    @contextlib.contextmanager
+    def checkpointed(self) -> Iterator[sqlite3.Connection]:
+        """A time in which all that was ever committed is in the file itself, and nobody writes. Raises Busy."""
+        with self._mutex, _plain_errors(self.path), self._lock.held(0):
+            connection = self._connect(locked=True)
+            self._check_contents(connection)
+            self._checkpoint(connection, locked=True)
+            yield connection
 
     @contextlib.contextmanager
     def reading(self, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
@@ -2111,7 +2217,7 @@ class Database:
             connection.execute(f"pragma busy_timeout = {BUSY_MS if wait else 0}")
             try:
                 connection.execute("begin")
-                self._check_identity(connection)
+                self._check_contents(connection)
                 yield connection
             finally:
                 if connection.in_transaction:
@@ -2124,16 +2230,14 @@ class Database:
 
     def close(self, *, wait: bool = True) -> None:
         """Close this process's connection; the last one to close moves the WAL into the database."""
-        with self._mutex:
+        with self._mutex, contextlib.ExitStack() as until_closed:
             if self._connection is not None and self._pid == os.getpid():
-                try:
-                    with self._lock.held(self._patience if wait else 0):
-                        self._connection.close()
-                finally:
-                    # Whoever keeps the lock from us has the database open, so this close is not the last.
-                    self._connection.close()
-                    self._connection = None
-                    self._lock.close()
+                with contextlib.suppress(
+                    Busy
+                ):  # whoever keeps the lock from us has the database open: we are not the last
+                    until_closed.enter_context(self._lock.held(self._patience if wait else 0))
+                self._disconnect(self._ids(), locked=True)
+        self._lock.close()
 
 
 def integrity_faults(connection: sqlite3.Connection) -> list[str]:
@@ -2176,21 +2280,23 @@ def read_small_file(*path: str) -> str | None:
         return None
 
 
-def write_small_file(path: str, text: str, mode: int) -> None:
-    """Replace a file whole: readers see the old text or the new, never a part."""
+def write_small_file(path: str, text: str, mode: int, *, sync: bool = True) -> None:
+    """Replace a file whole: readers see the old text or the new, never a part; so does who looks after a power failure."""
     temporary = f"{path}.{secrets.token_hex(6)}.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with open(fd, "w", encoding="utf-8") as new_file:
             new_file.write(text)
-            new_file.flush()
-            os.fsync(new_file.fileno())
+            if sync:
+                new_file.flush()
+                os.fsync(new_file.fileno())
         os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    sync_folder(os.path.dirname(path))
+    if sync:
+        sync_folder(os.path.dirname(path))
 
 
 def sync_folder(folder: str) -> None:
@@ -2216,6 +2322,7 @@ def create_database(path: str, schema: str) -> Database:
                 if (nothing := NoDatabase(database.path)).trace:
                     raise nothing
                 _build_database(database.path, schema)
+            _upgrade_database(database.path)
             adopt_folder(database.path)
     except OSError as error:
         raise StoreError(
@@ -2240,16 +2347,24 @@ def _build_database(path: str, schema: str) -> None:
     sync_folder(os.path.dirname(path))
 
 
+def _upgrade_database(path: str) -> None:
+    """Bring the schema of an older database up to date, each version in one transaction."""
+    with _plain_errors(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        version = connection.execute("pragma user_version").fetchone()[0]
+        for later in range(version + 1, SCHEMA_VERSION + 1) if version >= FIRST_VERSION else ():
+            connection.executescript(resource(f"templates/schema/{later}.sql").decode())
+
+
 def adopt_folder(path: str) -> None:
     """Give a database without a spool (new, or restored from a backup) its spool and the fast copy of its secret.
 
-    Raises StoreError if secret.key is not the database's secret.
+    Raises Conflict if secret.key is not the database's secret.
     """
     folder = os.path.dirname(path)
     with contextlib.closing(open_connection(path)) as connection, _plain_errors(path):
         rows = dict(connection.execute("select name, value from secrets").fetchall())
     spool = os.path.join(folder, "spool")
-    for name in (spool, os.path.join(spool, "rejected")):
+    for name in (spool, os.path.join(spool, "rejected"), os.path.join(spool, "kept")):
         os.makedirs(name, mode=0o750, exist_ok=True)
     if read_small_file(spool, "instance") is None:
         write_small_file(os.path.join(spool, "instance"), rows["instance"] + "\n", 0o640)
@@ -2258,10 +2373,53 @@ def adopt_folder(path: str) -> None:
     if kept is None and "link" in rows:
         write_small_file(key_file, rows["link"] + "\n", 0o600)
     elif "link" in rows and kept != rows["link"]:
-        raise StoreError(
+        raise Conflict(
             f"{key_file} and the secret in {path} differ, and mail already sent carries links signed with one of them: "
             f"if the database is right, move {key_file} away; if the file is right, restore the database it belongs to"
         )
+
+
+def put_in_place(path: str, backup: BinaryIO, name: str) -> tuple[str, set[str]]:
+    """Make a backup the database, and set what is there aside. Raises StoreError.
+
+    Returns the folder where that is now, and the mail ids of the tenants that the backup knows.
+
+    A server may run meanwhile: it sees that the file is another, and opens that one. After a kill, run it again.
+    """
+    folder = os.path.dirname(path)
+    copy = f"{path}.{secrets.token_hex(6)}.new"
+    try:
+        with open(copy, "xb", opener=partial(os.open, mode=0o600)) as file:
+            shutil.copyfileobj(backup, file)
+        _upgrade_database(copy)
+        with contextlib.closing(open_connection(copy)) as connection, _plain_errors(name):
+            faults = integrity_faults(connection)
+            mail_ids = {mail_id for (mail_id,) in connection.execute("select mail_id from tenants")}
+            [(instance,)] = connection.execute("select value from secrets where name = 'instance'")
+            connection.execute("pragma journal_mode = wal")
+        if faults:
+            raise StoreError(f"{name} is damaged: {faults[0]}; nothing was changed")
+        if read_small_file(folder, "spool", "instance") not in (None, instance):
+            raise StoreError(
+                f"{name} is a copy of another database than the spool here belongs to; nothing was changed"
+            )
+        aside = os.path.join(folder, f"set-aside-{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}")
+        with WriteLock(folder).held(math.inf):
+            os.makedirs(aside, mode=0o700, exist_ok=True)
+            for end in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(path + end, os.path.join(aside, os.path.basename(path) + end))
+            os.rename(copy, path)
+            sync_folder(folder)
+    except OSError as error:
+        raise StoreError(f"{error.filename or folder}: {error.strerror}; run it again when that is mended") from error
+    except StoreError as error:
+        raise StoreError(str(error).replace(copy, name)) from error
+    finally:
+        for end in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                os.unlink(copy + end)
+    return aside, mail_ids
 
 
 def stored_secret(connection: sqlite3.Connection) -> str | None:
@@ -2275,8 +2433,13 @@ def stored_secret(connection: sqlite3.Connection) -> str | None:
 
 def position_of(connection: sqlite3.Connection, segment: str) -> int:
     """How many bytes of a segment are in the database."""
-    row = connection.execute("select position from positions where segment = ?", (segment,)).fetchone()
-    return int(row[0]) if row else 0
+    return positions_of(connection, [segment]).get(segment, 0)
+
+
+def positions_of(connection: sqlite3.Connection, segments: Iterable[str]) -> dict[str, int]:
+    """How many bytes of segments are in the database, of those of which it knows anything."""
+    sql = f"select segment, position from {wanted('name')} cross join positions where segment = wanted.name"
+    return dict(for_each(connection, segments, sql))
 
 
 def set_position(connection: sqlite3.Connection, segment: str, position: int, now: int) -> None:
@@ -2288,16 +2451,93 @@ def set_position(connection: sqlite3.Connection, segment: str, position: int, no
     )
 
 
-def all_positions(connection: sqlite3.Connection) -> dict[str, int]:
-    """All segments that were read, and how far."""
-    return dict(connection.execute("select segment, position from positions").fetchall())
+def positions_since(connection: sqlite3.Connection) -> int:
+    """The time from which on every position is remembered that there was."""
+    return int(marks_of(connection).get("positions_since", 0))
 
 
-def forget_positions(connection: sqlite3.Connection, present: Iterable[str], now: int) -> None:
-    """Forget segments that are gone, a day after: sooner, a crash between commit and unlink would count them twice."""
+def forget_positions(connection: sqlite3.Connection, present: Iterable[str], before: int) -> None:
+    """Forget what was before a time: allowances, and positions of segments that are gone; and remember which time it was."""
     there = set(present)
-    old = connection.execute("select segment from positions where updated_at < ?", (now - DAY_MS,)).fetchall()
-    connection.executemany("delete from positions where segment = ?", [row for row in old if row[0] not in there])
+    old = connection.execute("select segment from positions where updated_at < ?", (before,)).fetchall()
+    connection.execute("delete from allowances where day >= 0 and day < ?", (before // DAY_MS,))
+    if gone := [row for row in old if row[0] not in there]:
+        connection.executemany("delete from positions where segment = ?", gone)
+        set_mark(connection, "positions_since", str(before))
+
+
+def last_position_at(connection: sqlite3.Connection) -> int | None:
+    """When anything was last drained."""
+    found: int | None = connection.execute("select max(updated_at) from positions").fetchone()[0]
+    return found
+
+
+# -- Marks, and what is gone
+
+
+def marks_of(connection: sqlite3.Connection) -> dict[str, str]:
+    """What a database knows of itself, so that an older backup in its place is told from it."""
+    return dict(connection.execute("select name, value from marks").fetchall())
+
+
+def set_mark(connection: sqlite3.Connection, name: str, value: str) -> None:
+    """Remember something about the database itself."""
+    sql = "insert into marks values (?, ?) on conflict (name) do update set value = excluded.value"
+    connection.execute(sql, (name, value))
+
+
+def gone_size(database: Database) -> int:
+    """How long the file `gone` is, beside the database."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(os.path.join(database.folder, "gone")).st_size
+    return 0
+
+
+def gone_hashes(connection: sqlite3.Connection, tenant: int, keys: Iterable[str]) -> dict[str, str]:
+    """The keys of emails by what is kept of them after they were deleted: who does not know a key learns nothing by it."""
+    sql = "select mail_id, value from tenants join secrets on secrets.name = 'instance' where number = ?"
+    mail_id, secret = connection.execute(sql, (tenant,)).fetchone()
+    start = hmac.new(secret.encode(), f"{mail_id}/".encode(), "sha256")
+    found = {}
+    for key in keys:
+        hasher = start.copy()
+        hasher.update(key.encode())
+        found[hasher.hexdigest()[:32]] = key
+    return found
+
+
+def remember_gone(connection: sqlite3.Connection, gone: Mapping[str, int]) -> None:
+    """Never again make emails of these hashes from what was said, or came, up to these times."""
+    connection.executemany(
+        "insert into gone values (?, ?) on conflict (hash) do update"
+        " set at = case when excluded.at > gone.at then excluded.at else gone.at end",
+        gone.items(),
+    )
+
+
+def write_gone(database: Database, connection: sqlite3.Connection, gone: Mapping[str, int]) -> None:
+    """Write into the file `gone` too what must be gone from every backup; before the commit. Raises StoreError."""
+    path = os.path.join(database.folder, "gone")
+    try:
+        with open(path, "ab", opener=partial(os.open, mode=0o600)) as file:
+            file.write("".join(f"{hash_} {at}\n" for hash_, at in gone.items()).encode())
+            file.flush()
+            os.fsync(file.fileno())
+            set_mark(connection, "gone", str(file.tell()))
+        sync_folder(database.folder)
+    except OSError as error:
+        raise StoreError(f"can't write to {path}: {error.strerror}; nothing was changed") from error
+
+
+def read_gone(database: Database, connection: sqlite3.Connection) -> dict[str, int]:
+    """Learn from the file `gone` what was deleted after this database was copied; returns what is new."""
+    known = dict(connection.execute("select hash, at from gone").fetchall())
+    text = read_small_file(database.folder, "gone") or ""
+    told = {hash_: int(at) for hash_, at in re.findall("^([0-9a-f]{32}) ([0-9]{1,15})$", text, re.MULTILINE)}
+    new = {hash_: at for hash_, at in told.items() if at > known.get(hash_, -1)}
+    remember_gone(connection, new)
+    set_mark(connection, "gone", str(gone_size(database)))
+    return new
 
 
 # == Tenants ===========================================================================================
@@ -2326,6 +2566,7 @@ class Tenant:
     id_in_mail_at: int | None
     created_at: int
     tz: str  # the zone in which its days begin
+    unregistered_a_day: int | None = None  # how many emails hits alone may make; None: as many as usual
 
     @property
     def one_id(self) -> bool:
@@ -2412,7 +2653,7 @@ def _refuse_taken_host(connection: sqlite3.Connection, tenant: int, tracking_hos
 
 
 def change_tenant(connection: sqlite3.Connection, tenant: int, **changes: Any) -> None:
-    """Set columns of a tenant: name, tracking_host, any_domain, suspended, api_key_hash, id, id_in_mail_at, tz."""
+    """Set columns of a tenant."""
     _refuse_taken_host(connection, tenant, changes.get("tracking_host"))
     for column, value in changes.items():
         connection.execute(f"update tenants set {column} = ? where number = ?", (value, tenant))
@@ -2450,7 +2691,7 @@ def set_tenant_rules(
 
 TABLES_OF_TENANTS = (  # each before those that it refers to
     *("uniques", "reasons", "cohorts", "campaigns", "links", "clients", "named_hosts", "events"),
-    *("campaign_sends", "unregistered_days", "dropped", "tenant_rules", "urls", "emails"),
+    *("campaign_sends", "allowances", "dropped", "tenant_rules", "urls", "emails"),
 )
 
 
@@ -2483,12 +2724,12 @@ def directory_of(connection: sqlite3.Connection) -> dict[str, Any]:
         for tenant in list_tenants(connection)
     }
     retired = [row[0] for row in connection.execute("select mail_id from retired_ids order by mail_id")]
-    return {"tenants": tenants, "retired": retired}
+    return {"mark": marks_of(connection).get("tenants"), "tenants": tenants, "retired": retired}
 
 
 def directory_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
     """Whether tenants.json says what the database says."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         if json.loads(read_small_file(database.folder, "tenants.json") or "") == directory_of(connection):
             return []
     return ["tenants.json: differs from the database; `check --repair` or a restart writes it anew"]
@@ -2496,24 +2737,53 @@ def directory_faults(database: Database, connection: sqlite3.Connection) -> list
 
 @contextlib.contextmanager
 def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
-    """A transaction that changes tenants, and tenants.json after it."""
+    """A transaction that changes tenants; tenants.json is written at its end, or nothing is changed.
+
+    File and database have the same mark then. Where a kill came between them, or an older database was put in its
+    place, they differ, and this takes over what only the files know first.
+    """
     path = os.path.join(database.folder, "tenants.json")
     with database.transaction() as connection:
+        if is_behind(database, connection):
+            _adopt(connection, Directory(database.folder).refresh(), time.time_ns() // 1_000_000)
         yield connection
-        probe = f"{path}.{secrets.token_hex(6)}.new"
-        try:  # before the commit: a change that workers can't be told of is not made
-            write_small_file(probe, "", 0o640)
-            os.unlink(probe)
-        except OSError as error:
-            raise StoreError(f"can't write to {database.folder}: {error.strerror}; nothing was changed") from error
-    with database.transaction() as connection:  # under the lock, so that the last to write has seen every change
+        set_mark(connection, "tenants", secrets.token_hex(8))
         try:
             write_small_file(path, json.dumps(directory_of(connection), indent=1) + "\n", 0o640)
         except OSError as error:
-            raise StoreError(
-                f"the database is changed, but workers can't know: {path} can't be written: {error.strerror}; mend that "
-                "and run `check --repair`"
-            ) from error
+            raise StoreError(f"can't write to {path}: {error.strerror}; nothing was changed") from error
+
+
+def is_behind(database: Database, connection: sqlite3.Connection) -> bool:
+    """Whether tenants.json or `gone` says something else than the database was told."""
+    marks = marks_of(connection)
+    with contextlib.suppress(OSError), open(os.path.join(database.folder, "tenants.json"), "rb") as file:
+        found = re.search(rb'"mark": "([0-9a-f]+)"', file.read(100))
+        return (found and found[1].decode()) != marks.get("tenants") or int(marks.get("gone", 0)) != gone_size(database)
+    return True
+
+
+def _adopt(connection: sqlite3.Connection, told: Directory, now: int) -> None:
+    """Take over tenants that only tenants.json knows, with a new dashboard id, and of each state the stricter."""
+    known = {tenant.mail_id: tenant for tenant in list_tenants(connection)}
+    for mail_id in told.retired:
+        if mail_id in known:
+            remove_tenant(connection, known[mail_id], now)
+        elif not _is_taken(connection, mail_id):
+            connection.execute("insert into retired_ids values (?, ?)", (mail_id, now))
+    for mail_id, entry in told.tenants.items():
+        if mail_id in known:
+            if entry["suspended"]:
+                change_tenant(connection, known[mail_id].number, suspended=1)
+        elif not _is_taken(connection, mail_id):
+            sql = "insert into tenants (id, mail_id, name, any_domain, suspended, created_at) values (?, ?, ?, ?, ?, ?)"
+            flags = int(entry["any_domain"]), int(entry["suspended"])
+            connection.execute(sql, (new_dashboard_id(), mail_id, entry["name"], *flags, now))
+            tenant = find_tenant(connection, mail_id).number
+            with contextlib.suppress(Conflict):
+                change_tenant(connection, tenant, tracking_host=entry["tracking_host"])
+            for rule in RULES:
+                set_tenant_rules(connection, tenant, rule, entry[rule])
 
 
 @lru_cache(maxsize=128)
@@ -2822,17 +3092,21 @@ class Registration(NamedTuple):
     sent_at: int | None = None  # None: as it was said before, or now
     delivered_at: int | None = None
     links: int | None = None  # how many different ones the message has
+    at: int = 0  # when it was said; 0: now
 
     def updated(self, later: Registration) -> Registration:
         """With what is said later in place of what was said before."""
         return self._replace(**{name: value for name, value in later._asdict().items() if value is not None})
 
+    def joined(self, other: Registration) -> Registration:
+        """All that was said: what is not later than the last word fills only what is empty."""
+        return self.updated(other) if other.at >= self.at else other.updated(self)
+
 
 class SpooledEmail(NamedTuple):
-    """A registration that had to wait in the spool, since the database could not be reached."""
+    """A registration in the spool: one that had to wait, or a copy for who restores an older database."""
 
     id: str
-    at: int
     mail_id: str
     registration: Registration
 
@@ -2948,6 +3222,16 @@ def url_host(url: str) -> str:
     return target.host if target.port in DEFAULT_PORTS.values() else f"{target.host}:{target.port}"
 
 
+NO_DAY = -1  # of an allowance that is a campaign's
+ALL_NETWORKS = -1
+
+
+def network_of(hit: Hit) -> int:
+    """A number for the network a hit came from: its /24, or /48 in IPv6; where no address is kept, for its agent."""
+    network, _, _ = hit.address.rpartition(".")
+    return binascii.crc32((network or ":".join(hit.address.split(":")[:3]) or hit.agent).encode())
+
+
 # -- The session of a hit
 
 
@@ -3009,6 +3293,12 @@ def _concerned(session: Session) -> set[int]:
 
 # -- What changes
 
+ALL_EVENTS = 1 << 40
+
+
+class TooMuch(StoreError):
+    """More would have to be read than fits into the time of one transaction."""
+
 
 class Batch:
     """What one transaction changes: gathered in memory, and written once, at the end. It remembers nothing longer.
@@ -3016,9 +3306,10 @@ class Batch:
     All that is looked up is looked up in sets: however many hits there are, the statements are the same.
     """
 
-    def __init__(self, connection: sqlite3.Connection, now: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, now: int, room: int = ALL_EVENTS) -> None:
         self.connection = connection
         self.now = now
+        self.room = room  # for how many stored hits, of the sessions that new ones come into
         self._shapes: dict[tuple[Any, ...], int] = defaultdict(int)  # as Shape
         self._standings: dict[Standing, int] = defaultdict(int)
         self._cells: dict[Cell, int] = defaultdict(int)
@@ -3082,7 +3373,7 @@ class Batch:
                     number, state = self._numbers.get(judgement) or self._number(judgement)
                     url = urls[hit.url] if hit.url is not None else None
                     method = "HEAD" if hit.method == "HEAD" else None
-                    said = hit.address or None, hit.purpose or None, 1 if hit.own else 0
+                    said = hit.address or None, hit.purpose or None, 1 if hit.own else 0, 1 if hit.fixed else 0
                     event = (tenant, email.id, hit.at, hit.type, method, number, agents[hit.agent], url, *said)
                     self._events.append(event)
                     self._count(email, hit, url, number, state, 1)
@@ -3158,10 +3449,14 @@ class Batch:
             if pair in named and not (key in known and known[key].registered):
                 key = named[pair]
             by_key.setdefault(key, []).extend(hits)
-        unknown = [key for key in by_key if key not in known]
-        if unknown:
-            known |= self._make_unregistered(tenant, {key: by_key[key] for key in unknown})
-        emails = [(known[key], hits) for key, hits in by_key.items() if key in known]
+        began = {key: email.created_at for key, email in known.items()}
+        early = [key for key, hits in by_key.items() if any(hit.at < began.get(key, FAR) for hit in hits)]
+        for key, gone_at in self._gone(tenant, early).items():
+            self.dropped[tenant, "deleted", self.now // DAY_MS] += sum(hit.at <= gone_at for hit in by_key[key])
+            by_key[key] = [hit for hit in by_key[key] if hit.at > gone_at]
+        if unknown := {key: hits for key, hits in by_key.items() if hits and key not in known}:
+            known |= self._make_unregistered(tenant, unknown)
+        emails = [(known[key], hits) for key, hits in by_key.items() if hits and key in known]
         emails.sort(key=lambda pair: pair[0].id)
         for _, hits in emails:
             if len(hits) > 1:
@@ -3169,48 +3464,69 @@ class Batch:
         self._emails += [email for email, _ in emails]
         return emails
 
+    def _gone(self, tenant: int, keys: Collection[str]) -> dict[str, int]:
+        """Those of keys whose emails were deleted, and when."""
+        if not keys:
+            return {}
+        hashes = gone_hashes(self.connection, tenant, keys)
+        sql = f"select gone.hash, gone.at from {wanted('hash')} cross join gone where gone.hash = wanted.hash"
+        return {hashes[hash_]: at for hash_, at in for_each(self.connection, hashes, sql)}
+
     def _make_unregistered(self, tenant: int, by_key: Mapping[str, list[Hit]]) -> dict[str, Email]:
-        """Make the emails that hits speak of, unless hits have made too many today (not: on the day of the hit, so that
-        the order of draining makes no difference). Those of a campaign that was said to be sent are expected."""
-        day = self.now // DAY_MS
-        sql = "select emails from unregistered_days where tenant = ? and day = ?"
-        row = self.connection.execute(sql, (tenant, day)).fetchone()
-        room = UNREGISTERED_A_DAY - (row[0] if row else 0)
+        """Make the emails that hits speak of, as far as strangers may: twice as many of a campaign as it was said to have,
+        and so many on the day of the hit; of either, one network no more than half of what others leave."""
+        sql = "select coalesce(unregistered_a_day, :most) from tenants where number = :tenant"
+        [(a_day,)] = self.connection.execute(sql, {"tenant": tenant, "most": UNREGISTERED_A_DAY})
+        firsts = {key: min(hits, key=in_order) for key, hits in by_key.items()}
         sql = f"""
-            select campaign_sends.campaign, campaign_sends.sent - (
-                select count(*) from emails
-                where emails.tenant = campaign_sends.tenant and emails.campaign = campaign_sends.campaign
-                    and emails.registered = 0 and emails.campaign <> '')
-            from {wanted("campaign")} cross join campaign_sends
+            select campaign_sends.campaign, 2 * campaign_sends.sent from {wanted("campaign")} cross join campaign_sends
             where campaign_sends.tenant = :tenant and campaign_sends.campaign = wanted.campaign
         """
-        campaigns = {hits[0].campaign for hits in by_key.values()}
-        expected = Counter(dict(for_each(self.connection, campaigns, sql, tenant=tenant)))
-        new, taken = [], 0
-        for key, hits in by_key.items():
-            campaign = hits[0].campaign if key != hits[0].key else ""
-            if expected[campaign] > 0:
-                expected[campaign] -= 1
-            elif taken < room:
-                taken += 1
+        expected = dict(for_each(self.connection, {first.campaign for first in firsts.values()}, sql, tenant=tenant))
+        used = self._used(tenant, firsts.values())
+        before, new = used.copy(), []
+        for key, first in firsts.items():
+            campaign = first.campaign if key != first.key else ""
+            network, day = network_of(first), first.at // DAY_MS
+            for most, of_campaign, on in ((expected.get(campaign, 0), campaign, NO_DAY), (a_day, "", day)):
+                if used[on, of_campaign, ALL_NETWORKS] + used[on, of_campaign, network] < most:
+                    used[on, of_campaign, ALL_NETWORKS] += 1
+                    used[on, of_campaign, network] += 1
+                    search = fold_text(key, campaign) if campaign else ""
+                    new.append((tenant, key, campaign, first.at, search))
+                    break
             else:
-                for hit in hits:
+                for hit in by_key[key]:
                     self.dropped[tenant, "unregistered-limit", hit.at // DAY_MS] += 1
-                continue
-            search = fold_text(key, campaign) if campaign else ""
-            new.append((tenant, key, campaign, min(hit.at for hit in hits), search))
         self.connection.executemany(
             "insert into emails (tenant, key, campaign, registered, created_at, search) values (?, ?, ?, 0, ?, ?)", new
         )
-        self.connection.execute(
-            "insert into unregistered_days values (?, ?, ?)"
-            " on conflict (tenant, day) do update set emails = unregistered_days.emails + excluded.emails",
-            (tenant, day, taken),
+        self.connection.executemany(
+            "insert into allowances values (?, ?, ?, ?, ?)"
+            " on conflict (tenant, day, campaign, network) do update set emails = excluded.emails",
+            [(tenant, *which, emails) for which, emails in used.items() if emails != before[which]],
         )
         made = find_emails(self.connection, tenant, [key for _, key, *_ in new])
         for email in made.values():
             self._standings[email.standing()] += 1
         return made
+
+    def _used(self, tenant: int, hits: Collection[Hit]) -> Counter[tuple[int, str, int]]:
+        """How many emails hits have made already: by day, campaign and network."""
+        asked = {
+            (day, campaign, network)
+            for hit in hits
+            for day, campaign in ((hit.at // DAY_MS, ""), (NO_DAY, hit.campaign))
+            for network in (ALL_NETWORKS, network_of(hit))
+        }
+        sql = f"""
+            select allowances.day, allowances.campaign, allowances.network, allowances.emails
+            from {wanted("day", "campaign", "network")} cross join allowances
+            where allowances.tenant = :tenant and allowances.day = wanted.day
+                and allowances.campaign = wanted.campaign and allowances.network = wanted.network
+        """
+        rows = for_each(self.connection, sorted(asked), sql, tenant=tenant)
+        return Counter({(day, campaign, network): emails for day, campaign, network, emails in rows})
 
     # -- The session of a hit
 
@@ -3243,7 +3559,10 @@ class Batch:
     def _read_near(
         self, spans: Sequence[tuple[int, int, int]], order: str, found: dict[int, dict[int, Stored]]
     ) -> None:
-        """Read events later than the first and up to the second of two times, from that end on which `order` begins."""
+        """Read events later than the first and up to the second of two times, from that end on which `order` begins.
+
+        Raises TooMuch where they are more than may be read in one transaction.
+        """
         if spans:
             sql = f"""
                 {_EVENT_FACTS} from {wanted("email", "since", "until")} cross join events
@@ -3251,8 +3570,13 @@ class Batch:
                     select near.id from events as near
                     where near.email = wanted.email and near.at > wanted.since and near.at <= wanted.until
                     order by near.at {order} limit :most)
+                limit :room
             """
-            self._take_events(for_each(self.connection, spans, sql, most=MAX_SESSION + 1), found)
+            rows = for_each(self.connection, spans, sql, most=MAX_SESSION + 1, room=self.room + 1)
+            self.room -= len(rows)
+            if self.room < 0:
+                raise TooMuch("more hits are stored around these than may be read at once")
+            self._take_events(rows, found)
 
     def _take_events(self, rows: Collection[Sequence[Any]], found: dict[int, dict[int, Stored]]) -> None:
         """Take rows as _EVENT_FACTS has them, by email and number."""
@@ -3341,49 +3665,51 @@ class Batch:
 
     def register(self, tenant: int, registrations: Iterable[Registration]) -> int:
         """Register emails, or update those whose key is known; returns how many are new."""
-        said: dict[str, Registration] = {}
-        for each in registrations:
-            said[each.key] = said[each.key].updated(each) if each.key in said else each
-        known = find_emails(self.connection, tenant, said)
-        before = self._said_before(known.values())
+        new = [each if each.at else each._replace(at=self.now) for each in registrations]
+        known = find_emails(self.connection, tenant, {each.key for each in new})
+        said = self._said_before(known.values())
+        gone = self._gone(tenant, {each.key for each in new if each.key not in known})
+        began: dict[str, int] = {}  # when emails were first spoken of that were not registered
+        for each in new:
+            if each.at > gone.get(each.key, -FAR):
+                if each.key not in said:
+                    began[each.key] = each.at
+                said[each.key] = said.get(each.key, each).joined(each)
         rows = []
         for key, each in said.items():
-            old, was_told = before.get(key, (each, 0))
-            all_said = each if old is each else old.updated(each)
-            sent_at = self.now if all_said.sent_at is None else all_said.sent_at
-            created_at = known[key].created_at if key in known and known[key].registered else sent_at
-            campaign = (all_said.campaign or "").strip(" ")  # as hits and declarations name it
-            texts = all_said.subject or "", all_said.recipient or "", campaign
-            times = created_at, sent_at, all_said.delivered_at, int(was_told or each.sent_at is not None)
-            rows.append((tenant, key, *texts, *times, all_said.links, fold_text(key, *texts) if any(texts) else ""))
+            sent_at = each.sent_at or began.get(key) or known[key].sent_at or 0
+            created_at = sent_at if key in began else known[key].created_at
+            campaign = (each.campaign or "").strip(" ")  # as hits and declarations name it
+            texts = each.subject or "", each.recipient or "", campaign
+            times = created_at, sent_at, each.delivered_at, int(each.sent_at is not None), each.at
+            rows.append((tenant, key, *texts, *times, each.links, fold_text(key, *texts) if any(texts) else ""))
             if key not in known:
                 self._standings[Standing(tenant, campaign, True, key.startswith(TEST_KEY), sent_at // QUARTER_MS)] += 1
         self.connection.executemany(
             """
             insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at, delivered_at,
-                                time_said, links, search)
-            values (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?)
+                                time_said, told_at, links, search)
+            values (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?)
             on conflict (tenant, key) do update set
                 subject = excluded.subject, recipient = excluded.recipient, campaign = excluded.campaign, registered = 1,
                 created_at = excluded.created_at, sent_at = excluded.sent_at, delivered_at = excluded.delivered_at,
-                time_said = excluded.time_said, links = excluded.links, search = excluded.search
+                time_said = excluded.time_said, told_at = excluded.told_at, links = excluded.links, search = excluded.search
             """,
             rows,
         )
         if known:
-            new = find_emails(self.connection, tenant, known)
-            self._replace(known, new)
-        return sum(key not in known or not known[key].registered for key in said)
+            self._replace(known, find_emails(self.connection, tenant, known))
+        return len(began)
 
-    def _said_before(self, emails: Iterable[Email]) -> dict[str, tuple[Registration, int]]:
-        """What is stored of emails, by key, and whether a time of sending was told."""
+    def _said_before(self, emails: Iterable[Email]) -> dict[str, Registration]:
+        """What was said of those of emails that are registered, by key."""
         sql = f"""
-            select emails.key, emails.subject, emails.recipient, emails.campaign, emails.sent_at, emails.delivered_at,
-                   emails.links, emails.time_said
-            from {wanted("id")} cross join emails where emails.id = wanted.id
+            select emails.key, nullif(emails.subject, ''), nullif(emails.recipient, ''), nullif(emails.campaign, ''),
+                   case when emails.time_said = 1 then emails.sent_at end, emails.delivered_at, emails.links, emails.told_at
+            from {wanted("id")} cross join emails where emails.id = wanted.id and emails.registered = 1
         """
-        rows = for_each(self.connection, [email.id for email in emails], sql)
-        return {key: (Registration(key, *told), time_said) for key, *told, time_said in rows}
+        rows = for_each(self.connection, [email.id for email in emails if email.registered], sql)
+        return {row[0]: Registration(*row) for row in rows}
 
     def _replace(self, known: Mapping[str, Email], new: Mapping[str, Email]) -> None:
         """What is said of emails changed: count them, and where it matters their links and hits, anew."""
@@ -3410,7 +3736,7 @@ class Batch:
             self._revise(email, self._otherwise(zip(email.stored, judgements, strict=True)))
         return len(self._revised) - before
 
-    def delete(self, tenant: int, keys: Iterable[str]) -> int:
+    def delete(self, tenant: int, keys: Collection[str]) -> int:
         """Remove emails, their events, and their part in every number; returns how many there were."""
         emails = [*find_emails(self.connection, tenant, keys).values()]
         self._read_all(emails)
@@ -3471,8 +3797,8 @@ class Batch:
         """Write what was gathered, once, at the end."""
         many = self.connection.executemany
         many(
-            "insert into events (tenant, email, at, type, method, judgement, agent, url, address, purpose, own)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "insert into events (tenant, email, at, type, method, judgement, agent, url, address, purpose, own,"
+            " fixed) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             self._events,
         )
         many("update events set judgement = ? where id = ?", self._revised)
@@ -3576,6 +3902,28 @@ def register_emails(
         return changes.register(tenant, registrations)
 
 
+def delete_emails(database: Database, tenant: int, keys: Collection[str], now: int) -> int:
+    """Remove emails, so that no hit of before and no restored backup makes them again; returns how many there were."""
+    with database.transaction() as connection, Batch(connection, now) as changes:
+        found = changes.delete(tenant, keys)
+        if found:
+            gone = dict.fromkeys(gone_hashes(connection, tenant, keys), now)
+            remember_gone(connection, gone)
+            write_gone(database, connection, gone)
+    return found
+
+
+def catch_up(database: Database) -> None:
+    """Make a database that is older than the files beside it know what they do: tenants, and what was deleted since."""
+    with changing_tenants(database) as connection:
+        new = read_gone(database, connection)
+        for tenant in list_tenants(connection) if new else ():
+            keys = [key for (key,) in connection.execute("select key from emails where tenant = ?", (tenant.number,))]
+            hashes = gone_hashes(connection, tenant.number, keys)
+            with Batch(connection, 0) as changes:
+                changes.delete(tenant.number, [hashes[hash_] for hash_ in hashes.keys() & new])
+
+
 def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most: int) -> tuple[int, int] | None:
     """Judge all hits anew of up to `most` emails behind the email with the number `after`, if they have hits since a time.
 
@@ -3589,8 +3937,10 @@ def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most:
         return ids[-1], changes.rejudge(ids)
 
 
-def record_lines(connection: sqlite3.Connection, lines: Sequence[Hit | SpooledEmail], now: int) -> None:
-    """Record what the spool holds: registrations first, since hits may be theirs."""
+def record_lines(
+    connection: sqlite3.Connection, lines: Sequence[Hit | SpooledEmail], now: int, room: int = ALL_EVENTS
+) -> None:
+    """Record what the spool holds: registrations first, since hits may be theirs. Raises TooMuch, see Batch."""
     spooled: dict[str, list[Registration]] = defaultdict(list)
     for line in lines:
         if isinstance(line, SpooledEmail):
@@ -3602,7 +3952,7 @@ def record_lines(connection: sqlite3.Connection, lines: Sequence[Hit | SpooledEm
                 changes.register(row[0], registrations)
             else:
                 changes.dropped[0, "unknown-tenant", now // DAY_MS] += len(registrations)
-    with Batch(connection, now) as changes:
+    with Batch(connection, now, room) as changes:
         changes.record([line for line in lines if isinstance(line, Hit)])
 
 
@@ -4030,7 +4380,7 @@ def iso_time(at: int | None) -> str | None:
 # == Spool =============================================================================================
 # Hits on their way: a worker appends lines to its own segment; a drain moves them into the database, exactly once.
 
-SEGMENT = re.compile(r"[0-9]{13}-[0-9]+-[0-9a-f]{8,}\.jsonl")
+SEGMENT = re.compile(r"[0-9]{13}-[0-9]+-[0-9a-f]{8,}(-emails)?\.jsonl")
 MAX_HIT_LINE = 16_384  # bytes with the newline; what we write
 MAX_READ_LINE = 65_536  # bytes; what we read before we skip to the next newline
 SEGMENT_BYTES = 16 << 20
@@ -4038,9 +4388,10 @@ SEGMENT_SECONDS = 3600
 RETRY_SECONDS = 1.0  # between two tries to open a segment while none can be written
 DRAIN_BATCH = 4_000  # lines a transaction, at most: enough for one fsync; more would cost little less each
 DRAIN_SECONDS = 0.25  # that a transaction should take, at most: meanwhile nobody else writes, and pages wait
+DRAIN_EVENTS = 20_000  # stored hits that it may read: judging those of long sessions anew takes that long
 BACKLOG_BATCH = 50_000  # lines for the command `drain`, which has nobody to wait for it
 READ_BYTES = 1 << 20  # of a segment, at a time
-BYTES_A_HIT = 330  # a typical line, to say about how many hits wait
+POSITIONS_DAYS = 400  # that a position is remembered: then a spool of old counts nothing twice, wherever it comes from
 EARLIEST, LATEST = 946_684_800.0, 4_102_444_800.0  # the years 2000 and 2100, in seconds: another time is no time
 
 
@@ -4072,6 +4423,7 @@ def _ascii(text: str) -> str:
 
 FIELD_LIMITS = {"key": MAX_KEY, "subject": 998, "recipient": 320, "campaign": MAX_CAMPAIGN}
 SAID_OF_EMAILS = ("subject", "recipient", "campaign")
+TIMES_OF_EMAILS = ("sent_at", "delivered_at")  # in milliseconds; where the sender said so
 TEXT_FIELDS = ("method", "host", "uri", "ip", "ua", "answer", "purpose", "why")
 HIT_TEXTS, EMAIL_TEXTS = ("id", *TEXT_FIELDS), ("id", "mail_id", "key", *SAID_OF_EMAILS)
 _write_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -4088,7 +4440,7 @@ def hit_line(fields_: dict[str, Any]) -> bytes:
 def email_line(mail_id: str, registration: Registration, at: int) -> bytes:
     """A registration as the spool keeps it: a line of JSON of its own kind."""
     about = {"kind": "email", "id": secrets.token_hex(12), "t": at / 1000, "mail_id": mail_id, "key": registration.key}
-    said = {name: getattr(registration, name) for name in (*SAID_OF_EMAILS, "links")}
+    said = {name: getattr(registration, name) for name in (*SAID_OF_EMAILS, "links", *TIMES_OF_EMAILS)}
     return hit_line(about | {name: value for name, value in said.items() if value is not None})
 
 
@@ -4109,7 +4461,9 @@ def read_object(line: bytes) -> dict[str, Any]:
 def parse_line(line: bytes) -> Hit | SpooledEmail:
     """Read a line of the spool. Unknown fields are ignored; raises BadInput if it is neither hit nor registration."""
     raw = read_object(line)
-    at = read_time(raw.get("t"))
+    said_at: Any = raw.get("t")
+    undated = type(said_at) in (float, int) and not EARLIEST < said_at < LATEST  # as by a clock at boot
+    at = now_ms() if undated else read_time(said_at)
     if raw.get("kind") == "email":
         return _spooled_email(raw, at)
     id_, method, host, uri, address, agent, answer, purpose, why = _texts(raw, HIT_TEXTS)
@@ -4139,19 +4493,22 @@ def parse_line(line: bytes) -> Hit | SpooledEmail:
         why=why,
         campaign=campaign_of(query) if query else "",
         own=raw.get("own") is True or key.startswith(TEST_KEY),
+        fixed=judgement_of("unconfirmed", "undated") if undated else None,
     )
 
 
 def _spooled_email(raw: dict[str, Any], at: int) -> SpooledEmail:
-    id_, mail_id, key, *said = _texts(raw, EMAIL_TEXTS)
+    id_, mail_id, key, *texts = _texts(raw, EMAIL_TEXTS)
     if not is_key(key):
         raise BadInput("key: expected the key of an email")
     subject, recipient, campaign = (
-        text[: FIELD_LIMITS[name]] if name in raw else None for name, text in zip(SAID_OF_EMAILS, said, strict=True)
+        text[: FIELD_LIMITS[name]] if name in raw else None for name, text in zip(SAID_OF_EMAILS, texts, strict=True)
     )
     links = raw.get("links")
     links = links if type(links) is int and 0 <= links <= MAX_WRAPPED else None
-    return SpooledEmail(id_, at, mail_id, Registration(key, subject, recipient, campaign, at, links=links))
+    sent_at, delivered_at = (raw[name] if type(raw.get(name)) is int else None for name in TIMES_OF_EMAILS)
+    said = Registration(key, subject, recipient, campaign, sent_at, delivered_at, links, at)
+    return SpooledEmail(id_, mail_id, said)
 
 
 def read_time(value: Any) -> int:
@@ -4198,11 +4555,13 @@ def host_name(host: str) -> str:
 class Spool:
     """The writing end: appends hits to a segment of this process's own."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, kind: str = "") -> None:
         self.folder = folder
         self.failing = False
+        self._kind = kind  # "-emails" for registrations, which are drained first
         self._fd, self._pid, self._size = -1, 0, 0
-        self._opened = self._retry_at = 0.0
+        self._opened = self._looked_at = self._retry_at = 0.0
+        self._path = ""
         self._mutex = threading.Lock()
 
     def append(self, line: bytes) -> bool:
@@ -4214,10 +4573,22 @@ class Spool:
             _print("unspooled " + json.dumps(json.loads(line), separators=(",", ":")), sys.stderr)
         return written
 
+    def works(self) -> bool:
+        """Whether hits can be written; tried with an empty line, where the last one could not."""
+        with self._mutex:
+            self.failing = self.failing and not self._write(b"\n")
+            return not self.failing
+
     def _write(self, line: bytes) -> bool:
         now = time.monotonic()
         if self._pid != os.getpid() or self._size >= SEGMENT_BYTES or now - self._opened >= SEGMENT_SECONDS:
             self.close()
+        if (
+            self._fd >= 0 and now - self._looked_at >= 1
+        ):  # a folder that was moved away takes hits to where nobody reads
+            self._looked_at = now
+            if file_id(self._path) != file_id(self._fd):
+                self.close()
         if self._fd < 0 and (now < self._retry_at or not self._open(now)):
             return False
         with contextlib.suppress(OSError):
@@ -4232,12 +4603,12 @@ class Spool:
     def _open(self, now: float) -> bool:
         """Open a segment: locked before it has a name that the drain looks at, or the drain would call it finished."""
         born = os.path.join(self.folder, f".new-{secrets.token_hex(8)}")
-        name = f"{now_ms():013d}-{os.getpid()}-{secrets.token_hex(6)}.jsonl"
+        path = os.path.join(self.folder, f"{now_ms():013d}-{os.getpid()}-{secrets.token_hex(12)}{self._kind}.jsonl")
         fd = -1
         try:
             fd = os.open(born, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
             fcntl.flock(fd, fcntl.LOCK_SH)
-            os.rename(born, os.path.join(self.folder, name))
+            os.rename(born, path)
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
@@ -4247,7 +4618,8 @@ class Spool:
             if not self.failing:
                 log("the spool can't be written", folder=self.folder, error=error.strerror)
             return False
-        self._fd, self._pid, self._size, self._opened = fd, os.getpid(), 0, now
+        self._fd, self._path, self._pid, self._size = fd, path, os.getpid(), 0
+        self._opened = self._looked_at = now
         return True
 
     def close(self) -> None:
@@ -4255,6 +4627,35 @@ class Spool:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
+
+
+def tell_emails(
+    database: Database, connection: sqlite3.Connection, tenant: Tenant, registrations: Sequence[Registration]
+) -> int:
+    """Register emails, in the database and in a segment that is kept for who restores an older one; returns how many are new.
+
+    Position and emails are committed together, so this database never reads these lines. Whoever registers holds the
+    lock, so all write to one segment, of this folder: in a copy of it another server would go on.
+    """
+    now, kept = now_ms(), os.path.join(database.spool, "kept")
+    lines = b"".join(email_line(tenant.mail_id, each, now) for each in registrations)
+    try:
+        ours = f"-{os.stat(kept).st_ino}-"
+        names = [each for each in os.listdir(kept) if SEGMENT.fullmatch(each) and "-emails" in each and ours in each]
+        name = max(names, default="0")
+        if int(name[:13]) < now - SEGMENT_SECONDS * 1000:
+            name = f"{now:013d}{ours}{secrets.token_hex(12)}-emails.jsonl"
+        with open(os.path.join(kept, name), "a+b", opener=partial(os.open, mode=0o640)) as file:
+            end = file.seek(0, os.SEEK_END)
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":  # a writer that was killed
+                file.write(b"\n")
+            file.write(lines)
+            file.flush()
+            os.fdatasync(file.fileno())
+            set_position(connection, name, file.tell(), now)
+    except OSError as error:
+        raise StoreError(f"can't write to {kept}: {error.strerror}; nothing was registered") from error
+    return register_emails(connection, tenant.number, registrations, now)
 
 
 # -- Drain
@@ -4277,14 +4678,51 @@ class Segment(NamedTuple):
 
 
 def segment_sizes(folder: str) -> dict[str, int]:
-    """The segments in a spool, oldest first, and how long they are: files, whatever else has such a name."""
+    """The segments in a folder, oldest first, and how long they are: files, whatever else has such a name."""
     sizes = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):
-                if SEGMENT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    sizes[entry.name] = entry.stat().st_size
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    if SEGMENT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        sizes[entry.name] = entry.stat().st_size
+    except OSError as error:
+        raise StoreError(f"can't read the spool {folder}: {error.strerror}") from error
     return dict(sorted(sizes.items()))
+
+
+class Waiting(NamedTuple):
+    """A segment of which not all is in the database."""
+
+    name: str
+    position: int
+    size: int
+    kept: bool  # in spool/kept: its writer is gone
+
+
+def waiting_segments(database: Database, connection: sqlite3.Connection, troubles: list[str]) -> list[Waiting]:
+    """What there is to drain: emails, since hits may be theirs; then the least first: hits of now wait for no backlog.
+
+    Kept segments are looked at when there are others than there were: only a restored database knows less of them.
+    What can't be told goes to troubles.
+    """
+    found = {(name, False): size for name, size in segment_sizes(database.spool).items()}
+    kept = os.path.join(database.spool, "kept")
+    changed_at = os.stat(kept).st_mtime_ns if os.path.isdir(kept) else -1
+    if changed_at != database.kept_seen:
+        found |= {(name, True): size for name, size in segment_sizes(kept).items()}
+    positions = positions_of(connection, [name for name, _ in found])
+    since = positions_since(connection)
+    waiting = []
+    for (name, is_kept), size in found.items():
+        position = positions.get(name, 0)
+        if is_kept and position < size and name not in positions and int(name[:13]) <= since:
+            troubles.append(f"segment kept/{name}: too old to know whether it was counted; move it away")
+        elif not is_kept or position < size:
+            waiting.append(Waiting(name, position, size, is_kept))
+    unsettled = time.time_ns() - changed_at < 1_000_000_000  # what changes in the same moment leaves the same time
+    database.kept_seen = -1 if troubles or any(each.kept for each in waiting) or unsettled else changed_at
+    return sorted(waiting, key=lambda each: ("-emails" not in each.name, each.size - each.position))
 
 
 def drain(
@@ -4298,26 +4736,28 @@ def drain(
     """Move all hits that are complete in the spool when this begins into the database.
 
     A transaction has up to `batch` lines, and fewer where they take longer than `seconds`; stops at `until`
-    (time.monotonic) with Busy. One segment's trouble doesn't stop the others. Raises Busy, if wait is False and somebody
+    (time.monotonic) with OutOfTime. One segment's trouble doesn't stop the others. Raises Busy, if wait is False and somebody
     else writes, and StoreError.
     """
     work = Drain(database, batch, seconds, wait, until, lines=max(batch // 8, 1))
-    folder = os.path.join(database.folder, "spool")
-    try:
-        names = [*segment_sizes(folder)]
-    except OSError as error:
-        raise StoreError(f"can't read the spool {folder}: {error.strerror}") from error
+    with database.reading(wait=wait) as connection:
+        behind = is_behind(database, connection)
+    if behind:
+        catch_up(database)
+        log("tenants.json or `gone` knew more than the database; it knows that too now")
+    with database.reading(wait=wait) as connection:
+        waiting = waiting_segments(database, connection, work.troubles)
     collects = gc.isenabled()
     gc.disable()  # thousands of hits come and go, none of them in a cycle; to look for such takes a twentieth of the time
     try:
-        for name in names:
+        for each in waiting:
             try:
-                with _opened_segment(folder, name) as segment:
-                    work.drain_segment(segment)
+                with _opened_segment(database.spool, each) as segment:
+                    work.drain_segment(segment, each.position)
             except FileNotFoundError:
                 pass  # another drain finished it
             except OSError as error:
-                work.troubles.append(f"segment {name}: {error.strerror}")
+                work.troubles.append(f"segment {each.name}: {error.strerror}")
     finally:
         if collects:
             gc.enable()
@@ -4325,18 +4765,25 @@ def drain(
 
 
 @contextlib.contextmanager
-def _opened_segment(folder: str, name: str) -> Iterator[Segment]:
-    """A segment up to its end as it is now; afterwards it is removed, if its writer is gone."""
-    path = os.path.join(folder, name)
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+def _opened_segment(folder: str, waiting: Waiting) -> Iterator[Segment]:
+    """A segment up to its end as it is now; afterwards it is kept, if its writer is gone."""
+    name = waiting.name
+    path, kept = os.path.join(folder, name), os.path.join(folder, "kept", name)
+    fd = os.open(kept if waiting.kept else path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        finished = False
+        finished = waiting.kept and "-emails" not in name  # else somebody may be about to write the rest of its end
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            finished = True  # and nobody else can be told so while we hold the lock
+            if not waiting.kept:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                finished = True  # and nobody else can be told so while we hold the lock
         # Now the end, and not before: a hit could have been written in between.
         yield Segment(folder, name, fd, os.fstat(fd).st_size, finished)
-        if finished:
+        if finished and not waiting.kept:
+            with contextlib.suppress(FileExistsError):  # which a drain that was killed has left
+                os.link(path, kept)
+            if not os.path.samefile(path, kept):
+                raise FileExistsError(errno.EEXIST, "another segment of its name is in spool/kept; move one away")
+            sync_folder(os.path.dirname(kept))
             os.unlink(path)
             sync_folder(folder)
     finally:
@@ -4354,23 +4801,23 @@ class Drain:
     until: float
     lines: int  # of a transaction: few at first, since nobody knows yet how long they take
     hits: int = 0
+    emails: int = 0
     rejected: int = 0
     troubles: list[str] = field(default_factory=list)
 
-    def drain_segment(self, segment: Segment) -> None:
+    def drain_segment(self, segment: Segment, position: int) -> None:
         """Record a segment up to its goal.
 
         If a line breaks the program, fewer are tried, down to that one, which is put aside: it must not hold up others.
         """
-        with self.database.reading(wait=self.wait) as connection:
-            more = position_of(connection, segment.name) != segment.goal  # else nothing is new, and nothing to lock
+        more = position != segment.goal  # else nothing is new, and nothing to lock
         while more:
             began = time.monotonic()
             if began > self.until:
-                raise Busy("not all hits could be drained in time")
+                raise OutOfTime("not all hits could be drained in time")
             try:
                 more = self.record_some(segment)
-            except LINE_FAULTS as error:
+            except (TooMuch, *LINE_FAULTS) as error:
                 if self.lines > 1:
                     self.lines //= 2
                     continue
@@ -4407,10 +4854,12 @@ class Drain:
                 taken, position = taken + 1, end
             if not taken:
                 return False
-            record_lines(connection, good, now)
+            room = DRAIN_EVENTS if self.seconds < math.inf and len(good) > 1 else ALL_EVENTS
+            record_lines(connection, good, now, room)
             set_position(connection, segment.name, position, now)
             os.fdatasync(segment.fd)  # a position must never be ahead of what a power failure leaves of the segment
-        self.hits += sum(isinstance(line, Hit) for line in good)
+        self.hits += (hits := sum(isinstance(line, Hit) for line in good))
+        self.emails += len(good) - hits
         self.rejected += rejected
         return taken == self.lines and position < segment.goal
 
@@ -4471,25 +4920,25 @@ def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[s
 class Drainer(threading.Thread):
     """A daemon thread that drains while its worker serves: in one worker, while that lives, which alone needs the memory.
 
-    It holds `drain.lock` and writes into it what is wrong, for all who are asked about it.
+    It holds `drain.lock`, and each time writes into state.json how things are, for all who are asked about it.
     """
 
     WAKE_SECONDS = 0.5
-    LONGEST_BACKOFF = 10.0
+    TURN_SECONDS = 1.0  # after which it looks anew which segment has the least to drain
+    TIDY_SECONDS = 60.0
     LONGEST_BUSY = 60.0
-    DRAINS_UNTIL_TIDY = 7200  # an hour
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, days: int = 3, megabytes: int = 2000) -> None:
         super().__init__(name="drain", daemon=True)
         self.database = database
+        self._keep = days, megabytes
+        self._cut = ""  # what tidying said
+        self._tidy_at = -math.inf
+        self._clock = math.inf  # how far the clock is ahead of the time since boot
+        self._drained_at = time.monotonic()
         self._lock = -1
         self._trouble = ""
         self._ended = threading.Event()
-
-    @property
-    def trouble(self) -> str:
-        """What keeps hits from being counted, in whichever worker drains; "" if nothing does."""
-        return read_small_file(self.database.folder, "drain.lock") or ""
 
     def stop(self) -> None:
         """Stop after the transaction under way."""
@@ -4500,25 +4949,46 @@ class Drainer(threading.Thread):
 
     def run(self) -> None:
         """Drain until somebody calls stop."""
-        delay = self.WAKE_SECONDS
-        drained_at = time.monotonic()
-        while not self._ended.wait(delay):
-            try:
-                if not self._is_ours():
-                    continue
-                report = drain(self.database, wait=False)
-                if not secrets.randbelow(self.DRAINS_UNTIL_TIDY):  # by chance: not all workers at once
-                    tidy_spool(self.database)
-                self._say("; ".join(report.troubles))
-                delay = self.WAKE_SECONDS
-                drained_at = time.monotonic()
-            except Busy as error:  # another worker drains
-                delay = self.WAKE_SECONDS
-                if time.monotonic() - drained_at > self.LONGEST_BUSY:
-                    self._say(f"nothing could be counted for over a minute: {error}")
-            except Exception as error:  # the thread must outlive whatever happens, and says what it was
-                self._say(str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}")
-                delay = min(delay * 2, self.LONGEST_BACKOFF)
+        while not self._ended.is_set():
+            with contextlib.suppress(OSError):  # a full disk must not end the thread: it is tried again
+                if self._is_ours():
+                    self.turn()
+            self._ended.wait(self.WAKE_SECONDS)
+
+    def turn(self) -> None:
+        """Tidy where it is time, drain for a second, and write down how things are. Raises OSError if that can't be."""
+        troubles, waiting = [], None
+        try:
+            self._tidy()
+            with contextlib.suppress(OutOfTime):  # the next turn goes on
+                troubles = drain(self.database, wait=False, until=time.monotonic() + self.TURN_SECONDS).troubles
+            with self.database.reading(wait=False) as connection:
+                waiting = waiting_hits(self.database, connection)
+            self._drained_at = time.monotonic()
+        except Busy as error:  # a command writes
+            if time.monotonic() - self._drained_at > self.LONGEST_BUSY:
+                troubles = [f"nothing could be counted for over a minute: {error}"]
+        except StoreError as error:
+            troubles = [str(error)]
+        except Exception as error:  # the thread must outlive whatever happens, and says what it was
+            troubles = [f"{type(error).__name__}: {error}"]
+        trouble = _ascii("; ".join(troubles))
+        if trouble != self._trouble:
+            log(f"drain: {trouble or 'goes on'}")
+            self._trouble = trouble
+        rejected = rejected_lines(self.database.folder)
+        state = {"at": time.time(), "trouble": trouble, "cut": self._cut, "waiting": waiting, "rejected": rejected}
+        write_small_file(os.path.join(self.database.folder, "state.json"), json.dumps(state), 0o640, sync=False)
+
+    def _tidy(self) -> None:
+        """Tidy the spool once a minute, but not where the clock has just leapt: it may leap back."""
+        if time.monotonic() < self._tidy_at:
+            return
+        clock = time.time() - time.monotonic()
+        leapt, self._clock = abs(clock - self._clock) > DAY_MS / 1000, clock
+        with contextlib.suppress(Busy):  # a reader is in the way: next time
+            self._tidy_at = time.monotonic() + self.TIDY_SECONDS
+            self._cut = tidy_spool(self.database, *self._keep, delete=not leapt)
 
     def _is_ours(self) -> bool:
         """Whether this worker is the one that drains; asked again and again, so that another takes over from a dead one."""
@@ -4532,18 +5002,8 @@ class Drainer(threading.Thread):
             return False
         return True
 
-    def _say(self, trouble: str) -> None:
-        trouble = _ascii(trouble)
-        if trouble != self._trouble:
-            log(f"drain: {trouble or 'goes on'}")
-            self._trouble = trouble
-        if trouble != self.trouble:  # which a worker that died may have left
-            with contextlib.suppress(OSError):  # a full disk must not end the thread: it is tried again
-                os.ftruncate(self._lock, 0)
-                os.pwrite(self._lock, trouble.encode(), 0)
 
-
-def drain_for_reading(database: Database, seconds: float = 2.0) -> bool:
+def drain_for_reading(database: Database, seconds: float = 0.25) -> bool:
     """Drain what is in the spool now, before numbers are read; False if not all of it could be counted."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -4554,23 +5014,30 @@ def drain_for_reading(database: Database, seconds: float = 2.0) -> bool:
     return False
 
 
-# -- What waits
+# -- What waits, and what is kept
 
 
 def waiting_hits(database: Database, connection: sqlite3.Connection) -> int:
-    """About how many hits are not in the database yet."""
-    positions = all_positions(connection)
-    sizes = segment_sizes(os.path.join(database.folder, "spool"))
-    return -(-sum(max(size - positions.get(name, 0), 0) for name, size in sizes.items()) // BYTES_A_HIT)
+    """About how many hits are not in the database yet: by the length of the first ones of the longest that waits."""
+    waiting = waiting_segments(database, connection, [])
+    if not waiting or not (size := sum(max(each.size - each.position, 0) for each in waiting)):
+        return 0
+    *_, last = waiting
+    sample = b""
+    path = os.path.join(database.spool, "kept" if last.kept else "", last.name)
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        file.seek(last.position)
+        sample = file.read(MAX_READ_LINE)
+    return -(-size * sample.count(b"\n") // len(sample)) if b"\n" in sample else 1
 
 
 def position_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
     """Segments that are shorter than what was drained of them."""
-    sizes = segment_sizes(os.path.join(database.folder, "spool"))
+    sizes = segment_sizes(database.spool) | segment_sizes(os.path.join(database.spool, "kept"))
     return [
         f"positions: {name} is drained to {position} but only {sizes[name]} bytes long"
-        for name, position in all_positions(connection).items()
-        if sizes.get(name, position) < position
+        for name, position in positions_of(connection, sizes).items()
+        if sizes[name] < position
     ]
 
 
@@ -4582,16 +5049,48 @@ def rejected_lines(folder: str) -> int:
         return 0
 
 
-def tidy_spool(database: Database) -> None:
-    """Forget positions of segments that are long gone, and unborn segments whose writer died."""
-    folder = os.path.join(database.folder, "spool")
+LATEST_NEWS = 10.0  # seconds after which what is in state.json is old, and that is the news
+
+
+def read_state(folder: str) -> dict[str, Any]:
+    """How things are, as the worker wrote that drains: what troubles it, what was cut, waits and was rejected."""
+    state: dict[str, Any] = {"at": 0.0, "trouble": "", "cut": "", "waiting": None, "rejected": None}
+    with contextlib.suppress(ValueError, TypeError):
+        state |= json.loads(read_small_file(folder, "state.json") or "{}")
+    if not abs(time.time() - state["at"]) <= LATEST_NEWS:
+        state |= {"trouble": "nobody has drained for some time; expected a worker that does", "waiting": None}
+    return state
+
+
+def tidy_spool(database: Database, days: int, megabytes: int, *, delete: bool = True) -> str:
+    """Delete what is kept for too long or takes too much room, but nothing that only the spool has; says what was cut.
+
+    A backup that is put in place knows less than the database does, and its hits are in kept segments only. So one is
+    deleted only if all of it is in the file of the database itself, not in a WAL that can be lost.
+    """
+    spool, kept = database.spool, os.path.join(database.spool, "kept")
+    now, cut = now_ms(), ""
+    with database.checkpointed() as connection:
+        sizes = segment_sizes(kept)
+        positions = positions_of(connection, sizes)
+        room = (megabytes << 20) - sum(sizes.values())
+        for name, size in sizes.items():
+            path = os.path.join(kept, name)
+            age = now - os.stat(path).st_mtime_ns // 1_000_000
+            if not delete or positions.get(name) != size or (age <= days * DAY_MS and room >= 0):
+                continue
+            os.unlink(path)
+            room += size
+            if age <= days * DAY_MS:
+                cut = f"KEEP_SPOOL_MB={megabytes} keeps hits for {age // 3_600_000} hours only, not {days} days"
     with database.transaction(wait=False) as connection:
-        forget_positions(connection, segment_sizes(folder), now_ms())
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
+        forget_positions(connection, [*segment_sizes(spool), *segment_sizes(kept)], now - POSITIONS_DAYS * DAY_MS)
+    for name in os.listdir(spool):
+        path = os.path.join(spool, name)
         with contextlib.suppress(OSError):
             if name.startswith(".new-") and os.lstat(path).st_mtime < time.time() - DAY_MS / 1000:
                 os.unlink(path)  # it never had a hit: those come after the rename
+    return cut
 
 
 # == Stats =============================================================================================
@@ -5462,6 +5961,9 @@ PAGE_HEADERS = [
     ("Cache-Control", "no-store"),
 ]
 
+HEAVY_BYTES = 256 << 10  # of a body; a larger one is read and worked on alone
+HEAVY_ROWS = 1_000  # of an export
+
 Headers = Sequence[tuple[str, str]]
 
 
@@ -5528,6 +6030,14 @@ class Request(NamedTuple):
         """The key of `Authorization: Bearer KEY`."""
         scheme, _, key = utf8(self.environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
         return key.strip() if scheme.lower() == "bearer" else None
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether its body is large, or may be."""
+        said = self.environ.get("CONTENT_LENGTH") or ""
+        return len(said) > 6 or (
+            int(said) > HEAVY_BYTES if said.isdecimal() else "HTTP_TRANSFER_ENCODING" in self.environ
+        )
 
     def body(self) -> bytes:
         """The whole body. Raises HTTPError 400 if it is not there, 413 if it is too large."""
@@ -5597,6 +6107,17 @@ def kept_address(address: str, setting: str) -> str:
     return str(ipaddress.ip_network(f"{parsed}/{prefix}", strict=False).network_address)
 
 
+@contextlib.contextmanager
+def heavy(folder: str) -> Iterator[None]:
+    """One such request at a time on the whole server: others would keep all workers from answering pixels."""
+    with open(os.path.join(folder, "heavy.lock"), "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HTTPError(503, "Another large request is under way; try again.", [("Retry-After", "2")]) from None
+        yield
+
+
 def html_response(status: int, page: str, headers: Headers = ()) -> Response:
     return Response(status, [("Content-Type", "text/html; charset=utf-8"), *PAGE_HEADERS, *headers], page.encode())
 
@@ -5644,7 +6165,7 @@ class App:
         verdict_data()  # as with pages: its files may be others later
         self.proxies = Proxies(settings.forwarded_allow_ips)
         self.database = Database(settings.database, patience=5.0)  # seconds for its turn to write; then it is a 503
-        self.spool = Spool(os.path.join(settings.folder, "spool"))
+        self.spool = Spool(settings.spool)
         self.directory = Directory(settings.folder)
         self._secrets = link_secrets(settings, self.database)
         self.drainer: Drainer | None = None
@@ -5661,7 +6182,8 @@ class App:
         """Begin to drain in this process, once."""
         if self._started_in != os.getpid():
             self._started_in = os.getpid()
-            self.drainer = Drainer(self.database)
+            self.drainer = Drainer(self.database, self.settings.keep_spool_days, self.settings.keep_spool_mb)
+            self.database.leave = partial(os.kill, os.getpid(), signal.SIGTERM)
             self.drainer.start()
             atexit.register(self.close)
 
@@ -5883,31 +6405,26 @@ def asset(app: App, request: Request, name: str) -> Response:
 
 
 def health(app: App, request: Request) -> Response:
-    """Whether hits are recorded and counted, and why not."""
-    why, waiting, rejected = [], None, rejected_lines(app.settings.folder)
-    try:
-        with app.database.reading(wait=False) as connection:
-            waiting = waiting_hits(app.database, connection)
-    except StoreError as error:
-        why.append(f"database: {error}")
-    except OSError as error:
-        why.append(f"spool: {error.strerror}")
-    if app.spool.failing:
+    """Whether hits are recorded and counted, and why not; by what was written down a moment ago, so it waits for nobody."""
+    why, state = [], read_state(app.settings.folder)
+    if state["trouble"]:
+        why.append(f"drain: {state['trouble']}")
+    if not app.spool.works():
         why.append("spool: can't be written; hits are printed to stderr as `unspooled`, replay them with `ingest`")
     if app.directory.refresh().trouble:
         why.append(f"{app.directory.trouble}; workers go by what they knew")
-    if waiting and waiting > 100_000:  # more than a drain leaves behind when all is well
-        why.append(f"drain: about {waiting} hits wait to be counted")
-    if app.drainer and app.drainer.trouble:
-        why.append(f"drain: {app.drainer.trouble}")
-    if rejected:
-        why.append(f"spool: {rejected} lines could not be read and were put into spool/rejected")
+    if state["waiting"] and state["waiting"] > 100_000:  # more than a drain leaves behind when all is well
+        why.append(f"drain: about {state['waiting']} hits wait to be counted")
+    if state["cut"]:
+        why.append(f"spool: {state['cut']}")
+    if state["rejected"]:
+        why.append(f"spool: {state['rejected']} lines could not be read and were put into spool/rejected")
     folder = app.settings.folder  # anybody may ask, so it is not said where it is
     value = {
         "status": "degraded" if why else "ok",
         "why": [each.replace(folder + "/", "").replace(folder, "the data folder") for each in why],
-        "waiting_hits": waiting,
-        "rejected_lines": rejected,
+        "waiting_hits": state["waiting"],
+        "rejected_lines": state["rejected"],
         "version": __version__,
     }
     return json_response(503 if why and "strict" in request.parameters() else 200, value)
@@ -6045,7 +6562,8 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
         if table is PROGRAMS:
             asked = asked._replace(days=_period(connection, view).days)
     rows = export_rows(app.database, tenant.number, table, form, asked, int(limit))
-    body = _one_at_a_time(app.settings.folder, rows, request.environ["wsgi.errors"])
+    alone = heavy(app.settings.folder) if int(limit) > HEAVY_ROWS else contextlib.nullcontext()
+    body = _sent(rows, alone, request.environ["wsgi.errors"])
     next(body)
     headers = [
         ("Content-Type", JSON_TYPE if form == "json" else "text/csv; charset=utf-8"),
@@ -6055,16 +6573,14 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
     return Response(200, headers, body)
 
 
-def _one_at_a_time(folder: str, rows: Iterator[bytes], errors: Any) -> Generator[bytes, None, None]:
+def _sent(
+    rows: Iterator[bytes], alone: contextlib.AbstractContextManager[None], errors: Any
+) -> Generator[bytes, None, None]:
     """An export as it is sent. What comes first is nothing, and the lock, which is given back however it ends.
 
     Its errors go to our log, since the server would log the private URL with them.
     """
-    with open(os.path.join(folder, "export.lock"), "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HTTPError(503, "Another export is running; one runs at a time.", [("Retry-After", "10")]) from None
+    with alone:
         yield b""
         try:
             yield from rows
@@ -6265,7 +6781,7 @@ def post_emails(app: App, request: Request, tenant: Tenant) -> Response:
         registrations.append(registration)
         answers.append(about)
     with app.database.transaction() as connection:
-        made = register_emails(connection, tenant.number, registrations, now_ms())
+        made = tell_emails(app.database, connection, tenant, registrations)
     return json_response(201 if made else 200, answers if body is values else answers[0])
 
 
@@ -6305,7 +6821,7 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     message, report = instrument_message(raw, how, force=force)
     if report.edits:
         with app.database.transaction() as connection:
-            register_emails(connection, tenant.number, [registration_of(raw, key, report.links, **said)], now_ms())
+            tell_emails(app.database, connection, tenant, [registration_of(raw, key, report.links, **said)])
     if "application/json" in request.environ.get("HTTP_ACCEPT", ""):
         text = base64.b64encode(message).decode()
         return json_response(200, {"key": key, "message_base64": text, "report": report.as_json()})
@@ -6320,16 +6836,15 @@ def patch_email(app: App, request: Request, tenant: Tenant, key: str) -> Respons
     with app.database.transaction() as connection:
         if not any(email.registered for email in find_emails(connection, tenant.number, [key]).values()):
             raise HTTPError(404, "There is no such email.")
-        register_emails(connection, tenant.number, [registration], now_ms())
+        tell_emails(app.database, connection, tenant, [registration])
     return json_response(200, {"changed": key})
 
 
 def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
     """Remove an email and its part in every number."""
     drain_for_reading(app.database)
-    with app.database.transaction() as connection, Batch(connection, now_ms()) as changes:
-        if not changes.delete(tenant.number, [key]):
-            raise HTTPError(404, "There is no such email.")
+    if not delete_emails(app.database, tenant.number, [key], now_ms()):
+        raise HTTPError(404, "There is no such email.")
     return json_response(200, {"deleted": key})
 
 
@@ -6469,7 +6984,8 @@ def _dispatch(app: App, request: Request, route: Route, values: list[str]) -> Re
         raise HTTPError(
             403, "This tenant's id stands in mail, so writing needs an API key; make one with `tenant key`."
         )
-    return route.handler(app, request, tenant, *values[1:])
+    with heavy(app.settings.folder) if request.is_heavy else contextlib.nullcontext():
+        return route.handler(app, request, tenant, *values[1:])
 
 
 def wsgi(app: App) -> WSGIApplication:
@@ -6543,7 +7059,7 @@ def acting_as_owner(settings: Settings) -> Iterator[None]:
 
 def probe(settings: Settings) -> None:
     """Say at the start, not at the first hit, that the spool can't be written, and that the address is taken."""
-    folder = os.path.join(settings.folder, "spool")
+    folder = settings.spool
     new = os.path.join(folder, f".new-{secrets.token_hex(8)}")
     try:
         with acting_as_owner(settings):
@@ -6638,6 +7154,7 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
         "timeout": GUNICORN_TIMEOUT,
         "graceful_timeout": GUNICORN_TIMEOUT,
         "limit_request_line": MAX_REQUEST_LINE,
+        "forwarder_headers": "",  # or a header SCRIPT_NAME would be part of the path
         "secure_scheme_headers": {},  # nothing here asks for the scheme, and contradictions about it would be a 400
         "accesslog": None,
         "proc_name": "email-tracker",
@@ -6872,14 +7389,19 @@ def cmd_serve(args: Namespace, settings: Settings) -> None:
                 add_tenant(connection, "default", now_ms())
                 show = f"{PROGRAM} tenant show default{' --local' * settings.local}"
                 log(f"made the tenant default; its URLs: {show}")  # ids are for a person and not for a log
-    except NoDatabase as error:
+    except Conflict:
+        raise
+    except StoreError as error:
         if not os.path.exists(os.path.join(settings.folder, "tenants.json")):
             raise
-        # Mail already sent goes on working: its hits wait in the spool until the database is back.
+        # Mail already sent goes on working: its hits wait in the spool until there is a sound database.
         log(f"serving pixels and links only: {error}")
     probe(settings)
     with acting_as_owner(settings):
         app = App(settings)
+        with contextlib.suppress(OSError):  # a full disk
+            Drainer(app.database, settings.keep_spool_days, settings.keep_spool_mb).turn()  # /health is asked at once
+        app.database.close()  # a connection must not live through a fork
     run_gunicorn(settings, app)
 
 
@@ -6893,12 +7415,21 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     option("--block HOST...", "no link, signed or plain, leads there"),
     option("--unblock HOST...", "links may lead there again"),
     option("--tz ZONE", "in which zone its days begin, such as Europe/Rome"),
+    option(
+        "--unregistered-a-day NUMBER", f"emails that hits alone may make, instead of {UNREGISTERED_A_DAY:,}", type=int
+    ),
     option("--own ADDRESS...", "the sender's own address or network, whose hits are set aside"),
     option("--not-own ADDRESS...", "… is no longer the sender's own"),
     option("--suspend", "whether all links show the naming page", action="yes or no", dest="suspended"),
     LOCAL,
     JSON,
 )
+
+
+def _read_a_day(number: int) -> int:
+    if number < 0:
+        raise BadInput("--unregistered-a-day: expected a number of emails, 0 or more")
+    return number
 
 
 def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], list[Any]]:
@@ -6909,6 +7440,7 @@ def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], 
         "tracking_host": lambda host: read_tracking_host(settings, host) if host else None,
         "tz": lambda name: str(read_zone(name)),
         "suspended": bool,
+        "unregistered_a_day": _read_a_day,
     }
     columns = {name: read(said) for name, read in readers.items() if (said := getattr(args, name)) is not None}
     rules = (
@@ -7148,12 +7680,12 @@ def _register(settings: Settings, database: Database, mail_id: str, email: Regis
     """Register an email in the database or, where that can't be, through the spool. Raises StoreError if strict."""
     try:
         with database.transaction() as connection:
-            register_emails(connection, find_tenant(connection, mail_id).number, [email], now_ms())
+            tell_emails(database, connection, find_tenant(connection, mail_id), [email])
     except StoreError as error:
         if strict:
             raise
         _tell(f"note: the email will be registered when the database can be written to again: {error}")
-        with contextlib.closing(Spool(os.path.join(settings.folder, "spool"))) as spool:
+        with contextlib.closing(Spool(settings.spool, "-emails")) as spool:
             spool.append(email_line(mail_id, email, now_ms()))
 
 
@@ -7267,8 +7799,7 @@ def cmd_selftest(args: Namespace, settings: Settings) -> int:
             faults = faults or [*counted_faults(database, tenant, key, pixels[0].address)]
         except (OSError, HTTPException) as error:
             faults = [f"{public} does not answer: {error}; expected DNS, firewall and proxy to lead to this server"]
-        with database.transaction() as connection, Batch(connection, now_ms()) as changes:
-            changes.delete(tenant.number, [key])
+        delete_emails(database, tenant.number, [key], now_ms())
     works = f"{public} works: two pixels and a link were answered and counted, as your own, and are removed again"
     print("\n".join(f"wrong: {fault}" for fault in faults) or works)
     return 1 if faults else 0
@@ -7444,25 +7975,41 @@ def cmd_rejudge(args: Namespace, settings: Settings) -> None:
     print(f"{changed:,} hits are judged otherwise than before" if changed else "all hits are judged as before")
 
 
-@command(option("file FILE", "a file that is not there yet"))
+@command(
+    option("file FILE", "a file that is not there yet; with --keep, the folder of the backups"),
+    option("--keep NUMBER", "name the file by the time, and delete the oldest but for so many", type=int),
+)
 def cmd_backup(args: Namespace, settings: Settings) -> None:
     """Copy the database into a new file, while it is in use: all hits drained so far, and the key that signs links."""
-    path = os.path.abspath(args.file)  # :memory: and file:… mean something else to SQLite
+    name = args.file
+    if args.keep is not None:
+        if args.keep < 1:
+            raise BadInput("--keep: expected how many backups to keep, 1 or more")
+        name = os.path.join(args.file, time.strftime("tracking-%Y-%m-%dT%H%M%SZ.db", time.gmtime()))
+    path = os.path.abspath(name)  # :memory: and file:… mean something else to SQLite
     # Opened by whoever asks for the backup, then written to while acting as the owner of the data.
-    with _new_file(args.file, 0o600) as file:
+    with _new_file(name, 0o600) as file:
         copying = contextlib.closing(sqlite3.connect(path, isolation_level=None))
         with copying as copy, _opened(settings, drained=True) as database, database.reading() as connection:
-            size = copy_database(connection, copy, args.file)
+            size = copy_database(connection, copy, name)
         os.fsync(file.fileno())
         sync_folder(os.path.dirname(path))
-    print(f"{args.file}: {size:,} bytes, a full backup. Keep it like a password: who has it can sign links as you do.")
+    if args.keep is not None:
+        ours = sorted(each for each in os.listdir(args.file) if re.fullmatch(r"tracking-[0-9T-]{17}Z\.db", each))
+        ours.remove(os.path.basename(name))  # whatever the clock said
+        for old in ours[: max(len(ours) - args.keep + 1, 0)]:
+            os.unlink(os.path.join(args.file, old))
+    print(f"{name}: {size:,} bytes, a full backup. Keep it like a password: who has it can sign links as you do.")
     if settings.secret_key:
         _tell("note: SECRET_KEY is not in it; keep that too, since links in mail already sent are signed with it")
+    if cut := read_state(settings.folder)["cut"]:
+        _tell(f"note: {cut}: back up at least as often")
 
 
 def _faults(database: Database) -> list[str]:
-    with database.reading() as connection:
+    with database.transaction() as connection:  # so that nobody changes tenants meanwhile
         elsewhere = position_faults(database, connection) + directory_faults(database, connection)
+    with database.reading() as connection:
         return integrity_faults(connection) + rollup_differences(connection) + elsewhere
 
 
@@ -7478,6 +8025,41 @@ def cmd_check(args: Namespace, settings: Settings) -> int:
             found = _faults(database)
     print(*found, f"{len(found)} faults" if found else "all is well", sep="\n")
     return 1 if found else 0
+
+
+@command(option("file FILE", "a backup"))
+def cmd_restore(args: Namespace, settings: Settings) -> int:
+    """Put a backup in the place of the database, and count what came since it was made. The server may go on running.
+
+    What was there is set aside in a folder beside it. Hits and registrations of the last days are read again from
+    spool/kept, each once; a second restore, or one that was killed and is run again, does no harm.
+    """
+    for end in ("-wal", "-journal"):
+        if os.path.exists(args.file + end):
+            raise BadInput(
+                f"{args.file}{end} is beside it; expected a file that `backup` made, which is whole by itself"
+            )
+    with open(args.file, "rb") as backup, acting_as_owner(settings):
+        aside, known = put_in_place(os.path.abspath(settings.database), backup, args.file)
+    with _opened(settings, make=True) as database:
+        with database.reading() as connection:
+            made_at = last_position_at(connection)
+        report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
+        found = _faults(database)
+        with database.reading() as connection:
+            adopted = [tenant for tenant in list_tenants(connection) if tenant.mail_id not in known]
+        kept_since = min((int(name[:13]) for name in segment_sizes(os.path.join(database.spool, "kept"))), default=None)
+    print(f"{args.file} is in place, made about {iso_time(made_at)}; what was there is in {aside}")
+    print(f"counted {report.hits} hits and {report.emails} registrations that came since")
+    if made_at and (kept_since is None or kept_since > made_at):
+        until = f"until {iso_time(kept_since)}" if kept_since else "from then on"
+        _tell(f"note: what came after {iso_time(made_at)} and {until} is neither in the backup nor in spool/kept")
+    for tenant in adopted:
+        _tell(f"note: {tenant.name} ({tenant.mail_id}) was made after the backup; its dashboard id is new: {tenant.id}")
+    _tell("note: what was said since the backup of campaigns, keys and settings of tenants is not known; say it again")
+    for trouble in (*report.troubles, *found):
+        _tell(f"wrong: {trouble}")
+    return 1 if report.troubles or found else 0
 
 
 @command(JSON)

@@ -292,7 +292,7 @@ def test_a_few_hits_about_a_pause_between_sessions_are_judged_alike_in_whatever_
             for make, said in in_order:
                 step = steps[0 if not order else dice.randrange(6)]
                 step.append(make(stage, f"case{case}-{order}", **said))
-    monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 250 * orders)
+    monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 500 * orders)
     for step in steps:
         count(stage, *step)
         assert stage.check() == []
@@ -444,24 +444,65 @@ def test_an_email_registered_twice_at_once_is_counted_as_if_one_had_come_after_t
     assert sums(stage, "cohorts", (NOW - DAY) // QUARTER) == numbers
 
 
-def test_beyond_the_daily_limit_unknown_keys_are_only_counted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def from_networks(stage: Stage, campaign: str = "", at: int = NOW, **networks: int) -> None:
+    """So many new keys from each network, whose name is the second part of its addresses."""
+    more = f"?campaign={campaign}" if campaign else ""
+    for name, keys in networks.items():
+        uris = (f"/{stage.acme.mail_id}/pixel/{name}-{at // DAY}-{n}.gif{more}" for n in range(keys))
+        count(stage, *(hit(stage, "", at, uri=uri, ip=f"198.{name[1:]}.7.0") for uri in uris))
+
+
+def made(stage: Stage) -> dict[str, int]:
+    """How many unregistered emails each network made."""
+    sql = "select substr(key, 1, instr(key, '-') - 1), count(*) from emails where registered = 0 group by 1"
+    return dict(stage.rows(sql))
+
+
+def test_beyond_the_limit_of_a_hits_day_unknown_keys_are_only_counted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert f"at most {tracker.UNREGISTERED_A_DAY:,} a day" in tracker.resource("templates/help/numbers.txt").decode()
-    monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 3)
+    monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 8)
     register(stage, tracker.Registration("known"))
-    count(stage, *[hit(stage, f"forged{n}", NOW + n * DAY) for n in range(5)])
-    count(stage, hit(stage, "forged0"), hit(stage, "known"), hit(stage, "forged5"), hit(stage, "forged5", NOW + 1))
+    from_networks(stage, n1=10, n2=10)
+    from_networks(stage, at=NOW + DAY, n1=10)
+    from_networks(stage, n3=10, n1=10)
+    assert made(stage) == {"n1": 8, "n2": 2, "n3": 1}  # of each day, each has half of what the others leave
     globex = f"/{stage.globex.mail_id}/pixel/theirs.gif"
-    count(stage, hit(stage, "", uri=globex))  # another tenant's limit is its own
-    emails = stage.rows("select key, count(*) from emails join events on email = emails.id group by 1 order by 1")
-    assert emails == [("forged0", 2), ("forged1", 1), ("forged2", 1), ("known", 1), ("theirs", 1)]
+    count(stage, hit(stage, "", uri=globex), hit(stage, "known"))  # another tenant's limit is its own
     dropped = stage.rows("select tenant, reason, day, hits from dropped order by day")
-    day = NOW // DAY
-    acme = stage.acme.number
-    limit = "unregistered-limit"
-    assert dropped == [(acme, limit, day, 2), (acme, limit, day + 3, 1), (acme, limit, day + 4, 1)]
-    register(stage, tracker.Registration("forged5"))  # who registers is never held back
-    count(stage, hit(stage, "forged5", NOW + 2))
+    limit = stage.acme.number, "unregistered-limit"
+    assert dropped == [(*limit, NOW // DAY, 6 + 8 + 9 + 6), (*limit, NOW // DAY + 1, 6)]
+    register(stage, tracker.Registration(f"n1-{NOW // DAY}-9"))  # who registers is never held back
+    count(stage, hit(stage, f"n1-{NOW // DAY}-9", NOW + 2))
     assert sums(stage, "cohorts", NOW // QUARTER) == {"emails": 2, "opened_person": 2}
+
+
+def test_a_tenant_has_a_limit_of_its_own_where_it_was_given_one(stage: Stage) -> None:
+    stage.change(stage.acme, unregistered_a_day=4)
+    from_networks(stage, n1=9)
+    assert made(stage) == {"n1": 2}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["addresses", "no addresses"])
+def test_forged_keys_take_no_declared_campaigns_readers_away(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 1_000)
+    stage.web.post_json(f"/{stage.acme.id}/campaigns", {"campaign": "Spring", "sent": 200})
+    path = f"/{stage.acme.mail_id}/pixel/{{}}.gif?campaign=Spring"
+    proxies = ["64.233.1.0", "64.233.2.0", "64.233.3.0"]
+
+    def came(key: str, address: str, agent: str) -> bytes:
+        return hit(stage, "", uri=path.format(key), ip=address if kept else "", ua=agent)
+
+    count(stage, *(came(f"forged{n}", "198.51.100.0", "Forger/1.0") for n in range(1_200)))
+    proxied = [came(f"reader{n}", proxies[n % 3], f"Proxy/{n % 3}") for n in range(120)]
+    others = [came(f"reader{n}", f"203.0.{n}.0", f"{CHROME} {n % 40}") for n in range(120, 200)]
+    count(stage, *proxied)
+    count(stage, *others)
+    readers = "select count(*) from events join emails on emails.id = email where key like 'reader%'"
+    assert stage.rows(readers) == [(200,)]
 
 
 # -- Removal
@@ -644,10 +685,10 @@ def test_what_is_written_while_reading_is_not_kept(stage: Stage) -> None:
 
 
 OTHER_SCHEMAS = {  # version, whether the database is open already, and what is said
-    "newer": (99, False, "has schema version 99, this program knows 5; use the newer program"),
+    "newer": (99, False, "has schema version 99, this program knows 6; use the newer program"),
     "older": (4, False, "was made by a version before 0.6.0"),
     "none": (0, False, "is no database of this program; expected one made by `serve` or `tenant add`"),
-    "made newer meanwhile": (6, True, "was changed by a newer version of this program"),
+    "made newer meanwhile": (7, True, "was changed by a newer version of this program"),
 }
 
 
@@ -769,3 +810,47 @@ def test_a_closed_database_keeps_no_descriptor(stage: Stage) -> None:
             pass
         database.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_database_of_the_version_before_is_brought_up_to_date_and_counts_on(tmp_path: Path) -> None:
+    path, fresh = tmp_path / "older" / "tracking.db", tmp_path / "fresh" / "tracking.db"
+    path.parent.mkdir()
+    schema = tracker.resource("schema.sql").decode()
+    tracker.create_database(str(fresh), schema).close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
+        old.executescript(as_of_version_5(schema))
+        old.executescript("""
+            insert into secrets values ('link', '0123456789abcdef'), ('instance', '0123456789abcdef');
+            insert into tenants (number, id, mail_id, name, created_at) values (1, 'acme-id', 'acme', 'Acme', 1);
+            insert into emails (tenant, key, campaign, registered, created_at) values (1, 'u1', 'Spring', 0, 1);
+            insert into unregistered_days values (1, 20000, 7);
+        """)
+        old.execute("pragma journal_mode = wal")
+    with pytest.raises(tracker.StoreError, match="was made by an older version: start `serve`"):
+        tracker.open_connection(str(path))
+    with contextlib.closing(tracker.create_database(str(path), schema)) as database, database.reading() as connection:
+        assert connection.execute("select day, campaign, network, emails from allowances").fetchall() == [
+            (-1, "Spring", -1, 1),
+            (20_000, "", -1, 7),
+        ]
+        assert tracker.integrity_faults(connection) == []
+    assert shape(path) == shape(fresh)
+
+
+def as_of_version_5(schema: str) -> str:
+    """The schema as it was in 0.6: without what came since."""
+    schema = re.sub(r"^create table (marks|gone|allowances) .*?;\n", "", schema, flags=re.MULTILINE | re.DOTALL)
+    schema = re.sub(r"^ +(told_at|unregistered_a_day) .*\n", "", schema, flags=re.MULTILINE)
+    schema = schema.replace("between 1 and 60),  ", "between 1 and 60)")
+    days = "create table unregistered_days (tenant integer, day integer, emails integer, primary key (tenant, day));"
+    return schema.replace("pragma user_version = 6;", f"{days}\npragma user_version = 5;")
+
+
+def shape(path: Path) -> dict[str, list[Any]]:
+    """The columns of each table, and the text of all else."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("select type, name, sql from sqlite_master where name not like 'sqlite_%'").fetchall()
+        return {
+            name: connection.execute(f"pragma table_info({name})").fetchall() if type_ == "table" else [sql]
+            for type_, name, sql in rows
+        }

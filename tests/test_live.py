@@ -433,7 +433,6 @@ Fault = tuple[Callable[[Server], object], dict[str, str], int, str]
 FAULTS: dict[str, Fault] = {  # what was done, settings, status, what is told
     "file in place of the folder": (lambda server: data(server).write_text("x"), {}, 1, "can't write to {data}"),
     "folder that nobody can make": (str, {"DATABASE_URL": f"sqlite:{NOBODYS}/t.db"}, 1, f"can't write to {NOBODYS}"),
-    "database of a newer program": (newer, {}, 1, "has schema version 99"),
     "folder in place of the database": (lambda server: database_of(server).mkdir(parents=True), {}, 1, "{database}"),
     "empty database": (instead(b""), {}, 1, "{database}"),
     "text in place of the database": (instead(b"a shopping list\n" * 100), {}, 1, "{database}"),

@@ -40,6 +40,8 @@ TEXTS = {
     "url",
     "campaign",
     "mail_id",
+    "hash",
+    "name",
     "text",
 }  # sets of texts; all others are of numbers
 SOURCE = (ROOT / "tracker.py").read_text(encoding="utf-8")
@@ -100,18 +102,23 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         for order in table.orders:
             for page in ("dashboard", "campaigns/Spring")[: 2 if table.name in ("links", "emails") else 1]:
                 web.get(f"{home}/{page}?sort={table.name}.{order}")
-    web.delete(f"{home}/emails/e3")
     monkeypatch.setenv("DATABASE_URL", f"sqlite:{stage.settings.database}")
     monkeypatch.setenv("BASE_URL", "https://track.example.com")
-    tracker.tidy_spool(stage.database)
+    assert tracker.main(["--env", os.devnull, "backup", f"{stage.folder}/backup.db"]) == 0
+    with tracker.changing_tenants(stage.database) as connection:  # a tenant that no backup ever knew, and goes
+        tracker.remove_tenant(connection, tracker.add_tenant(connection, "Hooli", NOW), NOW)
+    web.delete(f"{home}/emails/e3")
+    tracker.tidy_spool(stage.database, 3, 2000)
+    for each in (stage.spool / "kept").iterdir():
+        each.unlink()
     with stage.database.transaction() as connection:
         connection.execute("update positions set updated_at = 0")
         connection.execute("update reasons set hits = hits + 1")
-    tracker.tidy_spool(stage.database)
+    tracker.tidy_spool(stage.database, 3, 2000)
     stage.app.database.close()
     (stage.folder / "secret.key").unlink()
     tracker.App(stage.settings).close()
-    for words in COMMANDS:
+    for words in (*COMMANDS, f"restore {stage.folder}/backup.db"):
         assert tracker.main(["--env", os.devnull, *words.split()]) in (0, 1), words
 
 
@@ -184,8 +191,9 @@ def for_postgres(sql: str) -> str:
 
     def a_set(match: re.Match[str]) -> str:
         columns = re.findall(r" as (\w+)", match[1])
-        kind = "text" if len(columns) == 1 and columns[0] in TEXTS else "bigint"
-        return f"(select {', '.join(f'null::{kind} as {column}' for column in columns)}) as wanted"
+        texts = TEXTS if len(columns) == 1 else {"campaign"}
+        kinds = {column: "text" if column in texts else "bigint" for column in columns}
+        return f"(select {', '.join(f'null::{kind} as {column}' for column, kind in kinds.items())}) as wanted"
 
     sql = re.sub(r"\(select ([^()]*(?:\([^()]*\)[^()]*)*) from json_each\(:wanted\)\) as wanted", a_set, sql)
     names: list[str] = []

@@ -48,6 +48,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "SECRET_KEY": {SECRET: (SECRET,), ",".join(BOTH): BOTH, f" {SECRET} ,\n{SECRET[::-1]} ": BOTH, "": None},
     "FORWARDED_ALLOW_IPS": {"*": ("*",), "10.0.0.0/8, ::1": ("10.0.0.0/8", "::1"), "": ("127.0.0.1", "::1")},
     "IP_ADDRESSES": {"truncated": "truncated", "full": "full", "none": "none", "": "truncated"},
+    "KEEP_SPOOL_DAYS": {"1": 1, "999": 999, "": 3},
+    "KEEP_SPOOL_MB": {"1": 1, "9999999": 9_999_999, "": 2000},
 }
 
 
@@ -92,6 +94,8 @@ BAD = {  # what is said to be expected, and values that are not it
         *("localhost", "10.0.0.0/33", "10.0.0.1/8", "::1, nginx", "**", "unix:"),
     ],
     "IP_ADDRESSES": ["expected one of: truncated, full, none", "yes", "FULL", "truncate", "full none"],
+    "KEEP_SPOOL_DAYS": ["a whole number from 1 to 999", "0", "1000", "1.5", "three", "-1"],
+    "KEEP_SPOOL_MB": ["a whole number from 1 to 9999999", "0", "10000000", "2 GB"],
     "RETENTION_DAYS": ["so it expects this to be unset", "90", "0"],  # which this version does not have
 }
 

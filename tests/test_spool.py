@@ -75,6 +75,7 @@ def fail(error: type[Exception]) -> None:
     raise error("disk I/O error")
 
 
+DAY = 86_400_000
 Place = tuple[str, int]  # a function of tracker.py and a line in it
 
 
@@ -108,7 +109,17 @@ class Steps:
 
 # Where the database and the spool change. Elsewhere only memory does, which dies with its process.
 VITAL = {
-    *("held", "transaction", "reading", "_connect", "_check_identity", "close", "sync_folder", "set_position"),
+    *(
+        "held",
+        "transaction",
+        "reading",
+        "_connect",
+        "_disconnect",
+        "_check_contents",
+        "close",
+        "sync_folder",
+        "set_position",
+    ),
     *("drain", "_opened_segment", "drain_segment", "record_some", "read_lines", "_keep_rejected"),
 }
 
@@ -341,7 +352,7 @@ def test_a_segment_whose_writer_died_before_its_birth_is_left_alone_for_a_day_an
     for path in (folder, old):
         os.utime(path, (day_ago, day_ago))
     assert stage.drain().hits == 0
-    tracker.tidy_spool(stage.database)
+    tracker.tidy_spool(stage.database, 3, 2000)
     assert (young.exists(), old.exists()) == (True, False)
 
 
@@ -439,7 +450,7 @@ def test_drains_that_run_at_once_and_are_killed_count_what_is_written_meanwhile_
     assert events_of(stage.database) == sorted((f"e{n % 7}", NOW + n, 1, CHROME) for n in range(600))
 
 
-@pytest.mark.parametrize("before", ["fcntl.flock(fd, fcntl.LOCK_EX", "with self.database.reading("])
+@pytest.mark.parametrize("before", ["fcntl.flock(fd, fcntl.LOCK_EX", "with database.reading("])
 def test_a_drain_that_waited_while_another_finished_its_segment_counts_nothing_again(
     stage: Stage, write: Writer, before: str
 ) -> None:
@@ -447,7 +458,7 @@ def test_a_drain_that_waited_while_another_finished_its_segment_counts_nothing_a
     write("e1")
     tracker.drain(stage.database)
     with stage.database.transaction() as connection:
-        connection.execute("update positions set updated_at = updated_at - 2 * 86400000")
+        connection.execute("update positions set updated_at = updated_at - ?", (500 * DAY,))
     with Steps() as steps:
         tracker.drain(stage.database)
     wait = next(n for n, (_, line) in enumerate(steps.seen) if before in linecache.getline(tracker.__file__, line))
@@ -456,7 +467,7 @@ def test_a_drain_that_waited_while_another_finished_its_segment_counts_nothing_a
         write.spool.close()
         other = tracker.Database(stage.database.path)
         tracker.drain(other)
-        tracker.tidy_spool(other)
+        tracker.tidy_spool(other, 3, 2000)
         other.close()
 
     with Steps(wait, meanwhile):
@@ -560,7 +571,8 @@ def test_on_a_full_disk_hits_are_answered_and_printed_and_each_is_counted_once_i
 
     instance = (stage.spool / "instance").read_bytes()
     with small_disk(stage.spool), contextlib.closing(stage.app.spool):
-        (stage.spool / "rejected").mkdir()
+        for name in ("rejected", "kept"):
+            (stage.spool / name).mkdir()
         (stage.spool / "instance").write_bytes(instance)
         filler.write_bytes(b"x" * 40_000)
         assert hits(10) == {"recorded"}
@@ -624,13 +636,8 @@ BAD_LINES: dict[str, Callable[[Stage], bytes]] = {
     "five megabytes, more than one read": odd(purpose="x" * 5_000_000),
     "an array": lambda stage: b"[]\n",
     "an empty object": lambda stage: b"{}\n",
-    "NaN for a time": odd(t=float("nan")),
-    "no end for a time": odd(t=float("inf")),
     "true for a time": odd(t=True),
     "a list for a time": odd(t=[1]),
-    "milliseconds for a time": odd(t=NOW),
-    "a time before there was mail": odd(t=-1),
-    "a time of 400 digits": odd(t=10**400),
     "a time of 10,000 digits": lambda stage: hit(stage, "odd", t="9" * 10_000).replace(b'"999', b"999", 1),
     "a number for a URI": odd(uri=7),
     "null for a user agent": odd(ua=None),
@@ -656,7 +663,7 @@ def test_a_line_that_is_no_hit_is_put_aside_and_its_neighbours_are_counted(
     assert list((stage.spool / "rejected").iterdir()) == [kept]
     assert kept.read_bytes() == bad[:-1][: tracker.MAX_READ_LINE] + b"\n"
     assert counted(stage) == ["after", "before"]
-    health = stage.web.get("/health").json
+    health = stage.health()
     assert (health["status"], health["rejected_lines"]) == ("degraded", 1)
 
 
@@ -692,6 +699,17 @@ def test_an_odd_line_is_counted_as_the_hit_that_it_is(stage: Stage, make: Callab
     assert counted(stage) in (["after", "before", "odd"], ["after", "before", "odd?campaign=spring"])
 
 
+@pytest.mark.parametrize(
+    "wrong", [float("nan"), float("inf"), -1, 0.5, NOW, 10**400], ids=lambda wrong: str(wrong)[:20]
+)
+def test_a_hit_of_a_time_that_no_clock_has_counts_now_and_stays_unconfirmed(stage: Stage, wrong: float) -> None:
+    segment(stage, hit(stage, "e1", tracker.now_ms()), odd(t=wrong)(stage))
+    assert drained(stage) == (2, 0, [])
+    sql = "select at, verdict, reason, fixed from event_details where key = 'odd'"
+    [(at, *judged)] = stage.rows(sql)
+    assert (abs(tracker.now_ms() - at) < 60_000, judged) == (True, ["unconfirmed", "undated", 1])
+
+
 def test_bytes_that_are_no_utf8_can_still_be_read_in_the_events(stage: Stage) -> None:
     segment(stage, hit(stage, "e1", ua="Caf? bar").replace(b"?", b"\xe9"))
     assert drained(stage) == (1, 0, [])
@@ -715,6 +733,7 @@ def test_the_path_that_is_read_at_a_glance_is_read_as_all_others_are(
     assert 100 < sum(1 for uri in uris if tracker._read_pixel_uri(uri)) < 3_000
     lines = [make(stage) for make in (*BAD_LINES.values(), *ODD_LINES.values())]
     lines += [tracker.hit_line({"t": NOW / 1000, "uri": uri}) for uri in uris]
+    monkeypatch.setattr(tracker, "now_ms", lambda: NOW)
     at_a_glance = [read(line) for line in lines]
     monkeypatch.setattr(tracker, "_read_pixel_uri", lambda uri: None)
     assert at_a_glance == [read(line) for line in lines]
@@ -774,10 +793,10 @@ def watched(monkeypatch: pytest.MonkeyPatch, see: Callable[[list[Any]], object])
     tried: list[int] = []
     record = tracker.record_lines
 
-    def record_watched(connection: sqlite3.Connection, lines: list[Any], now: int) -> None:
+    def record_watched(connection: sqlite3.Connection, lines: list[Any], now: int, room: int) -> None:
         tried.append(len(lines))
         see(lines)
-        record(connection, lines, now)
+        record(connection, lines, now, room)
 
     monkeypatch.setattr(tracker, "record_lines", record_watched)
     return tried
@@ -864,7 +883,7 @@ def test_what_is_no_segment_is_left_alone_and_keeps_nobody_from_counting(
     assert {path.name for path in spool.iterdir()} == present
     assert outside.read_bytes() == line
     assert counted(stage) == ["e1", "e2"]
-    health = stage.web.get("/health").json
+    health = stage.health()
     assert (health["status"], health["waiting_hits"]) == ("ok", 0)
 
 
@@ -970,20 +989,105 @@ def test_a_position_beyond_the_end_of_its_segment_is_reported_and_goes_on_at_the
     assert counted(stage) == ["e2"]
 
 
-def test_the_position_of_a_segment_that_is_gone_is_forgotten_a_day_later_and_that_of_one_that_is_there_never(
+def test_the_position_of_a_segment_that_is_gone_is_forgotten_after_400_days_and_that_of_one_that_is_there_never(
     stage: Stage, write: Writer
 ) -> None:
     write("e1")
     [live] = segments(stage.folder)
     gone = segment(stage, hit(stage, "e2"), at=NOW + 1).name
     tracker.drain(stage.database)
-    tracker.tidy_spool(stage.database)
-    assert {name for (name,) in stage.rows("select segment from positions")} == {live, gone}
-    with stage.database.transaction() as connection:
-        connection.execute("update positions set updated_at = updated_at - 86400000 - 1")
-    tracker.tidy_spool(stage.database)
-    assert stage.rows("select segment from positions") == [(live,)]
+    copy = (stage.spool / "kept" / gone).read_bytes()
+    (stage.spool / "kept" / gone).unlink()
+    for days, left in ((399, {live, gone}), (2, {live})):
+        with stage.database.transaction() as connection:
+            connection.execute("update positions set updated_at = updated_at - ?", (days * DAY,))
+        tracker.tidy_spool(stage.database, 3, 2000)
+        assert {name for (name,) in stage.rows("select segment from positions")} == left
+    old = f"{NOW - 500 * DAY:013d}{gone[13:]}"
+    (stage.spool / "kept" / old).write_bytes(copy)
+    assert drained(stage) == (0, 0, [f"segment kept/{old}: too old to know whether it was counted; move it away"])
+    (stage.spool / "kept" / old).unlink()
     assert counted(stage) == ["e1", "e2"]
+
+
+# -- What is kept
+
+
+def ages(stage: Stage, days: float) -> None:
+    """Let all that is kept be so much older."""
+    for path in (stage.spool / "kept").iterdir():
+        at = path.stat().st_mtime - days * 86_400
+        os.utime(path, (at, at))
+
+
+def kept(stage: Stage) -> list[str]:
+    return sorted(path.name for path in (stage.spool / "kept").iterdir())
+
+
+def test_a_drained_segment_is_kept_for_three_days_and_not_longer(stage: Stage) -> None:
+    name = segment(stage, hit(stage, "e1")).name
+    stage.drain()
+    assert (kept(stage), segments(stage.folder)) == ([name], [])
+    ages(stage, 2.9)
+    assert (tracker.tidy_spool(stage.database, 3, 2000), kept(stage)) == ("", [name])
+    ages(stage, 0.2)
+    assert (tracker.tidy_spool(stage.database, 3, 2000), kept(stage)) == ("", [])
+
+
+def test_where_there_is_too_little_room_the_oldest_goes_first_and_that_is_told(stage: Stage) -> None:
+    names = [segment(stage, hit(stage, f"e{n}"), b" " * 700_000 + b"\n", at=NOW + n).name for n in range(3)]
+    stage.drain()
+    ages(stage, 1)
+    assert "keeps hits for 24 hours only, not 3 days" in tracker.tidy_spool(stage.database, 3, 1)
+    assert kept(stage) == names[2:]
+
+
+def test_what_the_database_does_not_have_whole_is_never_deleted(stage: Stage) -> None:
+    name = segment(stage, hit(stage, "e1")).name
+    stage.drain()
+    with stage.database.transaction() as connection:
+        connection.execute("update positions set position = position - 1")
+    ages(stage, 100)
+    tracker.tidy_spool(stage.database, 3, 1)
+    assert kept(stage) == [name]
+
+
+def test_nothing_is_deleted_while_a_reader_keeps_the_wal_from_being_moved(stage: Stage) -> None:
+    name = segment(stage, hit(stage, "e1")).name
+    stage.drain()
+    ages(stage, 100)
+    with contextlib.closing(sqlite3.connect(stage.database.path)) as shell:
+        shell.execute("begin")
+        shell.execute("select count(*) from events").fetchone()
+        segment(stage, hit(stage, "e2"), at=NOW + 1)
+        stage.drain()
+        with pytest.raises(tracker.Busy):
+            tracker.tidy_spool(stage.database, 3, 2000)
+        assert name in kept(stage)
+    tracker.tidy_spool(stage.database, 3, 2000)
+    assert name not in kept(stage)
+
+
+def test_a_clock_that_leaps_a_year_and_back_deletes_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker.Drainer, "TIDY_SECONDS", 0.0)
+    drainer, true_time = tracker.Drainer(stage.database), time.time
+    name = segment(stage, hit(stage, "e1")).name
+    for years in (0, 0, 1, 0, 0):
+        monkeypatch.setattr(time, "time", lambda years=years: true_time() + years * 365 * 86_400)
+        monkeypatch.setattr(tracker, "now_ms", lambda: int(time.time() * 1000))
+        drainer.turn()
+        assert kept(stage) == [name]
+
+
+def test_two_segments_of_one_name_are_told_and_neither_is_written_over(stage: Stage) -> None:
+    path = segment(stage, hit(stage, "e1"))
+    stage.drain()
+    line = hit(stage, "e2")
+    path.write_bytes(line)
+    [fault] = stage.drain().troubles
+    assert "another segment of its name is in spool/kept" in fault
+    assert (path.read_bytes(), kept(stage)) == (line, [path.name])
+    path.unlink()
 
 
 # -- One writer at a time
@@ -1022,7 +1126,7 @@ def test_while_another_writes_hits_are_recorded_and_numbers_say_that_some_still_
             pass
         assert "still waiting" in stage.web.get(f"/{stage.acme.id}/dashboard", status=200).text
         assert waiting_and_opened() == (1, 1)
-        assert stage.web.get("/health").json["status"] == "ok"
+        assert stage.health()["status"] == "ok"
     assert "still waiting" not in stage.web.get(f"/{stage.acme.id}/dashboard", status=200).text
     assert waiting_and_opened() == (0, 2)
 
@@ -1076,23 +1180,29 @@ def test_one_drainer_drains_while_it_lives_and_then_another_takes_over(
 
 
 def test_what_keeps_a_drainer_from_draining_is_told_by_all(stage: Stage, drainers: list[tracker.Drainer]) -> None:
-    first, second = drainers
     instance = stage.spool / "instance"
     right = instance.read_text()
     instance.write_text("another\n")
     stage.pixel("e1")
-    first.start()
-    wait_for(lambda: "do not belong together" in second.trouble)
-    instance.write_text(right)
-    wait_for(lambda: second.trouble == "")
-
-
-def test_what_a_drainer_that_died_has_left_is_no_trouble_of_the_next(
-    stage: Stage, drainers: list[tracker.Drainer]
-) -> None:
-    (stage.folder / "drain.lock").write_text("the disk is full")
     drainers[0].start()
-    wait_for(lambda: drainers[0].trouble == "")
+    wait_for(lambda: "do not belong together" in trouble(stage))
+    instance.write_text(right)
+    wait_for(lambda: trouble(stage) == "")
+
+
+def trouble(stage: Stage) -> str:
+    """What troubles whoever drains."""
+    said: str = tracker.read_state(str(stage.folder))["trouble"]
+    return said
+
+
+def test_that_nobody_has_drained_for_ten_seconds_is_news(stage: Stage) -> None:
+    assert "nobody has drained" in trouble(stage)
+    tracker.Drainer(stage.database).turn()
+    assert trouble(stage) == ""
+    state = json.loads((stage.folder / "state.json").read_text())
+    (stage.folder / "state.json").write_text(json.dumps({**state, "at": state["at"] - 11}))
+    assert "nobody has drained" in trouble(stage)
 
 
 def test_a_drainer_outlives_a_drain_lock_that_cannot_be_opened(stage: Stage, drainers: list[tracker.Drainer]) -> None:
@@ -1100,7 +1210,7 @@ def test_a_drainer_outlives_a_drain_lock_that_cannot_be_opened(stage: Stage, dra
     lock.mkdir()
     drainers[0].start()
     stage.pixel("e1")
-    wait_for(lambda: drainers[0]._trouble != "")
+    time.sleep(2 * tracker.Drainer.WAKE_SECONDS)
     lock.rmdir()
     wait_for(lambda: stage.rows("select count(*) from events") == [(1,)])
 

@@ -474,7 +474,7 @@ def test_one_export_runs_at_a_time(stage: Stage) -> None:
         for _ in range(2):
             for path in others:
                 answer = get(stage, path)
-                assert assert_error(answer, 503).startswith("Another export is running")
+                assert assert_error(answer, 503).startswith("Another large request")
                 assert int(answer["Retry-After"]) > 0
             next(iter(body))  # and no sooner free when it is half read
         assert get(stage, f"/{stage.acme.id}/dashboard").status == 200
