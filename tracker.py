@@ -4985,10 +4985,10 @@ class Drainer(threading.Thread):
         if time.monotonic() < self._tidy_at:
             return
         clock = time.time() - time.monotonic()
-        leapt, self._clock = abs(clock - self._clock) > DAY_MS / 1000, clock
-        with contextlib.suppress(Busy):  # a reader is in the way: next time
-            self._tidy_at = time.monotonic() + self.TIDY_SECONDS
+        leapt = abs(clock - self._clock) > DAY_MS / 1000
+        with contextlib.suppress(Busy):  # a reader is in the way: the next turn tries again
             self._cut = tidy_spool(self.database, *self._keep, delete=not leapt)
+            self._clock, self._tidy_at = clock, time.monotonic() + self.TIDY_SECONDS
 
     def _is_ours(self) -> bool:
         """Whether this worker is the one that drains; asked again and again, so that another takes over from a dead one."""
