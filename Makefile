@@ -49,10 +49,10 @@ define install
 fi
 endef
 
-.PHONY: help run demo dist test screenshots bench lint format clean venv runtime-packages test-packages bench-packages lint-packages
+.PHONY: help run demo dist test test-faults screenshots bench lint format clean venv runtime-packages test-packages bench-packages lint-packages
 
 help: ## print this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 # As a module, so that Python keeps it compiled: a script is compiled anew at each start.
 run: runtime-packages ## start the tracker on this machine
@@ -75,6 +75,10 @@ screenshots: test-packages ## make the two pictures of README anew
 # In two processes, each file in one of them: half the time on two cores. Every server takes a free port of its own.
 test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# One after the other: what is timed needs both cores. Its figures are printed.
+test-faults: test-packages ## kill, crowd and restore real servers for some minutes
+	@$(VENV)/bin/python -m pytest -s tests/faults.py $(ARGS)
 
 bench: bench-packages ## compare with others, time pages with a year of mail; less: make bench ARGS=--quick
 	@.make/debian nginx wrk

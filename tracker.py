@@ -2403,7 +2403,9 @@ def put_in_place(path: str, backup: BinaryIO, name: str) -> tuple[str, set[str]]
             raise StoreError(
                 f"{name} is a copy of another database than the spool here belongs to; nothing was changed"
             )
-        aside = os.path.join(folder, f"set-aside-{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}")
+        aside = os.path.join(
+            folder, f"set-aside-{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+        )
         with WriteLock(folder).held(math.inf):
             os.makedirs(aside, mode=0o700, exist_ok=True)
             for end in ("", "-wal", "-shm"):
@@ -6153,6 +6155,7 @@ PIXEL_HEADERS = (
 )
 REDIRECT_HEADERS = (("Cache-Control", "no-store"), ("X-Robots-Tag", "noindex"), ("Content-Type", TEXT_TYPE))
 PURPOSE_HEADERS = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
+MOST_FOR_READERS = 5_000  # hits that wait, which who asks for numbers drains first
 UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
 
 
@@ -6238,8 +6241,9 @@ class App:
     def numbers(self) -> Iterator[tuple[sqlite3.Connection, int]]:
         """A reading after a drain, with about how many hits could not be counted in time."""
         drained = False
-        try:
-            drained = drain_for_reading(self.database)
+        try:  # a backlog is not for readers: each would hold up its worker, and the drain is at it
+            if (read_state(self.settings.folder)["waiting"] or 0) <= MOST_FOR_READERS:
+                drained = drain_for_reading(self.database)
         except StoreError as error:
             log(f"numbers without a drain: {error}")
         with self.database.reading() as connection:

@@ -1133,6 +1133,15 @@ def test_while_another_writes_hits_are_recorded_and_numbers_say_that_some_still_
     assert waiting_and_opened() == (0, 2)
 
 
+@pytest.mark.parametrize(("waiting", "counted_at_once"), [(5_000, True), (5_001, False)])
+def test_who_asks_for_numbers_leaves_a_backlog_to_the_drain(stage: Stage, waiting: int, counted_at_once: bool) -> None:
+    stage.pixel("e1")
+    state = {"at": time.time(), "trouble": "", "cut": "", "waiting": waiting, "rejected": 0}
+    (stage.folder / "state.json").write_text(json.dumps(state))
+    stats = stage.web.get(f"/{stage.acme.id}/stats.json?range=all").json
+    assert (stats["waiting_hits"] == 0, stats["activity"]["opens"]["hits"]["person"] == 1) == (counted_at_once,) * 2
+
+
 def test_a_writer_that_waits_writes_when_the_other_has_ended(stage: Stage) -> None:
     stage.pixel("e1")
     other = threading.Thread(target=tracker.drain, args=[tracker.Database(stage.database.path)])
