@@ -138,7 +138,7 @@ def test_whatever_happens_to_the_database_restore_brings_back_every_hit_once(
     with load:
         time.sleep(0.5)
         DAMAGE[damage](path)
-        if damage != "wal gone":
+        if "wal" not in damage:  # there the workers end and start anew, sooner than one may ask
             becomes(lambda: health(server)["status"] == "degraded", 2.5)
         time.sleep(0.5)
         said = server.run("restore", str(backup))
