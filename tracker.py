@@ -2232,9 +2232,8 @@ class Database:
         """Close this process's connection; the last one to close moves the WAL into the database."""
         with self._mutex, contextlib.ExitStack() as until_closed:
             if self._connection is not None and self._pid == os.getpid():
-                with contextlib.suppress(
-                    Busy
-                ):  # whoever keeps the lock from us has the database open: we are not the last
+                # Whoever keeps the lock from us has the database open, so we are not the last.
+                with contextlib.suppress(StoreError):
                     until_closed.enter_context(self._lock.held(self._patience if wait else 0))
                 self._disconnect(self._ids(), locked=True)
         self._lock.close()
