@@ -7030,6 +7030,7 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
 GUNICORN_TIMEOUT = 30  # seconds for one request, and for the last ones after SIGTERM
 MAX_REQUEST_LINE = 16_384  # as nginx; a plain link spells a target of 4,096 characters in up to 12,288
 LONGEST_HASHED_NAME = 46  # of the 64 bytes that a bucket of nginx's table of names has by itself
+SYSTEMD_FILES = ("service", "socket", "sysusers", "backup.service", "backup.timer")
 HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 
 
@@ -7246,20 +7247,19 @@ def _nginx_listen(port: object, options: str = "") -> str:
 
 
 def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file: str) -> str:
-    """One of the files for systemd: "service", "socket" or "sysusers". Raises BadInput for what can't work."""
+    """One of SYSTEMD_FILES. Raises BadInput for what can't work."""
     for path in (*command[::2], settings.folder, env_file):
         _refuse_odd_path(path, "systemd")
-    if name == "sysusers":
-        return server_file("systemd.sysusers", folder=settings.folder)
     if name == "socket":
         return _systemd_socket(settings.address)
     for path in (*command[::2], settings.folder):
-        if f"{path}/".startswith(HIDDEN_FOLDERS):
+        if name.endswith("service") and f"{path}/".startswith(HIDDEN_FOLDERS):
             expected = "the program in /usr/local/bin (see --program), a Python in /usr/bin, the database in /var/lib"
             raise BadInput(f"{path}: a service can't read what is in {', '.join(HIDDEN_FOLDERS)}; expected {expected}")
     state = re.fullmatch("/var/lib/([^/]+)", settings.folder)
-    folder = f"StateDirectory={state[1]}\nStateDirectoryMode=0750" if state else f"ReadWritePaths={settings.folder}"
-    return server_file("systemd.service", command=" ".join(command), env_file=env_file, folder=folder)
+    written = f"StateDirectory={state[1]}\nStateDirectoryMode=0750" if state else f"ReadWritePaths={settings.folder}"
+    process = server_file("_systemd_process.service", env_file=env_file, written=written)
+    return server_file(f"systemd.{name}", command=" ".join(command), process=process, folder=settings.folder)
 
 
 def _systemd_socket(address: str) -> str:
@@ -8113,12 +8113,12 @@ def cmd_nginx(args: Namespace, settings: Settings) -> None:
 
 
 @command(
-    option("file", "which file", choices=("service", "socket", "sysusers")),
+    option("file", "which file", choices=SYSTEMD_FILES),
     option("--program FILE", "where it will be (by itself, where it is now)", default=PROGRAM_FILE),
     OUTPUT,
 )
 def cmd_systemd(args: Namespace, settings: Settings) -> None:
-    """Print the unit of the service, that of its socket, or the line that makes its user."""
+    """Print a unit: of the service, its socket, or daily backups (a service and its timer); or the line of its user."""
     if not os.path.isabs(settings.database):
         expected = f"an absolute path, such as sqlite:/var/lib/email-tracker/tracking.db, in {ENV_FILE}"
         raise StoreError(f"DATABASE_URL depends on where a command is started; expected {expected}")

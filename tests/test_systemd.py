@@ -61,10 +61,11 @@ def unit(name: str, environ: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture(params=list(TYPICAL))
 def units(request: pytest.FixtureRequest, tmp_path: Path) -> list[Path]:
-    """The two units as files, with settings that operators have."""
-    paths = [tmp_path / f"email-tracker.{name}" for name in ("socket", "service")]
-    for path in paths:
-        path.write_text(printed(path.suffix[1:], TYPICAL[request.param]))
+    """The units as files, with settings that operators have."""
+    made = {name: printed(name, TYPICAL[request.param]) for name in tracker.SYSTEMD_FILES if name != "sysusers"}
+    paths = [tmp_path / re.findall("for /etc/systemd/system/(.+)[.]$", text, re.MULTILINE)[0] for text in made.values()]
+    for path, text in zip(paths, made.values(), strict=True):
+        path.write_text(text)
     return paths
 
 
@@ -87,15 +88,26 @@ def test_systemd_has_nothing_against_the_units(units: list[Path]) -> None:
     # It would say so if there were something.
     for path in units:
         path.write_text(path.read_text().replace("[Unit]", "[Unit]\nRequries=sockets.target"))
-    assert len(complaints(*units)) == 2
+    assert len(complaints(*units)) == len(units)
 
 
-def test_the_service_is_exposed_as_little_as_systemd_can_tell(units: list[Path]) -> None:
-    said = analyze("security", "--offline=true", "--no-pager", units[1])
-    if "unrecognized option" in said:
-        missing("systemd-analyze security --offline, which systemd has from 250 on,")
-    found = re.search(r"Overall exposure level for email-tracker\.service: ([0-9.]+)", said)
-    assert found and float(found[1]) <= MOST_EXPOSED, said
+def test_the_services_are_exposed_as_little_as_systemd_can_tell(units: list[Path]) -> None:
+    services = [path for path in units if path.suffix == ".service"]
+    for path in services:
+        said = analyze("security", "--offline=true", "--no-pager", path)
+        if "unrecognized option" in said:
+            missing("systemd-analyze security --offline, which systemd has from 250 on,")
+        found = re.search(rf"Overall exposure level for {path.name}: ([0-9.]+)", said)
+        assert found and float(found[1]) <= MOST_EXPOSED, said
+    assert len(services) == 2
+
+
+def test_the_timer_makes_a_backup_each_day_and_keeps_fourteen() -> None:
+    service, calendar = printed("backup.service"), unit("backup.timer", README)["OnCalendar"]
+    assert "elapse" in analyze("calendar", calendar) and re.fullmatch(r"\*-\*-\* \d\d:\d\d", calendar)
+    assert f"\nExecStart={' '.join(COMMAND)} backup --keep 14 /var/lib/email-tracker-backups\n" in service
+    for name in ("email-tracker", "email-tracker-backups"):
+        assert f"\nStateDirectory={name}\n" in service
 
 
 def test_the_user_is_made_with_the_data_folder_as_its_home(tmp_path: Path) -> None:
@@ -154,8 +166,9 @@ HIDDEN = "/home/ann/email-tracker.pyz"
 @pytest.mark.parametrize(
     ("name", "environ", "command", "env_file", "says"),
     [
-        *((name, {}, (PYTHON, "-I", "/opt/a b"), "/e", "'/opt/a b': expected") for name in ("service", "socket")),
+        *((name, {}, (PYTHON, "-I", "/opt/a b"), "/e", "'/opt/a b': expected") for name in tracker.SYSTEMD_FILES),
         ("sysusers", {}, ("/opt/100%/python", "-I", "/t"), "/e", "'/opt/100%/python': expected"),
+        ("backup.service", {}, (PYTHON, "-I", HIDDEN), "/e", f"{HIDDEN}: a service can't read what is in /home/"),
         ("service", {}, COMMAND, "/opt/$HOME/e", "'/opt/$HOME/e': expected"),
         ("service", {"DATABASE_URL": "sqlite:/opt/a;b/t.db"}, COMMAND, "/e", "'/opt/a;b': expected an absolute path"),
         ("service", {}, (PYTHON, "-I", HIDDEN), "/e", f"{HIDDEN}: a service can't read what is in /home/"),
@@ -191,7 +204,7 @@ def test_a_relative_database_is_refused(capsys: pytest.CaptureFixture[str], monk
     assert said.out == "" and "expected an absolute path" in said.err and SETTINGS_FILE in said.err
 
 
-@pytest.mark.parametrize("name", ["service", "socket", "sysusers"])
+@pytest.mark.parametrize("name", tracker.SYSTEMD_FILES)
 def test_the_command_prints_each_file(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
