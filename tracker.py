@@ -7165,7 +7165,6 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
         "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # a heartbeat waits for no disk
         "when_ready": share_memory,
         "post_worker_init": lambda worker: app.start(),
-        "worker_exit": lambda server, worker: app.close(),
     }
 
 

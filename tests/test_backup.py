@@ -394,11 +394,12 @@ class Owned:
     def words(self, *words: object) -> list[str]:
         return [self.python, "-I", str(self.program), "--env", os.devnull, *map(str, words)]
 
-    def run(self, *words: object, status: int = 0, **settings: str) -> str:
+    def run(self, *words: object, status: int = 0, stdin: str = "", **settings: str) -> str:
         """Run a command as root, in root's own folder; returns its stdout."""
         done = subprocess.run(
             self.words(*words),
             env=self.environ(**settings),
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=60,
@@ -478,6 +479,17 @@ def test_commands_of_root_leave_the_data_to_their_owner(owned: Owned) -> None:
     assert said("check") == "all is well\n"
     said("config")
     said("tenant", "remove", mail_id, "--yes")
+
+
+def test_what_root_instruments_is_its_owners_also_where_it_is_registered_through_the_spool(owned: Owned) -> None:
+    owned.run("tenant", "add", "Acme")
+    spooled = owned.data / "spool"
+    for there in (True, False):
+        if not there:
+            (owned.data / "tracking.db").rename(owned.private / "aside.db")
+        assert "/pixel/" in owned.run("instrument", "Acme", "--html", stdin="<body><p>Hello</p></body>")
+        assert owned.strangers() == []
+        assert bool([*spooled.glob("*-emails.jsonl")]) is not there
 
 
 def test_a_backup_by_root_is_roots(owned: Owned) -> None:
