@@ -350,7 +350,27 @@ LIMITED = {  # method, target, and the status where it is not refused
     "operator": ("POST", "/tenants", 404),
     "a pixel's path with a slash too many": ("GET", "//{mail_id}/pixel/burst.gif", 404),
     "plain link": ("GET", "/{mail_id}/click/burst?url=https%3A%2F%2Flimits.example%2F", 302),
+    # Decoded, or by their query, these would be what has no limit.
+    "a pixel's path behind another": ("GET", "/{mail_id}/campaigns/..%2F..%2F{mail_id}%2Fpixel%2Fburst.gif", 404),
+    "a pixel's path with encoded slashes": ("GET", "/{mail_id}/pixel%2Fburst.gif", 404),
+    "a pixel's path in the query": ("GET", "/{id}/stats.json?/{mail_id}/pixel/burst.gif", 200),
+    "a signed link's with encoded slashes": ("GET", "/{mail_id}/click/burst%2Fx%2Fy", 404),
+    "a dashboard, encoded": ("GET", "/{id}/%64ashboard", 200),
 }
+UNLIMITED = {  # decoded, these would be pages that read the database; the tracker must read them as nginx does
+    "/{mail_id}/pixel/..%2F..%2F{id}%2Fdashboard%3F.gif": (200, "bad key"),
+    "/{mail_id}/click/..%2F..%2F{id}%2Fdashboard/x/y": (404, None),
+}
+
+
+@pytest.mark.parametrize("target", UNLIMITED)
+def test_what_has_no_limit_is_no_page_in_an_encoded_form(target: str, front: Front) -> None:
+    source, asked = somebody(), target.format(id=front.id("Limits"), mail_id=front.mail_id("Limits"))
+    with front.nginx.connect(source=source) as connection:
+        connection.sendall(request(asked) * (BURST * 2) + request(asked, "GET", "Connection: close"))
+        answers = read_answers(read_all(connection))
+    told = Counter((each.status, each.headers.get("x-tracker")) for each in answers)
+    assert told == {UNLIMITED[target]: BURST * 2 + 1}
 
 
 @pytest.mark.parametrize("what", LIMITED)
@@ -432,6 +452,10 @@ LOGGED = {  # method and target; how the log calls it
     "GET /robots.txt{id}": "/-",
     "GET /?{id}": "/",
     "GET https://localhost/{id}/dashboard": "/-/dashboard",
+    "GET /{id}/%64ashboard": "/-",
+    "GET /%68ealth/{id}": "/-",
+    "GET /{mail_id}/pixel/..%2F..%2F{id}%2Fdashboard": "/-/pixel",
+    "GET /health%2F..%2F{id}/dashboard": "/-/dashboard",
 }
 REFUSED_AND_LOGGED = (  # nginx answers these itself, since it can't read them
     "GET /{id}/%zz/{key}",
@@ -521,6 +545,7 @@ def test_nginx_serves_proofs_before_any_certificate_exists_and_redirects_to_tls_
         for folder in (aside, proofs):
             folder.mkdir(parents=True)
         (proofs / "x").write_text("the proof")
+        (nginx.folder / "secret").write_text("a file beside the proofs")
         for host in hosts:
             (certificates / host).rename(aside / host)
         path = front.pixel("Acme", "a%2Eb") + "?x=1&y=%20//z"
@@ -531,9 +556,12 @@ def test_nginx_serves_proofs_before_any_certificate_exists_and_redirects_to_tls_
             reload(front)
             assert plain(nginx, "/.well-known/acme-challenge/y").status == 404
             for host in hosts:
-                answer = plain(nginx, "/.well-known/acme-challenge/x", host)
-                assert (answer.status, answer.body) == (200, b"the proof")
-                assert answer.headers["content-type"] == "text/plain"
+                for asked in ("/.well-known/acme-challenge/x", "/%2Ewell-known%2Facme-challenge/y/..%2Fx"):
+                    answer = plain(nginx, asked, host)
+                    assert (answer.status, answer.body) == (200, b"the proof")
+                    assert answer.headers["content-type"] == "text/plain"
+                for asked in ("/.well-known/acme-challenge/..%2F..%2Fsecret", "/.well-known/secret", "/secret"):
+                    assert plain(nginx, asked, host).status in (301, 503)
                 is_certified = host in hosts[:number]
                 assert https_works(nginx, host) == is_certified
                 for asked in (path, "//a//b", f"/{front.id('Acme')}/dashboard?range=7d", "/a%2Fb%2E?", "/"):
