@@ -7072,7 +7072,8 @@ def probe(settings: Settings) -> None:
     except OSError as error:
         raise StoreError(f"can't write to the spool {folder}: {error.strerror}; hits would be lost") from error
     host, _, port = settings.address.rpartition(":")
-    given = os.environ.get("LISTEN_PID") == str(os.getpid())  # systemd listens, and gunicorn takes over its socket
+    # systemd listens, or a master that SIGUSR2 told to start us, and gunicorn takes over the socket.
+    given = os.environ.get("LISTEN_PID") == str(os.getpid()) or "GUNICORN_FD" in os.environ
     if given or not port.isdecimal() or settings.address.startswith(("unix:", "fd:")):
         return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -24,7 +25,19 @@ from urllib.parse import quote
 
 import pytest
 from conftest import CHROME, ROOT, SERVE, Server, missing
-from load import Sent, counted, counted_keys, data, locked, recounted, segments, terminate, user_agents, wait_until
+from load import (
+    Sent,
+    counted,
+    counted_keys,
+    data,
+    hears_signals,
+    locked,
+    recounted,
+    segments,
+    terminate,
+    user_agents,
+    wait_until,
+)
 
 CLIENTS = 8
 EMAILS = 100  # of each of the three tenants
@@ -343,6 +356,60 @@ def test_a_killed_worker_is_replaced_and_its_hits_are_counted(server: Server) ->
     # A killed worker takes no request with it that it had not yet; the listener keeps them for the next.
     assert (len(first.answered), len(second.answered)) == (50, 50)
     assert_counted_once(server, first, second)
+
+
+def test_a_worker_that_is_aborted_breaks_at_most_the_request_in_its_hands(server: Server) -> None:
+    """gunicorn aborts a worker whose request lasts too long."""
+    requests = pixels(server.first_tenant(), "abort", 1_500)
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(fire, server, requests)
+        for number in (200, 600, 1_000):
+            wait_until(lambda: counted(server) >= number or load.done(), server)  # noqa: B023
+            wait_until(lambda: len(server.workers()) == 2 and all(map(hears_signals, server.workers())), server)
+            os.kill(server.workers()[0], signal.SIGABRT)
+    outcome = load.result()
+    assert len(outcome.broken) + len(outcome.wrong) <= 3
+    assert all(" 500" in wrong for wrong in outcome.wrong)
+    assert terminate(server) == 0
+    times = counted_keys(server)
+    assert set(times.values()) == {1}
+    assert len({sent.key for sent in outcome.answered} - set(times)) <= len(outcome.wrong)
+
+
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def test_a_second_master_that_sigusr2_starts_takes_over_without_a_lost_request(servers: Callable[..., Server]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = servers(BIND=f"127.0.0.1:{port}")
+    server.port = port
+    process = server.start().process
+    assert process is not None
+    mail_id = server.first_tenant()
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(fire, server, pixels(mail_id, "upgrade", 2_000))
+        wait_until(lambda: counted(server) >= 100, server)
+        process.send_signal(signal.SIGUSR2)
+        masters: list[int] = []
+        try:
+            wait_until(lambda: bool([*filter(children, server.workers())]), server)
+            masters += filter(children, server.workers())
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            server.process = None
+            outcome = load.result()
+            assert (outcome.broken, outcome.wrong, len(outcome.answered)) == ([], [], 2_000)
+            assert get(port, "/health")[0] == 200
+        finally:
+            for pid in masters:
+                os.kill(pid, signal.SIGTERM)
+                wait_until(lambda: not children(pid), server)  # noqa: B023
+    wait_until(lambda: not segments(server), server)
+    assert_counted_once(server, outcome)
 
 
 def test_a_tenant_made_while_the_server_runs_is_served_without_a_restart(server: Server) -> None:

@@ -211,6 +211,7 @@ ODD_HEADERS: dict[int, tuple[tuple[str, ...], ...]] = {
         ("X-Forwarded-For: \xff, ::::, 1.2.3.4.5, [::1, 99999999999",),
         ("Sec-Purpose: \xff", "Sec-GPC: \xff\xff", "X-Moz: \t"),
         ("Range: bytes=0-0", "If-None-Match: *", "Connection: upgrade", "Upgrade: h2c"),
+        ("SCRIPT_NAME: /x",), ("PATH_INFO: /x",),  # of its proxy, which gunicorn would believe
     ),
     400: (
         ("Host: a.example", "Host: b.example"), ("Host: a.example\r\n X-Evil: 1",), ("Host: a\0b",),
