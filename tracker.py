@@ -2684,10 +2684,11 @@ def set_tenant_rules(
         "insert into tenant_rules values (?, ?, ?) on conflict (tenant, rule, value) do nothing",
         [(tenant, rule, value) for value in add],
     )
-    connection.executemany(
-        "delete from tenant_rules where tenant = ? and rule = ? and value = ?",
-        [(tenant, rule, value) for value in remove],
-    )
+    sql = f"""
+        delete from tenant_rules where tenant = :tenant and rule = :rule
+        and value in (select wanted.word from {wanted("word")})
+    """
+    connection.execute(sql, {"tenant": tenant, "rule": rule, "wanted": as_set([*remove])})
 
 
 TABLES_OF_TENANTS = (  # each before those that it refers to
@@ -3133,11 +3134,13 @@ class Email:
     registered: int
     campaign: str
     created_at: int
+    stored_since: int  # created_at as it is stored
     sent_at: int | None
     last_at: int | None
 
     def __init__(self, row: Sequence[Any]) -> None:
         self.id, self.tenant, self.key, self.registered, self.campaign, self.created_at, self.sent_at, *facts = row
+        self.stored_since = self.created_at
         begin, said, links, self.last_at, *counts = facts
         self.context = _new(Context, (begin, said == 1, links)) if self.registered else NO_CONTEXT
         self.opens: Tally = counts[:6] if self.last_at else [*_NO_TALLY]
@@ -3633,7 +3636,7 @@ class Batch:
         """Count hits that are judged otherwise now than they were."""
         for stored, judgement in revised:
             number, state = self._number(judgement)
-            self._revised.append((number, stored.id))
+            self._revised.append((stored.id, number))
             before = self._judgements[stored.judgement].state
             self._count(email, stored.hit, stored.url, stored.judgement, before, -1)
             self._count(email, stored.hit, stored.url, number, state, 1)
@@ -3753,7 +3756,8 @@ class Batch:
         """
         unused = {row[0] for row in for_each(self.connection, urls, sql)}  # they may be one person's
         for table, column in (("links", "url"), ("urls", "id")):
-            self.connection.executemany(f"delete from {table} where {column} = ?", [(url,) for url in unused])
+            sql = f"delete from {table} where {column} in (select wanted.id from {wanted('id')})"
+            self.connection.execute(sql, {"wanted": as_set([*unused])})
         for email in emails:
             self._standings[email.standing()] -= 1
             self._left.add((tenant, email.campaign))
@@ -3802,26 +3806,34 @@ class Batch:
             " fixed) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             self._events,
         )
-        many("update events set judgement = ? where id = ?", self._revised)
+        self._set("events", "judgement", self._revised)
         if self._firsts:
             self._find_firsts()
         self._write_counts()
         self._write_cells()
-        many(
+        if left := sorted(campaign for campaign in self._left if campaign[1]):
+            sql = f"""
+                update campaigns set last_at = (
+                    select max(email_counts.last_at) from emails join email_counts on email_counts.email = emails.id
+                    where emails.tenant = campaigns.tenant and emails.campaign = campaigns.campaign
+                        and emails.campaign <> '' and substr(emails.key, 1, 9) <> 'selftest~')
+                from {wanted("tenant", "campaign")}
+                where campaigns.tenant = wanted.tenant and campaigns.campaign = wanted.campaign
             """
-            update campaigns set last_at = (
-                select max(email_counts.last_at) from emails join email_counts on email_counts.email = emails.id
-                where emails.tenant = campaigns.tenant and emails.campaign = campaigns.campaign
-                    and emails.campaign <> '' and substr(emails.key, 1, 9) <> 'selftest~')
-            where tenant = ? and campaign = ?
-            """,
-            [campaign for campaign in self._left if campaign[1]],
-        )
+            self.connection.execute(sql, {"wanted": as_set(left)})
         many(
             "insert into dropped values (?, ?, ?, ?)"
             " on conflict (tenant, reason, day) do update set hits = dropped.hits + excluded.hits",
             [(*key, hits) for key, hits in self.dropped.items()],
         )
+
+    def _set(self, table: str, column: str, values: Collection[tuple[int, int]]) -> None:
+        """Set a column of rows, given with their ids."""
+        if values:
+            sql = (
+                f"update {table} set {column} = wanted.value from {wanted('id', 'value')} where {table}.id = wanted.id"
+            )
+            self.connection.execute(sql, {"wanted": as_set([*values])})
 
     def _find_firsts(self) -> None:
         """When the first of the hits came that count so, where the one that was is judged otherwise now."""
@@ -3870,10 +3882,8 @@ class Batch:
         instead = "{column} = excluded.{column}"
         upsert(self.connection, "email_counts", (*TALLY_COLUMNS, "last_at"), instead, counts)
         upsert(self.connection, "link_counts", CLICK_COLUMNS, instead, links)
-        self.connection.executemany(
-            "update emails set created_at = ? where id = ? and registered = 0 and created_at > ?",
-            [(email.created_at, email.id, email.created_at) for email in self._emails if not email.registered],
-        )
+        began = [(email.id, email.created_at) for email in self._emails if email.created_at < email.stored_since]
+        self._set("emails", "created_at", began)
         self.connection.executemany(
             "insert into campaigns (tenant, campaign, last_at) values (?, ?, ?) on conflict (tenant, campaign) do update set"
             " last_at = case when campaigns.last_at > excluded.last_at then campaigns.last_at else excluded.last_at end",
