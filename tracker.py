@@ -6178,7 +6178,7 @@ class App:
         self.proxies = Proxies(settings.forwarded_allow_ips)
         self.database = Database(settings.database, patience=5.0)  # seconds for its turn to write; then it is a 503
         self.spool = Spool(settings.spool)
-        self.directory = Directory(settings.folder)
+        self.directory = Directory(settings.folder).refresh()  # what workers know from their birth on
         self._secrets = link_secrets(settings, self.database)
         self.drainer: Drainer | None = None
         self._started_in = 0
@@ -6973,7 +6973,8 @@ def answer(app: App, environ: WSGIEnvironment) -> Response:
         return errors(app, HTTPError(503, told, [("Retry-After", "5")]))
     except StoreError as error:
         log(f"a page could not be answered: {error}")
-        told = "The database can't be read just now. Hits are recorded all the same, and counted later."
+        how = "read" if request.method in ("GET", "HEAD") else "written"
+        told = f"The database can't be {how} just now. Hits are recorded all the same, and counted later."
         return errors(app, HTTPError(503, told, [("Retry-After", "30")]))
 
 

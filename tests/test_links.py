@@ -657,6 +657,7 @@ def test_a_plain_link_of_nobody_or_with_a_bad_key_is_not_found_and_not_counted(s
 
 def test_while_nobody_knows_the_tenants_plain_links_are_named_and_signed_ones_redirect(stage: Stage) -> None:
     (stage.folder / "tenants.json").unlink()
+    stage.app.directory = tracker.Directory(str(stage.folder))  # as in a process that was born without the file
     ask(stage, plain(stage, stage.acme, "https://acme.com/"), 200)
     ask(stage, signed(stage, stage.acme, "https://acme.com/"), 302)
 
