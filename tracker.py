@@ -2812,6 +2812,8 @@ class Directory:
         self.retired: frozenset[str] = frozenset()
         self.host_owners: dict[str, str] = {}
         self._own: dict[str, list[Network]] = {}
+        self.refresh()  # what workers know from their birth on
+        self._look_at = 0.0  # the first request looks again
 
     def refresh(self) -> Directory:
         """Look at the file, once a second at most."""
@@ -6178,7 +6180,7 @@ class App:
         self.proxies = Proxies(settings.forwarded_allow_ips)
         self.database = Database(settings.database, patience=5.0)  # seconds for its turn to write; then it is a 503
         self.spool = Spool(settings.spool)
-        self.directory = Directory(settings.folder).refresh()  # what workers know from their birth on
+        self.directory = Directory(settings.folder)
         self._secrets = link_secrets(settings, self.database)
         self.drainer: Drainer | None = None
         self._started_in = 0
