@@ -1956,6 +1956,7 @@ class WriteLock:
 
 FileId = tuple[int, int]  # device and inode
 _ABANDONED: set[sqlite3.Connection] = set()  # which must never be closed, not even by being forgotten
+_HEADERS: dict[FileId, int] = {}  # descriptors of databases: to close one would drop SQLite's locks in this process
 
 
 def file_id(path: str | int) -> FileId | None:
@@ -2073,7 +2074,7 @@ class Database:
         self._pid = 0
         self._files: Sequence[FileId | None] = ()  # the database, its -wal and its -shm, as they were opened
         self.leave: Callable[[], object] = lambda: None  # what ends this process, where it lives on by itself
-        self._header = -1  # open from before the connection until after it: to close it would drop SQLite's locks
+        self._header = -1  # a descriptor of the file, of _HEADERS
         self._size = 0  # of the file when all was in it
         self._lock = WriteLock(self.folder)
         self._patience = patience
@@ -2099,17 +2100,17 @@ class Database:
             and os.stat(f"{self.path}-wal").st_size
         ):
             raise StoreError(f"{self.path} was replaced, but beside it is the -wal of the one before; {WAY_OUT}")
-        with contextlib.ExitStack() as unless_kept:
+        if found[0] not in _HEADERS:
             try:
                 header = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
                 raise StoreError(f"{self.path}: {error.strerror}") from error
-            unless_kept.callback(os.close, header)
-            connection = unless_kept.enter_context(contextlib.closing(open_connection(self.path)))
-            files = self._ids()
-            if files[0] != found[0]:
-                raise StoreError(f"{self.path} was replaced while it was being opened; try again")
-            unless_kept.pop_all()
+            _HEADERS[file_id(header) or found[0]] = header
+        connection, files = open_connection(self.path), self._ids()
+        header = _HEADERS.get(found[0], -1)
+        if files[0] != found[0] or header < 0:
+            connection.close()
+            raise StoreError(f"{self.path} was replaced while it was being opened; try again")
         self._header, self._files, self._size, self.kept_seen = header, files, os.fstat(header).st_size, -1
         self._connection = connection
         return connection
@@ -2136,7 +2137,6 @@ class Database:
                 f"{self.path}: its -wal or -shm was taken away while it was open; who has it open must end"
             )
         self._connection.close()
-        os.close(self._header)
         self._connection = None
 
     def _check_contents(self, connection: sqlite3.Connection) -> None:
@@ -4946,6 +4946,7 @@ class Drainer(threading.Thread):
         self.database = database
         self._keep = days, megabytes
         self._cut = ""  # what tidying said
+        self._waiting: int | None = None
         self._tidy_at = -math.inf
         self._clock = math.inf  # how far the clock is ahead of the time since boot
         self._drained_at = time.monotonic()
@@ -4970,19 +4971,19 @@ class Drainer(threading.Thread):
 
     def turn(self) -> None:
         """Tidy where it is time, drain for a second, and write down how things are. Raises OSError if that can't be."""
-        troubles, waiting = [], None
+        troubles = []
         try:
             self._tidy()
             with contextlib.suppress(OutOfTime):  # the next turn goes on
                 troubles = drain(self.database, wait=False, until=time.monotonic() + self.TURN_SECONDS).troubles
             with self.database.reading(wait=False) as connection:
-                waiting = waiting_hits(self.database, connection)
+                self._waiting = waiting_hits(self.database, connection)
             self._drained_at = time.monotonic()
-        except Busy as error:  # a command writes
+        except Busy as error:  # others write
             if time.monotonic() - self._drained_at > self.LONGEST_BUSY:
                 troubles = [f"nothing could be counted for over a minute: {error}"]
         except StoreError as error:
-            troubles = [str(error)]
+            troubles, self._waiting = [str(error)], None
         except Exception as error:  # the thread must outlive whatever happens, and says what it was
             troubles = [f"{type(error).__name__}: {error}"]
         trouble = _ascii("; ".join(troubles))
@@ -4990,7 +4991,13 @@ class Drainer(threading.Thread):
             log(f"drain: {trouble or 'goes on'}")
             self._trouble = trouble
         rejected = rejected_lines(self.database.folder)
-        state = {"at": time.time(), "trouble": trouble, "cut": self._cut, "waiting": waiting, "rejected": rejected}
+        state = {
+            "at": time.time(),
+            "trouble": trouble,
+            "cut": self._cut,
+            "waiting": self._waiting,
+            "rejected": rejected,
+        }
         write_small_file(os.path.join(self.database.folder, "state.json"), json.dumps(state), 0o640, sync=False)
 
     def _tidy(self) -> None:
@@ -5017,11 +5024,14 @@ class Drainer(threading.Thread):
 
 
 def drain_for_reading(database: Database, seconds: float = 0.25) -> bool:
-    """Drain what is in the spool now, before numbers are read; False if not all of it could be counted."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    """Drain what is in the spool now, before numbers are read; False if not all of it could be counted.
+
+    Whom others keep from writing gives up sooner: they are at it.
+    """
+    began = time.monotonic()
+    while time.monotonic() < began + seconds / 5:
         try:
-            return not drain(database, wait=False, until=until).troubles
+            return not drain(database, wait=False, until=began + seconds).troubles
         except Busy:
             time.sleep(0.01)
     return False
@@ -6196,8 +6206,9 @@ class App:
         """Begin to drain in this process, once."""
         if self._started_in != os.getpid():
             self._started_in = os.getpid()
-            self.drainer = Drainer(self.database, self.settings.keep_spool_days, self.settings.keep_spool_mb)
-            self.database.leave = partial(os.kill, os.getpid(), signal.SIGTERM)
+            own = Database(self.settings.database, patience=5.0)  # a connection that no request waits for
+            self.database.leave = own.leave = partial(os.kill, os.getpid(), signal.SIGTERM)
+            self.drainer = Drainer(own, self.settings.keep_spool_days, self.settings.keep_spool_mb)
             self.drainer.start()
             atexit.register(self.close)
 
