@@ -54,6 +54,7 @@ create table emails (
     links      integer check (links >= 0),                                            -- different ones, if that is known
     search     text not null default '', -- its texts folded, to search in; '' where it has none but its key
     told_at    integer not null default 0,                                            -- when the last word on it was said
+    cleared    integer not null default 0,                                            -- bits: texts that were said to be empty
     unique (tenant, key)
 );
 create index emails_by_age on emails (tenant, created_at, id);

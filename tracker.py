@@ -2192,7 +2192,7 @@ class Database:
             try:
                 connection.execute("begin immediate")
                 yield connection
-                connection.execute("commit")
+                connection.commit()  # if that is not done yet
             finally:
                 if connection.in_transaction:
                     connection.execute("rollback")
@@ -2378,10 +2378,12 @@ def adopt_folder(path: str) -> None:
         )
 
 
-def put_in_place(path: str, backup: BinaryIO, name: str) -> tuple[str, set[str]]:
-    """Make a backup the database, and set what is there aside. Raises StoreError.
+def put_in_place(
+    path: str, backup: BinaryIO, name: str, catch_up: Callable[[str, sqlite3.Connection], object]
+) -> tuple[str, set[str], int]:
+    """Make a backup the database once it has caught up with the files here, and set what is there aside. Raises StoreError.
 
-    Returns the folder where that is now, and the mail ids of the tenants that the backup knows.
+    Returns the folder where that is now, the dashboard ids of the tenants that the backup knows, and when it last drained.
 
     A server may run meanwhile: it sees that the file is another, and opens that one. After a kill, run it again.
     """
@@ -2391,21 +2393,15 @@ def put_in_place(path: str, backup: BinaryIO, name: str) -> tuple[str, set[str]]
         with open(copy, "xb", opener=partial(os.open, mode=0o600)) as file:
             shutil.copyfileobj(backup, file)
         _upgrade_database(copy)
-        with contextlib.closing(open_connection(copy)) as connection, _plain_errors(name):
-            faults = integrity_faults(connection)
-            mail_ids = {mail_id for (mail_id,) in connection.execute("select mail_id from tenants")}
-            [(instance,)] = connection.execute("select value from secrets where name = 'instance'")
-            connection.execute("pragma journal_mode = wal")
-        if faults:
-            raise StoreError(f"{name} is damaged: {faults[0]}; nothing was changed")
-        if read_small_file(folder, "spool", "instance") not in (None, instance):
-            raise StoreError(
-                f"{name} is a copy of another database than the spool here belongs to; nothing was changed"
-            )
+        ids, drained_at = _read_backup(copy, name, read_small_file(folder, "spool", "instance"))
         aside = os.path.join(
             folder, f"set-aside-{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
         )
-        with WriteLock(folder).held(math.inf):
+        with WriteLock(folder).held(math.inf):  # while nobody deletes anything, or changes tenants
+            with contextlib.closing(open_connection(copy)) as connection, _plain_errors(name):
+                connection.execute("begin")
+                catch_up(folder, connection)
+                connection.commit()
             os.makedirs(aside, mode=0o700, exist_ok=True)
             for end in ("", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
@@ -2420,7 +2416,22 @@ def put_in_place(path: str, backup: BinaryIO, name: str) -> tuple[str, set[str]]
         for end in ("", "-wal", "-shm"):
             with contextlib.suppress(OSError):
                 os.unlink(copy + end)
-    return aside, mail_ids
+    return aside, ids, drained_at
+
+
+def _read_backup(copy: str, name: str, spool_instance: str | None) -> tuple[set[str], int]:
+    """The dashboard ids in a backup, and when it last drained. Raises StoreError where it can't be put in place."""
+    with contextlib.closing(open_connection(copy)) as connection, _plain_errors(name):
+        if faults := integrity_faults(connection):
+            raise StoreError(f"{name} is damaged: {faults[0]}; nothing was changed")
+        [(instance,)] = connection.execute("select value from secrets where name = 'instance'")
+        if spool_instance not in (None, instance):
+            raise StoreError(
+                f"{name} is a copy of another database than the spool here belongs to; nothing was changed"
+            )
+        connection.execute("pragma journal_mode = wal")
+        [(drained_at,)] = connection.execute("select max(updated_at) from positions")
+        return {id_ for (id_,) in connection.execute("select id from tenants")}, drained_at or 0
 
 
 def stored_secret(connection: sqlite3.Connection) -> str | None:
@@ -2467,12 +2478,6 @@ def forget_positions(connection: sqlite3.Connection, present: Iterable[str], bef
         set_mark(connection, "positions_since", str(before))
 
 
-def last_position_at(connection: sqlite3.Connection) -> int | None:
-    """When anything was last drained."""
-    found: int | None = connection.execute("select max(updated_at) from positions").fetchone()[0]
-    return found
-
-
 # -- Marks, and what is gone
 
 
@@ -2485,13 +2490,6 @@ def set_mark(connection: sqlite3.Connection, name: str, value: str) -> None:
     """Remember something about the database itself."""
     sql = "insert into marks values (?, ?) on conflict (name) do update set value = excluded.value"
     connection.execute(sql, (name, value))
-
-
-def gone_size(database: Database) -> int:
-    """How long the file `gone` is, beside the database."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.stat(os.path.join(database.folder, "gone")).st_size
-    return 0
 
 
 def gone_hashes(connection: sqlite3.Connection, tenant: int, keys: Iterable[str]) -> dict[str, str]:
@@ -2516,29 +2514,24 @@ def remember_gone(connection: sqlite3.Connection, gone: Mapping[str, int]) -> No
     )
 
 
-def write_gone(database: Database, connection: sqlite3.Connection, gone: Mapping[str, int]) -> None:
+def write_gone(folder: str, gone: Mapping[str, int]) -> None:
     """Write into the file `gone` too what must be gone from every backup; before the commit. Raises StoreError."""
-    path = os.path.join(database.folder, "gone")
+    path = os.path.join(folder, "gone")
     try:
         with open(path, "ab", opener=partial(os.open, mode=0o600)) as file:
             file.write("".join(f"{hash_} {at}\n" for hash_, at in gone.items()).encode())
             file.flush()
             os.fsync(file.fileno())
-            set_mark(connection, "gone", str(file.tell()))
-        sync_folder(database.folder)
+        sync_folder(folder)
     except OSError as error:
         raise StoreError(f"can't write to {path}: {error.strerror}; nothing was changed") from error
 
 
-def read_gone(database: Database, connection: sqlite3.Connection) -> dict[str, int]:
-    """Learn from the file `gone` what was deleted after this database was copied; returns what is new."""
+def read_gone(folder: str, connection: sqlite3.Connection) -> dict[str, int]:
+    """What the file `gone` says that this database does not know, since it was copied before."""
     known = dict(connection.execute("select hash, at from gone").fetchall())
-    text = read_small_file(database.folder, "gone") or ""
-    told = {hash_: int(at) for hash_, at in re.findall("^([0-9a-f]{32}) ([0-9]{1,15})$", text, re.MULTILINE)}
-    new = {hash_: at for hash_, at in told.items() if at > known.get(hash_, -1)}
-    remember_gone(connection, new)
-    set_mark(connection, "gone", str(gone_size(database)))
-    return new
+    told = re.findall("^([0-9a-f]{32}) ([0-9]{1,15})$", read_small_file(folder, "gone") or "", re.MULTILINE)
+    return {hash_: int(at) for hash_, at in told if int(at) > known.get(hash_, -1)}
 
 
 # == Tenants ===========================================================================================
@@ -2739,53 +2732,71 @@ def directory_faults(database: Database, connection: sqlite3.Connection) -> list
 
 @contextlib.contextmanager
 def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
-    """A transaction that changes tenants; tenants.json is written at its end, or nothing is changed.
+    """A transaction that changes tenants; tenants.json is written as soon as it is committed.
 
-    File and database have the same mark then. Where a kill came between them, or an older database was put in its
-    place, they differ, and this takes over what only the files know first.
+    A kill between the two leaves a file that is one change behind, and the database knows that change: whoever drains
+    writes it anew.
     """
     path = os.path.join(database.folder, "tenants.json")
     with database.transaction() as connection:
-        if is_behind(database, connection):
-            _adopt(connection, Directory(database.folder).refresh(), time.time_ns() // 1_000_000)
+        take_over_tenants(database.folder, connection)
         yield connection
-        set_mark(connection, "tenants", secrets.token_hex(8))
+        outcome = "nothing was changed"
         try:
-            write_small_file(path, json.dumps(directory_of(connection), indent=1) + "\n", 0o640)
+            write_small_file(f"{path}.next", json.dumps(directory_of(connection), indent=1) + "\n", 0o640)
+            connection.commit()
+            outcome = "the database has the change"
+            os.rename(f"{path}.next", path)
+            sync_folder(database.folder)
         except OSError as error:
-            raise StoreError(f"can't write to {path}: {error.strerror}; nothing was changed") from error
+            raise StoreError(f"can't write to {path}: {error.strerror}; {outcome}") from error
 
 
-def is_behind(database: Database, connection: sqlite3.Connection) -> bool:
-    """Whether tenants.json or `gone` says something else than the database was told."""
-    marks = marks_of(connection)
-    with contextlib.suppress(OSError), open(os.path.join(database.folder, "tenants.json"), "rb") as file:
+def told_change(folder: str) -> str | None:
+    """The mark of the change that tenants.json was made from, or None if it has none."""
+    with contextlib.suppress(OSError), open(os.path.join(folder, "tenants.json"), "rb") as file:
         found = re.search(rb'"mark": "([0-9a-f]+)"', file.read(100))
-        return (found and found[1].decode()) != marks.get("tenants") or int(marks.get("gone", 0)) != gone_size(database)
-    return True
+        return found and found[1].decode()
+    return None
 
 
-def _adopt(connection: sqlite3.Connection, told: Directory, now: int) -> None:
-    """Take over tenants that only tenants.json knows, with a new dashboard id, and of each state the stricter."""
-    known = {tenant.mail_id: tenant for tenant in list_tenants(connection)}
+def take_over_tenants(folder: str, connection: sqlite3.Connection) -> None:
+    """Begin a change of tenants: where an older database was put in place, with what only tenants.json knows.
+
+    That is which tenants there are, those that are new with a new dashboard id, and of each rule the stricter.
+    """
+    mark, marks, now = told_change(folder), marks_of(connection), time.time_ns() // 1_000_000
+    is_behind = mark not in (None, marks.get("tenants"), marks.get("tenants_before"))
+    set_mark(connection, "tenants_before", mark or "")
+    set_mark(connection, "tenants", secrets.token_hex(8))
+    if not is_behind:
+        return
+    told, known = Directory(folder).refresh(), {tenant.mail_id: tenant for tenant in list_tenants(connection)}
     for mail_id in told.retired:
         if mail_id in known:
             remove_tenant(connection, known[mail_id], now)
         elif not _is_taken(connection, mail_id):
             connection.execute("insert into retired_ids values (?, ?)", (mail_id, now))
     for mail_id, entry in told.tenants.items():
-        if mail_id in known:
-            if entry["suspended"]:
-                change_tenant(connection, known[mail_id].number, suspended=1)
-        elif not _is_taken(connection, mail_id):
-            sql = "insert into tenants (id, mail_id, name, any_domain, suspended, created_at) values (?, ?, ?, ?, ?, ?)"
-            flags = int(entry["any_domain"]), int(entry["suspended"])
-            connection.execute(sql, (new_dashboard_id(), mail_id, entry["name"], *flags, now))
-            tenant = find_tenant(connection, mail_id).number
-            with contextlib.suppress(Conflict):
-                change_tenant(connection, tenant, tracking_host=entry["tracking_host"])
-            for rule in RULES:
-                set_tenant_rules(connection, tenant, rule, entry[rule])
+        tenant = known.get(mail_id)
+        if tenant is None:
+            if _is_taken(connection, mail_id):
+                continue
+            tenant = add_tenant(connection, entry["name"], now, allow=entry["allow"], any_domain=entry["any_domain"])
+            change_tenant(connection, tenant.number, mail_id=mail_id)
+        elif key_hash(tenant.id) != entry["id_sha256"]:  # the one it had is no longer its
+            change_tenant(connection, tenant.number, id=new_dashboard_id())
+        flags = {
+            "any_domain": int(tenant.any_domain and entry["any_domain"]),
+            "suspended": int(tenant.suspended or entry["suspended"]),
+        }
+        change_tenant(connection, tenant.number, **flags)
+        with contextlib.suppress(Conflict):
+            change_tenant(connection, tenant.number, tracking_host=entry["tracking_host"])
+        rules = tenant_rules(connection, tenant.number)
+        set_tenant_rules(connection, tenant.number, "allow", (), {*rules["allow"]}.difference(entry["allow"]))
+        for rule in ("block", "own"):
+            set_tenant_rules(connection, tenant.number, rule, entry[rule])
 
 
 @lru_cache(maxsize=128)
@@ -3096,7 +3107,7 @@ class Registration(NamedTuple):
     sent_at: int | None = None  # None: as it was said before, or now
     delivered_at: int | None = None
     links: int | None = None  # how many different ones the message has
-    at: int = 0  # when it was said; 0: now
+    at: int = 0  # when it was said; 0: now; UNDATED: nobody knows, so before all that has a time
 
     def updated(self, later: Registration) -> Registration:
         """With what is said later in place of what was said before."""
@@ -3105,6 +3116,10 @@ class Registration(NamedTuple):
     def joined(self, other: Registration) -> Registration:
         """All that was said: what is not later than the last word fills only what is empty."""
         return self.updated(other) if other.at >= self.at else other.updated(self)
+
+
+UNDATED = 1
+SAID_OF_EMAILS = ("subject", "recipient", "campaign")  # texts, each a bit of emails.cleared, from the first on
 
 
 class SpooledEmail(NamedTuple):
@@ -3456,10 +3471,13 @@ class Batch:
                 key = named[pair]
             by_key.setdefault(key, []).extend(hits)
         began = {key: email.created_at for key, email in known.items()}
-        early = [key for key, hits in by_key.items() if any(hit.at < began.get(key, FAR) for hit in hits)]
+        # Of a hit without a time (which is fixed) nobody knows whether it came before its email was deleted.
+        early = [key for key, hits in by_key.items() if any(hit.at < began.get(key, FAR) or hit.fixed for hit in hits)]
         for key, gone_at in self._gone(tenant, early).items():
-            self.dropped[tenant, "deleted", self.now // DAY_MS] += sum(hit.at <= gone_at for hit in by_key[key])
-            by_key[key] = [hit for hit in by_key[key] if hit.at > gone_at]
+            later = [hit for hit in by_key[key] if hit.at > gone_at and not hit.fixed]
+            if len(later) < len(by_key[key]):
+                self.dropped[tenant, "deleted", self.now // DAY_MS] += len(by_key[key]) - len(later)
+            by_key[key] = later
         if unknown := {key: hits for key, hits in by_key.items() if hits and key not in known}:
             known |= self._make_unregistered(tenant, unknown)
         emails = [(known[key], hits) for key, hits in by_key.items() if hits and key in known]
@@ -3679,7 +3697,7 @@ class Batch:
         for each in new:
             if each.at > gone.get(each.key, -FAR):
                 if each.key not in said:
-                    began[each.key] = each.at
+                    began[each.key] = each.at if each.at != UNDATED else self.now
                 said[each.key] = said.get(each.key, each).joined(each)
         rows = []
         for key, each in said.items():
@@ -3688,18 +3706,22 @@ class Batch:
             campaign = (each.campaign or "").strip(" ")  # as hits and declarations name it
             texts = each.subject or "", each.recipient or "", campaign
             times = created_at, sent_at, each.delivered_at, int(each.sent_at is not None), each.at
-            rows.append((tenant, key, *texts, *times, each.links, fold_text(key, *texts) if any(texts) else ""))
+            cleared = sum(1 << n for n, name in enumerate(SAID_OF_EMAILS) if getattr(each, name) == "")
+            rows.append(
+                (tenant, key, *texts, *times, cleared, each.links, fold_text(key, *texts) if any(texts) else "")
+            )
             if key not in known:
                 self._standings[Standing(tenant, campaign, True, key.startswith(TEST_KEY), sent_at // QUARTER_MS)] += 1
         self.connection.executemany(
             """
             insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at, delivered_at,
-                                time_said, told_at, links, search)
-            values (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?)
+                                time_said, told_at, cleared, links, search)
+            values (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?)
             on conflict (tenant, key) do update set
                 subject = excluded.subject, recipient = excluded.recipient, campaign = excluded.campaign, registered = 1,
                 created_at = excluded.created_at, sent_at = excluded.sent_at, delivered_at = excluded.delivered_at,
-                time_said = excluded.time_said, told_at = excluded.told_at, links = excluded.links, search = excluded.search
+                time_said = excluded.time_said, told_at = excluded.told_at, cleared = excluded.cleared,
+                links = excluded.links, search = excluded.search
             """,
             rows,
         )
@@ -3709,8 +3731,12 @@ class Batch:
 
     def _said_before(self, emails: Iterable[Email]) -> dict[str, Registration]:
         """What was said of those of emails that are registered, by key."""
+        texts = (
+            f"case when emails.{name} <> '' or emails.cleared & {1 << n} <> 0 then emails.{name} end"
+            for n, name in enumerate(SAID_OF_EMAILS)
+        )
         sql = f"""
-            select emails.key, nullif(emails.subject, ''), nullif(emails.recipient, ''), nullif(emails.campaign, ''),
+            select emails.key, {", ".join(texts)},
                    case when emails.time_said = 1 then emails.sent_at end, emails.delivered_at, emails.links, emails.told_at
             from {wanted("id")} cross join emails where emails.id = wanted.id and emails.registered = 1
         """
@@ -3922,19 +3948,25 @@ def delete_emails(database: Database, tenant: int, keys: Collection[str], now: i
         if found:
             gone = dict.fromkeys(gone_hashes(connection, tenant, keys), now)
             remember_gone(connection, gone)
-            write_gone(database, connection, gone)
+            write_gone(database.folder, gone)
     return found
 
 
-def catch_up(database: Database) -> None:
+def forget_deleted(folder: str, connection: sqlite3.Connection) -> None:
+    """Remove what was deleted after this database was copied, or while a kill came between."""
+    new = read_gone(folder, connection)
+    remember_gone(connection, new)
+    for tenant in list_tenants(connection) if new else ():
+        keys = [key for (key,) in connection.execute("select key from emails where tenant = ?", (tenant.number,))]
+        hashes = gone_hashes(connection, tenant.number, keys)
+        with Batch(connection, 0) as changes:
+            changes.delete(tenant.number, [hashes[hash_] for hash_ in hashes.keys() & new])
+
+
+def catch_up(folder: str, connection: sqlite3.Connection) -> None:
     """Make a database that is older than the files beside it know what they do: tenants, and what was deleted since."""
-    with changing_tenants(database) as connection:
-        new = read_gone(database, connection)
-        for tenant in list_tenants(connection) if new else ():
-            keys = [key for (key,) in connection.execute("select key from emails where tenant = ?", (tenant.number,))]
-            hashes = gone_hashes(connection, tenant.number, keys)
-            with Batch(connection, 0) as changes:
-                changes.delete(tenant.number, [hashes[hash_] for hash_ in hashes.keys() & new])
+    take_over_tenants(folder, connection)
+    forget_deleted(folder, connection)
 
 
 def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most: int) -> tuple[int, int] | None:
@@ -3952,8 +3984,12 @@ def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most:
 
 def record_lines(
     connection: sqlite3.Connection, lines: Sequence[Hit | SpooledEmail], now: int, room: int = ALL_EVENTS
-) -> None:
-    """Record what the spool holds: registrations first, since hits may be theirs. Raises TooMuch, see Batch."""
+) -> Counter[str]:
+    """Record what the spool holds: registrations first, since hits may be theirs. Raises TooMuch, see Batch.
+
+    Returns how many were dropped, by the reason.
+    """
+    dropped: Counter[str] = Counter()
     spooled: dict[str, list[Registration]] = defaultdict(list)
     for line in lines:
         if isinstance(line, SpooledEmail):
@@ -3965,16 +4001,18 @@ def record_lines(
                 changes.register(row[0], registrations)
             else:
                 changes.dropped[0, "unknown-tenant", now // DAY_MS] += len(registrations)
+                dropped["unknown-tenant"] += len(registrations)
     with Batch(connection, now, room) as changes:
         changes.record([line for line in lines if isinstance(line, Hit)])
+    for (_, reason, _), hits in changes.dropped.items():
+        dropped[reason] += hits
+    return dropped
 
 
-def ingest_lines(connection: sqlite3.Connection, lines: Iterable[Hit | SpooledEmail], now: int) -> int:
-    """Record lines that come from a log, each id once however often it is given; returns how many were new."""
+def unseen_lines(connection: sqlite3.Connection, lines: Iterable[Hit | SpooledEmail]) -> list[Hit | SpooledEmail]:
+    """Those of lines that come from a log whose ids never came before; each comes once, however often it is given."""
     known = "insert into ingested values (?) on conflict (hit_id) do nothing"
-    new = [line for line in lines if connection.execute(known, (line.id,)).rowcount]
-    record_lines(connection, new, now)
-    return len(new)
+    return [line for line in lines if connection.execute(known, (line.id,)).rowcount]
 
 
 # == Tables ============================================================================================
@@ -4393,7 +4431,7 @@ def iso_time(at: int | None) -> str | None:
 # == Spool =============================================================================================
 # Hits on their way: a worker appends lines to its own segment; a drain moves them into the database, exactly once.
 
-SEGMENT = re.compile(r"[0-9]{13}-[0-9]+-[0-9a-f]{8,}(-emails)?\.jsonl")
+SEGMENT = re.compile(r"[0-9]{13}-[0-9]+-[0-9a-f]{8,}(-emails|-ingest)?\.jsonl")
 MAX_HIT_LINE = 16_384  # bytes with the newline; what we write
 MAX_READ_LINE = 65_536  # bytes; what we read before we skip to the next newline
 SEGMENT_BYTES = 16 << 20
@@ -4435,7 +4473,6 @@ def _ascii(text: str) -> str:
 # -- Lines
 
 FIELD_LIMITS = {"key": MAX_KEY, "subject": 998, "recipient": 320, "campaign": MAX_CAMPAIGN}
-SAID_OF_EMAILS = ("subject", "recipient", "campaign")
 TIMES_OF_EMAILS = ("sent_at", "delivered_at")  # in milliseconds; where the sender said so
 TEXT_FIELDS = ("method", "host", "uri", "ip", "ua", "answer", "purpose", "why")
 HIT_TEXTS, EMAIL_TEXTS = ("id", *TEXT_FIELDS), ("id", "mail_id", "key", *SAID_OF_EMAILS)
@@ -4478,7 +4515,7 @@ def parse_line(line: bytes) -> Hit | SpooledEmail:
     undated = type(said_at) in (float, int) and not EARLIEST < said_at < LATEST  # as by a clock at boot
     at = now_ms() if undated else read_time(said_at)
     if raw.get("kind") == "email":
-        return _spooled_email(raw, at)
+        return _spooled_email(raw, UNDATED if undated else at)
     id_, method, host, uri, address, agent, answer, purpose, why = _texts(raw, HIT_TEXTS)
     if pixel := _read_pixel_uri(uri):
         (mail_id, key), is_open, url, query = pixel.groups(), True, None, ""
@@ -4642,32 +4679,38 @@ class Spool:
         self._fd = -1
 
 
-def tell_emails(
-    database: Database, connection: sqlite3.Connection, tenant: Tenant, registrations: Sequence[Registration]
-) -> int:
-    """Register emails, in the database and in a segment that is kept for who restores an older one; returns how many are new.
+def keep_lines(database: Database, connection: sqlite3.Connection, kind: str, lines: bytes) -> None:
+    """Append lines that are recorded in this transaction to a kept segment, for who restores an older database.
 
-    Position and emails are committed together, so this database never reads these lines. Whoever registers holds the
-    lock, so all write to one segment, of this folder: in a copy of it another server would go on.
+    The position behind them is committed with them, so this database never reads them. Whoever writes holds the lock, so
+    all lines of a kind go to one segment, of this folder (in a copy of it another server would go on), which is the newest
+    of its kind: whoever reads them one segment after the other reads them in their order.
     """
     now, kept = now_ms(), os.path.join(database.spool, "kept")
-    lines = b"".join(email_line(tenant.mail_id, each, now) for each in registrations)
     try:
         ours = f"-{os.stat(kept).st_ino}-"
-        names = [each for each in os.listdir(kept) if SEGMENT.fullmatch(each) and "-emails" in each and ours in each]
-        name = max(names, default="0")
-        if int(name[:13]) < now - SEGMENT_SECONDS * 1000:
-            name = f"{now:013d}{ours}{secrets.token_hex(12)}-emails.jsonl"
-        with open(os.path.join(kept, name), "a+b", opener=partial(os.open, mode=0o640)) as file:
-            end = file.seek(0, os.SEEK_END)
-            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":  # a writer that was killed
-                file.write(b"\n")
+        sizes = [(name, size) for name, size in segment_sizes(kept).items() if kind in name and int(name[:13]) <= now]
+        name, size = max(sizes, default=("0" * 13, 0))
+        is_old = int(name[:13]) < now - SEGMENT_SECONDS * 1000
+        if is_old or ours not in name or position_of(connection, name) != size:
+            name = f"{now:013d}{ours}{secrets.token_hex(12)}{kind}.jsonl"
+        with open(os.path.join(kept, name), "ab", opener=partial(os.open, mode=0o640)) as file:
             file.write(lines)
             file.flush()
             os.fdatasync(file.fileno())
             set_position(connection, name, file.tell(), now)
     except OSError as error:
-        raise StoreError(f"can't write to {kept}: {error.strerror}; nothing was registered") from error
+        raise StoreError(f"can't write to {kept}: {error.strerror}; nothing was changed") from error
+
+
+def tell_emails(
+    database: Database, connection: sqlite3.Connection, tenant: Tenant, registrations: Sequence[Registration]
+) -> int:
+    """Register emails, in the database and in a segment that is kept; returns how many are new. Raises Busy."""
+    await_replay(database, connection)
+    now = now_ms()
+    lines = (email_line(tenant.mail_id, each, now) for each in registrations)
+    keep_lines(database, connection, "-emails", b"".join(lines))
     return register_emails(connection, tenant.number, registrations, now)
 
 
@@ -4735,7 +4778,15 @@ def waiting_segments(database: Database, connection: sqlite3.Connection, trouble
             waiting.append(Waiting(name, position, size, is_kept))
     unsettled = time.time_ns() - changed_at < 1_000_000_000  # what changes in the same moment leaves the same time
     database.kept_seen = -1 if troubles or any(each.kept for each in waiting) or unsettled else changed_at
-    return sorted(waiting, key=lambda each: ("-emails" not in each.name, each.size - each.position))
+    return sorted(
+        waiting, key=lambda each: (0, each.name) if "-emails" in each.name else (1, each.size - each.position)
+    )
+
+
+def await_replay(database: Database, connection: sqlite3.Connection) -> None:
+    """Raises Busy while a restored database has not read all that was said of emails: later words come after those."""
+    if any(each.kept and "-emails" in each.name for each in waiting_segments(database, connection, [])):
+        raise Busy("what was said of emails since the backup is being read")
 
 
 def drain(
@@ -4754,10 +4805,10 @@ def drain(
     """
     work = Drain(database, batch, seconds, wait, until, lines=max(batch // 8, 1))
     with database.reading(wait=wait) as connection:
-        behind = is_behind(database, connection)
-    if behind:
-        catch_up(database)
-        log("tenants.json or `gone` knew more than the database; it knows that too now")
+        differs = told_change(database.folder) != marks_of(connection).get("tenants")
+    if differs:
+        with changing_tenants(database):
+            log("tenants.json differed from the database; it is written anew")
     with database.reading(wait=wait) as connection:
         waiting = waiting_segments(database, connection, work.troubles)
     collects = gc.isenabled()
@@ -4769,8 +4820,10 @@ def drain(
                     work.drain_segment(segment, each.position)
             except FileNotFoundError:
                 pass  # another drain finished it
-            except OSError as error:
-                work.troubles.append(f"segment {each.name}: {error.strerror}")
+            except StoreError:
+                raise
+            except Exception as error:
+                work.troubles.append(f"segment {each.name}: {getattr(error, 'strerror', None) or repr(error)}")
     finally:
         if collects:
             gc.enable()
@@ -4784,7 +4837,7 @@ def _opened_segment(folder: str, waiting: Waiting) -> Iterator[Segment]:
     path, kept = os.path.join(folder, name), os.path.join(folder, "kept", name)
     fd = os.open(kept if waiting.kept else path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        finished = waiting.kept and "-emails" not in name  # else somebody may be about to write the rest of its end
+        finished = waiting.kept  # lines are only written there by who holds the lock
         with contextlib.suppress(BlockingIOError):
             if not waiting.kept:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -4867,6 +4920,8 @@ class Drain:
                 taken, position = taken + 1, end
             if not taken:
                 return False
+            if "-ingest" in segment.name:
+                good = unseen_lines(connection, good)
             room = DRAIN_EVENTS if self.seconds < math.inf and len(good) > 1 else ALL_EVENTS
             record_lines(connection, good, now, room)
             set_position(connection, segment.name, position, now)
@@ -4907,27 +4962,33 @@ def _keep_rejected(segment: Segment, offset: int, line: bytes) -> None:
         _print(f"rejected {name} {line[:MAX_HIT_LINE]!r}", sys.stderr)
 
 
-def ingest(database: Database, lines: Iterable[bytes]) -> tuple[int, int, list[str]]:
+def ingest(database: Database, lines: Iterable[bytes]) -> tuple[Counter[str], list[str]]:
     """Record the hits that a log holds as `unspooled {…}`, each id once; other lines of the log are passed over.
 
-    Returns how many were new, how many known already, and what could not be read.
+    Returns how many were counted, known already, or dropped, by the reason; and what could not be read.
     """
-    new = known = 0
+    outcome: Counter[str] = Counter()
     troubles = []
     numbered = enumerate(lines, 1)
     while some := [*islice(numbered, DRAIN_BATCH)]:
+        raw: dict[str, bytes] = {}
         batch = []
         for number, line in some:
             _, found, rest = line.partition(b"unspooled {")
             try:
                 if found:
                     batch.append(parse_line(b"{" + rest))
+                    raw[batch[-1].id] = b"{" + rest.rstrip() + b"\n"
             except BadInput as error:
                 troubles.append(f"line {number}: {error}")
         with database.transaction() as connection:
-            added = ingest_lines(connection, batch, now_ms())
-        new, known = new + added, known + len(batch) - added
-    return new, known, troubles
+            new = unseen_lines(connection, batch)
+            if new:
+                keep_lines(database, connection, "-ingest", b"".join(raw[line.id] for line in new))
+            dropped = record_lines(connection, new, now_ms())
+        counted = len(new) - dropped.total()
+        outcome += dropped + Counter(counted=counted, known=len(batch) - len(new))
+    return outcome, troubles
 
 
 class Drainer(threading.Thread):
@@ -5054,6 +5115,21 @@ def waiting_hits(database: Database, connection: sqlite3.Connection) -> int:
     return -(-size * sample.count(b"\n") // len(sample)) if b"\n" in sample else 1
 
 
+def missing_hours(database: Database, since: int) -> list[tuple[int, int]]:
+    """Each time of an hour or more since a time of which neither spool/ nor spool/kept has a segment."""
+    gaps, end = [], since
+    spans = [
+        (int(name[:13]), os.stat(os.path.join(folder, name)).st_mtime_ns // 1_000_000)
+        for folder in (database.spool, os.path.join(database.spool, "kept"))
+        for name in segment_sizes(folder)
+    ]
+    for begin, last in (*sorted(spans), (now_ms(), 0)):
+        if begin - end >= SEGMENT_SECONDS * 1000:
+            gaps.append((end, begin))
+        end = max(begin, last, end)
+    return gaps
+
+
 def position_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
     """Segments that are shorter than what was drained of them."""
     sizes = segment_sizes(database.spool) | segment_sizes(os.path.join(database.spool, "kept"))
@@ -5106,6 +5182,8 @@ def tidy_spool(database: Database, days: int, megabytes: int, *, delete: bool = 
             room += size
             if age <= days * DAY_MS:
                 cut = f"KEEP_SPOOL_MB={megabytes} keeps hits for {age // 3_600_000} hours only, not {days} days"
+    if not delete:
+        return cut
     with database.transaction(wait=False) as connection:
         forget_positions(connection, [*segment_sizes(spool), *segment_sizes(kept)], now - POSITIONS_DAYS * DAY_MS)
     for name in os.listdir(spool):
@@ -6860,6 +6938,7 @@ def patch_email(app: App, request: Request, tenant: Tenant, key: str) -> Respons
     registration = Registration(key, **read_fields(_json_body(request), _SAID_FIELDS))
     drain_for_reading(app.database)
     with app.database.transaction() as connection:
+        await_replay(app.database, connection)
         if not any(email.registered for email in find_emails(connection, tenant.number, [key]).values()):
             raise HTTPError(404, "There is no such email.")
         tell_emails(app.database, connection, tenant, [registration])
@@ -6869,6 +6948,8 @@ def patch_email(app: App, request: Request, tenant: Tenant, key: str) -> Respons
 def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
     """Remove an email and its part in every number."""
     drain_for_reading(app.database)
+    with app.database.reading() as connection:
+        await_replay(app.database, connection)
     if not delete_emails(app.database, tenant.number, [key], now_ms()):
         raise HTTPError(404, "There is no such email.")
     return json_response(200, {"deleted": key})
@@ -7412,6 +7493,7 @@ def cmd_serve(args: Namespace, settings: Settings) -> None:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
     try:
         with _opened(settings, make=True) as database, changing_tenants(database) as connection:
+            forget_deleted(database.folder, connection)
             if not list_tenants(connection):
                 add_tenant(connection, "default", now_ms())
                 show = f"{PROGRAM} tenant show default{' --local' * settings.local}"
@@ -7915,8 +7997,10 @@ def cmd_ingest(args: Namespace, settings: Settings) -> int:
     failed = 0
     for path in args.file or ["-"]:
         with _to_read(path) as lines, _opened(settings) as database:
-            new, known, troubles = ingest(database, lines)
-        print(f"{path}: {new} hits counted, {known} known already, {len(troubles)} not readable")
+            outcome, troubles = ingest(database, lines)
+        counted, known = (outcome.pop(name, 0) for name in ("counted", "known"))
+        dropped = "".join(f", {number} dropped ({reason})" for reason, number in sorted(outcome.items()))
+        print(f"{path}: {counted} hits counted, {known} known already{dropped}, {len(troubles)} not readable")
         for trouble in troubles:
             _tell(f"note: {path}, {trouble}")
         failed |= bool(troubles)
@@ -8067,22 +8151,23 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
                 f"{args.file}{end} is beside it; expected a file that `backup` made, which is whole by itself"
             )
     with open(args.file, "rb") as backup, acting_as_owner(settings):
-        aside, known = put_in_place(os.path.abspath(settings.database), backup, args.file)
+        aside, known, made_at = put_in_place(os.path.abspath(settings.database), backup, args.file, catch_up)
     with _opened(settings, make=True) as database:
-        with database.reading() as connection:
-            made_at = last_position_at(connection)
         report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
         found = _faults(database)
         with database.reading() as connection:
-            adopted = [tenant for tenant in list_tenants(connection) if tenant.mail_id not in known]
-        kept_since = min((int(name[:13]) for name in segment_sizes(os.path.join(database.spool, "kept"))), default=None)
+            adopted = [tenant for tenant in list_tenants(connection) if tenant.id not in known]
+        gaps = missing_hours(database, made_at) if made_at else ()
     print(f"{args.file} is in place, made about {iso_time(made_at)}; what was there is in {aside}")
     print(f"counted {report.hits} hits and {report.emails} registrations that came since")
-    if made_at and (kept_since is None or kept_since > made_at):
-        until = f"until {iso_time(kept_since)}" if kept_since else "from then on"
-        _tell(f"note: what came after {iso_time(made_at)} and {until} is neither in the backup nor in spool/kept")
+    for began, ended in gaps:
+        _tell(
+            f"note: what came from {iso_time(began)} to {iso_time(ended)}, if any, is neither in the backup nor the spool"
+        )
     for tenant in adopted:
-        _tell(f"note: {tenant.name} ({tenant.mail_id}) was made after the backup; its dashboard id is new: {tenant.id}")
+        _tell(
+            f"note: {tenant.name} ({tenant.mail_id}) has a new dashboard id, since it got its own after the backup: {tenant.id}"
+        )
     _tell("note: what was said since the backup of campaigns, keys and settings of tenants is not known; say it again")
     for trouble in (*report.troubles, *found):
         _tell(f"wrong: {trouble}")

@@ -24,7 +24,6 @@ import tracker
 ALONE = {  # statements that are SQLite's alone, by how they begin, with the reason
     "pragma": "settings and checks of a file",
     "begin": "a transaction that writes is begun as one",
-    "commit": "as begun",
     "rollback": "as begun",
 }
 FUNCTIONS = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BASE, CHROME, ROOT, Server, Stage
+import webtest
+from conftest import BASE, CHROME, NOW, ROOT, Server, Stage, hit, segment
 
 import tracker
 
@@ -237,7 +239,7 @@ def test_tenants_and_suspensions_of_after_the_backup_outlive_a_restore(damaged: 
     assert stage.web.get(link, headers={"Host": "t.late.example"}).status_int == 302
     before = json.loads((stage.folder / "tenants.json").read_text())
     told = damaged.run("restore", copy)
-    assert f"Late ({late}) was made after the backup" in told
+    assert f"Late ({late}) has a new dashboard id" in told
     after = json.loads((stage.folder / "tenants.json").read_text())
     for each in (before, after):
         each.pop("mark")
@@ -429,3 +431,189 @@ def test_backups_that_are_kept_are_the_newest_and_nothing_else_goes(
 
 
 real_gmtime = time.gmtime
+
+
+def test_words_on_one_email_in_segments_of_all_sizes_are_said_again_in_the_order_of_their_times(
+    damaged: Restored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, email = damaged.stage, f"/{damaged.stage.acme.id}/emails/e1"
+    monkeypatch.setattr(tracker, "SEGMENT_SECONDS", 0)  # each word begins a segment of its own
+    stage.web.post_json(email.removesuffix("/e1"), {"key": "e1", "subject": "First", "recipient": "ann@example.org"})
+    copy = damaged.backup("copy.db")
+    others = tracker.App(stage.settings)
+    another = webtest.TestApp(tracker.wsgi(others))
+    words: list[tuple[webtest.TestApp, dict[str, str]]] = [
+        (stage.web, {"subject": "Second " * 100, "campaign": "Spring"}),
+        (another, {"subject": "Third"}),
+        (stage.web, {"campaign": "Summer", "recipient": "bob@example.org " * 10}),
+        (another, {"recipient": ""}),
+    ]
+    for web, word in words:
+        time.sleep(0.01)
+        web.patch_json(email, word)
+    others.close()
+    before = damaged.facts()
+    assert [row[1:4] for row in damaged.emails()] == [("Third", "", "Summer")]
+    damaged.run("restore", copy)
+    assert damaged.facts() == before
+
+
+def test_a_text_that_was_said_to_be_empty_is_not_filled_by_what_was_said_before(stage: Stage) -> None:
+    stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "e1", "subject": "", "campaign": "Spring"})
+    early = tracker.Registration("e1", subject="Old", recipient="ann@example.org", campaign="Winter")
+    line = tracker.email_line(stage.acme.mail_id, early, NOW)
+    for _ in range(2):
+        segment(stage, line)
+        stage.drain()
+        assert stage.rows("select subject, recipient, campaign from emails") == [("", "ann@example.org", "Spring")]
+        line = line.replace(b"ann@", b"bob@")
+
+
+def test_of_what_backup_and_tenants_json_say_of_a_tenant_the_stricter_holds_after_a_restore(damaged: Restored) -> None:
+    stage = damaged.stage
+    damaged.run("tenant", "set", "Acme", "--domain", "old.example", "--tracking-host", "one.example")
+    damaged.run("tenant", "set", "Globex", "--block", "always.example")
+    copy = damaged.backup("copy.db")
+    for words in (
+        ("set", "Acme", "--remove-domain", "old.example", "--block", "shop.acme.com", "--tracking-host", ""),
+        ("set", "Globex", "--no-any-domain", "--tracking-host", "one.example", "--unblock", "always.example"),
+    ):
+        damaged.run("tenant", *words)
+    told = damaged.run("tenant", "rotate", "Acme")
+    said = damaged.run("restore", copy)
+    stage.refresh()
+    for tenant, url in (
+        (stage.acme, "https://old.example/"),
+        (stage.acme, "https://shop.acme.com/"),
+        (stage.globex, "https://anywhere.example/"),
+        (stage.globex, "https://always.example/"),
+    ):
+        assert stage.web.get(f"/{tenant.mail_id}/click/k", params={"url": url}).status_int == 200, url
+    assert stage.web.get(f"/{stage.acme.mail_id}/click/k", params={"url": "https://acme.com/"}).status_int == 302
+    assert stage.web.get(f"/{stage.acme.id}/dashboard", status=404)  # the id that was given up opens nothing again
+    assert "Acme" in said and "has a new dashboard id" in said and told
+    hosts = dict(stage.rows("select name, tracking_host from tenants"))
+    assert hosts == {"Acme": None, "Globex": "one.example"}
+    assert "all is well" in damaged.run("check")
+
+
+def test_a_change_of_tenants_that_is_killed_anywhere_is_in_the_database_and_in_tenants_json_or_in_neither(
+    damaged: Restored,
+) -> None:
+    stage = damaged.stage
+    stage.app.close()
+    outcomes = set()
+
+    def suspended() -> bool:
+        [(found,)] = stage.rows("select suspended from tenants where name = 'Acme'")
+        return bool(found)
+
+    for step in range(60):
+        word = "--no-suspend" if suspended() else "--suspend"
+        words = [str(ROOT / "tracker.py"), "--env", os.devnull, "tenant", "set", "Acme", word]
+        code = f"import sys; sys.argv[:] = {words!r}; step = {step}\n{KILLER}"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        committed = suspended()
+        damaged.run("drain")
+        entry = json.loads((stage.folder / "tenants.json").read_text())["tenants"][stage.acme.mail_id]
+        assert entry["suspended"] == suspended() == committed, step
+        outcomes.add((word, committed))
+        if not done.returncode:
+            break
+    assert not done.returncode
+    assert len(outcomes) > 2 and damaged.run("check") == "all is well\n"
+
+
+def test_a_hit_without_a_time_of_a_deleted_email_comes_back_from_no_restore(damaged: Restored) -> None:
+    stage, emails = damaged.stage, f"/{damaged.stage.acme.id}/emails"
+    copy = damaged.backup("copy.db")
+    segment(stage, *(hit(stage, key, t=0) for key in ("e1", "e2", "e3")))
+    segment(stage, tracker.email_line(stage.acme.mail_id, tracker.Registration("e1", "Old"), 0)).rename(
+        stage.spool / f"{NOW}-1-{'ab' * 12}-emails.jsonl"
+    )
+    stage.drain()
+    for key in ("e1", "e2"):
+        stage.web.delete(f"{emails}/{key}")
+    stage.web.post_json(emails, {"key": "e2"})
+    damaged.run("restore", copy)
+    assert stage.rows("select key from event_details") == [("e3",)]
+    assert stage.rows("select key, subject from emails order by key") == [("e2", ""), ("e3", "")]
+
+
+def test_restore_names_each_time_of_which_nothing_is_there_and_what_it_cannot_know(damaged: Restored) -> None:
+    stage = damaged.stage
+    stage.pixel("e1")
+    stage.drain()
+    copy = damaged.backup("copy.db")
+    with closing(sqlite3.connect(copy)) as connection:
+        connection.execute("update positions set updated_at = ?", (NOW,))
+        connection.commit()
+    hour = 3_600_000
+    for path in (*stage.spool.glob("*.jsonl"), *stage.spool.glob("kept/*.jsonl")):
+        path.unlink()
+    for folder, began, ended in (("kept", 2, 3), ("kept", 5, 8), ("", 6, 9), ("kept", 12, tracker.now_ms() / hour)):
+        at = NOW + began * hour if began else NOW
+        path = segment(stage, hit(stage, f"e{began}"), at=at)
+        until = NOW + ended * hour if ended < 100 else tracker.now_ms()
+        os.utime(path, (until / 1000, until / 1000))
+        path.rename(stage.spool / folder / path.name)
+    said = damaged.run("restore", copy)
+    gaps = [(NOW, NOW + 2 * hour), (NOW + 3 * hour, NOW + 5 * hour), (NOW + 9 * hour, NOW + 12 * hour)]
+    told = [f"from {tracker.iso_time(began)} to {tracker.iso_time(ended)}" for began, ended in gaps]
+    noted = re.findall("note: what came (.*), if any, is neither in the backup nor the spool", said)
+    assert noted == told
+    assert "what was said since the backup of campaigns" in said
+
+
+def test_while_a_restored_database_is_still_told_of_emails_nobody_says_more_of_them(damaged: Restored) -> None:
+    stage, emails = damaged.stage, f"/{damaged.stage.acme.id}/emails"
+    stage.web.post_json(emails, {"key": "e1", "subject": "First"})
+    copy = damaged.backup("copy.db")
+    lines = (
+        tracker.email_line(stage.acme.mail_id, tracker.Registration(f"n{n}"), tracker.now_ms()) for n in range(60_000)
+    )
+    (stage.spool / "kept" / f"{tracker.now_ms()}-1-{'ab' * 12}-emails.jsonl").write_bytes(b"".join(lines))
+    with copy.open("rb") as backup:
+        tracker.put_in_place(stage.settings.database, backup, "copy.db", tracker.catch_up)
+    body = b'{"subject": "Second"}'
+    for method, path in (("PATCH", "/n59999"), ("DELETE", "/n59999"), ("POST", ""), ("PATCH", "/e1")):
+        answer = stage.web.request(emails + path, method=method, body=body, expect_errors=True)
+        assert (answer.status_int, answer.headers.get("Retry-After")) == (503, "5"), (method, path)
+    assert stage.drain().troubles == []
+    stage.web.patch_json(f"{emails}/n59999", {"subject": "Second"})
+    assert stage.rows("select count(*), max(subject) from emails where key like 'n%'") == [(60_000, "Second")]
+    stage.web.patch_json(f"{emails}/n59998x", {"subject": "Second"}, status=404)
+
+
+def test_what_is_said_of_emails_after_a_restore_takes_nothing_from_what_was_said_before(damaged: Restored) -> None:
+    stage, emails = damaged.stage, f"/{damaged.stage.acme.id}/emails"
+    copy = damaged.backup("copy.db")
+    stage.web.post_json(emails, {"key": "e1", "subject": "First"})
+    with copy.open("rb") as backup:
+        tracker.put_in_place(stage.settings.database, backup, "copy.db", tracker.catch_up)
+    answer = stage.web.post_json(emails, {"key": "e2"}, expect_errors=True)
+    stage.drain()
+    if answer.status_int != 201:
+        stage.web.post_json(emails, {"key": "e2"})
+    stage.drain()
+    assert stage.rows("select key from emails order by key") == [("e1",), ("e2",)]
+
+
+def test_what_was_ingested_is_counted_once_after_a_restore_too(damaged: Restored) -> None:
+    stage = damaged.stage
+    copy, log = damaged.backup("copy.db"), stage.folder / "log"
+    lines = [b"unspooled " + hit(stage, key) for key in ("e1", "e2")]
+    lines.append(b"unspooled " + hit(stage, "e3", uri="/nobody/pixel/e3.gif"))
+    log.write_bytes(b"".join(lines))
+    assert f"{log}: 2 hits counted, 0 known already, 1 dropped (unknown-tenant), 0 not" in damaged.run("ingest", log)
+    before = damaged.facts()
+    for _ in range(2):
+        assert f"{log}: 0 hits counted, 3 known already, 0 not" in damaged.run("ingest", log)
+        damaged.run("restore", copy)
+        assert damaged.facts() == before
+    [kept] = stage.spool.glob("kept/*-ingest.jsonl")
+    assert len(kept.read_bytes().splitlines()) == 3
+    kept.rename(kept.parent / kept.name.replace("-ingest", "1-ingest"))  # as if another server had kept it too
+    stage.drain()
+    assert damaged.facts() == before

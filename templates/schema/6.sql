@@ -2,6 +2,7 @@
 begin;
 
 alter table emails add column told_at integer not null default 0;
+alter table emails add column cleared integer not null default 0;
 
 alter table tenants add column unregistered_a_day integer check (unregistered_a_day >= 0);
 
