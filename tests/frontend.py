@@ -35,14 +35,15 @@ http {{
 """
 
 
-def free_port() -> int:
+def free_port(besides: int = 0) -> int:
     """A port that nobody listens on at this moment, and that no client is given meanwhile: those begin at 32,768."""
     process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     ports = range(20_000 + process % 8, 32_000, 8)  # each process of the tests takes its own
     while True:
         # On all addresses, as nginx will: clients that have gone keep ports of other loopback addresses for a minute.
         with contextlib.suppress(OSError), socket.create_server(("", random.choice(ports))) as listener:
-            return int(listener.getsockname()[1])
+            if (port := int(listener.getsockname()[1])) != besides:
+                return port
 
 
 def make_certificate(folder: Path, hosts: Sequence[str]) -> None:
@@ -77,7 +78,8 @@ class Nginx:
         for name in ("logs", "temp", "certificates"):
             (self.folder / name).mkdir(parents=True)
         self.host = "localhost"
-        self.port, self.http_port = free_port(), free_port()
+        self.port = free_port()
+        self.http_port = free_port(besides=self.port)
         self.url = f"https://{self.host}:{self.port}"
         self.socket = folder / "app.sock"
         make_certificate(self.folder / "certificates", [self.host, *tracking_hosts])
