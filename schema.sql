@@ -416,22 +416,24 @@ group by events.tenant, host, reason;
 
 -- Bookkeeping
 
-create table allowances (                -- how many emails hits alone made: on a day; day -1: of a campaign that was declared
+create table allowances (                -- how many new things hits alone brought: on a day; day -1: of a campaign that was declared
     tenant   integer not null references tenants (number),
     day      integer not null,
-    campaign text not null,
+    what     text not null,              -- one of A_DAY
+    whose    text not null,              -- a campaign; of URLs, a registered email's key; '': the tenant's
     network  integer not null,           -- a number for it; -1: of all
-    emails   integer not null,
-    primary key (tenant, day, campaign, network)
+    used     integer not null,
+    primary key (tenant, day, what, whose, network)
 ) without rowid;
 
-create table dropped (                   -- hits that became no event, by reason; tenant 0: nobody's
+create table dropped (                   -- hits that became no event, or one without what was over a limit; tenant 0: nobody's
     tenant integer not null,
     reason text not null,
     day    integer not null,
     hits   integer not null,
     primary key (tenant, reason, day)
 ) without rowid;
+create index dropped_by_day on dropped (day);
 
 create table positions (                 -- how far each segment of the spool is drained, in bytes
     segment    text primary key,

@@ -677,6 +677,7 @@ class Hit(NamedTuple):
     campaign: str = ""  # that its URL names
     own: bool = False  # whether it came from an address that the tenant calls its own
     fixed: Judgement | None = None  # what it stays, because what it was judged by was cut
+    signed: bool = False  # whether its URL is one that we signed, so that nobody made it up
 
 
 class Context(NamedTuple):
@@ -2924,7 +2925,14 @@ def tenant_summary(settings: Settings, tenant: Tenant) -> dict[str, Any]:
 
 NO_QUARTER = -1  # the cohort of the emails that nobody registered: they have no time of sending
 QUARTER, DAY = 0, 1  # grains of roll-ups
-UNREGISTERED_A_DAY = 10_000  # emails that hits alone may make for a tenant: forged keys must not fill the disk
+A_DAY = {
+    "unregistered": 10_000,
+    "agent": 10_000,
+    "url": 10_000,
+    "campaign": 1_000,
+}  # new ones by hits alone, of a tenant
+A_REGISTERED_EMAIL = 100  # new plain URLs of one, which come beside those of a day
+OTHER = "other"  # in place of what is beyond: strangers must not fill the disk
 MAX_AGENT = 512
 FAR = 1 << 60  # milliseconds: before and after all times
 MOSTLY_MS = 3 * SESSION_GAP_MS  # back in time, which is as far as nearly all sessions reach
@@ -3245,6 +3253,9 @@ def url_host(url: str) -> str:
 
 NO_DAY = -1  # of an allowance that is a campaign's
 ALL_NETWORKS = -1
+Allowance = tuple[str, int, int]  # whose it is, of which day and which network
+Rooms = Mapping[str, tuple[int, str, int]]  # by what needs it: for how many, whose it is, and of which day
+NO_ROOMS: Rooms = {}
 
 
 def network_of(hit: Hit) -> int:
@@ -3367,12 +3378,18 @@ class Batch:
         rows = f"{wanted('id')} cross join {table} where {table}.{id_} = wanted.id"
         return dict(for_each(self.connection, ids, f"select {table}.{id_}, {table}.{text} from {rows}"))
 
-    def _interned(self, sql: str, insert: str, rows: Mapping[str, Sequence[Any]], **values: Any) -> dict[str, int]:
-        """The numbers of texts that are stored once; new ones get theirs, in the order in which they are given."""
-        known = dict(for_each(self.connection, rows, sql, **values))
-        if new := [row for text, row in rows.items() if text not in known]:
-            self.connection.executemany(insert, new)
-            known = dict(for_each(self.connection, rows, sql, **values))
+    def _interned(
+        self, tenant: int, texts: Iterable[str], sql: str, insert: str, over: Callable[[Collection[str]], set[str]]
+    ) -> dict[str, int]:
+        """The numbers of texts that are stored once; new ones get theirs in order, but those over a limit that of OTHER."""
+        known = dict(for_each(self.connection, texts, sql, tenant=tenant))
+        if new := dict.fromkeys(text for text in texts if text not in known):
+            others = over(new)
+            stored = [*(text for text in new if text not in others), *((OTHER,) if others else ())]
+            values = ({"tenant": tenant, "text": text, "host": url_host(text)} for text in stored)
+            self.connection.executemany(insert, values)
+            known |= for_each(self.connection, stored, sql, tenant=tenant)
+            known |= {text: known[text if text not in others else OTHER] for text in new}
         return known
 
     # -- Recording hits
@@ -3382,7 +3399,8 @@ class Batch:
         for tenant, groups in self._by_tenant(hits).items():
             emails = self._emails_of(tenant, groups)
             self._read_stored(emails)
-            agents, urls = self._texts_of(tenant, [hit for _, new in emails for hit in new])
+            agents, urls = self._texts_of(tenant, emails)
+            is_over = OTHER in agents or OTHER in urls
             judged: list[Judged] = []
             for email, new in emails:
                 judgements, again = judge_together(email, new)
@@ -3392,6 +3410,8 @@ class Batch:
                 self._revise(email, revised)
                 for hit, judgement in zip(new, judgements):  # noqa: B905  # as long as each other
                     number, state = self._numbers.get(judgement) or self._number(judgement)
+                    if is_over:
+                        hit = self._within(tenant, hit, judgement, agents, urls)
                     url = urls[hit.url] if hit.url is not None else None
                     method = "HEAD" if hit.method == "HEAD" else None
                     said = hit.address or None, hit.purpose or None, 1 if hit.own else 0, 1 if hit.fixed else 0
@@ -3403,23 +3423,100 @@ class Batch:
                 if not email.registered and new[0].at < email.created_at:
                     email.created_at = new[0].at
 
-    def _texts_of(self, tenant: int, hits: Collection[Hit]) -> tuple[dict[str, int], dict[str, int]]:
+    def _texts_of(
+        self, tenant: int, emails: Iterable[tuple[Email, list[Hit]]]
+    ) -> tuple[dict[str, int], dict[str, int]]:
         """The numbers of the agents of hits, and of their URLs, which are the tenant's."""
         agents = self._interned(
+            tenant,
+            {hit.agent: 0 for _, hits in emails for hit in hits},
             f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent",
-            "insert into agents (agent) values (?)",
-            {hit.agent: (hit.agent,) for hit in hits},
+            "insert into agents (agent) values (:text) on conflict do nothing",
+            lambda new: self._over(
+                tenant, "agent", {hit.agent: hit for _, hits in emails for hit in hits if hit.agent in new}
+            ),
         )
         urls = self._interned(
+            tenant,
+            {hit.url: 0 for _, hits in emails for hit in hits if hit.url is not None},
             f"""
             select urls.url, urls.id from {wanted("url")} cross join urls
             where urls.tenant = :tenant and urls.url = wanted.url
             """,
-            "insert into urls (tenant, url, host) values (?, ?, ?)",
-            {hit.url: (tenant, hit.url, url_host(hit.url)) for hit in hits if hit.url is not None},
-            tenant=tenant,
+            "insert into urls (tenant, url, host) values (:tenant, :text, :host) on conflict do nothing",
+            lambda new: self._over_urls(
+                tenant, [(email, hit) for email, hits in emails for hit in hits if hit.url in new]
+            ),
         )
         return agents, urls
+
+    def _over_urls(self, tenant: int, clicks: list[tuple[Email, Hit]]) -> set[str]:
+        """Those of new URLs that are over a limit: none that we signed, nor the first ones of a registered email."""
+        signed = {hit.url for _, hit in clicks if hit.signed}
+        clicks.sort(key=lambda click: click[0].registered)
+        plain = {hit.url: (email, hit) for email, hit in clicks if hit.url is not None and hit.url not in signed}
+        room = {
+            url: (A_REGISTERED_EMAIL, email.key, hit.at // DAY_MS)
+            for url, (email, hit) in plain.items()
+            if email.registered
+        }
+        return self._over(tenant, "url", {url: hit for url, (_, hit) in plain.items()}, last=room)
+
+    def _over(
+        self, tenant: int, what: str, new: Mapping[str, Hit], *, first: Rooms = NO_ROOMS, last: Rooms = NO_ROOMS
+    ) -> set[str]:
+        """Those of the new things that hits bring which are over what a tenant may have on the day of the hit, and over what
+        they have elsewhere, first or last. Of each, one network has no more than half of what others leave."""
+        if not new:
+            return set()
+        sql = "select unregistered_a_day from tenants where number = ?"
+        [(a_day,)] = self.connection.execute(sql, (tenant,))
+        most = A_DAY[what] if a_day is None else a_day if what == "unregistered" else max(a_day, A_DAY[what])
+        tries: dict[str, list[tuple[int, list[Allowance]]]] = {}
+        for text, hit in new.items():
+            rooms = first.get(text), (most, "", hit.at // DAY_MS), last.get(text)
+            networks = ALL_NETWORKS, network_of(hit)
+            tries[text] = [(room[0], [(*room[1:], network) for network in networks]) for room in rooms if room]
+        used = self._used(tenant, what, {each for tried in tries.values() for _, counts in tried for each in counts})
+        before, over = used.copy(), set()
+        for text, tried in tries.items():
+            for most, (of_all, of_network) in tried:
+                if used[of_all] < most // 10:  # far from it, networks are not counted yet
+                    used[of_all] += 1
+                    break
+                if used[of_all] + used[of_network] < most:
+                    used.update((of_all, of_network))
+                    break
+            else:
+                over.add(text)
+        self.connection.executemany(
+            "insert into allowances (tenant, what, whose, day, network, used) values (?, ?, ?, ?, ?, ?)"
+            " on conflict (tenant, day, what, whose, network) do update set used = excluded.used",
+            [(tenant, what, *each, number) for each, number in used.items() if number != before[each]],
+        )
+        return over
+
+    def _used(self, tenant: int, what: str, asked: Collection[Allowance]) -> Counter[Allowance]:
+        sql = f"""
+            select allowances.whose, allowances.day, allowances.network, allowances.used
+            from {wanted("whose", "day", "network")} cross join allowances
+            where allowances.tenant = :tenant and allowances.day = wanted.day and allowances.what = :what
+                and allowances.whose = wanted.whose and allowances.network = wanted.network
+        """
+        rows = for_each(self.connection, sorted(asked), sql, tenant=tenant, what=what)
+        return Counter({(whose, day, network): used for whose, day, network, used in rows})
+
+    def _within(
+        self, tenant: int, hit: Hit, judgement: Judgement, agents: Mapping[str, int], urls: Mapping[str, int]
+    ) -> Hit:
+        """A hit as it is stored: where its agent or its URL is over a limit, without that, and judged for good."""
+        if hit.agent != OTHER and agents[hit.agent] == agents.get(OTHER):
+            self.dropped[tenant, "agent-limit", hit.at // DAY_MS] += 1
+            hit = hit._replace(agent=OTHER, fixed=judgement)
+        if hit.url is not None and hit.url != OTHER and urls[hit.url] == urls.get(OTHER):
+            self.dropped[tenant, "url-limit", hit.at // DAY_MS] += 1
+            hit = hit._replace(url=OTHER, fixed=judgement)
+        return hit
 
     def _by_tenant(self, hits: Iterable[Hit]) -> dict[int, dict[tuple[str, str], list[Hit]]]:
         """Hits that can become events, by tenant, and by key and campaign; others are dropped by the first reason that fits."""
@@ -3497,60 +3594,38 @@ class Batch:
         return {hashes[hash_]: at for hash_, at in for_each(self.connection, hashes, sql)}
 
     def _make_unregistered(self, tenant: int, by_key: Mapping[str, list[Hit]]) -> dict[str, Email]:
-        """Make the emails that hits speak of, as far as strangers may: twice as many of a campaign as it was said to have,
-        and so many on the day of the hit; of either, one network no more than half of what others leave."""
-        sql = "select coalesce(unregistered_a_day, :most) from tenants where number = :tenant"
-        [(a_day,)] = self.connection.execute(sql, {"tenant": tenant, "most": UNREGISTERED_A_DAY})
+        """Make the emails that hits speak of, as far as strangers may: beside those of the day, twice as many of a campaign
+        as it was said to have."""
         firsts = {key: min(hits, key=in_order) for key, hits in by_key.items()}
+        campaigns = {key: first.campaign for key, first in firsts.items() if first.campaign and key != first.key}
         sql = f"""
-            select campaign_sends.campaign, 2 * campaign_sends.sent from {wanted("campaign")} cross join campaign_sends
-            where campaign_sends.tenant = :tenant and campaign_sends.campaign = wanted.campaign
+            select wanted.campaign, 2 * coalesce(campaign_sends.sent, 0)
+            from {wanted("campaign")} left join campaign_sends
+                on campaign_sends.tenant = :tenant and campaign_sends.campaign = wanted.campaign
+            where campaign_sends.sent is not null
+                or exists (select 1 from campaigns where tenant = :tenant and campaigns.campaign = wanted.campaign)
         """
-        expected = dict(for_each(self.connection, {first.campaign for first in firsts.values()}, sql, tenant=tenant))
-        used = self._used(tenant, firsts.values())
-        before, new = used.copy(), []
-        for key, first in firsts.items():
-            campaign = first.campaign if key != first.key else ""
-            network, day = network_of(first), first.at // DAY_MS
-            for most, of_campaign, on in ((expected.get(campaign, 0), campaign, NO_DAY), (a_day, "", day)):
-                if used[on, of_campaign, ALL_NETWORKS] + used[on, of_campaign, network] < most:
-                    used[on, of_campaign, ALL_NETWORKS] += 1
-                    used[on, of_campaign, network] += 1
-                    search = fold_text(key, campaign) if campaign else ""
-                    new.append((tenant, key, campaign, first.at, search))
-                    break
-            else:
-                for hit in by_key[key]:
-                    self.dropped[tenant, "unregistered-limit", hit.at // DAY_MS] += 1
+        known = dict(for_each(self.connection, {*campaigns.values()}, sql, tenant=tenant))
+        room = {key: (known[campaign], campaign, NO_DAY) for key, campaign in campaigns.items() if known.get(campaign)}
+        over = self._over(tenant, "unregistered", firsts, first=room)
+        made = [key for key in firsts if key not in over]
+        new = {campaigns[key]: firsts[key] for key in made if key in campaigns and campaigns[key] not in known}
+        others = self._over(tenant, "campaign", new)
+        for what, keys in (("unregistered", over), ("campaign", [key for key in made if campaigns.get(key) in others])):
+            for hit in chain.from_iterable(by_key[key] for key in keys):
+                self.dropped[tenant, f"{what}-limit", hit.at // DAY_MS] += 1
+        rows = []
+        for key in made:
+            campaign = campaigns.get(key, "")
+            campaign = OTHER if campaign in others else campaign
+            rows.append((tenant, key, campaign, firsts[key].at, fold_text(key, campaign) if campaign else ""))
         self.connection.executemany(
-            "insert into emails (tenant, key, campaign, registered, created_at, search) values (?, ?, ?, 0, ?, ?)", new
+            "insert into emails (tenant, key, campaign, registered, created_at, search) values (?, ?, ?, 0, ?, ?)", rows
         )
-        self.connection.executemany(
-            "insert into allowances values (?, ?, ?, ?, ?)"
-            " on conflict (tenant, day, campaign, network) do update set emails = excluded.emails",
-            [(tenant, *which, emails) for which, emails in used.items() if emails != before[which]],
-        )
-        made = find_emails(self.connection, tenant, [key for _, key, *_ in new])
-        for email in made.values():
+        found = find_emails(self.connection, tenant, made)
+        for email in found.values():
             self._standings[email.standing()] += 1
-        return made
-
-    def _used(self, tenant: int, hits: Collection[Hit]) -> Counter[tuple[int, str, int]]:
-        """How many emails hits have made already: by day, campaign and network."""
-        asked = {
-            (day, campaign, network)
-            for hit in hits
-            for day, campaign in ((hit.at // DAY_MS, ""), (NO_DAY, hit.campaign))
-            for network in (ALL_NETWORKS, network_of(hit))
-        }
-        sql = f"""
-            select allowances.day, allowances.campaign, allowances.network, allowances.emails
-            from {wanted("day", "campaign", "network")} cross join allowances
-            where allowances.tenant = :tenant and allowances.day = wanted.day
-                and allowances.campaign = wanted.campaign and allowances.network = wanted.network
-        """
-        rows = for_each(self.connection, sorted(asked), sql, tenant=tenant)
-        return Counter({(day, campaign, network): emails for day, campaign, network, emails in rows})
+        return found
 
     # -- The session of a hit
 
@@ -3612,7 +3687,7 @@ class Batch:
             judgement = self._judgements[number]
             why = judgement.reason if judgement.reason in NAMING_REASONS else ""
             said = method or "GET", "", "", url and urls[url], "", address or "", agents[agent], purpose or "", "", why
-            hit = _new(Hit, ("", at, type_, *said, "", own == 1, judgement if fixed else None))
+            hit = _new(Hit, ("", at, type_, *said, "", own == 1, judgement if fixed else None, False))
             found[email][id_] = Stored(id_, number, url, hit)
 
     def _read_links(self, judged: Iterable[Judged], urls: Mapping[str, int]) -> None:
@@ -4074,9 +4149,16 @@ def named_clicks(connection: sqlite3.Connection, tenant: int) -> list[tuple[str,
     return connection.execute(sql, (tenant,)).fetchall()
 
 
-def dropped_hits(connection: sqlite3.Connection, tenant: int) -> dict[str, int]:
-    sql = "select reason, sum(hits) from dropped where tenant = ? group by reason order by reason"
-    return dict(connection.execute(sql, (tenant,)).fetchall())
+def dropped_hits(connection: sqlite3.Connection, tenant: int, since: int = 0) -> dict[str, int]:
+    """Hits that became no event, or one without what was over a limit, since a day, by reason."""
+    sql = "select reason, sum(hits) from dropped where tenant = ? and day >= ? group by reason order by reason"
+    return dict(connection.execute(sql, (tenant, since)).fetchall())
+
+
+def limits_met(connection: sqlite3.Connection, since: int) -> list[str]:
+    """Why hits since a day were over a limit, of whatever tenant."""
+    sql = "select distinct reason from dropped where day >= ? order by reason"
+    return [reason for (reason,) in connection.execute(sql, (since,)) if reason.removesuffix("-limit") in A_DAY]
 
 
 def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
@@ -4146,7 +4228,8 @@ class Table:
     """  # SQL: which rows, with their age, whether they fit what is shown, and what they are sorted by
     more: tuple[str, ...] = ()  # fields that only pages show
     usual: str = ""  # the order on a page that nobody sorted; "": newest first
-    has_age: bool = True  # whether exports go through it newest first
+    has_age: bool = True  # whether only the newest rows are sorted
+    in_pages: bool = True  # whether exports go through it page by page
 
     @property
     def orders(self) -> dict[str, str]:
@@ -4250,7 +4333,10 @@ CAMPAIGNS = Table(
         Column("Last activity", "time", "last_hit_at", "last", "coalesce(last_hit_at, 0)"),
     ),
     scopes={"campaign": "tenant = :tenant and campaign = :campaign", "": "tenant = :tenant"},
-    source="campaign_details",
+    ids="""
+        select id, at, 1 as fits, {sort} as sort_key from campaign_details
+        where {scope} and id > :name order by id limit :looked
+    """,
     rows=f"""
         select id, {{fields}} from campaign_details where {{scope}} and id in (select key from {wanted("key")})
     """,
@@ -4282,6 +4368,7 @@ PROGRAMS = Table(
     """,
     usual="share",
     has_age=False,
+    in_pages=False,
 )
 TABLES = {table.name: table for table in (EMAILS, EVENTS, LINKS, CAMPAIGNS, PROGRAMS)}
 
@@ -4290,24 +4377,25 @@ TABLES = {table.name: table for table in (EMAILS, EVENTS, LINKS, CAMPAIGNS, PROG
 
 
 class Cursor(NamedTuple):
-    """Where rows go on: behind the one with this time and id, newest first; where they are sorted, after `id` rows."""
+    """Where rows go on: behind the one with this time and id; where they are sorted, after `id` rows."""
 
     at: int
-    id: int
+    id: Any  # a number; of campaigns, the name
 
     def __str__(self) -> str:
-        return f"{self.at}-{self.id}"
+        return f"{self.at}-{encode_target(self.id) if isinstance(self.id, str) else self.id}"
 
 
 NEWEST = Cursor(1 << 62, 1 << 62)
 
 
-def read_cursor(text: str) -> Cursor:
+def read_cursor(text: str, table: Table) -> Cursor:
     """Read what a `next` field said; "" is the beginning. Raises BadInput."""
-    match = re.fullmatch(r"([0-9]{1,18})-([0-9]{1,18})", text)
-    if not match and text:
+    at, _, id_ = text.partition("-")
+    known = decode_target(id_) if table is CAMPAIGNS else re.fullmatch("[0-9]{1,18}", id_) and int(id_)
+    if text and (known is None or not re.fullmatch("[0-9]{1,18}", at)):
         raise BadInput("after: expected what `next` said on the page before")
-    return Cursor(int(match[1]), int(match[2])) if match else NEWEST
+    return Cursor(int(at), known) if text else NEWEST
 
 
 ALL_ROWS = 1 << 40
@@ -4347,12 +4435,13 @@ class Rows(NamedTuple):
 
 def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked: Wanted) -> Rows:
     """Rows of a table: which ones first, so that no more are read than these."""
-    order = asked.order or ("" if asked.whole and table.has_age else table.usual)
+    order = asked.order or ("" if asked.whole and table.in_pages else table.usual)
     begin = asked.after.id if order and asked.after != NEWEST else 0
     looked = asked.most + 1
     if order or asked.shown != "all":
         looked = MOST_SORTED if table.has_age else ALL_ROWS
     values = {**asked._asdict(), **(NEWEST if order else asked.after)._asdict(), "tenant": tenant, "looked": looked}
+    values["name"] = asked.after.id if isinstance(asked.after.id, str) else ""
     values |= {"first_day": asked.days[0], "end_day": asked.days[1], "left_out": "" if asked.whole else HIDDEN_TARGET}
     scope = table.scopes[next(name for name in table.scopes if not name or getattr(asked, name))]
     found = None
@@ -4433,6 +4522,7 @@ def iso_time(at: int | None) -> str | None:
 
 SEGMENT = re.compile(r"[0-9]{13}-[0-9]+-[0-9a-f]{8,}(-emails|-ingest)?\.jsonl")
 MAX_HIT_LINE = 16_384  # bytes with the newline; what we write
+MAX_PURPOSE = 20  # characters of that header, which anybody can write: "prefetch;prerender" has 18
 MAX_READ_LINE = 65_536  # bytes; what we read before we skip to the next newline
 SEGMENT_BYTES = 16 << 20
 SEGMENT_SECONDS = 3600
@@ -4538,12 +4628,13 @@ def parse_line(line: bytes) -> Hit | SpooledEmail:
         host=host_name(host),
         address=address[:45],
         agent=agent[:MAX_AGENT],
-        purpose=purpose[:64],
+        purpose=purpose[:MAX_PURPOSE],
         answer=answer,
         why=why,
         campaign=campaign_of(query) if query else "",
         own=raw.get("own") is True or key.startswith(TEST_KEY),
         fixed=judgement_of("unconfirmed", "undated") if undated else None,
+        signed=not is_open and len(segments) > 3,  # with a signature and a target
     )
 
 
@@ -5008,6 +5099,7 @@ class Drainer(threading.Thread):
         self._keep = days, megabytes
         self._cut = ""  # what tidying said
         self._waiting: int | None = None
+        self._limits: list[str] = []
         self._tidy_at = -math.inf
         self._clock = math.inf  # how far the clock is ahead of the time since boot
         self._drained_at = time.monotonic()
@@ -5039,6 +5131,7 @@ class Drainer(threading.Thread):
                 troubles = drain(self.database, wait=False, until=time.monotonic() + self.TURN_SECONDS).troubles
             with self.database.reading(wait=False) as connection:
                 self._waiting = waiting_hits(self.database, connection)
+                self._limits = limits_met(connection, now_ms() // DAY_MS)
             self._drained_at = time.monotonic()
         except Busy as error:  # others write
             if time.monotonic() - self._drained_at > self.LONGEST_BUSY:
@@ -5058,6 +5151,7 @@ class Drainer(threading.Thread):
             "cut": self._cut,
             "waiting": self._waiting,
             "rejected": rejected,
+            "limits": self._limits,
         }
         write_small_file(os.path.join(self.database.folder, "state.json"), json.dumps(state), 0o640, sync=False)
 
@@ -5153,7 +5247,7 @@ LATEST_NEWS = 10.0  # seconds after which what is in state.json is old, and that
 
 def read_state(folder: str) -> dict[str, Any]:
     """How things are, as the worker wrote that drains: what troubles it, what was cut, waits and was rejected."""
-    state: dict[str, Any] = {"at": 0.0, "trouble": "", "cut": "", "waiting": None, "rejected": None}
+    state: dict[str, Any] = {"at": 0.0, "trouble": "", "cut": "", "waiting": None, "rejected": None, "limits": []}
     with contextlib.suppress(ValueError, TypeError):
         state |= json.loads(read_small_file(folder, "state.json") or "{}")
     if not abs(time.time() - state["at"]) <= LATEST_NEWS:
@@ -5353,6 +5447,7 @@ class Stats:
     reasons: list[dict[str, Any]]  # what the hits in the period were judged, and why, as stats.json has it
     named: list[tuple[str, str, int]]
     dropped: dict[str, int]  # so far, by reason
+    over: dict[str, int]  # of those in the period, by the limit that was met
     last_hit_at: int | None
     before: tuple[Totals, Counts] | None  # what was sent, and hits, in the same length of time before
 
@@ -5384,6 +5479,7 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
     sums: Counter[tuple[int, str, str, int]] = Counter()
     for verdict, reason, type_, state, hits in chain(*steps):
         sums[type_, verdict, reason, state] += hits
+    recent = dropped_hits(connection, number, period.days[0])
     most_first = sorted(filter(sums.get, sums), key=lambda each: (each[0], -sums[each], each))
     return Stats(
         period=period,
@@ -5399,6 +5495,7 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
         ],
         named=named_clicks(connection, number),
         dropped=dropped_hits(connection, number),
+        over={what: recent[f"{what}-limit"] for what in A_DAY if f"{what}-limit" in recent},
         last_hit_at=last_hit_at(connection, number),
         before=before,
     )
@@ -6019,6 +6116,14 @@ def can_allow(host: str, reason: str) -> bool:
         return False
 
 
+OVER_LIMIT = {  # by what there was too much of
+    "unregistered": "for emails that nobody registered were not counted",
+    "agent": "are counted without the name of their program",
+    "url": "are counted without the link that they followed",
+    "campaign": "are counted without the campaign that they named",
+}
+
+
 def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
     tenant, others = view.tenant, stats.unregistered
@@ -6037,9 +6142,11 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
     if others.emails:
         told = f"Opened: {made_of(others.opened)}. Clicked: {made_of(others.clicked)}. They are in no rate."
         yield f"So far {counted(others.emails, 'email')} that nobody registered got hits. {told}"
+    for what, hits in stats.over.items():
+        yield f"In this range {counted(hits, 'hit')} {OVER_LIMIT[what]}: more were new on a day than strangers may make up."
     for host, reason, clicks in stats.named:
         allow = f" `tenant set {tenant.mail_id} --domain {host}` allows it from then on." * can_allow(host, reason)
-        yield f"{counted(clicks, 'click')} to {host} met the naming page: {NAMING_REASONS[reason]}.{allow}"
+        yield f"{counted(clicks, 'click')} to {host or 'other hosts'} met the naming page: {NAMING_REASONS[reason]}.{allow}"
     if not view.people:
         yield "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."
 
@@ -6529,6 +6636,7 @@ def health(app: App, request: Request) -> Response:
         "why": [each.replace(folder + "/", "").replace(folder, "the data folder") for each in why],
         "waiting_hits": state["waiting"],
         "rejected_lines": state["rejected"],
+        "limits": state["limits"],
         "version": __version__,
     }
     return json_response(503 if why and "strict" in request.parameters() else 200, value)
@@ -6585,7 +6693,7 @@ def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
     known = [f"{each.name}.{order}" for each in TABLES.values() for order in each.orders]
     if sort and (f"{name}.{order}" not in known or (order in PERSONAL_FIELDS and not view.people)):
         raise HTTPError(400, f"sort: expected one of {', '.join(known)}, with .up the other way round")
-    after = read_cursor(parameters.get("after", ""))
+    after = read_cursor(parameters.get("after", ""), table)
     if table is EMAILS:
         more |= {"search": UNFIT.sub("", parameters.get("q", "").strip()[:MOST_TYPED]), "shown": shown}
     if table is EMAILS or "whole" in more:
@@ -6654,12 +6762,12 @@ def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
 
 
 def export(app: App, request: Request, tenant: Tenant) -> Response:
-    """A table as JSON or CSV, newest first, up to MAX_ROWS rows."""
+    """A table as JSON or CSV, newest first, or campaigns by their names; up to MAX_ROWS rows."""
     name, _, form = request.segments[-1].partition(".")
     table, parameters = TABLES[name], request.parameters()
     view = _view(app, request, tenant, parameters.get("campaign") if table in (EMAILS, LINKS) else None)
     asked = _wanted(request, view, table, whole=True, key=parameters.get("key") if table is EVENTS else None)
-    limit = parameters.get("limit", str(MAX_ROWS))
+    limit = parameters.get("limit", str(MOST_CAMPAIGNS if table is CAMPAIGNS else MAX_ROWS))
     if not re.fullmatch("[0-9]{1,6}", limit) or not 1 <= int(limit) <= MAX_ROWS:
         raise HTTPError(400, f"limit: expected a whole number from 1 to {MAX_ROWS}")
     with app.numbers() as (connection, _):  # drained, so that the export is complete
@@ -6696,6 +6804,7 @@ def _sent(
 # -- Exports
 
 MAX_ROWS = 100_000  # of an export over HTTP: a sync worker that streams for minutes is killed, and blocks pixels
+MOST_CAMPAIGNS = 10_000  # where nobody says how many: strangers can make up more
 CHUNK_ROWS = 500  # read at once: the database is free in between; more takes memory, and saves no time
 
 
@@ -6712,7 +6821,7 @@ def _pages_of(database: Database, tenant: int, table: Table, asked: Wanted, limi
     """The rows in pieces, of which only the last says where more follow."""
     following: Cursor | None = asked.after
     while following:
-        asked = asked._replace(after=following, most=min(CHUNK_ROWS, limit) if table.has_age else limit)
+        asked = asked._replace(after=following, most=min(CHUNK_ROWS, limit) if table.in_pages else limit)
         with database.reading() as connection:
             page = read_table(connection, tenant, table, asked)
         limit -= len(page.rows)
@@ -7525,7 +7634,9 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     option("--unblock HOST...", "links may lead there again"),
     option("--tz ZONE", "in which zone its days begin, such as Europe/Rome"),
     option(
-        "--unregistered-a-day NUMBER", f"emails that hits alone may make, instead of {UNREGISTERED_A_DAY:,}", type=int
+        "--unregistered-a-day NUMBER",
+        f"emails that hits alone may make, instead of {A_DAY['unregistered']:,}",
+        type=int,
     ),
     option("--own ADDRESS...", "the sender's own address or network, whose hits are set aside"),
     option("--not-own ADDRESS...", "… is no longer the sender's own"),

@@ -292,7 +292,7 @@ def test_a_few_hits_about_a_pause_between_sessions_are_judged_alike_in_whatever_
             for make, said in in_order:
                 step = steps[0 if not order else dice.randrange(6)]
                 step.append(make(stage, f"case{case}-{order}", **said))
-    monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 500 * orders)
+    monkeypatch.setitem(tracker.A_DAY, "unregistered", 500 * orders)
     for step in steps:
         count(stage, *step)
         assert stage.check() == []
@@ -461,8 +461,8 @@ def made(stage: Stage) -> dict[str, int]:
 def test_beyond_the_limit_of_a_hits_day_unknown_keys_are_only_counted(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert f"at most {tracker.UNREGISTERED_A_DAY:,} a day" in tracker.resource("templates/help/numbers.txt").decode()
-    monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 8)
+    assert f"at most {tracker.A_DAY['unregistered']:,} a day" in tracker.resource("templates/help/numbers.txt").decode()
+    monkeypatch.setitem(tracker.A_DAY, "unregistered", 8)
     register(stage, tracker.Registration("known"))
     from_networks(stage, n1=10, n2=10)
     from_networks(stage, at=NOW + DAY, n1=10)
@@ -488,7 +488,7 @@ def test_a_tenant_has_a_limit_of_its_own_where_it_was_given_one(stage: Stage) ->
 def test_forged_keys_take_no_declared_campaigns_readers_away(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
-    monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 1_000)
+    monkeypatch.setitem(tracker.A_DAY, "unregistered", 1_000)
     stage.web.post_json(f"/{stage.acme.id}/campaigns", {"campaign": "Spring", "sent": 200})
     path = f"/{stage.acme.mail_id}/pixel/{{}}.gif?campaign=Spring"
     proxies = ["64.233.1.0", "64.233.2.0", "64.233.3.0"]
@@ -503,6 +503,100 @@ def test_forged_keys_take_no_declared_campaigns_readers_away(
     count(stage, *others)
     readers = "select count(*) from events join emails on emails.id = email where key like 'reader%'"
     assert stage.rows(readers) == [(200,)]
+
+
+# Something new of each kind in the n-th hit, what is stored of it then, and the mark of a hit that is without it.
+MADE_UP: dict[str, tuple[Callable[..., bytes], str, int]] = {
+    "agent": (lambda stage, n, **more: hit(stage, "r1", ua=f"{OUTLOOK} {n}", **more), "select agent from agents", 1),
+    "url": (lambda stage, n, **more: click(stage, "u1", f"https://x.com/{n}", **more), "select url from urls", 1),
+    "campaign": (
+        lambda stage, n, **more: hit(stage, "", uri=f"/{stage.acme.mail_id}/pixel/u{n}.gif?campaign=c{n}", **more),
+        "select campaign from campaigns",
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MADE_UP)
+def test_beyond_the_limit_of_a_hits_day_what_strangers_make_up_is_other(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    make, stored, fixed = MADE_UP[what]
+    register(stage, tracker.Registration("r1"), at=NOW - 9 * DAY)
+    told = re.sub(r"\s+", " ", tracker.resource("templates/help/keep.txt").decode())
+    assert f"{tracker.A_DAY[what]:,} {what}" in told.replace("user agents", "agents").replace("plain URLs", "urls")
+    monkeypatch.setitem(tracker.A_DAY, what, 20)
+    for n in range(60):  # an hour apart, of several days, from as many networks; a batch each
+        count(stage, make(stage, n, at=NOW + n * HOUR, ip=f"198.{n}.7.0"))
+    days = Counter((NOW + n * HOUR) // DAY for n in range(60))
+    whole = sum(min(number, 20) for number in days.values())
+    found = [row[0] for row in stage.rows(stored)]
+    assert (len(found), found.count("other")) == (whole + 1, 1)
+    over = "select day, hits from dropped where reason = ? order by day"
+    beyond = stage.rows(over, f"{what}-limit")
+    assert dict(beyond) == {day: number - 20 for day, number in days.items() if number > 20}
+    verdicts = "select distinct verdict, reason from event_details"
+    before = stage.rows(verdicts)
+    assert len(before) == 1  # by the whole text, whatever is stored of it
+    assert stage.rows("select sum(fixed) from events") == [(fixed * (60 - whole),)]
+    with stage.database.transaction() as connection:
+        assert tracker.rejudge_emails(connection, 0, 0, 100) is not None
+    assert stage.rows(verdicts) == before
+    count(stage, make(stage, 0, at=NOW + 59 * HOUR))  # what is stored already goes on being told
+    assert stage.rows(over, f"{what}-limit") == beyond
+
+
+def test_of_what_may_be_made_up_one_network_leaves_others_their_half(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tracker.A_DAY, "agent", 200)  # of whose first tenth no network is asked
+    count(stage, *(hit(stage, "e1", NOW + n, ua=f"Forger {n}") for n in range(400)))
+    assert stage.rows("select count(*) from agents where agent like 'Forger%'") == [(110,)]
+    count(stage, *(hit(stage, "e2", NOW + n, ua=f"Reader {n}", ip="203.0.113.0") for n in range(40)))
+    assert stage.rows("select count(*) from agents where agent like 'Reader%'") == [(40,)]
+
+
+def test_urls_that_were_signed_and_the_first_of_a_registered_email_are_under_no_limit_of_a_day(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tracker.A_DAY, "url", 0)
+    monkeypatch.setattr(tracker, "A_REGISTERED_EMAIL", 10)
+    register(stage, tracker.Registration("r1"), at=NOW - DAY)
+    paths = [tracker.click_path("0" * 16, stage.acme.mail_id, "u1", f"https://signed.com/{n}") for n in range(30)]
+    count(stage, *(click(stage, "u1", uri=path) for path in paths))
+    count(stage, *(click(stage, "r1", f"https://plain.com/{n}", ip=f"198.{n}.7.0") for n in range(30)))
+    hosts = stage.rows("select host, count(*) from urls group by 1 order by 1")
+    assert hosts == [("", 1), ("plain.com", 10), ("signed.com", 30)]
+
+
+FILLERS: dict[
+    str, Callable[[Stage, str], bytes]
+] = {  # hits that are as large in the database as strangers can make them
+    "agents": lambda stage, text: hit(stage, "r1", ua=text[:512]),
+    "plain URLs": lambda stage, text: click(stage, "u1", f"https://acme.com/{text[:4000]}"),
+    "hosts": lambda stage, text: click(stage, "u1", f"https://{text[:60]}.{text[60:120]}.com/", **NAMED),
+    "campaigns": lambda stage, text: hit(stage, "", uri=f"/{stage.acme.mail_id}/pixel/u1.gif?campaign={text[:190]}"),
+    "keys": lambda stage, text: hit(stage, "", uri=f"/{stage.acme.mail_id}/pixel/{text[:200]}.gif"),
+    "all at once": lambda stage, text: click(
+        stage, "u1", f"https://{text[:60]}.com/{text[:3900]}", ua=text[:512], purpose=text, ip="2001:db8:1:2:3:4:5:6"
+    ),
+}
+
+
+@pytest.mark.parametrize("fill", FILLERS.values(), ids=FILLERS)
+def test_a_stranger_fills_at_most_150_bytes_a_hit_after_the_allowance_of_a_day(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, fill: Callable[[Stage, str], bytes]
+) -> None:
+    for what in tracker.A_DAY:
+        monkeypatch.setitem(tracker.A_DAY, what, 20)
+    register(stage, tracker.Registration("r1"), at=NOW - DAY)
+    dice, size = random.Random(12), "select page_count * page_size from pragma_page_count, pragma_page_size"
+    sizes = []
+    for hits in (500, 2_000):
+        segment(stage, *(fill(stage, f"{dice.getrandbits(16_000):x}") for _ in range(hits)))
+        assert stage.drain().hits == hits
+        sizes += stage.rows(size)
+    assert (sizes[1][0] - sizes[0][0]) / 2_000 <= 150
 
 
 # -- Removal
@@ -548,7 +642,7 @@ def tables_of_tenants(connection: sqlite3.Connection) -> dict[str, str]:
 def test_nothing_of_a_removed_tenant_stays_in_any_table(
     stage: Stage, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker, "UNREGISTERED_A_DAY", 2)
+    monkeypatch.setitem(tracker.A_DAY, "unregistered", 2)
     database = Season(stage, memory).played(1, "among")
     number = {"tenant": stage.globex.number}
     with tracker.changing_tenants(database) as connection:
@@ -829,9 +923,9 @@ def test_a_database_of_the_version_before_is_brought_up_to_date_and_counts_on(tm
     with pytest.raises(tracker.StoreError, match="was made by an older version: start `serve`"):
         tracker.open_connection(str(path))
     with contextlib.closing(tracker.create_database(str(path), schema)) as database, database.reading() as connection:
-        assert connection.execute("select day, campaign, network, emails from allowances").fetchall() == [
-            (-1, "Spring", -1, 1),
-            (20_000, "", -1, 7),
+        assert connection.execute("select * from allowances").fetchall() == [
+            (1, -1, "unregistered", "Spring", -1, 1),
+            (1, 20_000, "unregistered", "", -1, 7),
         ]
         assert tracker.integrity_faults(connection) == []
     assert shape(path) == shape(fresh)
@@ -840,6 +934,7 @@ def test_a_database_of_the_version_before_is_brought_up_to_date_and_counts_on(tm
 def as_of_version_5(schema: str) -> str:
     """The schema as it was in 0.6: without what came since."""
     schema = re.sub(r"^create table (marks|gone|allowances) .*?;\n", "", schema, flags=re.MULTILINE | re.DOTALL)
+    schema = schema.replace("create index dropped_by_day on dropped (day);\n", "")
     schema = re.sub(r"^ +(told_at|cleared|unregistered_a_day) .*\n", "", schema, flags=re.MULTILINE)
     schema = schema.replace("between 1 and 60),  ", "between 1 and 60)")
     days = "create table unregistered_days (tenant integer, day integer, emails integer, primary key (tenant, day));"

@@ -447,8 +447,8 @@ def test_exports_of_tables_are_what_the_page_shows(mailing: Stage) -> None:
 
     campaigns = ask("campaigns.json").json["rows"]
     assert [(row["campaign"], row["emails"], row["opened_person"], row["click_only"]) for row in campaigns] == [
-        ("Spring", 5, 2, 1),
         ("Autumn", 2, 1, 0),
+        ("Spring", 5, 2, 1),
     ]
     clients = ask("clients.csv").text.splitlines()
     assert clients[0] == "client,device,opens_person,opens_unconfirmed,next"
@@ -585,7 +585,7 @@ def test_export_writes_a_whole_table_and_never_over_a_file(
     export(*words, str(again))
     assert again.read_bytes() == target.read_bytes()
     campaigns = json.loads(export("Acme", "campaigns", "--format", "json"))["rows"]
-    assert [row["campaign"] for row in campaigns] == ["Spring", "Autumn"]
+    assert [row["campaign"] for row in campaigns] == ["Autumn", "Spring"]
 
 
 def test_an_export_that_fails_says_why_and_leaves_no_file(export: Callable[..., str], tmp_path: Path) -> None:

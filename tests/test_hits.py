@@ -212,7 +212,7 @@ def test_health_is_ok_when_all_is_well(stage: Stage) -> None:
     for target in ("/health", "/health?strict"):
         answer = get(stage, target)
         assert answer.status == 200
-        well = {"status": "ok", "version": tracker.__version__, "rejected_lines": 0, "why": []}
+        well = {"status": "ok", "version": tracker.__version__, "rejected_lines": 0, "limits": [], "why": []}
         assert answer.json == {**well, "waiting_hits": 0}
 
 
@@ -250,6 +250,26 @@ def test_health_says_what_is_wrong_with_the_database(stage: Stage, put: Callable
             assert re.match(f"drain: .*({told})", why)
             path.unlink(missing_ok=True)
         assert stage.health()["status"] == "ok"
+
+
+def test_health_and_the_dashboard_say_which_limit_was_met_but_that_is_no_fault_of_ours(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tracker.A_DAY, "agent", 1)
+    monkeypatch.setitem(tracker.A_DAY, "unregistered", 1)
+    for agent in ("Mozilla/5.0 one", "Mozilla/5.0 two", "Mozilla/5.0 three"):
+        stage.pixel("e1", agent=agent)
+    stage.pixel("nobody")
+    stage.drain()
+    said = stage.health()
+    assert (said["status"], said["limits"]) == ("ok", ["agent-limit", "unregistered-limit"])
+    assert get(stage, "/health?strict").status == 200  # or a stranger could make a platform restart us
+    text = get(stage, f"/{stage.acme.id}/dashboard").text
+    assert "In this range 2 hits are counted without the name of their program" in text
+    assert "In this range 1 hit for emails that nobody registered" in text
+    assert "In this range" not in get(stage, f"/{stage.globex.id}/dashboard").text
+    dropped = {"agent-limit": 2, "unregistered-limit": 1}
+    assert get(stage, f"/{stage.acme.id}/stats.json").json["dropped"] == dropped
 
 
 def test_health_counts_lines_that_could_not_be_read(stage: Stage) -> None:

@@ -107,6 +107,7 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     with tracker.changing_tenants(stage.database) as connection:  # a tenant that no backup ever knew, and goes
         tracker.remove_tenant(connection, tracker.add_tenant(connection, "Hooli", NOW), NOW)
     web.delete(f"{home}/emails/e3")
+    tracker.Drainer(stage.database).turn()
     tracker.tidy_spool(stage.database, 3, 2000)
     for each in (stage.spool / "kept").iterdir():
         each.unlink()
@@ -190,7 +191,7 @@ def for_postgres(sql: str) -> str:
 
     def a_set(match: re.Match[str]) -> str:
         columns = re.findall(r" as (\w+)", match[1])
-        texts = TEXTS if len(columns) == 1 else {"campaign"}
+        texts = TEXTS if len(columns) == 1 else {"campaign", "whose"}
         kinds = {column: "text" if column in texts else "bigint" for column in columns}
         return f"(select {', '.join(f'null::{kind} as {column}' for column, kind in kinds.items())}) as wanted"
 

@@ -406,14 +406,26 @@ def test_the_rows_of_an_export_say_what_happened(stage: Stage) -> None:
 
 
 def many_rows(stage: Stage) -> None:
-    """20 emails of one moment, a click in each on a link of its own, of one moment too."""
+    """20 emails of one moment, in as many campaigns, a click in each on a link of its own, of one moment too."""
     now = tracker.now_ms()
-    register(stage, stage.acme, *(tracker.Registration(f"e{n}") for n in range(20)), at=now - 1000)
+    register(
+        stage, stage.acme, *(tracker.Registration(f"e{n}", campaign=f"Sale {n} & é") for n in range(20)), at=now - 1000
+    )
     segment(stage, *(click(stage, f"e{n}", f"https://acme.com/{n}", now - 500) for n in range(20)))
     stage.drain()
 
 
-@pytest.mark.parametrize("table", list(TABLE_FIELDS))
+def test_an_answer_has_no_more_campaigns_than_a_script_can_bear(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "MOST_CAMPAIGNS", 12)
+    many_rows(stage)
+    first = get(stage, f"/{stage.acme.id}/campaigns.json").json
+    rest = get(stage, f"/{stage.acme.id}/campaigns.json?after={first['next']}").json
+    assert (len(first["rows"]), len(rest["rows"]), rest["next"]) == (12, 8, None)
+    for wrong in ("0-x", "x", "5-99999999999999999999", "x-U3ByaW5n"):
+        assert get(stage, f"/{stage.acme.id}/campaigns.json?after={wrong}").status == 400, wrong
+
+
+@pytest.mark.parametrize("table", [*TABLE_FIELDS, "campaigns"])
 def test_next_leads_through_all_rows_once(stage: Stage, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker, "CHUNK_ROWS", 8)  # so that some are of more than one reading
     many_rows(stage)
