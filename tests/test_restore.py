@@ -17,6 +17,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -303,16 +304,43 @@ def test_a_restore_that_is_killed_anywhere_and_run_again_counts_each_hit_once(da
     stage.drain()
     before = damaged.facts()
     stage.app.close()
-    command = [sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull, "restore", str(copy)]
-    for step in range(0, 60, 3):
-        killer = f"import sys; sys.argv[1:] = {command[2:]!r}; step = {step}\n{KILLER}"
-        done = subprocess.run([sys.executable, "-c", killer], cwd=ROOT, capture_output=True, text=True, timeout=60)
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = ["--env", os.devnull, "restore", str(copy)]
+    for step in count():
+        was_killed = killed_at(step, command)
+        done = subprocess.run([sys.executable, "tracker.py", *command], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert damaged.facts() == before, step
-        if "lived" in done.stdout:
+        if not was_killed:
             break
+    assert step > 20
+
+
+def test_a_backup_that_is_killed_anywhere_harms_nothing_and_what_it_leaves_is_whole_or_refused(
+    damaged: Restored,
+) -> None:
+    damaged.stage.pixel("e1")
+    damaged.stage.drain()
+    before = damaged.facts()
+    copies = Path(damaged.stage.settings.folder) / "copies"
+    os.mkdir(copies)
+    refused = 0
+    for step in count():
+        was_killed = killed_at(step, ["--env", os.devnull, "backup", str(copies / f"{step}.db")])
+        if (copy := copies / f"{step}.db").exists():
+            done = [sys.executable, "tracker.py", "--env", os.devnull, "restore", str(copy)]
+            refused += subprocess.run(done, cwd=ROOT, capture_output=True).returncode != 0
+        assert damaged.facts() == before
+        if not was_killed:
+            break
+    assert 0 < refused < step
+
+
+def killed_at(step: int, command: list[str]) -> bool:
+    """Run a command that is killed at its nth step with a file of the data; whether it lived to have so many."""
+    program = f"import sys; sys.argv[1:] = {command!r}; step = {step}\n{KILLER}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
 
 
 KILLER = """
