@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, Server, small_disk
 from load import counted_keys, data, rows, terminate, wait_until
 from test_live import Outcome, assert_counted_once, fire, pixels, post
+from test_readme import columns
 from test_restore import ask, health
 
 
@@ -30,6 +33,66 @@ def recorded(server: Server, mail_id: str, prefix: str, many: int) -> Outcome:
     outcome = fire(server, pixels(mail_id, prefix, many))
     assert (outcome.broken, outcome.wrong, len(outcome.answered)) == ([], [], many)
     return outcome
+
+
+# == The table of `help keep` ==
+
+RESTORED = "test_whatever_happens_to_the_database_restore_brings_back_every_hit_once"
+HELD = {  # what happens when …, and the tests that hold it
+    "tracking.db is deleted or replaced": [
+        "test_while_the_database_is_replaced_hits_are_recorded_and_when_it_is_back_each_is_counted_once",
+        RESTORED,
+    ],
+    "it is overwritten or cut short": [
+        "test_a_server_that_is_started_on_a_broken_database_serves_pixels_and_links_and_says_what_to_do",
+        RESTORED,
+    ],
+    "it is damaged further inside": ["test_pages_that_meet_damage_are_503_and_check_names_it_while_links_work"],
+    "-wal is deleted while it runs": ["test_a_wal_that_is_deleted_while_it_serves_costs_nothing_and_needs_no_restore"],
+    "-wal and -shm are deleted": ["test_a_wal_that_is_deleted_while_it_serves_costs_nothing_and_needs_no_restore"],
+    "power fails": [  # the disk then has a database without its newest transactions, and segments
+        "test_a_wal_that_is_deleted_while_it_serves_costs_nothing_and_needs_no_restore",
+        "test_half_a_line_waits_in_a_live_segment_and_is_put_aside_in_a_finished_one",
+        "test_what_the_database_does_not_have_whole_is_never_deleted",
+    ],
+    "a restore is killed": ["test_a_restore_that_is_killed_anywhere_and_run_again_counts_each_hit_once"],
+    "a backup is killed": [
+        "test_a_backup_that_is_killed_anywhere_harms_nothing_and_what_it_leaves_is_whole_or_refused"
+    ],
+    "a shell locks the database": [
+        "test_while_another_writes_hits_are_recorded_and_numbers_say_that_some_still_wait",
+        "test_every_answered_request_is_counted_once_while_workers_die_and_the_database_is_locked",
+    ],
+    "a shell reads for long": ["test_a_reader_that_holds_checkpoints_up_before_the_damage_costs_no_hit"],
+    "a segment can't be read": ["test_a_segment_that_cannot_be_read_is_named_and_the_others_are_drained"],
+    "a line can't be read": ["test_a_line_that_is_no_hit_is_put_aside_and_its_neighbours_are_counted"],
+    "the spool can't be written": [
+        "test_a_hit_that_is_lost_on_the_way_is_printed_instead_and_the_next_opens_another_segment"
+    ],
+    "the spool is moved away": ["test_a_spool_that_is_moved_away_is_noticed_within_a_second_and_no_hit_is_lost"],
+    "spool/kept is full": ["test_where_there_is_too_little_room_the_oldest_goes_first_and_that_is_told"],
+    "tenants.json is deleted or stale": [
+        "test_a_tenants_json_that_says_nothing_sensible_is_written_anew_and_costs_no_answer",
+        "test_where_a_kill_left_tenants_json_and_database_different_whoever_drains_makes_them_alike",
+    ],
+    "a worker is killed": ["test_whoever_is_killed_under_load_every_answered_hit_is_counted_once"],
+    "a worker hangs": ["test_a_worker_that_is_aborted_breaks_at_most_the_request_in_its_hands"],
+    "one tenant has very many hits": ["test_no_tenant_waits_long_for_what_others_do"],
+    "the clock leaps": [
+        "test_a_clock_that_leaps_a_year_and_back_deletes_nothing",
+        "test_a_hit_of_a_time_that_no_clock_has_counts_now_and_stays_unconfirmed",
+    ],
+    "the disk is full": ["test_a_full_disk_is_told_and_what_it_kept_from_working_works_again_once_there_is_room"],
+}
+
+
+def test_every_row_of_what_happens_when_is_held_by_a_test_that_is_there() -> None:
+    _, *rows = columns("keep", "What happens when …")
+    assert rows == [*HELD]
+    there = {
+        name for path in Path(__file__).parent.glob("*.py") for name in re.findall("def (test_\\w+)", path.read_text())
+    }
+    assert {name for names in HELD.values() for name in names} <= there
 
 
 # == The database ==
