@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -357,6 +357,60 @@ def test_no_tenant_waits_long_for_what_others_do(servers: Callable[..., Server])
     wait_until(lambda: Counter(key for (key,) in rows(server, wanted)) == keys, server, 20)
     server.kill()  # else it would go on with the backlog
     assert {name: each for name, each in found.items() if each[0] > 200 or each[1] > 2000 or each[2] > 2000} == {}
+
+
+# == A slow machine ==
+
+
+@contextlib.contextmanager
+def slowed(server: Server, runs: float = 0.02, stands: float = 0.1) -> Iterator[None]:
+    """A sixth of a core: all of the server's processes stand still for five sixths of the time."""
+    ended = threading.Event()
+
+    def send(number: int) -> None:
+        assert server.process is not None
+        for pid in (server.process.pid, *server.workers()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def stop_and_go() -> None:
+        while not ended.is_set():
+            send(signal.SIGSTOP)
+            time.sleep(stands)
+            send(signal.SIGCONT)
+            time.sleep(runs)
+
+    thread = threading.Thread(target=stop_and_go)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_on_a_sixth_of_a_core_where_workers_are_killed_draining_goes_on(servers: Callable[..., Server]) -> None:
+    server = servers()
+    acme = server.tenant("Acme", "--any-domain", *NO_LIMIT)
+    server.start()
+    clicks = "/{mail_id}/click/{key}?url=https%3A%2F%2Fb.example%2F{n}"
+    lines = [*lines_of(acme["mail_id"], SESSION * SESSIONS, SESSIONS, 600, clicks)]
+    lay(server, lines, 2)
+    chance, drained, kills = random.Random(5), [drained_bytes(server, 2)], 0
+    with slowed(server):
+        for _ in range(6):
+            for _ in range(3):
+                time.sleep(2)
+                if workers := server.workers():
+                    os.kill(chance.choice(workers), signal.SIGKILL)
+                    kills += 1
+            drained.append(drained_bytes(server, 2))
+    gains = [after - before for before, after in pairwise(drained)]
+    print(f"\nbytes drained in each 6 s, with {kills} kills: {gains}")
+    wait_until(lambda: settled(server), server, 60)
+    assert terminate(server) == 0
+    assert all(gains) or drained[-1] == sum(map(len, lines))
+    assert counted_keys(server) == {f"m{n}": SESSION for n in range(SESSIONS)}
 
 
 # == Restores ==
