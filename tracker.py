@@ -1914,45 +1914,31 @@ def _plain_errors(path: str) -> Iterator[None]:
         raise StoreError(f"{path} is damaged: {error}; {WAY_OUT}") from error
 
 
-class WriteLock:
-    """An exclusive flock on `write.lock`, which every writer of a database holds while it writes."""
+def take_lock(fd: int, *, wait: bool = False) -> bool:
+    """Take the exclusive lock on an open file; returns whether it is ours, which without waiting it may not be."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
-    def __init__(self, folder: str) -> None:
-        self._path = os.path.join(folder, "write.lock")
-        self._fd, self._pid = -1, 0
 
-    @contextlib.contextmanager
-    def held(self, patience: float) -> Iterator[None]:
-        """Hold the lock; waits for it up to `patience` seconds. Raises Busy if another process has it for longer."""
-        if self._pid != os.getpid():  # a fork's copy of the descriptor would have its parent's lock
-            self.close()
-            try:
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                raise StoreError(f"can't write to {self._path}: {error.strerror}") from error
-            self._pid = os.getpid()
-        until = time.monotonic() + patience
-        how = fcntl.LOCK_EX if patience == math.inf else fcntl.LOCK_EX | fcntl.LOCK_NB
-        try:
-            while not self._take(how):
-                if time.monotonic() >= until:
-                    raise Busy("another process is writing")
-                time.sleep(0.01)
-            yield
-        finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        """Give the file back; who wants the lock again opens it anew."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._pid = -1, 0
-
-    def _take(self, how: int) -> bool:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(self._fd, how)
-            return True
-        return False
+@contextlib.contextmanager
+def write_lock(folder: str, patience: float) -> Iterator[None]:
+    """Hold `write.lock`, as every writer of a database does; waits up to `patience` seconds for it. Raises Busy."""
+    path = os.path.join(folder, "write.lock")
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"can't write to {path}: {error.strerror}") from error
+    until = time.monotonic() + patience
+    try:
+        while not take_lock(fd, wait=patience == math.inf):
+            if time.monotonic() >= until:
+                raise Busy("another process is writing")
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(fd)
 
 
 FileId = tuple[int, int]  # device and inode
@@ -1966,11 +1952,6 @@ def file_id(path: str | int) -> FileId | None:
         found = os.stat(path)
         return found.st_dev, found.st_ino
     return None
-
-
-def _end_at_once() -> None:
-    sys.stdout.flush()
-    os._exit(1)
 
 
 def zone_named(name: str) -> tzinfo | None:
@@ -2077,7 +2058,6 @@ class Database:
         self.leave: Callable[[], object] = lambda: None  # what ends this process, where it lives on by itself
         self._header = -1  # a descriptor of the file, of _HEADERS
         self._size = 0  # of the file when all was in it
-        self._lock = WriteLock(self.folder)
         self._patience = patience
 
     def _connect(self, *, locked: bool = False) -> sqlite3.Connection:
@@ -2130,7 +2110,7 @@ class Database:
         if found[0] == self._files[0] and found != self._files:
             if self._connection not in _ABANDONED:
                 _ABANDONED.add(self._connection)
-                atexit.register(_end_at_once)
+                atexit.register(os._exit, 1)
             if found[1] is None and found[2] == self._files[2]:
                 self._checkpoint(self._connection, locked)
             self.leave()
@@ -2147,14 +2127,13 @@ class Database:
         if connection.execute("pragma user_version").fetchone()[0] != SCHEMA_VERSION:
             # What this version writes would not fit any more, and each hit would look like one that can't be counted.
             raise StoreError(f"{self.path} was changed by a newer version of this program; restart that one")
-        row = connection.execute("select value from secrets where name = 'instance'").fetchone()
-        spool_instance = read_small_file(self.folder, "spool", "instance")
+        spool_instance = read_small_file(self.spool, "instance")
         if spool_instance is None:
             raise StoreError(
                 f"{self.path} has no spool (there is no spool/instance beside it); if it was put back from a backup, "
                 "`serve` makes one: start it"
             )
-        if row is None or row[0] != spool_instance:
+        if stored_secret(connection, "instance") != spool_instance:
             raise StoreError(
                 f"{self.path} and {self.spool} do not belong together "
                 "(spool/instance names another database); put back the pair that does"
@@ -2162,7 +2141,7 @@ class Database:
 
     def _checkpoint(self, connection: sqlite3.Connection, locked: bool) -> None:
         """Move the whole WAL into the file. Raises Busy where somebody reads."""
-        with contextlib.nullcontext() if locked else self._lock.held(0):
+        with contextlib.nullcontext() if locked else write_lock(self.folder, 0):
             connection.execute("pragma busy_timeout = 0")
             if connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]:
                 raise Busy("somebody reads; the WAL is moved when they have ended")
@@ -2186,7 +2165,7 @@ class Database:
 
         Raises Busy if somebody else writes and wait is False; StoreError if the database is gone, damaged or another.
         """
-        with self._mutex, _plain_errors(self.path), self._lock.held(self._patience if wait else 0):
+        with self._mutex, _plain_errors(self.path), write_lock(self.folder, self._patience if wait else 0):
             connection = self._connect(locked=True)
             self._check_contents(connection)
             connection.execute(f"pragma busy_timeout = {BUSY_MS if wait else 0}")
@@ -2204,7 +2183,7 @@ class Database:
     @contextlib.contextmanager
     def checkpointed(self) -> Iterator[sqlite3.Connection]:
         """A time in which all that was ever committed is in the file itself, and nobody writes. Raises Busy."""
-        with self._mutex, _plain_errors(self.path), self._lock.held(0):
+        with self._mutex, _plain_errors(self.path), write_lock(self.folder, 0):
             connection = self._connect(locked=True)
             self._check_contents(connection)
             self._checkpoint(connection, locked=True)
@@ -2235,9 +2214,14 @@ class Database:
             if self._connection is not None and self._pid == os.getpid():
                 # Whoever keeps the lock from us has the database open, so we are not the last.
                 with contextlib.suppress(StoreError):
-                    until_closed.enter_context(self._lock.held(self._patience if wait else 0))
+                    until_closed.enter_context(write_lock(self.folder, self._patience if wait else 0))
                 self._disconnect(self._ids(), locked=True)
-        self._lock.close()
+
+
+def stored_secret(connection: sqlite3.Connection, name: str) -> str | None:
+    """One of the secrets that the database holds: `link`, which signs links, or `instance`."""
+    row = connection.execute("select value from secrets where name = ?", (name,)).fetchone()
+    return row and str(row[0])
 
 
 def integrity_faults(connection: sqlite3.Connection) -> list[str]:
@@ -2317,7 +2301,7 @@ def create_database(path: str, schema: str) -> Database:
     folder = database.folder
     try:
         os.makedirs(folder, mode=0o750, exist_ok=True)
-        with WriteLock(folder).held(math.inf):
+        with write_lock(folder, math.inf):
             if not os.path.exists(database.path):
                 if (nothing := NoDatabase(database.path)).trace:
                     raise nothing
@@ -2334,16 +2318,13 @@ def create_database(path: str, schema: str) -> Database:
 def _build_database(path: str, schema: str) -> None:
     """Build under another name and rename, so that nobody ever opens a half-made database."""
     temporary = f"{path}.{secrets.token_hex(6)}.new"
-    umask = os.umask(0o077)  # recipients' addresses are in it
-    try:
-        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
-            connection.executescript(schema)
-            for name in ("link", "instance"):
-                connection.execute("insert into secrets (name, value) values (?, ?)", (name, secrets.token_hex(32)))
-            connection.execute("pragma journal_mode = wal")
-        os.rename(temporary, path)
-    finally:
-        os.umask(umask)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))  # recipients' addresses come into it
+    with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+        connection.executescript(schema)
+        for name in ("link", "instance"):
+            connection.execute("insert into secrets (name, value) values (?, ?)", (name, secrets.token_hex(32)))
+        connection.execute("pragma journal_mode = wal")
+    os.rename(temporary, path)
     sync_folder(os.path.dirname(path))
 
 
@@ -2362,17 +2343,17 @@ def adopt_folder(path: str) -> None:
     """
     folder = os.path.dirname(path)
     with contextlib.closing(open_connection(path)) as connection, _plain_errors(path):
-        rows = dict(connection.execute("select name, value from secrets").fetchall())
+        instance, link = (stored_secret(connection, name) for name in ("instance", "link"))
     spool = os.path.join(folder, "spool")
     for name in (spool, os.path.join(spool, "rejected"), os.path.join(spool, "kept")):
         os.makedirs(name, mode=0o750, exist_ok=True)
     if read_small_file(spool, "instance") is None:
-        write_small_file(os.path.join(spool, "instance"), rows["instance"] + "\n", 0o640)
+        write_small_file(os.path.join(spool, "instance"), f"{instance}\n", 0o640)
     key_file = os.path.join(folder, "secret.key")
     kept = read_small_file(key_file)
-    if kept is None and "link" in rows:
-        write_small_file(key_file, rows["link"] + "\n", 0o600)
-    elif "link" in rows and kept != rows["link"]:
+    if link and kept is None:
+        write_small_file(key_file, f"{link}\n", 0o600)
+    elif link and kept != link:
         raise Conflict(
             f"{key_file} and the secret in {path} differ, and mail already sent carries links signed with one of them: "
             f"if the database is right, move {key_file} away; if the file is right, restore the database it belongs to"
@@ -2398,7 +2379,7 @@ def put_in_place(
         aside = os.path.join(
             folder, f"set-aside-{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
         )
-        with WriteLock(folder).held(math.inf):  # while nobody deletes anything, or changes tenants
+        with write_lock(folder, math.inf):  # while nobody deletes anything, or changes tenants
             with contextlib.closing(open_connection(copy)) as connection, _plain_errors(name):
                 connection.execute("begin")
                 catch_up(folder, connection)
@@ -2425,20 +2406,13 @@ def _read_backup(copy: str, name: str, spool_instance: str | None) -> tuple[set[
     with contextlib.closing(open_connection(copy)) as connection, _plain_errors(name):
         if faults := integrity_faults(connection):
             raise StoreError(f"{name} is damaged: {faults[0]}; nothing was changed")
-        [(instance,)] = connection.execute("select value from secrets where name = 'instance'")
-        if spool_instance not in (None, instance):
+        if spool_instance not in (None, stored_secret(connection, "instance")):
             raise StoreError(
                 f"{name} is a copy of another database than the spool here belongs to; nothing was changed"
             )
         connection.execute("pragma journal_mode = wal")
         [(drained_at,)] = connection.execute("select max(updated_at) from positions")
         return {id_ for (id_,) in connection.execute("select id from tenants")}, drained_at or 0
-
-
-def stored_secret(connection: sqlite3.Connection) -> str | None:
-    """The key for links that the database holds."""
-    row = connection.execute("select value from secrets where name = 'link'").fetchone()
-    return row and str(row[0])
 
 
 # -- Positions of segments
@@ -4928,11 +4902,8 @@ def _opened_segment(folder: str, waiting: Waiting) -> Iterator[Segment]:
     path, kept = os.path.join(folder, name), os.path.join(folder, "kept", name)
     fd = os.open(kept if waiting.kept else path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        finished = waiting.kept  # lines are only written there by who holds the lock
-        with contextlib.suppress(BlockingIOError):
-            if not waiting.kept:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                finished = True  # and nobody else can be told so while we hold the lock
+        # Lines are only written to a kept one by who holds the lock; and nobody else is told so while we lock the other.
+        finished = waiting.kept or take_lock(fd)
         # Now the end, and not before: a hit could have been written in between.
         yield Segment(folder, name, fd, os.fstat(fd).st_size, finished)
         if finished and not waiting.kept:
@@ -5171,11 +5142,7 @@ class Drainer(threading.Thread):
             self._lock = os.open(
                 os.path.join(self.database.folder, "drain.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640
             )
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        return take_lock(self._lock)
 
 
 def drain_for_reading(database: Database, seconds: float = 0.25) -> bool:
@@ -6319,10 +6286,8 @@ def kept_address(address: str, setting: str) -> str:
 def heavy(folder: str) -> Iterator[None]:
     """One such request at a time on the whole server: others would keep all workers from answering pixels."""
     with open(os.path.join(folder, "heavy.lock"), "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HTTPError(503, "Another large request is under way; try again.", [("Retry-After", "2")]) from None
+        if not take_lock(lock.fileno()):
+            raise HTTPError(503, "Another large request is under way; try again.", [("Retry-After", "2")])
         yield
 
 
@@ -6465,7 +6430,7 @@ def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
     own = read_small_file(settings.folder, "secret.key")
     if not own and os.path.exists(database.path):
         with database.reading() as connection:
-            own = stored_secret(connection)
+            own = stored_secret(connection, "link")
     found = (*(settings.secret_key or ()), *((own,) if own else ()))
     if not found and os.path.exists(database.path):
         raise StoreError(

@@ -172,7 +172,7 @@ def test_one_request_can_ask_for_so_many_links_and_no_more(stage: Stage, monkeyp
 def test_a_writer_that_waits_too_long_is_told_to_come_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that waited for ever would answer no pixel meanwhile, and be killed."""
     monkeypatch.setattr(stage.database, "_patience", 0.05)
-    with tracker.WriteLock(stage.settings.folder).held(0):
+    with tracker.write_lock(stage.settings.folder, 0):
         answer = stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "k1"}, status=503)
     assert answer.headers["Retry-After"]
     post(stage, {"key": "k1"}, 201)

@@ -110,7 +110,8 @@ class Steps:
 # Where the database and the spool change. Elsewhere only memory does, which dies with its process.
 VITAL = {
     *(
-        "held",
+        "take_lock",
+        "write_lock",
         "transaction",
         "reading",
         "_connect",
