@@ -2241,8 +2241,8 @@ def integrity_faults(connection: sqlite3.Connection) -> list[str]:
     return faults
 
 
-def copy_database(connection: sqlite3.Connection, copy: sqlite3.Connection, name: str) -> int:
-    """Copy the whole database into an empty one, as it is at this moment; returns its size in bytes. Raises StoreError.
+def copy_database(connection: sqlite3.Connection, copy: sqlite3.Connection, name: str) -> None:
+    """Copy the whole database into an empty one, as it is at this moment. Raises StoreError.
 
     In one step: in smaller ones SQLite begins anew with every write in between, so under load it would never end.
     """
@@ -2251,8 +2251,6 @@ def copy_database(connection: sqlite3.Connection, copy: sqlite3.Connection, name
         connection.backup(copy, pages=-1)
     except sqlite3.Error as error:
         raise StoreError(f"{name}: the copy could not be made: {error}") from error
-    pages, size = (connection.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "page_size"))
-    return int(pages * size)
 
 
 def read_small_file(*path: str) -> str | None:
@@ -2360,62 +2358,52 @@ def adopt_folder(path: str) -> None:
         )
 
 
-def put_in_place(
-    path: str, backup: BinaryIO, name: str, catch_up: Callable[[str, sqlite3.Connection], object]
-) -> tuple[str, set[str], int]:
-    """Make a backup the database once it has caught up with the files here, and set what is there aside. Raises StoreError.
+@contextlib.contextmanager
+def restoring(path: str, backup: BinaryIO) -> Iterator[tuple[sqlite3.Connection, str]]:
+    """Make a backup the database, once it has caught up with the files here in the transaction that this yields.
 
-    Returns the folder where that is now, the dashboard ids of the tenants that the backup knows, and when it last drained.
-
-    A server may run meanwhile: it sees that the file is another, and opens that one. After a kill, run it again.
+    What was there is set aside in the folder that comes with it. A server may run meanwhile: it sees that the file is
+    another, and opens that one. After a kill, run it again. Raises StoreError.
     """
-    folder = os.path.dirname(path)
-    copy = f"{path}.{secrets.token_hex(6)}.new"
+    folder, copy = os.path.dirname(path), f"{path}.{secrets.token_hex(6)}.new"
+    aside = f"{folder}/set-aside-{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
     try:
         with open(copy, "xb", opener=partial(os.open, mode=0o600)) as file:
             shutil.copyfileobj(backup, file)
         _upgrade_database(copy)
-        ids, drained_at = _read_backup(copy, name, read_small_file(folder, "spool", "instance"))
-        aside = os.path.join(
-            folder, f"set-aside-{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
-        )
-        with write_lock(folder, math.inf):  # while nobody deletes anything, or changes tenants
-            with contextlib.closing(open_connection(copy)) as connection, _plain_errors(name):
+        with contextlib.closing(open_connection(copy)) as connection, _plain_errors(copy):
+            if faults := integrity_faults(connection):
+                raise StoreError(f"{copy} is damaged: {faults[0]}")
+            if read_small_file(folder, "spool", "instance") not in (None, stored_secret(connection, "instance")):
+                raise StoreError(f"{copy} is a copy of another database than the spool here belongs to")
+            connection.execute("pragma journal_mode = wal")
+            with write_lock(folder, math.inf):  # while nobody deletes anything, or changes tenants
                 connection.execute("begin")
-                catch_up(folder, connection)
+                yield connection, aside
                 connection.commit()
-            os.makedirs(aside, mode=0o700, exist_ok=True)
-            for end in ("", "-wal", "-shm"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(path + end, os.path.join(aside, os.path.basename(path) + end))
-            os.rename(copy, path)
-            sync_folder(folder)
+                connection.close()
+                os.mkdir(aside, 0o700)
+                for end in ("", "-wal", "-shm"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.rename(path + end, os.path.join(aside, os.path.basename(path) + end))
+                os.rename(copy, path)
+                sync_folder(folder)
     except OSError as error:
         raise StoreError(f"{error.filename or folder}: {error.strerror}; run it again when that is mended") from error
     except StoreError as error:
-        raise StoreError(str(error).replace(copy, name)) from error
+        raise StoreError(f"{error}; nothing was changed".replace(copy, backup.name)) from error
     finally:
         for end in ("", "-wal", "-shm"):
             with contextlib.suppress(OSError):
                 os.unlink(copy + end)
-    return aside, ids, drained_at
-
-
-def _read_backup(copy: str, name: str, spool_instance: str | None) -> tuple[set[str], int]:
-    """The dashboard ids in a backup, and when it last drained. Raises StoreError where it can't be put in place."""
-    with contextlib.closing(open_connection(copy)) as connection, _plain_errors(name):
-        if faults := integrity_faults(connection):
-            raise StoreError(f"{name} is damaged: {faults[0]}; nothing was changed")
-        if spool_instance not in (None, stored_secret(connection, "instance")):
-            raise StoreError(
-                f"{name} is a copy of another database than the spool here belongs to; nothing was changed"
-            )
-        connection.execute("pragma journal_mode = wal")
-        [(drained_at,)] = connection.execute("select max(updated_at) from positions")
-        return {id_ for (id_,) in connection.execute("select id from tenants")}, drained_at or 0
 
 
 # -- Positions of segments
+
+
+def drained_at(connection: sqlite3.Connection) -> int:
+    """When something was last drained; 0 if that never happened."""
+    return int(connection.execute("select max(updated_at) from positions").fetchone()[0] or 0)
 
 
 def position_of(connection: sqlite3.Connection, segment: str) -> int:
@@ -8178,7 +8166,7 @@ def cmd_backup(args: Namespace, settings: Settings) -> None:
     with _new_file(name, 0o600) as file:
         copying = contextlib.closing(sqlite3.connect(path, isolation_level=None))
         with copying as copy, _opened(settings, drained=True) as database, database.reading() as connection:
-            size = copy_database(connection, copy, name)
+            copy_database(connection, copy, name)
         os.fsync(file.fileno())
         sync_folder(os.path.dirname(path))
     if args.keep is not None:
@@ -8186,6 +8174,7 @@ def cmd_backup(args: Namespace, settings: Settings) -> None:
         ours.remove(os.path.basename(name))  # whatever the clock said
         for old in ours[: max(len(ours) - args.keep + 1, 0)]:
             os.unlink(os.path.join(args.file, old))
+    size = os.path.getsize(path)
     print(f"{name}: {size:,} bytes, a full backup. Keep it like a password: who has it can sign links as you do.")
     if settings.secret_key:
         _tell("note: SECRET_KEY is not in it; keep that too, since links in mail already sent are signed with it")
@@ -8227,7 +8216,10 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
                 f"{args.file}{end} is beside it; expected a file that `backup` made, which is whole by itself"
             )
     with open(args.file, "rb") as backup, acting_as_owner(settings):
-        aside, known, made_at = put_in_place(os.path.abspath(settings.database), backup, args.file, catch_up)
+        path = os.path.abspath(settings.database)
+        with restoring(path, backup) as (connection, aside):
+            known, made_at = {tenant.id for tenant in list_tenants(connection)}, drained_at(connection)
+            catch_up(settings.folder, connection)
     with _opened(settings, make=True) as database:
         report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
         found = _faults(database)
