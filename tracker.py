@@ -4854,7 +4854,7 @@ def drain(
 
     A transaction has up to `batch` lines, and fewer where they take longer than `seconds`; stops at `until`
     (time.monotonic) with OutOfTime. One segment's trouble doesn't stop the others. Raises Busy, if wait is False and somebody
-    else writes, and StoreError.
+    else writes, and StoreError where there is no database.
     """
     work = Drain(database, batch, seconds, wait, until, lines=max(batch // 8, 1))
     with database.reading(wait=wait) as connection:
@@ -4873,7 +4873,7 @@ def drain(
                     work.drain_segment(segment, each.position)
             except FileNotFoundError:
                 pass  # another drain finished it
-            except StoreError:
+            except Busy:
                 raise
             except Exception as error:
                 work.troubles.append(f"segment {each.name}: {getattr(error, 'strerror', None) or repr(error)}")

@@ -888,8 +888,15 @@ def test_what_is_no_segment_is_left_alone_and_keeps_nobody_from_counting(
     assert (health["status"], health["waiting_hits"]) == ("ok", 0)
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (EOFError(), "EOFError()"),
+    ],
+)
 def test_a_segment_that_cannot_be_read_is_named_and_the_others_are_drained(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    error: Exception, told: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unreadable = segment(stage, hit(stage, "e1"), at=NOW)
     segment(stage, hit(stage, "e2"), at=NOW + 1)
@@ -897,12 +904,31 @@ def test_a_segment_that_cannot_be_read_is_named_and_the_others_are_drained(
 
     def refusing(path: str, *more: Any) -> int:
         if path == str(unreadable):
-            raise PermissionError(errno.EACCES, "Permission denied")
+            raise error
         return opened(path, *more)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", refusing)  # root may read whatever the permission bits say
-        assert drained(stage) == (1, 0, [f"segment {unreadable.name}: Permission denied"])
+        assert drained(stage) == (1, 0, [f"segment {unreadable.name}: {told}"])
+    assert drained(stage) == (1, 0, [])
+    assert counted(stage) == ["e1", "e2"]
+
+
+@pytest.mark.parametrize("error", [EOFError("ended"), sqlite3.OperationalError("connection lost")])
+def test_a_segment_at_which_the_unforeseen_or_the_database_fails_is_no_bad_line_and_stops_no_other(
+    error: Exception, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def see(lines: list[Any]) -> None:
+        if lines[0].key == "e1":
+            raise error
+
+    failing = segment(stage, hit(stage, "e1"), at=NOW)
+    segment(stage, hit(stage, "e2"), at=NOW + 1)
+    with monkeypatch.context() as patched:
+        watched(patched, see)
+        hits, rejected, [trouble] = drained(stage)
+    assert (hits, rejected) == (1, 0)
+    assert failing.name in trouble and str(error) in trouble
     assert drained(stage) == (1, 0, [])
     assert counted(stage) == ["e1", "e2"]
 
