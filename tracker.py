@@ -2568,9 +2568,7 @@ def find_tenant(connection: sqlite3.Connection, word: str) -> Tenant:
 
 def _is_taken(connection: sqlite3.Connection, id_: str) -> bool:
     """Whether an id is or was in use, as a dashboard id or a mail id."""
-    sql = (
-        "select 1 from tenants where id = :id or mail_id = :id union all select 1 from retired_ids where mail_id = :id"
-    )
+    sql = "select 1 from tenants where :id in (id, mail_id) union all select 1 from retired_ids where mail_id = :id"
     return connection.execute(sql, {"id": id_}).fetchone() is not None
 
 
@@ -2581,37 +2579,27 @@ def add_tenant(
     *,
     id_: str | None = None,
     allow: Iterable[str] = (),
-    any_domain: bool = False,
-    tracking_host: str | None = None,
+    **columns: Any,
 ) -> Tenant:
     """Make a tenant; with id_, that is both its ids. Raises Conflict if the id or the tracking host is taken."""
     if id_ is not None and _is_taken(connection, id_):
         raise Conflict(f"the id {id_!r} is taken, now or by mail already sent; choose another")
-    _refuse_taken_host(connection, 0, tracking_host)
     mail_id = id_ or new_mail_id()
     while id_ is None and _is_taken(connection, mail_id):
         mail_id = new_mail_id()
-    dashboard_id = id_ or new_dashboard_id()
-    connection.execute(
-        "insert into tenants (id, mail_id, name, tracking_host, any_domain, created_at) values (?, ?, ?, ?, ?, ?)",
-        (dashboard_id, mail_id, name, tracking_host, int(any_domain), now),
-    )
-    made = tenant_by_id(connection, dashboard_id)
-    assert made is not None
-    set_tenant_rules(connection, made.number, "allow", allow)
-    return made
-
-
-def _refuse_taken_host(connection: sqlite3.Connection, tenant: int, tracking_host: str | None) -> None:
-    sql = "select mail_id from tenants where tracking_host = ? and number <> ?"
-    row = connection.execute(sql, (tracking_host, tenant)).fetchone()
-    if row:
-        raise Conflict(f"the tracking host {tracking_host} belongs to another tenant ({row[0]})")
+    sql = "insert into tenants (id, mail_id, name, created_at) values (?, ?, ?, ?) returning number"
+    [(number,)] = connection.execute(sql, (id_ or new_dashboard_id(), mail_id, name, now)).fetchall()
+    change_tenant(connection, number, **columns)
+    set_tenant_rules(connection, number, "allow", allow)
+    return find_tenant(connection, columns.get("mail_id", mail_id))
 
 
 def change_tenant(connection: sqlite3.Connection, tenant: int, **changes: Any) -> None:
-    """Set columns of a tenant."""
-    _refuse_taken_host(connection, tenant, changes.get("tracking_host"))
+    """Set columns of a tenant. Raises Conflict if the tracking host is taken."""
+    host = changes.get("tracking_host")
+    sql = "select mail_id from tenants where tracking_host = ? and number <> ?"
+    if row := connection.execute(sql, (host, tenant)).fetchone():
+        raise Conflict(f"the tracking host {host} belongs to another tenant ({row[0]})")
     for column, value in changes.items():
         connection.execute(f"update tenants set {column} = ? where number = ?", (value, tenant))
     if "tz" in changes:  # other days
@@ -2745,15 +2733,12 @@ def take_over_tenants(folder: str, connection: sqlite3.Connection) -> None:
         if tenant is None:
             if _is_taken(connection, mail_id):
                 continue
-            tenant = add_tenant(connection, entry["name"], now, allow=entry["allow"], any_domain=entry["any_domain"])
-            change_tenant(connection, tenant.number, mail_id=mail_id)
+            about = {"mail_id": mail_id, "any_domain": entry["any_domain"]}
+            tenant = add_tenant(connection, entry["name"], now, allow=entry["allow"], **about)
         elif key_hash(tenant.id) != entry["id_sha256"]:  # the one it had is no longer its
             change_tenant(connection, tenant.number, id=new_dashboard_id())
-        flags = {
-            "any_domain": int(tenant.any_domain and entry["any_domain"]),
-            "suspended": int(tenant.suspended or entry["suspended"]),
-        }
-        change_tenant(connection, tenant.number, **flags)
+        any_domain, suspended = tenant.any_domain and entry["any_domain"], tenant.suspended or entry["suspended"]
+        change_tenant(connection, tenant.number, any_domain=any_domain, suspended=suspended)
         with contextlib.suppress(Conflict):
             change_tenant(connection, tenant.number, tracking_host=entry["tracking_host"])
         rules = tenant_rules(connection, tenant.number)
@@ -2779,13 +2764,9 @@ class Directory:
         self._path = os.path.join(folder, "tenants.json")
         self._look_at = 0.0
         self._seen: tuple[int, int, int] | None = None
-        self.known = False  # whether the file was ever read
         self.trouble: str | None = None
-        self.tenants: dict[str, dict[str, Any]] = {}
-        self._words: dict[str, str] = {}
-        self.retired: frozenset[str] = frozenset()
-        self.host_owners: dict[str, str] = {}
-        self._own: dict[str, list[Network]] = {}
+        self._load({"tenants": {}, "retired": []})
+        self.known = False  # whether the file was ever read
         self.refresh()  # what workers know from their birth on
         self._look_at = 0.0  # the first request looks again
 
@@ -2820,7 +2801,8 @@ class Directory:
         return parsed is not None and any(parsed in network for network in self._own[mail_id])
 
     def _load(self, content: dict[str, Any]) -> None:
-        tenants, retired = content["tenants"], frozenset(content["retired"])
+        tenants: dict[str, dict[str, Any]] = content["tenants"]
+        retired = frozenset(content["retired"])
         owners = {entry["tracking_host"]: mail_id for mail_id, entry in tenants.items() if entry["tracking_host"]}
         own = {mail_id: list(map(ipaddress.ip_network, entry["own"])) for mail_id, entry in tenants.items()}
         called = Counter(entry["name"] for entry in tenants.values())  # a name that two tenants have finds none
@@ -7638,8 +7620,7 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
     columns, rules = _read_changes(args, settings)
     with _opened(settings, make=True) as database, changing_tenants(database) as connection:
         namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == columns["name"]]
-        tenant = add_tenant(connection, columns["name"], now_ms(), id_=args.id)
-        change_tenant(connection, tenant.number, **columns)
+        tenant = add_tenant(connection, now=now_ms(), id_=args.id, **columns)
         for rule in rules:
             set_tenant_rules(connection, tenant.number, *rule)
     cmd_tenant_show(args, settings, tenant.id)
