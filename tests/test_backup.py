@@ -336,34 +336,6 @@ def test_a_backup_put_back_counts_what_the_spool_still_holds_once(servers: Calla
     assert len(counted_keys(server)) == 350
 
 
-def test_a_move_to_another_server_as_readme_describes_it_counts_every_hit_once(servers: Callable[..., Server]) -> None:
-    """From the moment the database is moved aside the old server only answers and spools, even after a restart."""
-    old, new = servers(), servers()
-    made = old.tenant("Acme", "--domain", "acme.com")
-    old.start()
-    outcomes = [fire(old, pixels(made["mail_id"], "before", 200))]
-    for end in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            (data(old) / f"tracking.db{end}").rename(data(old) / f"moved.db{end}")
-    outcomes += [fire(old, pixels(made["mail_id"], "moved", 200))]
-    old.run("backup", str(old.folder / "move.db"), DATABASE_URL=f"sqlite:{data(old) / 'moved.db'}")
-    outcomes += [fire(old, pixels(made["mail_id"], "waiting", 200))]
-    assert terminate(old) == 0
-    old.start()
-    outcomes += [fire(old, pixels(made["mail_id"], "restarted", 200))]
-    restore(old.folder / "move.db", new)
-    new.start()
-    outcomes += [fire(new, pixels(made["mail_id"], "arrived", 200))]
-    assert terminate(old) == 0
-    for path in (data(old) / "spool").glob("*.jsonl"):
-        path.rename(data(new) / "spool" / path.name)
-    new.run("drain")
-    assert sum(len(outcome.answered) for outcome in outcomes) == 1000
-    wait_until(lambda: counted(new) >= 1000, new)
-    assert_counted_once(new, *outcomes)
-    assert not (data(old) / "tracking.db").exists()
-
-
 # == Root, and data that are another user's ==
 
 
