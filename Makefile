@@ -49,7 +49,7 @@ define install
 fi
 endef
 
-.PHONY: help run demo dist test test-faults screenshots bench lint format clean venv runtime-packages test-packages bench-packages lint-packages
+.PHONY: help run demo dist test test-faults screenshots bench lint format clean venv runtime-packages test-packages bench-packages node-packages lint-packages
 
 help: ## print this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -80,7 +80,7 @@ test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
 test-faults: test-packages ## kill, crowd and restore real servers for some minutes
 	@$(VENV)/bin/python -m pytest -s tests/faults.py tests/faults_limits.py $(ARGS)
 
-bench: bench-packages ## compare with others, time pages with a year of mail; less: make bench ARGS=--quick
+bench: bench-packages node-packages ## compare with others, time pages with a year of mail; less: make bench ARGS=--quick
 	@.make/debian nginx wrk
 	@$(VENV)/bin/python tests/bench/bench.py $(ARGS)
 	@$(VENV)/bin/python tests/bench/instrument.py
@@ -122,6 +122,18 @@ test-packages: runtime-packages
 
 bench-packages: test-packages
 	$(call install,the packages of the benchmark,tests/bench/requirements.txt)
+
+# What npm offers goes into $(VENV) too. better-sqlite3 is compiled, from the headers of the node that is there.
+# Without it the benchmark says whom it leaves out.
+NODE = $(VENV)/node
+node-packages: venv
+	@command -v npm >/dev/null || .make/debian nodejs npm libnode-dev g++ make python3
+	@if ! cmp -s tests/bench/package-lock.json $(NODE)/installed; then \
+		echo "Installing what the benchmark needs of npm into $(NODE)"; \
+		mkdir -p $(NODE) && cp tests/bench/package.json tests/bench/package-lock.json $(NODE) && \
+		npm ci --prefix $(NODE) --no-audit --no-fund --loglevel error \
+			$(if $(wildcard /usr/include/node),--nodedir=/usr) && \
+		cp tests/bench/package-lock.json $(NODE)/installed || echo "npm could not install them" >&2; fi
 
 # mypy reads the tests too, so it needs what they import.
 lint-packages: test-packages

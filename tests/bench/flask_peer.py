@@ -18,12 +18,11 @@ GIF = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7
 SCHEMA = """
 create table if not exists emails (
     key text primary key,
-    recipient text,
     open_count integer not null default 0
 );
 create table if not exists events (
     id integer primary key,
-    email text not null references emails (key),
+    email text not null,
     user_agent text,
     ip_address text,
     created_at text not null
@@ -45,14 +44,6 @@ def close_connection(error: BaseException | None = None) -> None:
         made.close()
 
 
-def register() -> flask.Response:
-    """POST /emails: a JSON array of emails."""
-    emails = flask.request.get_json()
-    connection().executemany("insert into emails (key, recipient) values (:key, :recipient)", emails)
-    connection().commit()
-    return flask.jsonify({"made": len(emails)})
-
-
 def pixel(key: str) -> flask.Response:
     """GET /pixel/KEY.gif: record the open, answer the image."""
     address = flask.request.headers.get("X-Forwarded-For", flask.request.remote_addr)
@@ -60,7 +51,9 @@ def pixel(key: str) -> flask.Response:
         "insert into events (email, user_agent, ip_address, created_at) values (?, ?, ?, ?)",
         (key, flask.request.headers.get("User-Agent"), address, datetime.now(timezone.utc).isoformat()),
     )
-    connection().execute("update emails set open_count = open_count + 1 where key = ?", (key,))
+    connection().execute(
+        "insert into emails values (?, 1) on conflict (key) do update set open_count = open_count + 1", (key,)
+    )
     connection().commit()
     return flask.Response(GIF, mimetype="image/gif", headers={"Cache-Control": "no-store"})
 
@@ -68,7 +61,6 @@ def pixel(key: str) -> flask.Response:
 # Calls where one would write decorators: where Flask is not installed, a checker of types objects to those.
 application = flask.Flask(__name__)
 application.teardown_appcontext(close_connection)
-application.add_url_rule("/emails", view_func=register, methods=["POST"])
 application.add_url_rule("/pixel/<key>.gif", view_func=pixel)
 
 with sqlite3.connect(DATABASE) as first:
