@@ -169,8 +169,6 @@ _kept = _matching("truncated|full|none", "one of: truncated, full, none")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that the operator may say."""
-
     port: int = _setting("PORT", _port, "3000")
     bind: str | None = _setting("BIND", _bind)
     database: str = _setting("DATABASE_URL", _database_path, "sqlite:data/tracking.db")
@@ -191,7 +189,6 @@ class Settings:
 
     @property
     def spool(self) -> str:
-        """Where hits wait."""
         return os.path.join(self.folder, "spool")
 
     @property
@@ -4080,11 +4077,9 @@ def hits_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tup
 
 def first_quarter(connection: sqlite3.Connection, tenant: int) -> int | None:
     """The quarter with which a tenant's numbers begin: the first sending or the first hit."""
-    firsts = [
-        connection.execute(f"select min(time) from {table} where tenant = ? and grain = 0 and time >= 0", (tenant,))
-        for table in ("reasons", "cohorts")
-    ]
-    return min((first for [first] in chain(*firsts) if first is not None), default=None)
+    sql = "select min(time) from {} where tenant = ? and grain = 0 and time >= 0"
+    firsts = (connection.execute(sql.format(table), (tenant,)).fetchone()[0] for table in ("reasons", "cohorts"))
+    return min((first for first in firsts if first is not None), default=None)
 
 
 def named_clicks(connection: sqlite3.Connection, tenant: int) -> list[tuple[str, str, int]]:
@@ -4122,13 +4117,10 @@ def has_emails(connection: sqlite3.Connection, tenant: int) -> bool:
 
 # -- The tables. The fields of exports are a contract, listed in README.
 
-TIMES_AS_NUMBERS = frozenset(
-    {"created_at", "sent_at", "opened_at", "clicked_at", "timestamp", "first_email_at", "last_hit_at"}
-)
-FOREIGN_FIELDS = frozenset(  # which hold what strangers wrote, and a spreadsheet might run
-    {"key", "subject", "recipient", "campaign", "url", "user_agent", "ip_address"}
-)
-PERSONAL_FIELDS = frozenset({"recipient", "subject", "ip_address"})  # not for who has an id that stands in mail
+TIMES_AS_NUMBERS = ("created_at", "sent_at", "opened_at", "clicked_at", "timestamp", "first_email_at", "last_hit_at")
+# What strangers wrote, and a spreadsheet might run.
+FOREIGN_FIELDS = ("key", "subject", "recipient", "campaign", "url", "user_agent", "ip_address")
+PERSONAL_FIELDS = ("recipient", "subject", "ip_address")  # not for who has an id that stands in mail
 MOST_SORTED = 10_000  # the newest rows, which are sorted or filtered at once: no counter has an index
 MOST_SEARCHED = 20_000  # the newest emails, in which a piece of text is looked for
 MOST_BEGIN = 1_000  # older ones that are found by their beginning
@@ -4145,8 +4137,6 @@ SHOWN = {  # which emails a table shows, by what their readers did: in words, an
 
 
 class Column(NamedTuple):
-    """A column of a table on a page."""
-
     head: str
     kind: str  # of its cells
     field: str  # that they show, perhaps with others
@@ -4281,9 +4271,7 @@ CAMPAIGNS = Table(
         select id, at, 1 as fits, {sort} as sort_key from campaign_details
         where {scope} and id > :name order by id limit :looked
     """,
-    rows=f"""
-        select id, {{fields}} from campaign_details where {{scope}} and id in (select key from {wanted("key")})
-    """,
+    rows=f"select id, {{fields}} from campaign_details where {{scope}} and id in (select key from {wanted('key')})",
     usual="first",
     has_age=False,
 )
@@ -5373,8 +5361,6 @@ Counts = dict[str, dict[str, int]]  # by "opens" and "clicks", and by state, as 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """All the numbers of one tenant in one period."""
-
     period: Period
     sent: Totals  # of the mail sent in the period, whenever it was opened
     unregistered: Totals  # of the emails that nobody registered; in no rate
@@ -5439,21 +5425,23 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
 
 
 def period_of(
-    connection: sqlite3.Connection, tenant: Tenant, name: str, zone: tzinfo, now: int, days: Days | None = None
+    connection: sqlite3.Connection, tenant: Tenant, asked: Mapping[str, str], zone: tzinfo, now: int
 ) -> Period:
-    first = first_quarter(connection, tenant.number) if name == "all" and not days else None
-    return read_period(name, zone, now, None if first is None else first * QUARTER_MS, days)
+    """The range that is asked for, by its name or from a day to a day. Raises BadInput."""
+    days = read_days(asked, datetime.fromtimestamp(now / 1000, zone).date())
+    first = first_quarter(connection, tenant.number) if asked.get("range") == "all" else None
+    return read_period(asked.get("range", DEFAULT_RANGE), zone, now, first and first * QUARTER_MS, days)
 
 
 def read_declaration(
-    campaign: str, sent: int, sent_at: str | None, at_name: str = "sent_at"
+    campaign: str, sent: int, sent_at: str | None, name: str = "sent_at"
 ) -> tuple[str, int, int | None]:
     """Check what somebody says of a campaign; the time in milliseconds since 1970. Raises BadInput."""
     if not campaign.strip(" ") or len(campaign) > MAX_CAMPAIGN or UNFIT.search(campaign):
         raise BadInput(f"campaign: expected a name of 1 to {MAX_CAMPAIGN} characters in one line")
     if not 0 <= sent <= MOST_SENT:
         raise BadInput(f"sent: expected a number from 0 to {MOST_SENT:,}")
-    return campaign.strip(" "), sent, None if sent_at is None else read_iso_time(sent_at, at_name)
+    return campaign.strip(" "), sent, None if sent_at is None else read_iso_time(sent_at, name)
 
 
 def read_iso_time(text: str, name: str) -> int:
@@ -5492,14 +5480,10 @@ def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
 
 
 class Markup(str):
-    """Text that is HTML already."""
-
     __slots__ = ()
 
 
 class Template(string.Template):
-    """HTML whose values are escaped as they go in."""
-
     def render(self, **values: object) -> Markup:
         """Fill in every $name; a missing one is a KeyError."""
         return Markup(self.substitute({name: _escaped(value) for name, value in values.items()}))
@@ -5761,7 +5745,6 @@ def table_end(view: View, rows: Rows, name: str) -> Markup:
 
 
 def table_section(view: View, rows: Rows) -> Markup:
-    """A table with its heads, or what is said where it has no rows."""
     table = rows.table
     name, text = "hits" if table is EVENTS else table.name, table.empty
     if table is EMAILS and ("q" in view.asked or view.asked.get("show", "all") != "all"):
@@ -5869,8 +5852,6 @@ DEFINITIONS = {
 
 
 class Figure(NamedTuple):
-    """A big number, what it is made of, and how it differs from the time before."""
-
     label: str
     value: str
     detail: str
@@ -6152,8 +6133,6 @@ class Proxies:
 
 
 class Request(NamedTuple):
-    """One request, read once."""
-
     environ: WSGIEnvironment
     method: str
     uri: str  # the request target as received
@@ -6204,8 +6183,6 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What is sent; it has no behaviour."""
-
     status: int
     headers: Headers
     body: bytes | Generator[bytes, None, None]
@@ -6612,11 +6589,6 @@ def _view(app: App, request: Request, tenant: Tenant, campaign: str | None = Non
     return View(app.pages, tenant, zone, now_ms(), people, request.segments, asked, campaign)
 
 
-def _period(connection: sqlite3.Connection, view: View) -> Period:
-    days = read_days(view.asked, datetime.fromtimestamp(view.now / 1000, view.zone).date())
-    return period_of(connection, view.tenant, view.asked.get("range", DEFAULT_RANGE), view.zone, view.now, days)
-
-
 def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
     """Which rows of a table the request asks for. Raises HTTPError 400 for what can't be."""
     parameters = request.parameters()
@@ -6642,7 +6614,7 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
     view = _view(app, request, tenant)
     rows = {"emails": EMAIL_ROWS, "events": HIT_ROWS, "clients": ALL_ROWS}
     with app.numbers() as (connection, waiting):
-        period, tables = _period(connection, view), {}
+        period, tables = period_of(connection, tenant, view.asked, view.zone, view.now), {}
         for name, table in TABLES.items():
             asked = _wanted(request, view, table, days=period.days, most=rows.get(name) or view.most(name))
             tables[name] = read_table(connection, tenant.number, table, asked)
@@ -6692,7 +6664,7 @@ def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response
 def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
     view = _view(app, request, tenant)
     with app.numbers() as (connection, waiting):
-        stats = read_stats(connection, tenant, _period(connection, view))
+        stats = read_stats(connection, tenant, period_of(connection, tenant, view.asked, view.zone, view.now))
     return json_response(200, stats_json(stats, tenant.name, waiting))
 
 
@@ -6707,7 +6679,7 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
         raise HTTPError(400, f"limit: expected a whole number from 1 to {MAX_ROWS}")
     with app.numbers() as (connection, _):  # drained, so that the export is complete
         if table is PROGRAMS:
-            asked = asked._replace(days=_period(connection, view).days)
+            asked = asked._replace(days=period_of(connection, tenant, view.asked, view.zone, view.now).days)
     rows = export_rows(app.database, tenant.number, table, form, asked, int(limit))
     alone = heavy(app.settings.folder) if int(limit) > HEAVY_ROWS else contextlib.nullcontext()
     body = _sent(rows, alone, request.environ["wsgi.errors"])
@@ -6832,8 +6804,6 @@ EXPECTED = {str: "text", bool: "true or false", int: "a number, of emails", list
 
 
 class Field(NamedTuple):
-    """What a field of an object may hold."""
-
     form: type[Any]  # str, bool, int, or list: of texts
     most: int = 0  # characters in one line, or texts in a list; 0: as many as there are
     words: tuple[str, ...] = ()  # one of these
@@ -6851,7 +6821,6 @@ def read_fields(value: object, known: Mapping[str, Field], where: str = "") -> d
 
 
 def _read_field(value: Any, field_: Field, name: str) -> Any:
-    """A value that holds what its field may hold. Raises BadInput, with the name and what was expected."""
     form, most, words, read = field_
     if value.__class__ is not form or (form is list and not all(isinstance(text, str) for text in value)):
         raise BadInput(f"{name}: expected {EXPECTED[form]}")
@@ -6934,7 +6903,6 @@ def post_emails(app: App, request: Request, tenant: Tenant) -> Response:
 
 
 def _new_email(maker: LinkMaker, value: object, where: str) -> tuple[Registration, dict[str, Any]]:
-    """An email to register, and what its sender is told of it."""
     said = read_fields(value, EMAIL_FIELDS, where)
     key, urls, html = said.pop("key", "") or new_key(), said.pop("links", []), said.pop("html", None)
     how = Instrumenting(maker, key, hidden_link=said.pop("hidden_link", False))
@@ -6990,7 +6958,6 @@ def patch_email(app: App, request: Request, tenant: Tenant, key: str) -> Respons
 
 
 def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
-    """Remove an email and its part in every number."""
     drain_for_reading(app.database)
     with app.database.reading() as connection:
         await_replay(app.database, connection)
@@ -7034,14 +7001,12 @@ OPERATOR = "operator"  # has API_KEY
 
 
 def as_page(app: App, error: HTTPError) -> Response:
-    """An error for people."""
     titles = {400: "This address can't be used", 404: "Not found", 500: "Something broke", 503: "Not now"}
     page = app.pages.message(titles.get(error.status, "This did not work"), error.message)
     return html_response(error.status, page, error.headers)
 
 
 def as_json(app: App, error: HTTPError) -> Response:
-    """An error for programs."""
     return json_response(error.status, {"error": error.message}, error.headers)
 
 
@@ -7141,8 +7106,6 @@ def _dispatch(app: App, request: Request, route: Route, values: list[str]) -> Re
 
 
 def wsgi(app: App) -> WSGIApplication:
-    """The WSGI callable of an App."""
-
     def respond(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
         try:
@@ -7290,7 +7253,6 @@ def run_gunicorn(settings: Settings, app: App) -> None:
 
 
 def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
-    """How gunicorn is set up, by the names of its settings."""
     user, group = data_owner(settings.folder) or (os.geteuid(), os.getegid())
 
     def share_memory(server: object) -> None:
@@ -7568,11 +7530,7 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     option("--block HOST...", "no link, signed or plain, leads there"),
     option("--unblock HOST...", "links may lead there again"),
     option("--tz ZONE", "in which zone its days begin, such as Europe/Rome"),
-    option(
-        "--unregistered-a-day NUMBER",
-        f"emails that hits alone may make, instead of {A_DAY['unregistered']:,}",
-        type=int,
-    ),
+    option("--unregistered-a-day NUMBER", f"emails that hits alone may make, not {A_DAY['unregistered']:,}", type=int),
     option("--own ADDRESS...", "the sender's own address or network, whose hits are set aside"),
     option("--not-own ADDRESS...", "… is no longer the sender's own"),
     option("--suspend", "whether all links show the naming page", action="yes or no", dest="suspended"),
@@ -7881,7 +7839,7 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
     """Print a tenant's numbers; with --json as stats.json has them."""
     with _opened(settings, drained=True) as database, database.reading() as connection:
         tenant = find_tenant(connection, args.tenant)
-        period = period_of(connection, tenant, args.range, zone_of(tenant, args.tz), now_ms())
+        period = period_of(connection, tenant, {"range": args.range}, zone_of(tenant, args.tz), now_ms())
         stats = read_stats(connection, tenant, period)
         waiting = waiting_hits(database, connection)
     lines = [f"{tenant.name}: {RANGES[args.range]}, {period.zone}"]
@@ -7926,8 +7884,6 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
 
 
 class Answer(NamedTuple):
-    """What somebody answered to a request of selftest."""
-
     status: int
     headers: Any  # with a method `get` that takes names in lower case
     body: bytes
@@ -8295,7 +8251,6 @@ def versions() -> str:
 
 
 def command_line() -> ArgumentParser:
-    """What the decorated functions say of their commands, for argparse."""
     from argparse import ArgumentParser, BooleanOptionalAction
 
     parser = ArgumentParser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
