@@ -2048,6 +2048,7 @@ class Database:
         self.folder = os.path.dirname(self.path)
         self.spool = os.path.join(self.folder, "spool")
         self.kept_seen = -1  # when spool/kept was last changed, if all in it is in this database
+        self.paces: dict[str, int] = {}  # how many lines of each segment fit into the time of a transaction
         self._mutex = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._pid = 0
@@ -4712,10 +4713,10 @@ def keep_lines(database: Database, connection: sqlite3.Connection, kind: str, li
     now, kept = now_ms(), os.path.join(database.spool, "kept")
     try:
         ours = f"-{os.stat(kept).st_ino}-"
-        sizes = [(name, size) for name, size in segment_sizes(kept).items() if kind in name and int(name[:13]) <= now]
-        name, size = max(sizes, default=("0" * 13, 0))
+        names = (name for name in segments_in(kept) if kind in name and int(name[:13]) <= now)
+        name = max(names, default="0" * 13)
         is_old = int(name[:13]) < now - SEGMENT_SECONDS * 1000
-        if is_old or ours not in name or position_of(connection, name) != size:
+        if is_old or ours not in name or position_of(connection, name) != os.stat(os.path.join(kept, name)).st_size:
             name = f"{now:013d}{ours}{secrets.token_hex(12)}{kind}.jsonl"
         with open(os.path.join(kept, name), "ab", opener=partial(os.open, mode=0o640)) as file:
             file.write(lines)
@@ -4756,54 +4757,54 @@ class Segment(NamedTuple):
     finished: bool  # whether its writer is gone
 
 
-def segment_sizes(folder: str) -> dict[str, int]:
-    """The segments in a folder, oldest first, and how long they are: files, whatever else has such a name."""
-    sizes = {}
+def segments_in(folder: str) -> dict[str, os.stat_result]:
+    """The segments in a folder, oldest first: files, whatever else has such a name."""
+    found = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     if SEGMENT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                        sizes[entry.name] = entry.stat().st_size
+                        found[entry.name] = entry.stat()
     except OSError as error:
         raise StoreError(f"can't read the spool {folder}: {error.strerror}") from error
-    return dict(sorted(sizes.items()))
+    return dict(sorted(found.items()))
 
 
-class Waiting(NamedTuple):
-    """A segment of which not all is in the database."""
+@dataclass(slots=True)
+class Waiting:
+    """A segment of which not all is in the database, or whose writer may be gone."""
 
     name: str
     position: int
     size: int
+    changed_at: int
     kept: bool  # in spool/kept: its writer is gone
 
 
 def waiting_segments(database: Database, connection: sqlite3.Connection, troubles: list[str]) -> list[Waiting]:
-    """What there is to drain: emails, since hits may be theirs; then the least first: hits of now wait for no backlog.
+    """What there is to drain, the oldest first.
 
     Kept segments are looked at when there are others than there were: only a restored database knows less of them.
     What can't be told goes to troubles.
     """
-    found = {(name, False): size for name, size in segment_sizes(database.spool).items()}
+    found = {(name, False): about for name, about in segments_in(database.spool).items()}
     kept = os.path.join(database.spool, "kept")
     changed_at = os.stat(kept).st_mtime_ns if os.path.isdir(kept) else -1
     if changed_at != database.kept_seen:
-        found |= {(name, True): size for name, size in segment_sizes(kept).items()}
+        found |= {(name, True): about for name, about in segments_in(kept).items()}
     positions = positions_of(connection, [name for name, _ in found])
     since = positions_since(connection)
     waiting = []
-    for (name, is_kept), size in found.items():
-        position = positions.get(name, 0)
+    for (name, is_kept), about in found.items():
+        position, size = positions.get(name, 0), about.st_size
         if is_kept and position < size and name not in positions and int(name[:13]) <= since:
             troubles.append(f"segment kept/{name}: too old to know whether it was counted; move it away")
         elif not is_kept or position < size:
-            waiting.append(Waiting(name, position, size, is_kept))
+            waiting.append(Waiting(name, position, size, about.st_mtime_ns, is_kept))
     unsettled = time.time_ns() - changed_at < 1_000_000_000  # what changes in the same moment leaves the same time
     database.kept_seen = -1 if troubles or any(each.kept for each in waiting) or unsettled else changed_at
-    return sorted(
-        waiting, key=lambda each: (0, each.name) if "-emails" in each.name else (1, each.size - each.position)
-    )
+    return waiting
 
 
 def await_replay(database: Database, connection: sqlite3.Connection) -> None:
@@ -4826,7 +4827,7 @@ def drain(
     (time.monotonic) with OutOfTime. One segment's trouble doesn't stop the others. Raises Busy, if wait is False and somebody
     else writes, and StoreError where there is no database.
     """
-    work = Drain(database, batch, seconds, wait, until, lines=max(batch // 8, 1))
+    work = Drain(database, batch, seconds, wait, until)
     with database.reading(wait=wait) as connection:
         differs = told_change(database.folder) != marks_of(connection).get("tenants")
     if differs:
@@ -4838,16 +4839,11 @@ def drain(
     gc.disable()  # thousands of hits come and go, none of them in a cycle; to look for such takes a twentieth of the time
     try:
         for each in waiting:
-            try:
-                with _opened_segment(database.spool, each) as segment:
-                    work.drain_segment(segment, each.position)
-            except FileNotFoundError:
-                pass  # another drain finished it
-            except Busy:
-                raise
-            except Exception as error:
-                work.troubles.append(f"segment {each.name}: {getattr(error, 'strerror', None) or repr(error)}")
+            while "-emails" in each.name and work.drain_some(each):
+                pass  # first and whole, since hits may be theirs
+        work.take_turns([each for each in waiting if "-emails" not in each.name])
     finally:
+        database.paces = work.paces
         if collects:
             gc.enable()
     return work
@@ -4855,25 +4851,28 @@ def drain(
 
 @contextlib.contextmanager
 def _opened_segment(folder: str, waiting: Waiting) -> Iterator[Segment]:
-    """A segment up to its end as it is now; afterwards it is kept, if its writer is gone."""
-    name = waiting.name
-    path, kept = os.path.join(folder, name), os.path.join(folder, "kept", name)
-    fd = os.open(kept if waiting.kept else path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    """A segment up to its end as it was found, or as it is now if its writer is gone."""
+    name = os.path.join("kept", waiting.name) if waiting.kept else waiting.name
+    fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         # Lines are only written to a kept one by who holds the lock; and nobody else is told so while we lock the other.
         finished = waiting.kept or take_lock(fd)
         # Now the end, and not before: a hit could have been written in between.
-        yield Segment(folder, name, fd, os.fstat(fd).st_size, finished)
-        if finished and not waiting.kept:
-            with contextlib.suppress(FileExistsError):  # which a drain that was killed has left
-                os.link(path, kept)
-            if not os.path.samefile(path, kept):
-                raise FileExistsError(errno.EEXIST, "another segment of its name is in spool/kept; move one away")
-            sync_folder(os.path.dirname(kept))
-            os.unlink(path)
-            sync_folder(folder)
+        yield Segment(folder, waiting.name, fd, os.fstat(fd).st_size if finished else waiting.size, finished)
     finally:
         os.close(fd)
+
+
+def _keep(segment: Segment) -> None:
+    """Move a segment that is drained to its end to spool/kept."""
+    path, kept = (os.path.join(segment.folder, *place, segment.name) for place in ((), ("kept",)))
+    with contextlib.suppress(FileExistsError):  # which a drain that was killed has left
+        os.link(path, kept)
+    if not os.path.samefile(path, kept):
+        raise FileExistsError(errno.EEXIST, "another segment of its name is in spool/kept; move one away")
+    sync_folder(os.path.dirname(kept))
+    os.unlink(path)
+    sync_folder(segment.folder)
 
 
 @dataclass(slots=True)
@@ -4885,38 +4884,68 @@ class Drain:
     seconds: float
     wait: bool
     until: float
-    lines: int  # of a transaction: few at first, since nobody knows yet how long they take
+    paces: dict[str, int] = field(default_factory=dict)  # lines that a transaction of each segment takes
     hits: int = 0
     emails: int = 0
     rejected: int = 0
     troubles: list[str] = field(default_factory=list)
 
-    def drain_segment(self, segment: Segment, position: int) -> None:
-        """Record a segment up to its goal.
+    def take_turns(self, waiting: list[Waiting]) -> None:
+        """Drain segments, a transaction at a time: half of the time goes to those that were written to last, where the
+        hits of now are, one after the other; half to the one that has waited longest."""
+        waiting.sort(key=lambda each: each.changed_at)
+        spent = [0.0, 0.0]  # on the oldest, on the newest
+        while waiting:
+            newest = spent[1] <= spent[0]
+            each, began = waiting.pop(-1 if newest else 0), time.monotonic()
+            if self.drain_some(each):
+                waiting.insert(1 if newest else 0, each)
+            spent[newest] += time.monotonic() - began
+
+    def drain_some(self, waiting: Waiting) -> bool:
+        """Record some lines of a segment, and keep it when that was all; returns whether there is more."""
+        try:
+            with _opened_segment(self.database.spool, waiting) as segment:
+                more = waiting.position != segment.goal  # else nothing is new, and nothing to lock
+                if more and time.monotonic() > self.until:
+                    raise OutOfTime("not all hits could be drained in time")
+                more = more and self._drain_batch(segment)
+                if segment.finished and not (more or waiting.kept):
+                    _keep(segment)
+                return more
+        except FileNotFoundError:
+            pass  # another drain finished it
+        except Busy:
+            raise
+        except Exception as error:
+            self.troubles.append(f"segment {waiting.name}: {getattr(error, 'strerror', None) or repr(error)}")
+        return False
+
+    def _drain_batch(self, segment: Segment) -> bool:
+        """Record as many lines as fit into the time of a transaction.
 
         If a line breaks the program, fewer are tried, down to that one, which is put aside: it must not hold up others.
         """
-        more = position != segment.goal  # else nothing is new, and nothing to lock
-        while more:
-            began = time.monotonic()
-            if began > self.until:
-                raise OutOfTime("not all hits could be drained in time")
-            try:
-                more = self.record_some(segment)
-            except (TooMuch, *LINE_FAULTS) as error:
-                if self.lines > 1:
-                    self.lines //= 2
-                    continue
-                about = f"{type(error).__name__}: {error}"
-                log("a line of the spool can't be counted and goes to spool/rejected", error=about)
-                more = self.record_some(segment, reject=True)
-            took = max(time.monotonic() - began, 0.001)
-            fit = round(self.lines * min(self.seconds / took, 4.0))
-            self.lines = min(max(fit, self.lines // 2, 1), self.batch)
-            time.sleep(took / 10 if more else 0)  # for others to write
+        # At first few, since nobody knows yet how long they take.
+        lines = self.paces.get(segment.name) or self.database.paces.get(segment.name) or max(self.batch // 8, 1)
+        began = time.monotonic()
+        try:
+            more = self.record_some(segment, lines)
+        except (TooMuch, *LINE_FAULTS) as error:
+            if lines > 1:
+                self.paces[segment.name] = lines // 2
+                return True
+            about = f"{type(error).__name__}: {error}"
+            log("a line of the spool can't be counted and goes to spool/rejected", error=about)
+            more = self.record_some(segment, lines, reject=True)
+        took = max(time.monotonic() - began, 0.001)
+        fit = round(lines * min(self.seconds / took, 4.0 if more else 1.0))
+        self.paces[segment.name] = min(max(fit, lines // 2, 1), self.batch)
+        time.sleep(took / 10 if more else 0)  # for others to write
+        return more
 
-    def record_some(self, segment: Segment, *, reject: bool = False) -> bool:
-        """Record some lines in one transaction, or put them aside; returns whether there is more before the goal."""
+    def record_some(self, segment: Segment, lines: int, *, reject: bool = False) -> bool:
+        """Record so many lines in one transaction, or put them aside; returns whether there is more before the goal."""
         good: list[Hit | SpooledEmail] = []
         taken = rejected = 0
         with self.database.transaction(wait=self.wait) as connection:
@@ -4928,7 +4957,7 @@ class Drain:
                 return False
             if position >= segment.goal or not about.st_nlink:
                 return False  # another drain was here while we waited for the lock
-            for line, end in islice(read_lines(segment, position), self.lines):
+            for line, end in islice(read_lines(segment, position), lines):
                 try:
                     if reject or not line.endswith(b"\n"):
                         raise BadInput("torn, or longer than any of ours")
@@ -4949,7 +4978,7 @@ class Drain:
         self.hits += (hits := sum(isinstance(line, Hit) for line in good))
         self.emails += len(good) - hits
         self.rejected += rejected
-        return taken == self.lines and position < segment.goal
+        return taken == lines and position < segment.goal
 
 
 def read_lines(segment: Segment, position: int) -> Iterator[tuple[bytes, int]]:
@@ -5125,7 +5154,7 @@ def waiting_hits(database: Database, connection: sqlite3.Connection) -> int:
     waiting = waiting_segments(database, connection, [])
     if not waiting or not (size := sum(max(each.size - each.position, 0) for each in waiting)):
         return 0
-    *_, last = waiting
+    last = max(waiting, key=lambda each: each.size - each.position)
     sample = b""
     path = os.path.join(database.spool, "kept" if last.kept else "", last.name)
     with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -5138,9 +5167,9 @@ def missing_hours(database: Database, since: int) -> list[tuple[int, int]]:
     """Each time of an hour or more since a time of which neither spool/ nor spool/kept has a segment."""
     gaps, end = [], since
     spans = [
-        (int(name[:13]), os.stat(os.path.join(folder, name)).st_mtime_ns // 1_000_000)
+        (int(name[:13]), about.st_mtime_ns // 1_000_000)
         for folder in (database.spool, os.path.join(database.spool, "kept"))
-        for name in segment_sizes(folder)
+        for name, about in segments_in(folder).items()
     ]
     for begin, last in (*sorted(spans), (now_ms(), 0)):
         if begin - end >= SEGMENT_SECONDS * 1000:
@@ -5151,11 +5180,11 @@ def missing_hours(database: Database, since: int) -> list[tuple[int, int]]:
 
 def position_faults(database: Database, connection: sqlite3.Connection) -> list[str]:
     """Segments that are shorter than what was drained of them."""
-    sizes = segment_sizes(database.spool) | segment_sizes(os.path.join(database.spool, "kept"))
+    found = segments_in(database.spool) | segments_in(os.path.join(database.spool, "kept"))
     return [
-        f"positions: {name} is drained to {position} but only {sizes[name]} bytes long"
-        for name, position in positions_of(connection, sizes).items()
-        if sizes[name] < position
+        f"positions: {name} is drained to {position} but only {found[name].st_size} bytes long"
+        for name, position in positions_of(connection, found).items()
+        if found[name].st_size < position
     ]
 
 
@@ -5189,22 +5218,21 @@ def tidy_spool(database: Database, days: int, megabytes: int, *, delete: bool = 
     spool, kept = database.spool, os.path.join(database.spool, "kept")
     now, cut = now_ms(), ""
     with database.checkpointed() as connection:
-        sizes = segment_sizes(kept)
-        positions = positions_of(connection, sizes)
-        room = (megabytes << 20) - sum(sizes.values())
-        for name, size in sizes.items():
-            path = os.path.join(kept, name)
-            age = now - os.stat(path).st_mtime_ns // 1_000_000
-            if not delete or positions.get(name) != size or (age <= days * DAY_MS and room >= 0):
+        found = segments_in(kept)
+        positions = positions_of(connection, found)
+        room = (megabytes << 20) - sum(about.st_size for about in found.values())
+        for name, about in found.items():
+            age = now - about.st_mtime_ns // 1_000_000
+            if not delete or positions.get(name) != about.st_size or (age <= days * DAY_MS and room >= 0):
                 continue
-            os.unlink(path)
-            room += size
+            os.unlink(os.path.join(kept, name))
+            room += about.st_size
             if age <= days * DAY_MS:
                 cut = f"KEEP_SPOOL_MB={megabytes} keeps hits for {age // 3_600_000} hours only, not {days} days"
     if not delete:
         return cut
     with database.transaction(wait=False) as connection:
-        forget_positions(connection, [*segment_sizes(spool), *segment_sizes(kept)], now - POSITIONS_DAYS * DAY_MS)
+        forget_positions(connection, [*segments_in(spool), *segments_in(kept)], now - POSITIONS_DAYS * DAY_MS)
     for name in os.listdir(spool):
         path = os.path.join(spool, name)
         with contextlib.suppress(OSError):

@@ -25,6 +25,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -121,7 +122,17 @@ VITAL = {
         "sync_folder",
         "set_position",
     ),
-    *("drain", "_opened_segment", "drain_segment", "record_some", "read_lines", "_keep_rejected"),
+    *(
+        "drain",
+        "_opened_segment",
+        "_keep",
+        "take_turns",
+        "drain_some",
+        "_drain_batch",
+        "record_some",
+        "read_lines",
+        "_keep_rejected",
+    ),
 }
 
 
@@ -174,7 +185,7 @@ def drained(stage: Stage) -> tuple[int, int, list[str]]:
 
 def segments(folder: Path) -> list[str]:
     """The segments that are there."""
-    return [*tracker.segment_sizes(str(folder / "spool"))]
+    return [*tracker.segments_in(str(folder / "spool"))]
 
 
 @pytest.fixture(autouse=True)
@@ -271,8 +282,12 @@ class Wreck:
 
 
 def drain_with_fault(database: tracker.Database, at: int = -1, do: Callable[[], object] = kill_me) -> list[Place]:
-    """Drain two hits a transaction, so that a fault can fall between transactions; returns the steps it took."""
-    with Steps(at, do) as steps:
+    """Drain two hits a transaction, so that a fault can fall between transactions; returns the steps it took.
+
+    The clock goes on when it is looked at, so that turns are the same each time.
+    """
+    with pytest.MonkeyPatch.context() as patched, Steps(at, do) as steps:
+        patched.setattr(time, "monotonic", partial(next, count(0.0, 0.001)))
         tracker.drain(database, batch=2)
     database.close()
     return steps.seen
@@ -501,9 +516,9 @@ def test_a_segment_is_followed_by_another_at_its_size_and_after_its_time(
 ) -> None:
     monkeypatch.setattr(tracker, "SEGMENT_BYTES", 1_000)
     write(*[f"e{n}" for n in range(8)])
-    found = tracker.segment_sizes(str(stage.spool))
+    found = tracker.segments_in(str(stage.spool))
     assert len(found) > 1
-    assert max(found.values()) < 1_000 + len(hit(stage, "e1"))
+    assert max(about.st_size for about in found.values()) < 1_000 + len(hit(stage, "e1"))
     monkeypatch.undo()
     write.spool._opened -= tracker.SEGMENT_SECONDS
     write("e8")
@@ -822,6 +837,25 @@ def test_a_line_that_breaks_the_program_is_put_aside_and_holds_up_no_other(
     assert kept.read_bytes() == lines[place]
     assert "odd" not in counted(stage)
     assert sum(tried) < 5 * len(lines)  # those before it are not tried again and again
+
+
+def test_the_newest_segments_have_half_of_the_time_and_the_oldest_has_the_other(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, turns = [0.0], []
+
+    def see(lines: list[Any]) -> None:
+        clock[0] += 0.01 * len(lines)
+        turns.append((lines[0].key, len(lines)))
+
+    watched(monkeypatch, see)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    for n, (key, many) in enumerate({"oldest": 80, "old": 10, "new": 5, "newest": 50}.items()):
+        written = segment(stage, *[hit(stage, key, NOW + m) for m in range(many)], at=NOW - n)
+        os.utime(written, (n, n))
+    assert tracker.drain(stage.database, batch=20, seconds=0.2).hits == 145
+    first = [("newest", 2), ("oldest", 2), ("new", 2), ("oldest", 8), ("old", 2), ("newest", 8), ("oldest", 20)]
+    assert turns[: len(first)] == first
 
 
 @pytest.mark.parametrize(
@@ -1159,6 +1193,27 @@ def test_while_another_writes_hits_are_recorded_and_numbers_say_that_some_still_
         assert stage.health()["status"] == "ok"
     assert "still waiting" not in stage.web.get(f"/{stage.acme.id}/dashboard", status=200).text
     assert waiting_and_opened() == (0, 2)
+
+
+def test_hits_of_now_wait_for_none_of_500_segments(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker.drain_for_reading, "__defaults__", (0.1,))
+    for n in range(500):
+        segment(stage, hit(stage, f"old{n}"), at=NOW + n)
+    for n in range(3):
+        stage.pixel(f"live{n}")
+    opened, real = [], os.open
+
+    def noted(path: str, *more: Any) -> int:
+        opened.append(path)
+        return real(path, *more)
+
+    monkeypatch.setattr(os, "open", noted)
+    assert "still waiting" in stage.web.get(f"/{stage.acme.id}/dashboard").text
+    monkeypatch.undo()
+    tried = sum(path.endswith(".jsonl") for path in opened)
+    assert {"live0", "live1", "live2"} <= {*counted(stage)}
+    drained = stage.rows("select count(*) from positions")[0][0]
+    assert tried <= drained + 1  # where the time was up
 
 
 @pytest.mark.parametrize(("waiting", "counted_at_once"), [(5_000, True), (5_001, False)])
