@@ -1980,30 +1980,29 @@ SQL_FUNCTIONS: tuple[tuple[str, int, Callable[..., Any]], ...] = (
 )
 
 
-def _unreadable(version: int) -> str:
+def _check_version(connection: sqlite3.Connection, path: str) -> None:
+    """Raises StoreError if a database is of another version: each hit would look like one that can't be counted."""
+    version = connection.execute("pragma user_version").fetchone()[0]
+    if version == SCHEMA_VERSION:
+        return
     if version > SCHEMA_VERSION:
-        return f"has schema version {version}, this program knows {SCHEMA_VERSION}; use the newer program"
-    if version < 1:
-        return "is no database of this program; expected one made by `serve` or `tenant add`"
-    if version >= FIRST_VERSION:
-        return "was made by an older version: start `serve`, which brings it up to date"
-    return "was made by a version before 0.6.0: move its folder away to begin anew, or use the program that made it"
+        told = f"has schema version {version}, this program knows {SCHEMA_VERSION}; use the newer program"
+    elif version < 1:
+        told = "is no database of this program; expected one made by `serve` or `tenant add`"
+    elif version < FIRST_VERSION:
+        told = "was made by a version before 0.6.0: move its folder away to begin anew, or use the program that made it"
+    else:
+        told = "was made by an older version: start `serve`, which brings it up to date"
+    raise StoreError(f"{path} {told}")
 
 
 def open_connection(path: str) -> sqlite3.Connection:
     """Connect to a database that is there, and is ours. Raises StoreError if it is neither."""
+    uri = f"file:{quote(path)}?mode=rw"
     with _plain_errors(path):
-        connection = sqlite3.connect(
-            f"file:{quote(path)}?mode=rw",
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,
-            timeout=BUSY_MS / 1000,
-        )
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         try:
-            version = connection.execute("pragma user_version").fetchone()[0]
-            if version != SCHEMA_VERSION:
-                raise StoreError(f"{path} {_unreadable(version)}")
+            _check_version(connection, path)
             connection.execute("pragma synchronous = full")
             connection.execute("pragma wal_autocheckpoint = 0")
             connection.execute(f"pragma cache_size = {-CACHE_KIBIBYTES}")
@@ -2122,9 +2121,7 @@ class Database:
         """Whether the file is a database still, of this version, and whose spool this is. Raises StoreError."""
         if os.pread(self._header, len(MAGIC), 0) != MAGIC:
             raise StoreError(f"{self.path} is damaged: it does not begin as a database does; {WAY_OUT}")
-        if connection.execute("pragma user_version").fetchone()[0] != SCHEMA_VERSION:
-            # What this version writes would not fit any more, and each hit would look like one that can't be counted.
-            raise StoreError(f"{self.path} was changed by a newer version of this program; restart that one")
+        _check_version(connection, self.path)
         spool_instance = read_small_file(self.spool, "instance")
         if spool_instance is None:
             raise StoreError(
@@ -2277,6 +2274,21 @@ def write_small_file(path: str, text: str, mode: int, *, sync: bool = True) -> N
         raise
     if sync:
         sync_folder(os.path.dirname(path))
+
+
+def append_to(path: str, data: bytes) -> int:
+    """Append to a file what a transaction will commit; returns how long it is then. Raises StoreError."""
+    try:
+        with open(path, "ab", opener=partial(os.open, mode=0o640)) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        if size == len(data):  # it is new
+            sync_folder(os.path.dirname(path))
+    except OSError as error:
+        raise StoreError(f"can't write to {path}: {error.strerror}; nothing was changed") from error
+    return size
 
 
 def sync_folder(folder: str) -> None:
@@ -2477,15 +2489,7 @@ def remember_gone(connection: sqlite3.Connection, gone: Mapping[str, int]) -> No
 
 def write_gone(folder: str, gone: Mapping[str, int]) -> None:
     """Write into the file `gone` too what must be gone from every backup; before the commit. Raises StoreError."""
-    path = os.path.join(folder, "gone")
-    try:
-        with open(path, "ab", opener=partial(os.open, mode=0o600)) as file:
-            file.write("".join(f"{hash_} {at}\n" for hash_, at in gone.items()).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(folder)
-    except OSError as error:
-        raise StoreError(f"can't write to {path}: {error.strerror}; nothing was changed") from error
+    append_to(os.path.join(folder, "gone"), "".join(f"{hash_} {at}\n" for hash_, at in gone.items()).encode())
 
 
 def read_gone(folder: str, connection: sqlite3.Connection) -> dict[str, int]:
@@ -3980,12 +3984,6 @@ def forget_deleted(folder: str, connection: sqlite3.Connection) -> None:
             changes.delete(tenant.number, [hashes[hash_] for hash_ in hashes.keys() & new])
 
 
-def catch_up(folder: str, connection: sqlite3.Connection) -> None:
-    """Make a database that is older than the files beside it know what they do: tenants, and what was deleted since."""
-    take_over_tenants(folder, connection)
-    forget_deleted(folder, connection)
-
-
 def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most: int) -> tuple[int, int] | None:
     """Judge all hits anew of up to `most` emails behind the email with the number `after`, if they have hits since a time.
 
@@ -4711,20 +4709,13 @@ def keep_lines(database: Database, connection: sqlite3.Connection, kind: str, li
     of its kind: whoever reads them one segment after the other reads them in their order.
     """
     now, kept = now_ms(), os.path.join(database.spool, "kept")
-    try:
-        ours = f"-{os.stat(kept).st_ino}-"
-        names = (name for name in segments_in(kept) if kind in name and int(name[:13]) <= now)
-        name = max(names, default="0" * 13)
-        is_old = int(name[:13]) < now - SEGMENT_SECONDS * 1000
-        if is_old or ours not in name or position_of(connection, name) != os.stat(os.path.join(kept, name)).st_size:
-            name = f"{now:013d}{ours}{secrets.token_hex(12)}{kind}.jsonl"
-        with open(os.path.join(kept, name), "ab", opener=partial(os.open, mode=0o640)) as file:
-            file.write(lines)
-            file.flush()
-            os.fdatasync(file.fileno())
-            set_position(connection, name, file.tell(), now)
-    except OSError as error:
-        raise StoreError(f"can't write to {kept}: {error.strerror}; nothing was changed") from error
+    found = segments_in(kept)
+    ours = f"-{os.stat(kept).st_ino}-"
+    name = max((each for each in found if kind in each and int(each[:13]) <= now), default="0" * 13)
+    is_old = int(name[:13]) < now - SEGMENT_SECONDS * 1000
+    if is_old or ours not in name or position_of(connection, name) != found[name].st_size:
+        name = f"{now:013d}{ours}{secrets.token_hex(12)}{kind}.jsonl"
+    set_position(connection, name, append_to(os.path.join(kept, name), lines), now)
 
 
 def tell_emails(
@@ -8184,7 +8175,8 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
         path = os.path.abspath(settings.database)
         with restoring(path, backup) as (connection, aside):
             known, made_at = {tenant.id for tenant in list_tenants(connection)}, drained_at(connection)
-            catch_up(settings.folder, connection)
+            take_over_tenants(settings.folder, connection)
+            forget_deleted(settings.folder, connection)
     with _opened(settings, make=True) as database:
         report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
         found = _faults(database)

@@ -784,7 +784,7 @@ OTHER_SCHEMAS = {  # version, whether the database is open already, and what is 
     "newer": (99, False, "has schema version 99, this program knows 6; use the newer program"),
     "older": (4, False, "was made by a version before 0.6.0"),
     "none": (0, False, "is no database of this program; expected one made by `serve` or `tenant add`"),
-    "made newer meanwhile": (7, True, "was changed by a newer version of this program"),
+    "made newer meanwhile": (7, True, "has schema version 7, this program knows 6; use the newer program"),
 }
 
 

@@ -182,7 +182,8 @@ class Restored:
         """What `restore` does before it drains."""
         path, folder = self.stage.settings.database, str(self.stage.folder)
         with copy.open("rb") as backup, tracker.restoring(path, backup) as (connection, _):
-            tracker.catch_up(folder, connection)
+            tracker.take_over_tenants(folder, connection)
+            tracker.forget_deleted(folder, connection)
 
     def emails(self) -> list[tuple[Any, ...]]:
         return self.stage.rows(
