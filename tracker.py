@@ -72,10 +72,9 @@ PROGRAM = os.path.basename(PROGRAM_FILE)
 # What the operator says through the environment, what goes wrong, and the program's own files.
 
 ENV_FILE = "/etc/email-tracker.env"
-NETWORK_FILE_SYSTEMS = {
-    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "afs", "ceph", "fuse.ceph", "lustre", "glusterfs"),
-    *("fuse.glusterfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone"),
-}
+NETWORK_FILE_SYSTEM = (
+    "nfs4?|cifs|smb(3|fs)|9p|virtiofs|afs|lustre|(fuse[.])?(ceph|glusterfs)|fuse[.](sshfs|s3fs|rclone)"
+)
 
 
 class BadInput(ValueError):
@@ -278,7 +277,7 @@ def network_file_system_fault(folder: str, mounts: str = "/proc/self/mounts") ->
             point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
             if (folder + "/").startswith(point.rstrip("/") + "/") and len(point) >= depth:
                 kind, depth = this_kind, len(point)
-    if kind in NETWORK_FILE_SYSTEMS:
+    if re.fullmatch(NETWORK_FILE_SYSTEM, kind):
         return f"DATABASE_URL: {folder} is on {kind}; expected a local disk: SQLite's locks do not hold on a network"
     return None
 
@@ -2822,29 +2821,16 @@ def read_tenant_name(text: str) -> str:
     return name
 
 
-def _read_hosts(name: str, *texts: str) -> list[str]:
+def read_hosts(name: str, *texts: str) -> list[str]:
     try:
         return list(map(read_destination, texts))
     except BadInput as error:
         raise BadInput(f"{name}: {error}") from None
 
 
-def new_tenant_options(settings: Settings, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Check what is asked for a new tenant, for add_tenant. Raises BadInput with the field and what was expected."""
-    id_, host = said.get("id") or None, said.get("tracking_host")
-    if id_ and (fault := id_fault(id_)):
-        raise BadInput(f"id: {fault}")
-    return {
-        "id_": id_,
-        "allow": _read_hosts("domains", *said.get("domains", ())),
-        "any_domain": said.get("any_domain", False),
-        "tracking_host": read_tracking_host(settings, host) if host else None,
-    }
-
-
 def read_tracking_host(settings: Settings, text: str) -> str:
     """Read a tenant's tracking host. Raises BadInput."""
-    (host,) = _read_hosts("tracking_host", text)
+    (host,) = read_hosts("tracking_host", text)
     if ":" in host or IPV4.fullmatch(host):
         raise BadInput(f"tracking_host {text!r}: expected a domain name such as track.acme.com, without a port")
     if settings.base_url and host == read_origin(settings.base_url)[0]:
@@ -5443,24 +5429,21 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
     )
 
 
-def period_of(
-    connection: sqlite3.Connection, tenant: Tenant, asked: Mapping[str, str], zone: tzinfo, now: int
-) -> Period:
+def period_of(connection: sqlite3.Connection, tenant: Tenant, asked: Mapping[str, str], now: int) -> Period:
     """The range that is asked for, by its name or from a day to a day. Raises BadInput."""
+    zone = zone_of(tenant, asked.get("tz"))
     days = read_days(asked, datetime.fromtimestamp(now / 1000, zone).date())
     first = first_quarter(connection, tenant.number) if asked.get("range") == "all" else None
     return read_period(asked.get("range", DEFAULT_RANGE), zone, now, first and first * QUARTER_MS, days)
 
 
-def read_declaration(
-    campaign: str, sent: int, sent_at: str | None, name: str = "sent_at"
-) -> tuple[str, int, int | None]:
+def read_declaration(campaign: str, sent: int, at: str | None, name: str = "sent_at") -> tuple[str, int, int | None]:
     """Check what somebody says of a campaign; the time in milliseconds since 1970. Raises BadInput."""
     if not campaign.strip(" ") or len(campaign) > MAX_CAMPAIGN or UNFIT.search(campaign):
         raise BadInput(f"campaign: expected a name of 1 to {MAX_CAMPAIGN} characters in one line")
     if not 0 <= sent <= MOST_SENT:
         raise BadInput(f"sent: expected a number from 0 to {MOST_SENT:,}")
-    return campaign.strip(" "), sent, None if sent_at is None else read_iso_time(sent_at, name)
+    return campaign.strip(" "), sent, None if at is None else read_iso_time(at, name)
 
 
 def read_iso_time(text: str, name: str) -> int:
@@ -5932,10 +5915,8 @@ def kept_fields(view: View, *without: str) -> Markup:
 
 
 def search_form(view: View) -> Markup:
-    shown = view.asked.get("show", "all")
-    options = (
-        tag("option", label, value=name, selected="selected" * (name == shown)) for name, (label, _) in SHOWN.items()
-    )
+    chosen = {view.asked.get("show", "all"): "selected"}
+    options = (tag("option", label, value=name, selected=chosen.get(name, "")) for name, (label, _) in SHOWN.items())
     return view.pages["_search"].render(
         action="/" + "/".join(quote(segment, safe="") for segment in view.segments) + "#emails",
         kept=kept_fields(view, "q", "show", "after", "sort"),
@@ -6067,8 +6048,7 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
     if zone_named(tenant.tz) is None:
         yield f"This machine has no data of the time zone {tenant.tz} (install tzdata): days begin in UTC."
     if waiting:
-        are = "hit is" if waiting == 1 else "hits are"
-        yield f"About {waiting:,} {are} still waiting to be counted; load this page again."
+        yield f"About {counted(waiting, 'hit')} still waiting to be counted; load this page again."
     if tenant.id_in_mail_at and not tenant.one_id:
         yield (
             f"This dashboard's id stands in mail (last seen {view.time(tenant.id_in_mail_at)}), whose readers can read these "
@@ -6177,10 +6157,8 @@ class Request(NamedTuple):
     @property
     def is_heavy(self) -> bool:
         """Whether its body is large, or may be."""
-        said = self.environ.get("CONTENT_LENGTH") or ""
-        return len(said) > 6 or (
-            int(said) > HEAVY_BYTES if said.isdecimal() else "HTTP_TRANSFER_ENCODING" in self.environ
-        )
+        said, is_chunked = self.environ.get("CONTENT_LENGTH") or "", "HTTP_TRANSFER_ENCODING" in self.environ
+        return len(said) > 6 or (int(said) > HEAVY_BYTES if said.isdecimal() else is_chunked)
 
     def body(self) -> bytes:
         """The whole body. Raises HTTPError 400 if it is not there, 413 if it is too large."""
@@ -6633,7 +6611,7 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
     view = _view(app, request, tenant)
     rows = {"emails": EMAIL_ROWS, "events": HIT_ROWS, "clients": ALL_ROWS}
     with app.numbers() as (connection, waiting):
-        period, tables = period_of(connection, tenant, view.asked, view.zone, view.now), {}
+        period, tables = period_of(connection, tenant, view.asked, view.now), {}
         for name, table in TABLES.items():
             asked = _wanted(request, view, table, days=period.days, most=rows.get(name) or view.most(name))
             tables[name] = read_table(connection, tenant.number, table, asked)
@@ -6683,7 +6661,7 @@ def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response
 def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
     view = _view(app, request, tenant)
     with app.numbers() as (connection, waiting):
-        stats = read_stats(connection, tenant, period_of(connection, tenant, view.asked, view.zone, view.now))
+        stats = read_stats(connection, tenant, period_of(connection, tenant, view.asked, view.now))
     return json_response(200, stats_json(stats, tenant.name, waiting))
 
 
@@ -6696,11 +6674,12 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
     limit = parameters.get("limit", str(MOST_CAMPAIGNS if table is CAMPAIGNS else MAX_ROWS))
     if not re.fullmatch("[0-9]{1,6}", limit) or not 1 <= int(limit) <= MAX_ROWS:
         raise HTTPError(400, f"limit: expected a whole number from 1 to {MAX_ROWS}")
+    asked = asked._replace(most=int(limit))
     with app.numbers() as (connection, _):  # drained, so that the export is complete
         if table is PROGRAMS:
-            asked = asked._replace(days=period_of(connection, tenant, view.asked, view.zone, view.now).days)
-    rows = export_rows(app.database, tenant.number, table, form, asked, int(limit))
-    alone = heavy(app.settings.folder) if int(limit) > HEAVY_ROWS else contextlib.nullcontext()
+            asked = asked._replace(days=period_of(connection, tenant, view.asked, view.now).days)
+    rows = export_rows(app.database, tenant.number, table, form, asked)
+    alone = heavy(app.settings.folder) if asked.most > HEAVY_ROWS else contextlib.nullcontext()
     body = _sent(rows, alone, request.environ["wsgi.errors"])
     next(body)
     headers = [
@@ -6734,18 +6713,17 @@ MOST_CAMPAIGNS = 10_000  # where nobody says how many: strangers can make up mor
 CHUNK_ROWS = 500  # read at once: the database is free in between; more takes memory, and saves no time
 
 
-def export_rows(
-    database: Database, tenant: int, table: Table, form: str, asked: Wanted, limit: int = ALL_ROWS
-) -> Iterator[bytes]:
+def export_rows(database: Database, tenant: int, table: Table, form: str, asked: Wanted) -> Iterator[bytes]:
     """A table as JSON or CSV, in pieces, in constant memory; the database is free in between."""
     names = [name for name in table.fields if asked.people or name not in PERSONAL_FIELDS]
-    pages = _pages_of(database, tenant, table, asked._replace(whole=True), limit)
+    pages = _pages_of(database, tenant, table, asked._replace(whole=True))
     return (_json_lines if form == "json" else _csv_lines)(names, pages)
 
 
-def _pages_of(database: Database, tenant: int, table: Table, asked: Wanted, limit: int) -> Iterator[Rows]:
+def _pages_of(database: Database, tenant: int, table: Table, asked: Wanted) -> Iterator[Rows]:
     """The rows in pieces, of which only the last says where more follow."""
     following: Cursor | None = asked.after
+    limit = asked.most
     while following:
         asked = asked._replace(after=following, most=min(CHUNK_ROWS, limit) if table.in_pages else limit)
         with database.reading() as connection:
@@ -7001,12 +6979,15 @@ def post_campaigns(app: App, request: Request, tenant: Tenant) -> Response:
 
 def post_tenants(app: App, request: Request) -> Response:
     said = read_fields(_json_body(request), _TENANT_FIELDS)
-    name = read_tenant_name(said.get("name", ""))
-    wanted = new_tenant_options(app.settings, said)
-    if app.settings.public_url(wanted["tracking_host"]) is None:
+    name, id_, host = read_tenant_name(said.get("name", "")), said.get("id") or None, said.get("tracking_host") or None
+    if id_ and (fault := id_fault(id_)):
+        raise BadInput(f"id: {fault}")
+    about = {"allow": read_hosts("domains", *said.get("domains", ())), "any_domain": said.get("any_domain", False)}
+    about["tracking_host"] = host and read_tracking_host(app.settings, host)
+    if app.settings.public_url(host) is None:
         raise HTTPError(409, NO_PUBLIC_URL)
     with changing_tenants(app.database) as connection:
-        tenant = add_tenant(connection, name, now_ms(), **wanted)
+        tenant = add_tenant(connection, name, now_ms(), id_=id_, **about)
     return json_response(201, tenant_summary(app.settings, tenant))
 
 
@@ -7117,9 +7098,7 @@ def _dispatch(app: App, request: Request, route: Route, values: list[str]) -> Re
     if route.access == WRITER and (tenant.one_id or tenant.api_key_hash) and not has_key(app, request, tenant):
         if tenant.api_key_hash:
             raise HTTPError(401, "Expected the tenant's API key: Authorization: Bearer KEY.", BEARER)
-        raise HTTPError(
-            403, "This tenant's id stands in mail, so writing needs an API key; make one with `tenant key`."
-        )
+        raise HTTPError(403, "This tenant's id stands in mail, so writing needs an API key: `tenant key` makes one.")
     with heavy(app.settings.folder) if request.is_heavy else contextlib.nullcontext():
         return route.handler(app, request, tenant, *values[1:])
 
@@ -7350,23 +7329,21 @@ def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **
     if settings.address.startswith("unix:"):
         _refuse_odd_path(settings.address.removeprefix("unix:"), "nginx")
     upstream = re.sub(r"^(0\.0\.0\.0|\[::\]):", "127.0.0.1:", settings.address)
-    match = re.fullmatch("(https?)://.*?(?::([0-9]+))?", settings.base_url or "")
-    scheme, port = match.groups() if match else ("https", None)
+    match = re.fullmatch("(https?)://.*?(:([0-9]+))?", settings.base_url or "")
+    scheme, shown_port, port = match.groups("") if match else ("https", "", "")
     servers = []
     for host, is_certified in hosts.items():
         # A longer name keeps nginx from starting. Larger buckets are a setting that all its sites share and that must
         # not stand twice, so such a name becomes a pattern, which needs none.
         server_name = host if len(host) <= LONGEST_HASHED_NAME else f'"~^{re.escape(host)}$"'
         server = partial(server_file, server_name=server_name, **places)
-        if scheme == "http":
-            servers.append(server("_nginx_server.conf", listen=_nginx_listen(port or http_port), certificate=""))
-            continue
-        shown_port = f":{port}" if port else ""
-        otherwise = f"return 301 https://{host}{shown_port}$request_uri;" if is_certified else "return 503;"
-        servers.append(server("_nginx_challenge.conf", listen=_nginx_listen(http_port), otherwise=otherwise))
-        if is_certified:
+        certificate, listen = "", _nginx_listen(port or http_port)
+        if scheme == "https":
+            otherwise = f"return 301 https://{host}{shown_port}$request_uri;" if is_certified else "return 503;"
+            servers.append(server("_nginx_challenge.conf", listen=_nginx_listen(http_port), otherwise=otherwise))
             certificate = server_file("_nginx_certificate.conf", host=host, **places)
             listen = _nginx_listen(port or DEFAULT_PORTS["https"], " ssl")
+        if scheme == "http" or is_certified:
             servers.append(server("_nginx_server.conf", listen=listen, certificate=certificate))
     return server_file("nginx.conf", upstream=upstream, servers="\n".join(servers))
 
@@ -7415,7 +7392,6 @@ HELP_TOPICS = (
     *("keep", "elsewhere", "privacy", "costs", "design"),
 )
 PIPE_PATIENCE = 5.0  # seconds that `instrument` waits for the database: a mail system waits for it
-EX_TEMPFAIL = 75  # sysexits.h: to a mail system, "try again"
 REJUDGE_EMAILS = 500  # in one transaction: between two, the service writes
 SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted
 CLOCK_SECONDS = 120.0  # that two clocks may differ
@@ -7523,10 +7499,8 @@ def cmd_serve(args: Namespace, settings: Settings) -> None:
                 add_tenant(connection, "default", now_ms())
                 show = f"{PROGRAM} tenant show default{' --local' * settings.local}"
                 log(f"made the tenant default; its URLs: {show}")  # ids are for a person and not for a log
-    except Conflict:
-        raise
     except StoreError as error:
-        if not os.path.exists(os.path.join(settings.folder, "tenants.json")):
+        if isinstance(error, Conflict) or not os.path.exists(os.path.join(settings.folder, "tenants.json")):
             raise
         # Mail already sent goes on working: its hits wait in the spool until there is a sound database.
         log(f"serving pixels and links only: {error}")
@@ -7626,28 +7600,20 @@ def cmd_tenant_set(args: Namespace, settings: Settings) -> None:
 @command(JSON)
 def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
     """List tenants with what they sent in 30 days (as in `stats`), what people opened of it, and their last hit."""
-    rows, lines = [], [f"{'mail_id':20} {'sent':>8} {'opened':>15}  {'last hit':20} name"]
-    now = now_ms()
+    rows, now = [], now_ms()
+    lines = ["mail_id                  sent          opened  last hit             name"]
     with _opened(settings, drained=True) as database, database.reading() as connection:
         for tenant in list_tenants(connection):
-            period = read_period("30d", zone_of(tenant), now, None)
-            sums = cohort_in(connection, tenant.number, period.span(tenant.tz))
+            span = read_period("30d", zone_of(tenant), now, None).span(tenant.tz)
+            sums = cohort_in(connection, tenant.number, span)
             last = last_hit_at(connection, tenant.number) or 0
-            row: dict[str, Any] = {
-                "mail_id": tenant.mail_id,
-                "name": tenant.name,
-                "sent": sums["emails"],
-                "opened": sums["opened_person"],
-                "opened_unconfirmed": sums["opened_unconfirmed"],
-                "last_hit_at": iso_time(last) if last >= now - 30 * DAY_MS else None,
-                "suspended": tenant.suspended,
-            }
-            rows.append(row)
-            most = row["opened"] + row["opened_unconfirmed"]
-            opened = f"{row['opened']}–{most}" if row["opened_unconfirmed"] else most
-            at = (row["last_hit_at"] or "none")[:19]
+            at = iso_time(last) if last >= now - 30 * DAY_MS else None
+            sent, people, unsure = sums["emails"], sums["opened_person"], sums["opened_unconfirmed"]
+            row = {"mail_id": tenant.mail_id, "name": tenant.name, "sent": sent, "opened": people}
+            rows.append({**row, "opened_unconfirmed": unsure, "last_hit_at": at, "suspended": tenant.suspended})
+            opened = f"{people}–{people + unsure}" if unsure else people
             name = tenant.name + " (suspended)" * tenant.suspended
-            lines.append(f"{tenant.mail_id:20} {row['sent']:>8} {opened:>15}  {at:20} {name}")
+            lines.append(f"{tenant.mail_id:20} {sent:>8} {opened:>15}  {(at or 'none')[:19]:20} {name}")
     _say(args, rows, lines)
 
 
@@ -7724,7 +7690,7 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
     option("--no-links", "leave the links as they are", dest="links", action="store_false"),
     option("--hidden-link", "add a link that only scanners see; whatever follows it is known to be one"),
     option("--force", "also messages with a signature that a change breaks"),
-    option("--strict", f"if it can't be registered, write nothing and exit {EX_TEMPFAIL}: mail systems try again"),
+    option("--strict", f"if it can't be registered, write nothing and exit {os.EX_TEMPFAIL}: mail systems try again"),
     option("--report FILE", "write there, as JSON, what was done and what was not, and why"),
     LOCAL,
 )
@@ -7744,10 +7710,10 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
         if args.html and raw.decode("latin-1").startswith(tuple(BYTE_ORDER_MARKS)):
             raise BadInput("--html: expected HTML in UTF-8, not UTF-16 or UTF-32")
         try:
-            new, report = _instrumented(args, settings, key, raw, said)
+            new, report = _wrapped(args, settings, key, raw, said)
         except StoreError as error:
             _tell(f"{error}; nothing was written, try again")
-            return EX_TEMPFAIL
+            return os.EX_TEMPFAIL
         json.dump({"email": key, **report.as_json()}, report_file, ensure_ascii=False, indent=1)
     sys.stdout.buffer.write(new)
     notes = report.warnings()
@@ -7760,9 +7726,7 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
     return 0
 
 
-def _instrumented(
-    args: Namespace, settings: Settings, key: str, raw: bytes, said: dict[str, Any]
-) -> tuple[bytes, Report]:
+def _wrapped(args: Namespace, settings: Settings, key: str, raw: bytes, said: dict[str, Any]) -> tuple[bytes, Report]:
     """Instrument and register, wherever the database is and whatever its state: a mail system waits.
 
     The owner of the data may not read root's Python, so nothing else is done as the owner.
@@ -7858,7 +7822,7 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
     """Print a tenant's numbers; with --json as stats.json has them."""
     with _opened(settings, drained=True) as database, database.reading() as connection:
         tenant = find_tenant(connection, args.tenant)
-        period = period_of(connection, tenant, {"range": args.range}, zone_of(tenant, args.tz), now_ms())
+        period = period_of(connection, tenant, {"range": args.range, "tz": args.tz or ""}, now_ms())
         stats = read_stats(connection, tenant, period)
         waiting = waiting_hits(database, connection)
     lines = [f"{tenant.name}: {RANGES[args.range]}, {period.zone}"]
