@@ -241,10 +241,7 @@ def _given(variable: str, sources: Sequence[Mapping[str, str]]) -> str:
 
 
 def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, local: bool = False) -> Settings:
-    """Make Settings of the environment and, for what it does not say, of an env file.
-
-    Raises SettingsError with all faults at once, so that one look mends them all.
-    """
+    """Read the environment and, for what it does not say, an env file. SettingsError has all faults: one look mends all."""
     faults: list[str] = []
     env_file = env_file or (ENV_FILE if os.path.exists(ENV_FILE) else os.devnull)
     sources = [environ, read_env_file(env_file, faults)]
@@ -4110,7 +4107,7 @@ MOST_SORTED = 10_000  # the newest rows, which are sorted or filtered at once: n
 MOST_SEARCHED = 20_000  # the newest emails, in which a piece of text is looked for
 MOST_BEGIN = 1_000  # older ones that are found by their beginning
 MOST_CLICKED = 10  # links that are told of one email in a table
-EXPORT_TYPES = ("csv", "json")
+EXPORT_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json; charset=utf-8"}
 SHOWN = {  # which emails a table shows, by what their readers did: in words, and in SQL
     "all": ("all", "1 = 1"),
     "opened": ("opened by a person", "opens_person > 0 or clicks_person > 0"),
@@ -5277,10 +5274,7 @@ def zone_of(tenant: Tenant, asked: str | None = None) -> tzinfo:
 
 
 def read_period(name: str, zone: tzinfo, now: int, first: int | None, days: Days | None = None) -> Period:
-    """Cut a range that ends now, or one from a day to a day, into steps that begin with the hours, days and weeks of a zone.
-
-    `first` is when the tenant's numbers begin, for the range "all". Raises BadInput.
-    """
+    """Cut a range that ends now (or with `days`) into the hours, days, weeks or months of a zone; "all" begins with `first`."""
     if days is None and name not in RANGES:
         raise BadInput(f"range is {name[:60]!r}; expected one of {', '.join(RANGES)}")
     local = datetime.fromtimestamp(now / 1000, zone)
@@ -5730,20 +5724,20 @@ def column_head(view: View, table: str, column: Column) -> Markup:
 
 def table_end(view: View, rows: Rows, name: str) -> Markup:
     """How many rows a search found, where a table goes on, and where it can be taken away."""
-    found, more, take = "", joined(), joined()
+    if rows.table is EVENTS:
+        return joined()
+    found, more = "", joined()
     if rows.found:
         newest, older = rows.found
         also = f" and {older:,} older that begin so" if older else ""
         found = f"{newest:,} of the newest {MOST_SEARCHED:,}{also} · "
     larger = next((str(most) for most in TABLE_ROWS if most > view.most(name)), "")
     after, value = ("after", str(rows.next)) if rows.table is EMAILS else (name, larger)
-    if rows.next and rows.table is not EVENTS and value:
+    if rows.next and value:
         more = joined(tag("a", "More", href=f"{view.url(**{after: value})}#{name}", rel="next"), " · ")
-    if name in EXPORT_QUERIES:
-        query = query_of(view, EXPORT_QUERIES[name])
-        csv, json_ = (f"{view.base}/{name}.{form}{'?' * bool(query)}{query}" for form in EXPORT_TYPES)
-        take = joined("Take away as ", tag("a", "CSV", href=csv), " or ", tag("a", "JSON", href=json_))
-    return joined(found, more, take)
+    query = query_of(view, EXPORT_QUERIES[name])
+    csv, json_ = (f"{view.base}/{name}.{form}{'?' * bool(query)}{query}" for form in EXPORT_TYPES)
+    return joined(found, more, "Take away as ", tag("a", "CSV", href=csv), " or ", tag("a", "JSON", href=json_))
 
 
 def table_section(view: View, rows: Rows) -> Markup:
@@ -6011,13 +6005,14 @@ def email_page(view: View, emails: Rows, hits: Rows) -> str:
     }
     if campaign:
         crumb = joined(tag("a", tag("bdi", campaign), href=page_url(view, "campaigns", campaign)), " \u203a ")
-    shown = [(name, value) for name, value in about.items() if value]
     return view.page(
         f"{subject or key}: {view.tenant.name}",
         "email",
         title=subject or f"Email {key}",
         campaign=crumb,
-        about=joined(*(tag("div", tag("dt", name), tag("dd", tag("bdi", value))) for name, value in shown)),
+        about=joined(
+            *(tag("div", tag("dt", name), tag("dd", tag("bdi", about[name]))) for name in about if about[name])
+        ),
         hits=joined(*(timeline_row(view, hit, arrived, arrival) for hit in reversed(hits.named(view.people)))),
         count=counted(len(hits.rows), "hit") + (" of more; all are in the export" if hits.next else ""),
         events=f"{view.base}/events",
@@ -6071,7 +6066,6 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
 # == Web ===============================================================================================
 # Requests, responses and errors; nothing here knows what the tracker does.
 
-JSON_TYPE = "application/json; charset=utf-8"
 TEXT_TYPE = "text/plain; charset=utf-8"
 MAX_BODY = 10 << 20
 REASON_PHRASES = {status.value: status.phrase for status in HTTPStatus}
@@ -6222,8 +6216,7 @@ def kept_address(address: str, setting: str) -> str:
         return ""
     if setting == "full":
         return str(parsed)
-    prefix = 24 if parsed.version == 4 else 48
-    return str(ipaddress.ip_network(f"{parsed}/{prefix}", strict=False).network_address)
+    return str(ipaddress.ip_network(f"{parsed}/{24 if parsed.version == 4 else 48}", strict=False).network_address)
 
 
 @contextlib.contextmanager
@@ -6243,7 +6236,7 @@ def json_response(status: int, value: object, headers: Headers = ()) -> Response
     """JSON, which nobody may keep or frame."""
     indent = None if isinstance(value, list) else 1  # a thousand items, indented, would take a worker's memory for good
     body = json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace") + b"\n"
-    return Response(status, [("Content-Type", JSON_TYPE), *PAGE_HEADERS, *headers], body)
+    return Response(status, [("Content-Type", EXPORT_TYPES["json"]), *PAGE_HEADERS, *headers], body)
 
 
 def send(response: Response, method: str, start_response: StartResponse) -> Iterable[bytes]:
@@ -6682,27 +6675,20 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
     alone = heavy(app.settings.folder) if asked.most > HEAVY_ROWS else contextlib.nullcontext()
     body = _sent(rows, alone, request.environ["wsgi.errors"])
     next(body)
-    headers = [
-        ("Content-Type", JSON_TYPE if form == "json" else "text/csv; charset=utf-8"),
-        *PAGE_HEADERS,
-        ("Content-Disposition", f'attachment; filename="{name}.{form}"'),
-    ]
-    return Response(200, headers, body)
+    headers = ("Content-Type", EXPORT_TYPES[form]), ("Content-Disposition", f'attachment; filename="{name}.{form}"')
+    return Response(200, (*headers, *PAGE_HEADERS), body)
 
 
 def _sent(
     rows: Iterator[bytes], alone: contextlib.AbstractContextManager[None], errors: Any
 ) -> Generator[bytes, None, None]:
-    """An export as it is sent. What comes first is nothing, and the lock, which is given back however it ends.
-
-    Its errors go to our log, since the server would log the private URL with them.
-    """
+    """An export as it is sent. What comes first is nothing, and the lock, which is given back however it ends."""
     with alone:
         yield b""
         try:
             yield from rows
         except Exception:
-            errors.write(f"an export broke off\n{traceback.format_exc()}")
+            errors.write(f"an export broke off\n{traceback.format_exc()}")  # the server would log the private URL too
             raise OSError(errno.EPIPE, "an export broke off") from None  # the server cuts the connection, silently
 
 
@@ -7281,17 +7267,15 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
 def heed_sigterm() -> None:
     """End a worker whose SIGTERM comes before it listens for it: gunicorn would lose it, and then wait 30 s in vain."""
 
+    mask = signal.pthread_sigmask
+    hold, let_it_come = (partial(mask, how, {signal.SIGTERM}) for how in (signal.SIG_BLOCK, signal.SIG_UNBLOCK))
+
     def end_by_it() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         let_it_come()
 
-    let_it_come = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
     # The signal waits until the child has the default back: the master's handler is not for it.
-    os.register_at_fork(
-        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGTERM}),
-        after_in_parent=let_it_come,
-        after_in_child=end_by_it,
-    )
+    os.register_at_fork(before=hold, after_in_parent=let_it_come, after_in_child=end_by_it)
 
 
 def server_file(name: str, /, **values: str) -> str:
@@ -7727,10 +7711,8 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
 
 
 def _wrapped(args: Namespace, settings: Settings, key: str, raw: bytes, said: dict[str, Any]) -> tuple[bytes, Report]:
-    """Instrument and register, wherever the database is and whatever its state: a mail system waits.
-
-    The owner of the data may not read root's Python, so nothing else is done as the owner.
-    """
+    """Instrument and register, wherever the database is and whatever its state: a mail system waits."""
+    # The owner of the data may not read root's Python, so little is done as the owner.
     database = Database(settings.database, patience=PIPE_PATIENCE)
     registers = args.key_placeholder is None
     try:
