@@ -5512,6 +5512,8 @@ class Pages:
 
     def __init__(self) -> None:
         self._templates = {name: Template(resource(f"templates/{name}.html").decode()) for name in TEMPLATE_NAMES}
+        lines = resource("templates/words.txt").decode().splitlines()
+        self.words = dict(line.split(" = ") for line in lines if line and line[0] != "#")
         self.stylesheet = resource("templates/style.css")
         self.stylesheet_name = f"style.{hashlib.sha256(self.stylesheet).hexdigest()[:16]}.css"
         self.icon = resource("templates/icon.svg")
@@ -5836,26 +5838,14 @@ def step_label(period: Period, n: int) -> str:
 
 # -- Figures
 
-DEFINITIONS = {
-    "Sent": "Emails registered or declared as sent in this range.",
-    "Opened": "Of the mail sent in this range: at least what people certainly opened, at most that and the unconfirmed.",
-    "Clicked": "Of the mail sent in this range: emails in which a person followed a link; with the unconfirmed at most.",
-    "Click-to-open": "Of the emails that people certainly read (by an open or a click): those in which they clicked.",
-    "Opens": "Hits on pixels in this range, whenever the mail was sent; repeats are one open.",
-    "Clicks": "Hits on links in this range, whenever the mail was sent.",
-    "Machines": "Opens and clicks in this range by scanners, bots and previews; they are in no rate.",
-}
-
-
-class Figure(NamedTuple):
-    label: str
-    value: str
-    detail: str
-    change: str
+Figure = dict[str, str]  # a big number: its label, value, what it is made of (detail), its change from the time before
 
 
 def figures_of(details: Mapping[str, str], now: Mapping[str, Amount], then: Mapping[str, Amount]) -> list[Figure]:
-    return [Figure(each, told(now[each]), why, change_of(now[each], then.get(each))) for each, why in details.items()]
+    return [
+        {"label": label, "value": told(now[label]), "detail": detail, "change": change_of(now[label], then.get(label))}
+        for label, detail in details.items()
+    ]
 
 
 def sent_figures(totals: Totals, before: Totals | None = None) -> list[Figure]:
@@ -5890,12 +5880,12 @@ def figure_list(view: View, figures: Iterable[Figure]) -> Markup:
     """Figures as a list; where the page has the list of reasons, with a way to it."""
     items = []
     for figure in figures:
-        about, why = DEFINITIONS[figure.label], ""
+        about, why = view.pages.words[figure["label"]], ""
         if view.campaign:
             about = about.replace("sent in this range", "of this campaign")
-        elif figure.label not in ("Sent", "Click-to-open"):
+        elif figure["label"] not in ("Sent", "Click-to-open"):
             why = joined(" ", tag("a", "Why?", href="#why"))
-        items.append(view.pages["_figure"].render(**figure._asdict(), about=about, why=why))
+        items.append(view.pages["_figure"].render(**figure, about=about, why=why))
     return joined(*items)
 
 
@@ -6029,14 +6019,6 @@ def can_allow(host: str, reason: str) -> bool:
         return False
 
 
-OVER_LIMIT = {  # by what there was too much of
-    "unregistered": "for emails that nobody registered were not counted",
-    "agent": "are counted without the name of their program",
-    "url": "are counted without the link that they followed",
-    "campaign": "are counted without the campaign that they named",
-}
-
-
 def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
     tenant, others = view.tenant, stats.unregistered
@@ -6055,7 +6037,7 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
         told = f"Opened: {made_of(others.opened)}. Clicked: {made_of(others.clicked)}. They are in no rate."
         yield f"So far {counted(others.emails, 'email')} that nobody registered got hits. {told}"
     for what, hits in stats.over.items():
-        yield f"In this range {counted(hits, 'hit')} {OVER_LIMIT[what]}: more were new on a day than strangers may make up."
+        yield f"In this range {counted(hits, 'hit')} {view.pages.words[what]}: more were new on a day than strangers may make up."
     for host, reason, clicks in stats.named:
         allow = f" `tenant set {tenant.mail_id} --domain {host}` allows it from then on." * can_allow(host, reason)
         yield f"{counted(clicks, 'click')} to {host or 'other hosts'} met the naming page: {NAMING_REASONS[reason]}.{allow}"
@@ -7808,7 +7790,7 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
         stats = read_stats(connection, tenant, period)
         waiting = waiting_hits(database, connection)
     lines = [f"{tenant.name}: {RANGES[args.range]}, {period.zone}"]
-    lines += [f"{each.label:13} {each.value:>12}   {each.detail}" for each in chain(*dashboard_figures(stats))]
+    lines += ["{label:13} {value:>12}   {detail}".format_map(each) for each in chain(*dashboard_figures(stats))]
     for row in stats.reasons if args.why else ():
         what = f"{row['event_type']}s, {row['counts_as'].replace('_', ' ')}: {row['verdict']}, {row['reason']}"
         lines.append(f"{row['hits']:>8,} {what}. {sentence_of(row['reason'])}")
