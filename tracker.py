@@ -6572,11 +6572,10 @@ def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
     known = [f"{each.name}.{order}" for each in TABLES.values() for order in each.orders]
     if sort and (f"{name}.{order}" not in known or (order in PERSONAL_FIELDS and not view.people)):
         raise HTTPError(400, f"sort: expected one of {', '.join(known)}, with .up the other way round")
-    after = read_cursor(parameters.get("after", ""), table)
     if table is EMAILS:
         more |= {"search": UNFIT.sub("", parameters.get("q", "").strip()[:MOST_TYPED]), "shown": shown}
     if table is EMAILS or "whole" in more:
-        more["after"] = after
+        more["after"] = read_cursor(parameters.get("after", ""), table)
     if name == table.name and "whole" not in more:
         more |= {"order": order, "ascending": sort.endswith(".up")}
     return Wanted(campaign=view.campaign, people=view.people, **more)

@@ -431,6 +431,16 @@ def test_pages_of_emails_follow_each_other_without_a_gap(stage: Stage, sort: str
     assert {key for each in pages for key in each} == {f"k{n:03}" for n in numbers}
 
 
+def test_more_emails_on_the_dashboard_are_those_that_follow(stage: Stage) -> None:
+    register(stage, stage.acme, *(tracker.Registration(f"k{n:02}", sent_at=NOW - n * 1000) for n in range(30)))
+    text = page(stage, "dashboard")
+    found = keys(text)
+    while following := re.search(r'href="(\?[^"]*after=[^"#]*)#emails"', text):
+        text = stage.web.get(f"/{stage.acme.id}/dashboard{html.unescape(following[1])}").text
+        found += keys(text)
+    assert found == [f"k{n:02}" for n in range(30)]
+
+
 def test_a_filter_that_fits_few_says_where_it_stopped_looking(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker, "MOST_SORTED", 50)
     register(
