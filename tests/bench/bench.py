@@ -114,10 +114,10 @@ class Bench:
         bare = gunicorn("hello", "hello:application", folder, bare_port)
         us = Tracker(folder / "us", port, shlex.split(self.args.program))
         every = beside.entries(folder, ports, hello(bare, us), us)
-        with nginx(folder, [each.load.contender for each in every]):
+        with nginx(folder, [each.load.contender for each in every]) as proxy:
             with us.contender.started(us.pixels.first):
                 us.register()
-            medians = beside.all_turns(every, self.args.rounds, self.args.others)
+            medians = beside.all_turns(every, self.args.rounds, self.args.others, proxy)
         kept = sum(file.stat().st_size for file in (us.folder / "data" / "spool" / "kept").rglob("*") if file.is_file())
         every[1].settings += f"; and {kept / every[1].hits():.0f} bytes a hit in spool/kept for three days"
         if lost := medians["us"]["lost"]:

@@ -51,6 +51,7 @@ KILL_SECONDS = 1  # of load, in the middle of which it is killed
 GUNICORN = f"gunicorn, {WORKERS} sync workers"
 COLUMNS = {  # of the table: what a figure is called there, and how it is shown
     "cpu_us": ("us/hit", "{:.0f}"),
+    "nginx_us": ("nginx", "{:.0f}"),
     "cpu_of_hello": ("of hello", "{:.2f}"),
     "rate_of_hello": ("rate, of h.", "{:.2f}"),
     "p50_ms": ("p50 ms", "{:.1f}"),
@@ -213,8 +214,8 @@ RIVALS: dict[str, Callable[[str, Path, int], Entry]] = {
 # == Measuring =========================================================================================
 
 
-def turn(each: Entry, seconds: float) -> Figures:
-    """One entry's part of a round."""
+def turn(each: Entry, seconds: float, proxy: int) -> Figures:
+    """One entry's part of a round, behind a proxy with that id."""
     load, contender = each.load, each.load.contender
     bytes_before, hits_before, answered_before = each.bytes(), each.hits(), contender.answered
     began = time.perf_counter()
@@ -226,10 +227,11 @@ def turn(each: Entry, seconds: float) -> Figures:
         idle = pss_megabytes(pid)
         run_wrk(load, seconds)  # node, for one, compiles meanwhile what it is asked for most
         each.drained()
-        spent = processor_seconds(pid)
+        before = [processor_seconds(one) for one in (pid, proxy)]
         measured = run_wrk(load, seconds)
         each.drained()
-        spent, after = processor_seconds(pid) - spent, pss_megabytes(pid)
+        spent, passing = (processor_seconds(one) - some for one, some in zip((pid, proxy), before, strict=True))
+        after = pss_megabytes(pid)
         # All its processes, which have a session of their own. What nginx answers then is an error, no hit.
         killer = threading.Timer(KILL_SECONDS / 2, os.killpg, (pid, signal.SIGKILL))
         killer.start()
@@ -238,6 +240,7 @@ def turn(each: Entry, seconds: float) -> Figures:
     answered, stored = contender.answered - answered_before, each.hits() - hits_before
     return {
         "cpu_us": spent / measured.good * 1e6,
+        "nginx_us": passing / measured.good * 1e6,
         "rate": measured.rate,
         "p50_ms": measured.p50_ms,
         "p99_ms": measured.p99_ms,
@@ -250,12 +253,12 @@ def turn(each: Entry, seconds: float) -> Figures:
     }
 
 
-def all_turns(every: Sequence[Entry], rounds: int, seconds: float) -> dict[str, Figures]:
+def all_turns(every: Sequence[Entry], rounds: int, seconds: float, proxy: int) -> dict[str, Figures]:
     """The medians of the rounds, by name; what is told beside hello is compared within each round."""
     found: dict[str, list[Figures]] = {each.name: [] for each in every}
     for number in range(rounds):
         for each in every:
-            figures = turn(each, seconds)
+            figures = turn(each, seconds, proxy)
             hello, us = (found[name][number] if found[name][number:] else figures for name in ("hello", "us"))
             figures["cpu_of_hello"] = figures["cpu_us"] / hello["cpu_us"]
             figures["rate_of_hello"] = figures["rate"] / hello["rate"]
@@ -274,12 +277,13 @@ def all_turns(every: Sequence[Entry], rounds: int, seconds: float) -> dict[str, 
 def print_table(every: Sequence[Entry], medians: Mapping[str, Figures]) -> None:
     """The figures, then with which settings each ran."""
     width = max(map(len, medians))
-    print(f"\n{'a pixel, medians':{width}}" + "".join(f"{title:>12}" for title, _ in COLUMNS.values()))
+    print(f"\n{'a pixel, medians':{width}}" + "".join(f"{title:>11}" for title, _ in COLUMNS.values()))
     for name, figures in medians.items():
-        print(f"{name:{width}}" + "".join(f"{form.format(figures[what]):>12}" for what, (_, form) in COLUMNS.items()))
+        print(f"{name:{width}}" + "".join(f"{form.format(figures[what]):>11}" for what, (_, form) in COLUMNS.items()))
     print(
-        "us/hit: processor of all processes of the server until nothing waits; rate, of h.: answers a second beside\n"
-        "hello's; MB: proportional set size; bytes: of the database; lost: of the hits that were answered before a kill."
+        "us/hit: processor of all processes of the server until nothing waits; nginx: of the proxy, beside that;\n"
+        "of hello, rate, of h.: beside hello's; MB: proportional set size; bytes/hit: of the database;\n"
+        "lost: of the hits that were answered while the server was killed"
     )
     for each in every:
         print(f"{each.name:{width}}  {each.settings}")
@@ -302,12 +306,13 @@ def svg(medians: Mapping[str, Figures], told: str) -> str:
             f'<text x="{231 + width:.0f}" y="{y + 14}">{figures["cpu_us"]:.0f}</text>'
         )
     height = 42 + 26 * len(rows) + 16
+    below = f"{', '.join(told.split(', ')[:3])}, all behind the same nginx; `make bench` prints each one's settings"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" width="760" height="{height}" role="img">\n'
         f"<title>Microseconds of the processor for a stored open</title>\n<style>{SVG_STYLE}</style>\n"
         f'<text x="0" y="18" font-weight="bold">Microseconds of the processor for an open, answered and stored</text>\n'
         + "\n".join(rows)
-        + f'\n<text x="0" y="{height - 6}" style="font-size:11px">{told}</text>\n</svg>\n'
+        + f'\n<text x="0" y="{height - 6}" style="font-size:11px">{below}</text>\n</svg>\n'
     )
 
 

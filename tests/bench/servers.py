@@ -318,8 +318,8 @@ $servers
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, contenders: Sequence[Contender]) -> Iterator[None]:
-    """The one proxy for all; a contender that does not run is a 502."""
+def nginx(folder: Path, contenders: Sequence[Contender]) -> Iterator[int]:
+    """The one proxy for all, its id; a contender that does not run is a 502."""
     # Started by root, nginx would become a user who can't read our folder; another user can't become anybody.
     user = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""
     servers = "\n".join(
@@ -330,8 +330,8 @@ def nginx(folder: Path, contenders: Sequence[Contender]) -> Iterator[None]:
     conf.write_text(NGINX_CONF.substitute(user=user, folder=folder, servers=servers))
     command = [tool("nginx"), "-p", str(folder), "-c", str(conf)]
     address = ("127.0.0.1", contenders[-1].port)
-    with serving("nginx", command, plain_environ(), folder / "nginx.out", address):
-        yield
+    with serving("nginx", command, plain_environ(), folder / "nginx.out", address) as pid:
+        yield pid
 
 
 def tool(name: str) -> str:
