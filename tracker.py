@@ -4434,7 +4434,10 @@ def iso_time(at: int | None) -> str | None:
 # == Spool =============================================================================================
 # Hits on their way: a worker appends lines to its own segment; a drain moves them into the database, exactly once.
 
-SEGMENT = re.compile(r"[0-9]{13}-[0-9]+-[0-9a-f]{8,}(-emails|-ingest)?\.jsonl")
+SEGMENT = re.compile(r"[0-9]{13}-[0-9]+-[0-9a-f]{8,}(-emails|-ingest|-nginx)?\.jsonl")
+SLOT = re.compile(r"[0-9]{7}\.jsonl")  # what nginx logs, where it answers pixels
+SLOT_SECONDS = 15  # between two looks at those: each makes segments
+SLOT_GROWS_SECONDS = 60  # after the look: nginx may be about to write a line into it
 MAX_HIT_LINE = 16_384  # bytes with the newline; what we write
 MAX_PURPOSE = 20  # characters of that header, which anybody can write: "prefetch;prerender" has 18
 MAX_READ_LINE = 65_536  # bytes; what we read before we skip to the next newline
@@ -4781,6 +4784,20 @@ def waiting_segments(database: Database, connection: sqlite3.Connection, trouble
     return waiting
 
 
+def take_slots(spool: str, pause: int) -> None:
+    """Give what nginx has logged a name of its own in the spool, before a byte is read; nginx then begins another file."""
+    folder = os.path.join(spool, "nginx")
+    if not os.path.isdir(folder):
+        return
+    now = now_ms()
+    newest = max((int(name[:13]) for name in segment_sizes(spool) if "-nginx" in name), default=0)
+    if abs(now - newest) >= pause * 1000:
+        for slot in filter(SLOT.fullmatch, os.listdir(folder)):
+            name = f"{now:013d}-0-{secrets.token_hex(12)}-nginx.jsonl"
+            with contextlib.suppress(FileNotFoundError):  # another drain was quicker
+                os.rename(os.path.join(folder, slot), os.path.join(spool, name))
+
+
 def await_replay(database: Database, connection: sqlite3.Connection) -> None:
     """Raises Busy while a restored database has not read all that was said of emails: later words come after those."""
     if any(each.kept and "-emails" in each.name for each in waiting_segments(database, connection, [])):
@@ -4807,6 +4824,7 @@ def drain(
     if differs:
         with changing_tenants(database):
             log("tenants.json differed from the database; it is written anew")
+    take_slots(database.spool, 0 if wait else SLOT_SECONDS)
     with database.reading(wait=wait) as connection:
         waiting = waiting_segments(database, connection, work.troubles)
     collects = gc.isenabled()
@@ -4830,7 +4848,8 @@ def _opened_segment(folder: str, waiting: Waiting) -> Iterator[Segment]:
     fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         # Lines are only written to a kept one by who holds the lock; and nobody else is told so while we lock the other.
-        finished = waiting.kept or take_lock(fd)
+        grows = "-nginx" in name and now_ms() - int(waiting.name[:13]) < SLOT_GROWS_SECONDS * 1000
+        finished = waiting.kept or (take_lock(fd) and not grows)
         # Now the end, and not before: a hit could have been written in between.
         yield Segment(folder, waiting.name, fd, os.fstat(fd).st_size if finished else waiting.size, finished)
     finally:
@@ -4840,12 +4859,10 @@ def _opened_segment(folder: str, waiting: Waiting) -> Iterator[Segment]:
 def _keep(segment: Segment) -> None:
     """Move a segment that is drained to its end to spool/kept."""
     path, kept = (os.path.join(segment.folder, *place, segment.name) for place in ((), ("kept",)))
-    with contextlib.suppress(FileExistsError):  # which a drain that was killed has left
-        os.link(path, kept)
-    if not os.path.samefile(path, kept):
+    if os.path.lexists(kept):
         raise FileExistsError(errno.EEXIST, "another segment of its name is in spool/kept; move one away")
+    os.rename(path, kept)  # not by a link, since nginx's files are not ours
     sync_folder(os.path.dirname(kept))
-    os.unlink(path)
     sync_folder(segment.folder)
 
 
@@ -6512,6 +6529,8 @@ def health(app: App, request: Request) -> Response:
         why.append(f"drain: about {state['waiting']} hits wait to be counted")
     if state["cut"]:
         why.append(f"spool: {state['cut']}")
+    if os.path.isdir(os.path.join(app.settings.spool, "nginx")) and is_nearly_full(app.settings.spool):
+        why.append("disk: less than a tenth is free, and where it is full, hits that nginx answers are lost")
     if state["rejected"]:
         why.append(f"spool: {state['rejected']} lines could not be read and were put into spool/rejected")
     folder = app.settings.folder  # anybody may ask, so it is not said where it is
@@ -6524,6 +6543,11 @@ def health(app: App, request: Request) -> Response:
         "version": __version__,
     }
     return json_response(503 if why and "strict" in request.parameters() else 200, value)
+
+
+def is_nearly_full(folder: str) -> bool:
+    about = os.statvfs(folder)
+    return about.f_bavail < about.f_blocks / 10
 
 
 def has_key(app: App, request: Request, tenant: Tenant) -> bool:
@@ -7265,6 +7289,28 @@ def server_file(name: str, /, **values: str) -> str:
     return re.sub(r"@@(\w+)", lambda match: values[match[1]], resource(f"templates/{name}").decode())
 
 
+def nginx_group() -> str:
+    """The group that nginx's workers run in, on this machine; Debian's where there is none."""
+    import grp
+
+    known = {group.gr_name for group in grp.getgrall()}
+    return next((name for name in ("www-data", "nginx", "http") if name in known), "www-data")
+
+
+def share_spool(settings: Settings) -> None:
+    """Make the folder of the spool that nginx writes into; it can pass through those above, and read nothing there."""
+    folder = os.path.join(settings.spool, "nginx")
+    try:
+        with acting_as_owner(settings):
+            os.makedirs(folder, mode=0o750, exist_ok=True)
+            for above in (settings.folder, settings.spool):
+                os.chmod(above, os.stat(above).st_mode | 0o001)
+        shutil.chown(folder, group=nginx_group())
+        os.chmod(folder, 0o2770)
+    except (OSError, LookupError) as error:
+        raise StoreError(f"{folder} can't be given to nginx's group {nginx_group()}: {error}; expected root") from error
+
+
 def _refuse_odd_path(path: str, reader: str) -> None:
     if not re.fullmatch(r"/[\w./+@-]+", path, re.ASCII):
         raise BadInput(f"{path!r}: expected an absolute path of letters, digits and . _ + @ -, for {reader} to read")
@@ -7279,8 +7325,40 @@ def has_certificate(folder: str, host: str) -> bool:
         raise StoreError(f"can't look for certificates in {folder}: {error.strerror}; expected to be root") from error
 
 
-def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **places: str) -> str:
-    """nginx's configuration for hosts, each with whether it has its certificate yet.
+CUT_ADDRESSES = {  # what nginx keeps of an address, as kept_address does
+    "full": (("default", "$remote_addr"),),
+    "none": (("default", '""'),),
+    "truncated": (
+        ("default", '""'),
+        (r'"~^(?:::ffff:)?(?<email_tracker_3>\d+\.\d+\.\d+)\.\d+$"', "$email_tracker_3.0"),
+        ('"~^(?<email_tracker_2>[0-9a-f]+:[0-9a-f]+):(?:0:|:)"', "$email_tracker_2::"),
+        ('"~^(?<email_tracker_6>[0-9a-f]+(?::[0-9a-f]+){2}):"', "$email_tracker_6::"),
+        ('"~^(?<email_tracker_1>[0-9a-f]*)::"', "$email_tracker_1::"),
+    ),
+}
+
+
+def _nginx_pixels(settings: Settings, tenants: Mapping[str, Any]) -> str:
+    """How nginx logs pixels: what is kept of an address, and which addresses are the senders' own."""
+    blocks, own = "", [("default", "false")]
+    for number, (mail_id, entry) in enumerate(tenants.items()):
+        if entry["own"]:
+            own.append((mail_id, f"$email_tracker_own_{number}"))
+            networks = [("default", "false"), *((network, "true") for network in entry["own"])]
+            blocks += _nginx_block(f"geo {own[-1][1]}", networks)
+    blocks += _nginx_block("map $email_tracker_pixel $email_tracker_own", own)
+    blocks += _nginx_block("map $remote_addr $email_tracker_kept_address", CUT_ADDRESSES[settings.ip_addresses])
+    return server_file("_nginx_pixels.conf", longest=str(MAX_KEY), blocks=blocks.rstrip())
+
+
+def _nginx_block(head: str, lines: Iterable[tuple[str, str]]) -> str:
+    return f"{head} {{\n" + "".join(f"    {key} {value};\n" for key, value in lines) + "}\n"
+
+
+def nginx_file(
+    settings: Settings, hosts: Mapping[str, bool], http_port: int, tenants: Mapping[str, Any] | None, **places: str
+) -> str:
+    """nginx's configuration for hosts, each with whether it has its certificate yet; given tenants, it answers pixels.
 
     nginx does not start without a certificate that it was told of, so until there is one a host only answers what
     those ask who make certificates. Raises BadInput for what nginx would read as something else.
@@ -7296,12 +7374,18 @@ def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **
     upstream = re.sub(r"^(0\.0\.0\.0|\[::\]):", "127.0.0.1:", settings.address)
     match = re.fullmatch("(https?)://.*?(:([0-9]+))?", settings.base_url or "")
     scheme, shown_port, port = match.groups("") if match else ("https", "", "")
+    owners = {entry["tracking_host"]: mail_id for mail_id, entry in (tenants or {}).items()}
     servers = []
     for host, is_certified in hosts.items():
         # A longer name keeps nginx from starting. Larger buckets are a setting that all its sites share and that must
         # not stand twice, so such a name becomes a pattern, which needs none.
         server_name = host if len(host) <= LONGEST_HASHED_NAME else f'"~^{re.escape(host)}$"'
-        server = partial(server_file, server_name=server_name, **places)
+        pixels = ""
+        if tenants is not None:
+            whose = f" = {owners[host]}" if host in owners else ""  # a tracking host answers for its tenant alone
+            cache_control = dict(PIXEL_HEADERS)["Cache-Control"]
+            pixels = server_file("_nginx_pixel.conf", whose=whose, cache_control=cache_control, spool=settings.spool)
+        server = partial(server_file, server_name=server_name, pixels=pixels, **places)
         certificate, listen = "", _nginx_listen(port or http_port)
         if scheme == "https":
             otherwise = f"return 301 https://{host}{shown_port}$request_uri;" if is_certified else "return 503;"
@@ -7310,7 +7394,8 @@ def nginx_file(settings: Settings, hosts: Mapping[str, bool], http_port: int, **
             listen = _nginx_listen(port or DEFAULT_PORTS["https"], " ssl")
         if scheme == "http" or is_certified:
             servers.append(server("_nginx_server.conf", listen=listen, certificate=certificate))
-    return server_file("nginx.conf", upstream=upstream, servers="\n".join(servers))
+    pixels = "" if tenants is None else _nginx_pixels(settings, tenants)
+    return server_file("nginx.conf", upstream=upstream, servers="\n".join(servers), pixels=pixels)
 
 
 def _nginx_listen(port: object, options: str = "") -> str:
@@ -7329,21 +7414,17 @@ def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file
             expected = "the program in /usr/local/bin (see --program), a Python in /usr/bin, the database in /var/lib"
             raise BadInput(f"{path}: a service can't read what is in {', '.join(HIDDEN_FOLDERS)}; expected {expected}")
     state = re.fullmatch("/var/lib/([^/]+)", settings.folder)
-    written = f"StateDirectory={state[1]}\nStateDirectoryMode=0750" if state else f"ReadWritePaths={settings.folder}"
+    mode = "0751" if os.path.isdir(os.path.join(settings.spool, "nginx")) else "0750"  # whether nginx passes through
+    written = f"StateDirectory={state[1]}\nStateDirectoryMode={mode}" if state else f"ReadWritePaths={settings.folder}"
     process = server_file("_systemd_process.service", env_file=env_file, written=written)
     return server_file(f"systemd.{name}", command=" ".join(command), process=process, folder=settings.folder)
 
 
 def _systemd_socket(address: str) -> str:
-    import grp
-
     listen, permissions = address.removeprefix("unix:"), ""
     if listen != address:
         _refuse_odd_path(listen, "systemd")
-        # The group that nginx's workers run in, on this machine; Debian's where there is none.
-        known = {group.gr_name for group in grp.getgrall()}
-        group = next((name for name in ("www-data", "nginx", "http") if name in known), "www-data")
-        permissions = server_file("_systemd_permissions.socket", group=group)
+        permissions = server_file("_systemd_permissions.socket", group=nginx_group())
     elif read_address(listen) is None:
         raise BadInput(f"BIND is {address}; expected unix:/path or ADDRESS:PORT: systemd looks up no names")
     return server_file("systemd.socket", listen=listen, permissions=permissions)
@@ -8155,6 +8236,7 @@ def _put_out(path: str | None, text: str) -> None:
     option("--webroot", "where certbot puts its proofs (its --webroot)", default="/var/www/email-tracker"),
     option("--log-folder", "where nginx keeps its logs", default="/var/log/nginx"),
     option("--http-port PORT", "for plain HTTP", type=int, default=80),
+    option("--pixels", "nginx answers pixels by itself and logs them into the spool; see `help keep` before"),
     OUTPUT,
 )
 def cmd_nginx(args: Namespace, settings: Settings) -> None:
@@ -8166,7 +8248,11 @@ def cmd_nginx(args: Namespace, settings: Settings) -> None:
     names = (read_origin(settings.base_url)[0], *tracking_hosts)
     hosts = {host: has_certificate(args.certificates, host) for host in names}
     places = {name: os.path.abspath(getattr(args, name)) for name in ("certificates", "webroot", "log_folder")}
-    _put_out(args.output, nginx_file(settings, hosts, args.http_port, **places))
+    tenants = None
+    if args.pixels:
+        share_spool(settings)
+        tenants = Directory(settings.folder).refresh().tenants
+    _put_out(args.output, nginx_file(settings, hosts, args.http_port, tenants, **places))
     for host, is_certified in hosts.items():
         if settings.base_url.startswith("https:") and not is_certified:
             ask = f'certbot certonly --webroot -w {args.webroot} -d {host} --deploy-hook "systemctl reload nginx"'

@@ -71,7 +71,7 @@ def make_certificate(folder: Path, hosts: Sequence[str]) -> None:
 class Nginx:
     """nginx before a Server that listens on a unix socket; `server.start()` first, then `start()`."""
 
-    def __init__(self, folder: Path, tracking_hosts: Sequence[str] = (), **settings: str) -> None:
+    def __init__(self, folder: Path, tracking_hosts: Sequence[str] = (), *options: str, **settings: str) -> None:
         if shutil.which("nginx") is None:
             missing("nginx")
         self.folder = folder / "nginx"
@@ -86,13 +86,14 @@ class Nginx:
         self.server = Server(folder, BIND=f"unix:{self.socket}", BASE_URL=self.url, **settings)
         self.process: subprocess.Popen[bytes] | None = None
         self.connections = 8192
+        self._options = options  # of the command that prints the file
         self._context: ssl.SSLContext | None = None
 
     def write(self) -> str:
         """Print the file anew, as one does after a change of tracking hosts; returns it."""
         text = self.server.run(
             *("nginx", "--certificates", str(self.folder / "certificates"), "--log-folder", str(self.folder / "logs")),
-            *("--webroot", str(self.folder), "--http-port", str(self.http_port)),
+            *("--webroot", str(self.folder), "--http-port", str(self.http_port), *self._options),
         )
         (self.folder / "email-tracker.conf").write_text(text)
         user = "user root;" if os.geteuid() == 0 else ""  # its workers must get into the test's folder

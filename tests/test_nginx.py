@@ -155,10 +155,12 @@ def is_pixel(answer: Answer) -> bool:
 
 
 @contextlib.contextmanager
-def fronts(folder: Path, *options: tuple[str, ...], connections: int = 1024) -> Iterator[Front]:
+def fronts(
+    folder: Path, *options: tuple[str, ...], connections: int = 1024, pixels: bool = False, kept: str = "full"
+) -> Iterator[Front]:
     """A running Front; each of `options` makes a tenant, its first word is the name."""
     hosts = [words[words.index("--tracking-host") + 1] for words in options if "--tracking-host" in words]
-    nginx = Nginx(folder, hosts, IP_ADDRESSES="full")
+    nginx = Nginx(folder, hosts, *["--pixels"] * pixels, IP_ADDRESSES=kept)
     nginx.connections = connections
     try:
         # Before both start: workers and nginx know them all from the beginning.

@@ -1,0 +1,132 @@
+"""Pixels that nginx answers by itself (`tracker.py nginx --pixels`) are counted as those that the tracker answers."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from conftest import CHROME, Server, Stage
+from frontend import Nginx
+from load import PIXEL, data, hears_signals, rows, wait_until
+from test_nginx import CLIENTS, Front, fronts, request, somebody
+from test_raw import read_answers
+
+import tracker
+
+REQUESTS = int(os.environ.get("PIXEL_REQUESTS", "900"))
+HOST = "t.acme.test"
+ACME, GLOBEX = ("Acme", "--tracking-host", HOST), ("Globex", "--own", "127.17.0.0/16")
+KEY_LETTERS = "abcXYZ019._~+@=:-"
+PURPOSES = ("Sec-Purpose: prefetch", "Purpose: preview", "X-Moz: prefetch", "Sec-GPC: 1", "X-Purpose: |x")
+
+
+def logged(nginx: Nginx) -> Iterator[Path]:
+    yield from (data(nginx.server) / "spool" / "nginx").iterdir()
+
+
+class Asker:
+    """Makes requests for pixels of the same kinds again and again: plain, with wrong bytes, in odd encodings."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+
+    def one(self, number: int) -> tuple[str, bytes, str]:
+        """A host, a request with `{Acme}` and `{Globex}` for mail ids, and the last byte of the network it comes from."""
+        chance = self.chance
+        key = f"k{number}" + "".join(chance.choices(KEY_LETTERS, k=chance.randrange(12)))
+        path = f"/{{{chance.choice(('Acme', 'Globex'))}}}/pixel/{quote(key, safe='+=:~')}.gif"
+        path += chance.choice(("", "", "?campaign=Spring", "?campaign=Fr%C3%BChling&x=1"))
+        kind = number % 3
+        if kind == 1:  # a byte of the path or the query is another
+            place = chance.randrange(path.index("pixel"), len(path))
+            path = (
+                path[:place] + chr(chance.choice([*range(0x21, 0x7B), 0x7E, *range(0xA1, 0x100)])) + path[place + 1 :]
+            )
+        elif kind == 2:
+            path = self.odd(path)
+        agent = chance.choice(
+            (CHROME, "Mozilla/5.0 (Android 14; Mobile; rv:128.0)", "curl/8.5.0", "", 'odd "\\\x80\xe9')
+        )
+        headers = chance.sample(PURPOSES, chance.randrange(2))
+        method = chance.choice(("GET", "GET", "GET", "HEAD"))
+        made = request(path, method, *headers, "Connection: close", host="HOST").replace(
+            CHROME.encode(), agent.encode("latin-1")
+        )
+        return chance.choice(("localhost", HOST)), made, chance.choice(("127.16", "127.17"))
+
+    def odd(self, path: str) -> str:
+        chance = self.chance
+        place = chance.randrange(path.index("pixel"), len(path))
+        letter = path[place]
+        return chance.choice(
+            (
+                path[:place] + f"%{ord(letter):02X}" + path[place + 1 :],
+                path[:place] + f"%{ord(letter):02x}" + path[place + 1 :],
+                path[:place] + "%2F" + path[place:],
+                path[:place] + "/" + path[place:],
+                path[:place] + "%00" + path[place:],
+                path.replace("/pixel/", "/./pixel/"),
+                path.replace("/pixel/", "/x/../pixel/"),
+                path.replace("/pixel/", "/campaigns/..%2Fpixel%2F"),
+                path.replace(".gif", ".GIF"),
+                path.replace(".gif", ".gif.gif"),
+                path.replace(".gif", ".gif#part"),
+                path + "&" * chance.randrange(3) + "?%zz",
+            )
+        )
+
+
+def events(front: Front) -> Counter[Any]:
+    """What is stored of each hit but its time and its id."""
+    front.server.run("drain")
+    kept = "key, type, address, agent, purpose, method, verdict, reason, own, (select name from tenants where number = tenant)"
+    return Counter(rows(front.server, f"select {kept} from event_details"))
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[list[Front]]:
+    """A server whose pixels nginx answers, and one whose it does not."""
+    with ExitStack() as stack:
+        made = []
+        for pixels in (True, False):
+            folder = tmp_path / str(pixels)
+            folder.mkdir()
+            made.append(stack.enter_context(fronts(folder, ACME, GLOBEX, pixels=pixels, kept="truncated")))
+        yield made
+
+
+def test_the_same_requests_make_the_same_events_whoever_answers_them(both: list[Front]) -> None:
+    asker = Asker(7)
+    asked = [asker.one(number) for number in range(REQUESTS)]
+    sources = [f"{network}.{n >> 8 & 255}.{n & 255}" for n, (_, _, network) in enumerate(asked)]
+    told: list[list[tuple[int, bytes, str]]] = []
+    for front in both:
+        answers = []
+        for (host, made, _), source in zip(asked, sources, strict=True):
+            for name in ("Acme", "Globex"):
+                made = made.replace(f"{{{name}}}".encode(), front.mail_id(name).encode())
+            [answer] = read_answers(
+                front.exchange(made.replace(b"HOST", host.encode()), source=source),
+                "GET" if b"GET " in made[:5] else "HEAD",
+            )
+            answers.append(
+                (answer.status, answer.body if answer.status == 200 else b"", answer.headers.get("x-tracker", ""))
+            )
+        told.append(answers)
+    by_nginx, by_tracker = told
+    assert {note for _, _, note in by_nginx} > {"logged", "wrong host"}
+    assert sum(note == "logged" for _, _, note in by_nginx) > REQUESTS / 4
+    assert [(status, body, note.replace("logged", "recorded")) for status, body, note in by_nginx] == by_tracker
+    found = [events(front) for front in both]
+    assert found[0] == found[1]
+    assert found[0].total() == sum(note == "recorded" for _, _, note in by_tracker)
