@@ -8,30 +8,26 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import CHROME, Server, Stage
-from frontend import Nginx
-from load import PIXEL, data, hears_signals, rows, wait_until
-from test_nginx import CLIENTS, Front, fronts, request, somebody
+from conftest import CHROME, Stage
+from load import PIXEL, rows, wait_until
+from test_nginx import CLIENTS, Front, fronts, reload, request
 from test_raw import read_answers
 
 import tracker
 
 REQUESTS = int(os.environ.get("PIXEL_REQUESTS", "900"))
 HOST = "t.acme.test"
-ACME, GLOBEX = ("Acme", "--tracking-host", HOST), ("Globex", "--own", "127.17.0.0/16")
+NO_LIMIT = ("--unregistered-a-day", "10000000")
+ACME, GLOBEX = ("Acme", "--tracking-host", HOST), ("Globex", "--own", "127.17.0.0/16", *NO_LIMIT)
 KEY_LETTERS = "abcXYZ019._~+@=:-"
 PURPOSES = ("Sec-Purpose: prefetch", "Purpose: preview", "X-Moz: prefetch", "Sec-GPC: 1", "X-Purpose: |x")
-
-
-def logged(nginx: Nginx) -> Iterator[Path]:
-    yield from (data(nginx.server) / "spool" / "nginx").iterdir()
 
 
 class Asker:
@@ -130,3 +126,57 @@ def test_the_same_requests_make_the_same_events_whoever_answers_them(both: list[
     found = [events(front) for front in both]
     assert found[0] == found[1]
     assert found[0].total() == sum(note == "recorded" for _, _, note in by_tracker)
+
+
+def test_reloads_rotations_and_killed_workers_cost_no_hit_that_nginx_answered(tmp_path: Path) -> None:
+    with fronts(tmp_path, ACME, GLOBEX, pixels=True) as front:
+        answered: list[str] = []
+        ended = threading.Event()
+
+        def read(reader: int) -> None:
+            for n in range(100_000):
+                if ended.is_set():
+                    return
+                key = f"r{reader}n{n}"
+                answer = front.ask(front.pixel("Globex", key), source="127.16.0.1")
+                assert (answer.status, answer.body, answer.headers["x-tracker"]) == (200, PIXEL, "logged")
+                answered.append(key)
+
+        readers = [threading.Thread(target=read, args=(number,)) for number in range(CLIENTS)]
+        for each in readers:
+            each.start()
+        for _ in range(6):
+            front.server.run("drain")  # takes the file over that nginx writes
+            reload(front)
+            os.kill(front.server.workers()[0], signal.SIGKILL)
+            wait_until(lambda: len(front.server.workers()) == 2, front.server)
+        ended.set()
+        for each in readers:
+            each.join()
+        front.server.run("drain")
+        assert Counter(key for (key,) in rows(front.server, "select key from event_details")) == Counter(answered)
+        assert len(answered) > 100
+
+
+def test_what_nginx_logged_is_kept_like_other_segments_once_nobody_writes_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = stage.spool / "nginx"
+    folder.mkdir()
+    line = tracker.hit_line(
+        {"id": "a" * 32, "t": "1795932.5", "method": "GET", "uri": f"/{stage.acme.mail_id}/pixel/e1.gif", "ua": CHROME}
+    ).replace(b'"1795932.5"', b"%.3f" % (tracker.now_ms() / 1000))
+    (folder / "1795932.jsonl").write_bytes(line + line[:40])
+    stage.drain()
+    [segment] = list(stage.spool.glob("*-nginx.jsonl"))
+    assert re.fullmatch(r"[0-9]{13}-0-[0-9a-f]{24}-nginx\.jsonl", segment.name)
+    with segment.open("ab") as file:  # which nginx had opened before
+        file.write(line[40:].replace(b"e1.gif", b"e2.gif"))
+    (folder / "1795932.jsonl").write_bytes(line.replace(b"e1.gif", b"e3.gif"))
+    stage.drain()
+    assert stage.rows("select key from event_details order by key") == [("e1",), ("e2",), ("e3",)]
+    assert len(list(stage.spool.glob("*-nginx.jsonl"))) == 2
+    monkeypatch.setattr(tracker, "SLOT_GROWS_SECONDS", 0)
+    stage.drain()
+    assert [list(stage.spool.glob("*-nginx.jsonl")), len(list((stage.spool / "kept").glob("*-nginx.jsonl")))] == [[], 2]
+    assert stage.rows("select count(*) from event_details") == [(3,)]
