@@ -25,7 +25,7 @@ import tracker
 REQUESTS = int(os.environ.get("PIXEL_REQUESTS", "900"))
 HOST = "t.acme.test"
 NO_LIMIT = ("--unregistered-a-day", "10000000")
-ACME, GLOBEX = ("Acme", "--tracking-host", HOST), ("Globex", "--own", "127.17.0.0/16", *NO_LIMIT)
+ACME, GLOBEX = ("Acme", "--tracking-host", HOST, *NO_LIMIT), ("Globex", "--own", "127.17.0.0/16", *NO_LIMIT)
 KEY_LETTERS = "abcXYZ019._~+@=:-"
 PURPOSES = ("Sec-Purpose: prefetch", "Purpose: preview", "X-Moz: prefetch", "Sec-GPC: 1", "X-Purpose: |x")
 
