@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -29,6 +30,7 @@ from urllib.parse import quote
 
 from conftest import CHROME, PROGRAM, Server
 from load import counted_keys, data, rows, segments, terminate, wait_until
+from test_restore import DAMAGE
 
 import tracker
 
@@ -429,7 +431,9 @@ class Sender:
 
     def _ask(self, method: str, key: str, body: object = None) -> bool:
         path = f"/{self._tenant['id']}/emails" + ("" if method == "POST" else f"/{key}")
-        status = ask(self._server, method, path, body).status
+        status = 599
+        with contextlib.suppress(*BROKEN):  # its worker has ended
+            status = ask(self._server, method, path, body).status
         self.statuses[f"{method} {status}"] += 1
         if status >= 400:
             self.unclear.add(key)
@@ -447,10 +451,19 @@ class Sender:
                 self.subjects[older] = f"said {n}"
             oldest = f"r{n - 20}"
             if n % 5 == 0 and oldest in self.subjects:
-                ask(self._server, "GET", f"/{self._tenant['mail_id']}/pixel/{oldest}.gif")
+                with contextlib.suppress(*BROKEN):
+                    ask(self._server, "GET", f"/{self._tenant['mail_id']}/pixel/{oldest}.gif")
                 if self._ask("DELETE", oldest):
                     del self.subjects[oldest]
                     self.deleted.add(oldest)
+
+    def assert_kept(self) -> None:
+        """What was said of emails, where it was answered, is in the database, and nothing that was deleted."""
+        there: dict[str, str] = dict(rows(self._server, "select key, subject from emails where key glob 'r*'"))
+        known = {key: subject for key, subject in self.subjects.items() if key not in self.unclear}
+        assert {key: there.get(key) for key, subject in known.items() if there.get(key) != subject} == {}
+        assert self.deleted & set(there) == set()
+        assert set(there) <= {*self.subjects, *self.unclear}
 
     def __enter__(self) -> Sender:
         self._thread.start()
@@ -482,11 +495,39 @@ def test_an_older_backup_after_a_newer_one_loses_no_hit_and_no_registration_unde
     assert terminate(server) == 0
     print(f"; {len(readers.answered)} hits, {len(sender.subjects)} emails; {dict(sender.statuses)}")
     readers.assert_counted_once(server)
-    there: dict[str, str] = dict(rows(server, "select key, subject from emails where key glob 'r*'"))
-    known = {key: subject for key, subject in sender.subjects.items() if key not in sender.unclear}
-    assert {key: there.get(key) for key, subject in known.items() if there.get(key) != subject} == {}
-    assert sender.deleted & set(there) == set()
-    assert set(there) <= {*sender.subjects, *sender.unclear}
+    sender.assert_kept()
+
+
+def test_whatever_happens_to_the_database_under_load_nothing_answered_is_missing_after_a_restore(
+    servers: Callable[..., Server],
+) -> None:
+    server = servers()
+    acme = server.tenant("Acme", *NO_LIMIT)
+    server.start()
+    copy = str(server.folder / "copy.db")
+    took: dict[str, tuple[float, float]] = {}
+    with Readers(server, acme["mail_id"]) as readers, Sender(server, acme) as sender:
+        time.sleep(1)
+        server.run("backup", copy)
+        for name, damage in DAMAGE.items():
+            time.sleep(1)
+            began = time.monotonic()
+            damage(data(server) / "tracking.db")
+            if "wal" not in name:  # there the workers end and start anew, sooner than one may ask
+                wait_until(lambda: health(server)["status"] == "degraded", server)
+            seen = time.monotonic() - began
+            time.sleep(1)
+            server.run("restore", copy)
+            began = time.monotonic()
+            wait_until(lambda: health(server)["status"] == "ok", server)
+            took[name] = (seen, time.monotonic() - began)
+    wait_until(lambda: settled(server), server)
+    assert terminate(server) == 0
+    print(f"\n{len(readers.answered)} hits, {len(sender.subjects)} emails; {dict(sender.statuses)}")
+    print("seen and well after s:", {name: tuple(round(each, 1) for each in times) for name, times in took.items()})
+    readers.assert_counted_once(server)
+    sender.assert_kept()
+    assert max(max(times) for times in took.values()) < 10
 
 
 # == A reader ==
@@ -524,6 +565,42 @@ def test_a_reader_that_holds_checkpoints_up_before_the_damage_costs_no_hit(serve
     )
     assert states == {"ok"}
     assert max(seen, well) < 10
+    wait_until(lambda: settled(server), server)
+    assert terminate(server) == 0
+    readers.assert_counted_once(server)
+
+
+# == A worker that hangs ==
+
+
+def draining(server: Server) -> int:
+    """The worker that drains."""
+    inode = (data(server) / "drain.lock").stat().st_ino
+    [pid] = re.findall(rf"FLOCK .* (\d+) \S+:{inode} ", Path("/proc/locks").read_text())
+    return int(pid)
+
+
+def test_a_worker_that_hangs_is_told_by_health_and_replaced_and_no_hit_is_lost(servers: Callable[..., Server]) -> None:
+    server = servers()
+    acme = server.tenant("Acme", *NO_LIMIT)
+    server.start()
+    with Readers(server, acme["mail_id"], many=4) as readers:
+        time.sleep(2)
+        hung, began = draining(server), time.monotonic()
+        os.kill(hung, signal.SIGSTOP)
+        answered = len(readers.answered)
+        wait_until(lambda: health(server)["status"] == "degraded", server)
+        seen, [why] = time.monotonic() - began, health(server)["why"]
+        meanwhile = len(readers.answered) - answered
+        wait_until(lambda: hung not in server.workers(), server, 60)
+        ended = time.monotonic() - began
+        wait_until(lambda: health(server)["status"] == "ok", server)
+        well = time.monotonic() - began
+    print(f"\ntold after {seen:.0f} s, ended after {ended:.0f}, well after {well:.0f}", end="")
+    print(f"; {meanwhile} hits until it was told, {len(readers.broken)} broken off")
+    assert "nobody has drained" in why
+    assert meanwhile > 100
+    assert len(readers.broken) <= 4
     wait_until(lambda: settled(server), server)
     assert terminate(server) == 0
     readers.assert_counted_once(server)

@@ -37,7 +37,8 @@ def recorded(server: Server, mail_id: str, prefix: str, many: int) -> Outcome:
 
 # == The table of `help keep` ==
 
-RESTORED = "test_whatever_happens_to_the_database_restore_brings_back_every_hit_once"
+RESTORED = "test_whatever_happens_to_the_database_under_load_nothing_answered_is_missing_after_a_restore"
+WAL = "test_a_wal_that_is_deleted_while_it_serves_costs_nothing_and_needs_no_restore"
 HELD = {  # what happens when …, and the tests that hold it
     "tracking.db is deleted or replaced": [
         "test_while_the_database_is_replaced_hits_are_recorded_and_when_it_is_back_each_is_counted_once",
@@ -47,11 +48,12 @@ HELD = {  # what happens when …, and the tests that hold it
         "test_a_server_that_is_started_on_a_broken_database_serves_pixels_and_links_and_says_what_to_do",
         RESTORED,
     ],
-    "it is damaged further inside": ["test_pages_that_meet_damage_are_503_and_check_names_it_while_links_work"],
-    "-wal is deleted while it runs": ["test_a_wal_that_is_deleted_while_it_serves_costs_nothing_and_needs_no_restore"],
-    "-wal and -shm are deleted": ["test_a_wal_that_is_deleted_while_it_serves_costs_nothing_and_needs_no_restore"],
+    "bits of it flip further inside": ["test_pages_that_meet_damage_are_503_and_check_names_it_while_links_work"],
+    "-wal is deleted while it runs": [WAL],
+    "-shm is deleted while it runs": [WAL],
+    "-wal and -shm are deleted": [WAL],
     "power fails": [  # the disk then has a database without its newest transactions, and segments
-        "test_a_wal_that_is_deleted_while_it_serves_costs_nothing_and_needs_no_restore",
+        WAL,
         "test_half_a_line_waits_in_a_live_segment_and_is_put_aside_in_a_finished_one",
         "test_what_the_database_does_not_have_whole_is_never_deleted",
     ],
@@ -76,7 +78,11 @@ HELD = {  # what happens when …, and the tests that hold it
         "test_where_a_kill_left_tenants_json_and_database_different_whoever_drains_makes_them_alike",
     ],
     "a worker is killed": ["test_whoever_is_killed_under_load_every_answered_hit_is_counted_once"],
-    "a worker hangs": ["test_a_worker_that_is_aborted_breaks_at_most_the_request_in_its_hands"],
+    "a worker hangs": [
+        "test_a_worker_that_hangs_is_told_by_health_and_replaced_and_no_hit_is_lost",
+        "test_a_worker_that_is_aborted_breaks_at_most_the_request_in_its_hands",
+    ],
+    "SIGUSR2 starts a second master": ["test_a_second_master_that_sigusr2_starts_takes_over_without_a_lost_request"],
     "one tenant has very many hits": ["test_no_tenant_waits_long_for_what_others_do"],
     "the clock leaps": [
         "test_a_clock_that_leaps_a_year_and_back_deletes_nothing",
@@ -98,7 +104,7 @@ def test_every_row_of_what_happens_when_is_held_by_a_test_that_is_there() -> Non
 # == The database ==
 
 
-@pytest.mark.parametrize("ends", [("-wal",), ("-wal", "-shm")], ids=["-wal", "-wal and -shm"])
+@pytest.mark.parametrize("ends", [("-wal",), ("-shm",), ("-wal", "-shm")], ids=" and ".join)
 def test_a_wal_that_is_deleted_while_it_serves_costs_nothing_and_needs_no_restore(
     ends: tuple[str, ...], server: Server
 ) -> None:
