@@ -15,6 +15,7 @@ import re
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -28,7 +29,7 @@ from statistics import median, quantiles
 from typing import Any
 from urllib.parse import quote
 
-from conftest import CHROME, PROGRAM, Server
+from conftest import CHROME, PROGRAM, ROOT, Server
 from load import counted_keys, data, rows, segments, terminate, wait_until
 from test_restore import DAMAGE
 
@@ -570,7 +571,7 @@ def test_a_reader_that_holds_checkpoints_up_before_the_damage_costs_no_hit(serve
     readers.assert_counted_once(server)
 
 
-# == A worker that hangs ==
+# == A worker that hangs, and a clock that leaps ==
 
 
 def draining(server: Server) -> int:
@@ -604,3 +605,46 @@ def test_a_worker_that_hangs_is_told_by_health_and_replaced_and_no_hit_is_lost(s
     wait_until(lambda: settled(server), server)
     assert terminate(server) == 0
     readers.assert_counted_once(server)
+
+
+# What the clock of the whole process is ahead stands in a file, which may change at any moment.
+LEAPING = """
+import os, sys, time
+true, clock = time.time, sys.argv.pop(1)
+time.time = lambda: true() + float(open(clock).read() or 0)
+time.time_ns = lambda: int(time.time() * 1e9)
+import tracker
+sys.exit(tracker.main())
+"""
+
+
+def test_a_clock_that_leaps_under_a_running_server_deletes_nothing_and_loses_no_hit(
+    servers: Callable[..., Server],
+) -> None:
+    server = servers()
+    acme = server.tenant("Acme", *NO_LIMIT)
+    clock = server.folder / "clock"
+    clock.write_text("0")
+    environ = {**server.environ, "PYTHONPATH": str(ROOT)}
+    server.launch(sys.executable, "-c", LEAPING, str(clock), "--env", os.devnull, "serve", env=environ)
+    slowest, kept = 0.0, set[str]()
+    with Readers(server, acme["mail_id"]) as readers:
+        for days in (0, 366, 0, -366, 0):
+            time.sleep(2)
+            tracker.write_small_file(str(clock), str(days * 86_400), 0o640, sync=False)
+            began = time.monotonic()
+            time.sleep(0.2)
+            wait_until(lambda: health(server)["status"] == "ok", server)
+            slowest = max(slowest, time.monotonic() - began)
+            os.kill(draining(server), signal.SIGKILL)  # the next one tidies as soon as it is there
+            time.sleep(2)
+            now = set(os.listdir(data(server) / "spool" / "kept"))
+            assert kept <= now
+            kept = now
+    print(f"\n{len(readers.answered)} hits; well at most {slowest:.1f} s after a leap")
+    assert len(kept) > 4
+    wait_until(lambda: settled(server), server)
+    assert terminate(server) == 0
+    readers.assert_counted_once(server)
+    years = rows(server, "select count(distinct strftime('%Y', at / 1000, 'unixepoch')) from event_details")
+    assert years == [(3,)]
