@@ -120,6 +120,18 @@ class Readers:
 # == Kills ==
 
 
+def kill_after(seconds: float, server: Server, *words: str) -> bool:
+    """Kill a command after some time; whether it had not ended by then."""
+    command = [*PROGRAM, *words]
+    with subprocess.Popen(
+        command, env=server.environ, cwd=server.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        time.sleep(seconds)
+        lives = process.poll() is None
+        process.kill()
+    return lives
+
+
 class Killer:
     """Kills in turn a worker, a drain, a worker, a master; and starts what must go on."""
 
@@ -135,13 +147,7 @@ class Killer:
                 self.kills["workers"] += 1
 
     def drain(self) -> None:
-        command = [*PROGRAM, "drain", "--follow"]
-        with subprocess.Popen(
-            command, env=self.server.environ, cwd=self.server.folder, stdout=subprocess.DEVNULL
-        ) as process:
-            time.sleep(self.chance.uniform(0.1, 0.5))
-            assert process.poll() is None
-            process.kill()
+        assert kill_after(self.chance.uniform(0.1, 0.5), self.server, "drain", "--follow")
         self.kills["drains"] += 1
 
     def master(self) -> None:
@@ -507,6 +513,7 @@ def test_whatever_happens_to_the_database_under_load_nothing_answered_is_missing
     server.start()
     copy = str(server.folder / "copy.db")
     took: dict[str, tuple[float, float]] = {}
+    killed = 0
     with Readers(server, acme["mail_id"]) as readers, Sender(server, acme) as sender:
         time.sleep(1)
         server.run("backup", copy)
@@ -517,7 +524,8 @@ def test_whatever_happens_to_the_database_under_load_nothing_answered_is_missing
             if "wal" not in name:  # there the workers end and start anew, sooner than one may ask
                 wait_until(lambda: health(server)["status"] == "degraded", server)
             seen = time.monotonic() - began
-            time.sleep(1)
+            for seconds in (0.2, 0.3, 0.4, 0.5, 0.6):
+                killed += kill_after(seconds, server, "restore", copy)
             server.run("restore", copy)
             began = time.monotonic()
             wait_until(lambda: health(server)["status"] == "ok", server)
@@ -525,7 +533,10 @@ def test_whatever_happens_to_the_database_under_load_nothing_answered_is_missing
     wait_until(lambda: settled(server), server)
     assert terminate(server) == 0
     print(f"\n{len(readers.answered)} hits, {len(sender.subjects)} emails; {dict(sender.statuses)}")
-    print("seen and well after s:", {name: tuple(round(each, 1) for each in times) for name, times in took.items()})
+    print(
+        f"{killed} restores killed; seen and well after s:",
+        {name: tuple(round(each, 1) for each in times) for name, times in took.items()},
+    )
     readers.assert_counted_once(server)
     sender.assert_kept()
     assert max(max(times) for times in took.values()) < 10
