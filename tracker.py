@@ -2047,7 +2047,7 @@ class Database:
         self._mutex = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._pid = 0
-        self._files: Sequence[FileId | None] = ()  # the database, its -wal and its -shm, as they were opened
+        self._files: list[FileId | None] = [None] * 3  # the database, its -wal and its -shm, as they were opened
         self.leave: Callable[[], object] = lambda: None  # what ends this process, where it lives on by itself
         self._header = -1  # a descriptor of the file, of _HEADERS
         self._size = 0  # of the file when all was in it
@@ -2067,12 +2067,8 @@ class Database:
         if self._connection is not None:
             _ABANDONED.add(self._connection)  # it must not be used or closed on the far side of a fork
         self._connection, self._pid = None, os.getpid()
-        if (
-            self._files
-            and found[0] != self._files[0]
-            and found[1] == self._files[1] is not None
-            and os.stat(f"{self.path}-wal").st_size
-        ):
+        wal = f"{self.path}-wal"
+        if found[0] != self._files[0] and found[1] == self._files[1] is not None and os.stat(wal).st_size:
             raise StoreError(f"{self.path} was replaced, but beside it is the -wal of the one before; {WAY_OUT}")
         if found[0] not in _HEADERS:
             try:
@@ -2089,11 +2085,11 @@ class Database:
         self._connection = connection
         return connection
 
-    def _ids(self) -> Sequence[FileId | None]:
+    def _ids(self) -> list[FileId | None]:
         """Which files are there now, by `stat` alone."""
         return [file_id(self.path + end) for end in ("", "-wal", "-shm")]
 
-    def _disconnect(self, found: Sequence[FileId | None], locked: bool) -> None:
+    def _disconnect(self, found: list[FileId | None], locked: bool) -> None:
         """Close the connection, unless others see another -wal or -shm than it has. Raises StoreError then.
 
         To close it would write its WAL over what others have written since. Where only the -wal is gone, nobody has
@@ -2101,15 +2097,12 @@ class Database:
         """
         assert self._connection is not None
         if found[0] == self._files[0] and found != self._files:
-            if self._connection not in _ABANDONED:
-                _ABANDONED.add(self._connection)
-                atexit.register(os._exit, 1)
+            _ABANDONED.add(self._connection)
+            atexit.register(os._exit, 1)
             if found[1] is None and found[2] == self._files[2]:
                 self._checkpoint(self._connection, locked)
             self.leave()
-            raise StoreError(
-                f"{self.path}: its -wal or -shm was taken away while it was open; who has it open must end"
-            )
+            raise StoreError(f"{self.path}: its -wal or -shm was taken away while it was open; this process must end")
         self._connection.close()
         self._connection = None
 
@@ -2118,17 +2111,13 @@ class Database:
         if os.pread(self._header, len(MAGIC), 0) != MAGIC:
             raise StoreError(f"{self.path} is damaged: it does not begin as a database does; {WAY_OUT}")
         _check_version(connection, self.path)
-        spool_instance = read_small_file(self.spool, "instance")
-        if spool_instance is None:
-            raise StoreError(
-                f"{self.path} has no spool (there is no spool/instance beside it); if it was put back from a backup, "
-                "`serve` makes one: start it"
-            )
-        if stored_secret(connection, "instance") != spool_instance:
-            raise StoreError(
-                f"{self.path} and {self.spool} do not belong together "
-                "(spool/instance names another database); put back the pair that does"
-            )
+        instance = read_small_file(self.spool, "instance")
+        if instance is None:
+            hint = "if it was put back from a backup, `serve` makes one: start it"
+            raise StoreError(f"{self.path} has no spool (there is no spool/instance beside it); {hint}")
+        if stored_secret(connection, "instance") != instance:
+            hint = "(spool/instance names another database); put back the pair that does"
+            raise StoreError(f"{self.path} and {self.spool} do not belong together {hint}")
 
     def _checkpoint(self, connection: sqlite3.Connection, locked: bool) -> None:
         """Move the whole WAL into the file. Raises Busy where somebody reads."""
@@ -2465,13 +2454,7 @@ def gone_hashes(connection: sqlite3.Connection, tenant: int, keys: Iterable[str]
     """The keys of emails by what is kept of them after they were deleted: who does not know a key learns nothing by it."""
     sql = "select mail_id, value from tenants join secrets on secrets.name = 'instance' where number = ?"
     mail_id, secret = connection.execute(sql, (tenant,)).fetchone()
-    start = hmac.new(secret.encode(), f"{mail_id}/".encode(), "sha256")
-    found = {}
-    for key in keys:
-        hasher = start.copy()
-        hasher.update(key.encode())
-        found[hasher.hexdigest()[:32]] = key
-    return found
+    return {hmac.digest(secret.encode(), f"{mail_id}/{key}".encode(), "sha256").hex()[:32]: key for key in keys}
 
 
 def remember_gone(connection: sqlite3.Connection, gone: Mapping[str, int]) -> None:
@@ -2721,11 +2704,10 @@ def take_over_tenants(folder: str, connection: sqlite3.Connection) -> None:
     if not is_behind:
         return
     told, known = Directory(folder).refresh(), {tenant.mail_id: tenant for tenant in list_tenants(connection)}
-    for mail_id in told.retired:
-        if mail_id in known:
-            remove_tenant(connection, known[mail_id], now)
-        elif not _is_taken(connection, mail_id):
-            connection.execute("insert into retired_ids values (?, ?)", (mail_id, now))
+    for mail_id in told.retired & known.keys():
+        remove_tenant(connection, known[mail_id], now)
+    retire = "insert into retired_ids (mail_id, retired_at) values (?, ?) on conflict (mail_id) do nothing"
+    connection.executemany(retire, [(mail_id, now) for mail_id in told.retired])
     for mail_id, entry in told.tenants.items():
         tenant = known.get(mail_id)
         if tenant is None:
@@ -2793,10 +2775,9 @@ class Directory:
 
     def is_own(self, mail_id: str, address: str) -> bool:
         """Whether a tenant calls this address its own."""
-        if not self._own.get(mail_id):
-            return False
-        parsed = read_address(address)
-        return parsed is not None and any(parsed in network for network in self._own[mail_id])
+        networks = self._own.get(mail_id, ())
+        parsed = read_address(address) if networks else None
+        return parsed is not None and any(parsed in network for network in networks)
 
     def _load(self, content: dict[str, Any]) -> None:
         tenants: dict[str, dict[str, Any]] = content["tenants"]
@@ -8134,9 +8115,9 @@ def cmd_backup(args: Namespace, settings: Settings) -> None:
         os.fsync(file.fileno())
         sync_folder(os.path.dirname(path))
     if args.keep is not None:
-        ours = sorted(each for each in os.listdir(args.file) if re.fullmatch(r"tracking-[0-9T-]{17}Z\.db", each))
-        ours.remove(os.path.basename(name))  # whatever the clock said
-        for old in ours[: max(len(ours) - args.keep + 1, 0)]:
+        found = {each for each in os.listdir(args.file) if re.fullmatch(r"tracking-[0-9T-]{17}Z\.db", each)}
+        others = sorted(found - {os.path.basename(name)}, reverse=True)  # this one stays, whatever the clock said
+        for old in others[args.keep - 1 :]:
             os.unlink(os.path.join(args.file, old))
     size = os.path.getsize(path)
     print(f"{name}: {size:,} bytes, a full backup. Keep it like a password: who has it can sign links as you do.")
@@ -8176,35 +8157,30 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
     """
     for end in ("-wal", "-journal"):
         if os.path.exists(args.file + end):
-            raise BadInput(
-                f"{args.file}{end} is beside it; expected a file that `backup` made, which is whole by itself"
-            )
+            raise BadInput(f"{args.file}{end} is there; expected a file that `backup` made, which is whole by itself")
     with open(args.file, "rb") as backup, acting_as_owner(settings):
         path = os.path.abspath(settings.database)
         with restoring(path, backup) as (connection, aside):
             known, made_at = {tenant.id for tenant in list_tenants(connection)}, drained_at(connection)
             take_over_tenants(settings.folder, connection)
             forget_deleted(settings.folder, connection)
+            adopted = [tenant for tenant in list_tenants(connection) if tenant.id not in known]
     with _opened(settings, make=True) as database:
         report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
-        found = _faults(database)
-        with database.reading() as connection:
-            adopted = [tenant for tenant in list_tenants(connection) if tenant.id not in known]
+        troubles = report.troubles + _faults(database)
         gaps = missing_hours(database, made_at) if made_at else ()
     print(f"{args.file} is in place, made about {iso_time(made_at)}; what was there is in {aside}")
     print(f"counted {report.hits} hits and {report.emails} registrations that came since")
     for began, ended in gaps:
-        _tell(
-            f"note: what came from {iso_time(began)} to {iso_time(ended)}, if any, is neither in the backup nor the spool"
-        )
+        span = f"from {iso_time(began)} to {iso_time(ended)}"
+        _tell(f"note: what came {span}, if any, is neither in the backup nor the spool")
     for tenant in adopted:
-        _tell(
-            f"note: {tenant.name} ({tenant.mail_id}) has a new dashboard id, since it got its own after the backup: {tenant.id}"
-        )
+        about = f"{tenant.name} ({tenant.mail_id}) has a new dashboard id"
+        _tell(f"note: {about}, since it got its own after the backup: {tenant.id}")
     _tell("note: what was said since the backup of campaigns, keys and settings of tenants is not known; say it again")
-    for trouble in (*report.troubles, *found):
+    for trouble in troubles:
         _tell(f"wrong: {trouble}")
-    return 1 if report.troubles or found else 0
+    return 1 if troubles else 0
 
 
 @command(JSON)
