@@ -5015,16 +5015,19 @@ def ingest(database: Database, lines: Iterable[bytes]) -> tuple[Counter[str], li
 class Drainer(threading.Thread):
     """A daemon thread that drains while its worker serves: in one worker, while that lives, which alone needs the memory.
 
-    It holds `drain.lock`, and each time writes into state.json how things are, for all who are asked about it.
+    It holds `drain.lock`, and each time writes into state.json how things are, for all who are asked about it. `drain
+    --follow` does it in a process of its own: each time it touches `drain.follow`, and workers let it go before.
     """
 
+    FOLLOW_SECONDS = 5.0  # after which workers drain that see no more of `drain --follow`
     WAKE_SECONDS = 0.5
     TURN_SECONDS = 1.0  # after which it looks anew which segment has the least to drain
     TIDY_SECONDS = 60.0
     LONGEST_BUSY = 60.0
 
-    def __init__(self, database: Database, days: int = 3, megabytes: int = 2000) -> None:
+    def __init__(self, database: Database, days: int = 3, megabytes: int = 2000, *, follows: bool = False) -> None:
         super().__init__(name="drain", daemon=True)
+        self._follows = follows
         self.database = database
         self._keep = days, megabytes
         self._cut = ""  # what tidying said
@@ -5041,8 +5044,7 @@ class Drainer(threading.Thread):
         """Stop after the transaction under way."""
         self._ended.set()
         self.join(timeout=10)
-        if self._lock >= 0:
-            os.close(self._lock)
+        self._let_go()
 
     def run(self) -> None:
         """Drain until somebody calls stop."""
@@ -5096,12 +5098,21 @@ class Drainer(threading.Thread):
             self._clock, self._tidy_at = clock, time.monotonic() + self.TIDY_SECONDS
 
     def _is_ours(self) -> bool:
-        """Whether this worker is the one that drains; asked again and again, so that another takes over from a dead one."""
+        """Whether this one is to drain; asked again and again, so that another takes over from a dead one."""
+        lock, follower = (os.path.join(self.database.folder, f"drain.{end}") for end in ("lock", "follow"))
+        if self._follows:
+            write_small_file(follower, "", 0o640, sync=False)
+        elif os.path.exists(follower) and time.time() - os.stat(follower).st_mtime < self.FOLLOW_SECONDS:
+            self._let_go()
+            return False
         if self._lock < 0:
-            self._lock = os.open(
-                os.path.join(self.database.folder, "drain.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640
-            )
+            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         return take_lock(self._lock)
+
+    def _let_go(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
 
 
 def drain_for_reading(database: Database, seconds: float = 0.25) -> bool:
@@ -7112,7 +7123,7 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
 GUNICORN_TIMEOUT = 30  # seconds for one request, and for the last ones after SIGTERM
 MAX_REQUEST_LINE = 16_384  # as nginx; a plain link spells a target of 4,096 characters in up to 12,288
 LONGEST_HASHED_NAME = 46  # of the 64 bytes that a bucket of nginx's table of names has by itself
-SYSTEMD_FILES = ("service", "socket", "sysusers", "backup.service", "backup.timer")
+SYSTEMD_FILES = ("service", "socket", "sysusers", "drain.service", "backup.service", "backup.timer")
 HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 
 
@@ -7984,20 +7995,19 @@ def counted_faults(database: Database, tenant: Tenant, key: str, address: str) -
         yield f"readers' addresses are lost: yours was seen as {', '.join(lost)}; {expected}"
 
 
-@command(option("--follow", "go on until stopped"))
+@command(option("--follow", "go on until stopped, in place of the server's workers"))
 def cmd_drain(args: Namespace, settings: Settings) -> int:
     """Move the hits that wait in the spool into the database, in large batches; for a backlog."""
     with _opened(settings) as database:
         database.enlarge_cache(64)
-        while True:
-            report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
-            if report.hits or report.rejected or not args.follow:
-                print(f"drained {report.hits} hits, put {report.rejected} lines into spool/rejected", flush=True)
-            for trouble in report.troubles:
-                _tell(f"note: {trouble}")
-            if not args.follow:
-                return 1 if report.troubles else 0
-            time.sleep(Drainer.WAKE_SECONDS)
+        if args.follow:
+            database.leave = partial(os.kill, os.getpid(), signal.SIGTERM)
+            Drainer(database, settings.keep_spool_days, settings.keep_spool_mb, follows=True).run()
+        report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
+    print(f"drained {report.hits} hits, put {report.rejected} lines into spool/rejected", flush=True)
+    for trouble in report.troubles:
+        _tell(f"note: {trouble}")
+    return 1 if report.troubles else 0
 
 
 @command(option("file FILE", "a log; without one, standard input", nargs="*"))

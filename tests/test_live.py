@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import CHROME, ROOT, SERVE, Server, missing
+from conftest import CHROME, PROGRAM, ROOT, SERVE, Server, missing
 from load import (
     Sent,
     counted,
@@ -410,6 +410,32 @@ def test_a_second_master_that_sigusr2_starts_takes_over_without_a_lost_request(s
                 wait_until(lambda: not children(pid), server)  # noqa: B023
     wait_until(lambda: not segments(server), server)
     assert_counted_once(server, outcome)
+
+
+def drains(pid: int) -> bool:
+    """Whether a process holds drain.lock."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(link).endswith("/drain.lock"):
+                return "FLOCK" in Path(f"/proc/{pid}/fdinfo/{link.name}").read_text()
+    return False
+
+
+def test_workers_leave_draining_to_drain_follow_while_it_lives_and_take_it_up_again(server: Server) -> None:
+    made = server.tenant("Acme")
+    wait_until(lambda: any(map(drains, server.workers())), server)
+    with subprocess.Popen([*PROGRAM, "drain", "--follow"], env=server.environ, cwd=server.folder) as follower:
+        try:
+            wait_until(lambda: drains(follower.pid), server)
+            outcome = fire(server, pixels(made["mail_id"], "during", 50))
+            wait_until(lambda: counted(server) == 50, server)
+            assert drains(follower.pid)
+        finally:
+            follower.kill()
+    outcome_after = fire(server, pixels(made["mail_id"], "after", 50))
+    wait_until(lambda: any(map(drains, server.workers())), server)
+    wait_until(lambda: counted(server) == 100, server)
+    assert_counted_once(server, outcome, outcome_after)
 
 
 def test_a_tenant_made_while_the_server_runs_is_served_without_a_restart(server: Server) -> None:

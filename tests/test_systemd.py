@@ -99,7 +99,7 @@ def test_the_services_are_exposed_as_little_as_systemd_can_tell(units: list[Path
             missing("systemd-analyze security --offline, which systemd has from 250 on,")
         found = re.search(rf"Overall exposure level for {path.name}: ([0-9.]+)", said)
         assert found and float(found[1]) <= MOST_EXPOSED, said
-    assert len(services) == 2
+    assert len(services) == 3
 
 
 def test_the_timer_makes_a_backup_each_day_and_keeps_fourteen() -> None:
