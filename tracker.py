@@ -154,7 +154,6 @@ def _setting(variable: str, convert: Callable[[str], Any], default: str = "", *,
     return field(default=convert(default) if default else None, metadata=about)
 
 
-_port = _matching("([0-9]+)", "a whole number from 1 to 65535", int)
 _workers = _matching("[1-9]|[1-5][0-9]|6[0-4]", "a whole number from 1 to 64", int)
 _days = _matching("[1-9][0-9]{0,2}", "a whole number from 1 to 999", int)
 _megabytes = _matching("[1-9][0-9]{0,6}", "a whole number from 1 to 9999999", int)
@@ -168,7 +167,7 @@ _kept = _matching("truncated|full|none", "one of: truncated, full, none")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    port: int = _setting("PORT", _port, "3000")
+    port: int = _setting("PORT", _matching("([0-9]+)", "a whole number from 1 to 65535", int), "3000")
     bind: str | None = _setting("BIND", _bind)
     database: str = _setting("DATABASE_URL", _database_path, "sqlite:data/tracking.db")
     base_url: str | None = _setting("BASE_URL", _base_url)
@@ -4109,8 +4108,6 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of a tenant: what it holds, how it is read, and how a page shows it."""
-
     name: str
     title: str
     empty: str  # what a page says where there are no rows
@@ -4297,8 +4294,6 @@ ALL_ROWS = 1 << 40
 
 
 class Wanted(NamedTuple):
-    """Which rows of a table somebody asks for, and in which order."""
-
     campaign: str | None = None
     key: str | None = None  # of an email
     search: str = ""
@@ -4313,10 +4308,8 @@ class Wanted(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Some rows of a table, each an id and its fields, and what only pages show."""
-
     table: Table
-    rows: list[tuple[Any, ...]]
+    rows: list[tuple[Any, ...]]  # each an id and the fields
     next: Cursor | None = None  # where the next ones begin
     found: tuple[int, int] | None = None  # how many of the newest emails have a text that was searched for; older ones
     links: Mapping[int, list[str]] = {}  # by the id of an email: which ones people clicked
@@ -5341,10 +5334,8 @@ def read_days(asked: Mapping[str, str], today: date) -> Days | None:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """How many emails, and how many of them stand under which state for opens and for clicks."""
-
     emails: int
-    opened: dict[str, int]
+    opened: dict[str, int]  # how many of them, by state
     clicked: dict[str, int]
     clicked_without_open: int  # clicked by a person, though no open by a person was seen: read all the same
 
@@ -5973,7 +5964,6 @@ def campaign_page(view: View, campaign: Rows, links: Rows, emails: Rows) -> str:
 
 
 def timeline_row(view: View, hit: Row, arrived: int | None, arrival: str) -> Markup:
-    """A hit of an email, with how long after its arrival it came, and why it counts as it does."""
     at, url, agent, after = hit["timestamp"], hit["url"], hit["user_agent"], ""
     if arrived:
         after = f"{lasting(abs(at - arrived) // 1000)} {'after' if at >= arrived else 'before'} {arrival}"
@@ -6030,23 +6020,20 @@ def can_allow(host: str, reason: str) -> bool:
 
 def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
-    tenant, others = view.tenant, stats.unregistered
+    tenant, others, words = view.tenant, stats.unregistered, view.pages.words
     if zone_named(tenant.tz) is None:
         yield f"This machine has no data of the time zone {tenant.tz} (install tzdata): days begin in UTC."
     if waiting:
         yield f"About {counted(waiting, 'hit')} still waiting to be counted; load this page again."
     if tenant.id_in_mail_at and not tenant.one_id:
-        yield (
-            f"This dashboard's id stands in mail (last seen {view.time(tenant.id_in_mail_at)}), whose readers can read these "
-            f"numbers; its hits are not counted. Put {tenant.mail_id} into mail, and `tenant rotate {tenant.mail_id}`."
-        )
+        yield words["id-in-mail"].format(seen=view.time(tenant.id_in_mail_at), mail_id=tenant.mail_id)
     if tenant.suspended:
         yield "This tenant is suspended: its links show the naming page."
     if others.emails:
         told = f"Opened: {made_of(others.opened)}. Clicked: {made_of(others.clicked)}. They are in no rate."
         yield f"So far {counted(others.emails, 'email')} that nobody registered got hits. {told}"
     for what, hits in stats.over.items():
-        yield f"In this range {counted(hits, 'hit')} {view.pages.words[what]}: more were new on a day than strangers may make up."
+        yield f"In this range {counted(hits, 'hit')} {words[what]}: more were new on a day than strangers may make up."
     for host, reason, clicks in stats.named:
         allow = f" `tenant set {tenant.mail_id} --domain {host}` allows it from then on." * can_allow(host, reason)
         yield f"{counted(clicks, 'click')} to {host or 'other hosts'} met the naming page: {NAMING_REASONS[reason]}.{allow}"
