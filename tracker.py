@@ -6749,11 +6749,10 @@ def _csv_lines(names: Sequence[str], pages: Iterator[Rows]) -> Iterator[bytes]:
 
     header = [(*names, "next")]
     for page in pages:
-        buffer = io.StringIO()
         rows = list(_formatted(page, names, _CSV_FORMATS, lambda value: value))
         ends = [""] * (len(rows) - 1) + [str(page.next or "")]
-        writer = csv.writer(buffer, lineterminator="\r\n")
-        writer.writerows([*header, *((*row, end) for row, end in zip(rows, ends, strict=False))])
+        lines = ((*row, end) for row, end in zip(rows, ends, strict=False))
+        csv.writer(buffer := io.StringIO()).writerows([*header, *lines])
         yield buffer.getvalue().encode("utf-8", "backslashreplace")
         header = []
 
