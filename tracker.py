@@ -623,11 +623,7 @@ STATE_NAMES = {**STATES, ASIDE: "set_aside"}  # what is set aside is in no numbe
 VERDICT_STATES = {"human": PERSON, "proxy": PERSON, "prefetch": UNCONFIRMED, "unconfirmed": UNCONFIRMED}
 VERDICT_STATES |= {"scanner": MACHINE, "bot": MACHINE, "self": ASIDE}
 CERTAIN, PROBABLE = "certain", "probable"
-NAMING_REASONS = {  # why a click met the naming page, as its dashboard says it
-    "destination-not-allowed": "this tenant had not allowed that host",
-    "destination-blocked": "this tenant had blocked that host",
-    "suspended": "this tenant was suspended",
-}
+NAMING_REASONS = ("destination-not-allowed", "destination-blocked", "suspended")  # why a click met the naming page
 _ASIDE_REASONS = {"repeat", "forged-link", *NAMING_REASONS}
 
 SESSION_GAP_MS = 900_000  # of quiet between two sessions of an email
@@ -5501,17 +5497,13 @@ def tag(name: str, /, *content: object, **attributes: object) -> Markup:
     return Markup(f"<{name}{said}" + (f">{joined(*content)}</{name}>" if content else "/>"))
 
 
-TEMPLATE_NAMES = (
-    *("page", "dashboard", "campaign", "email", "message", "naming"),
-    *("_curve", "_figure", "_reason", "_search", "_table", "_trial", "_trial_hits"),
-)
-
-
 class Pages:
     """The templates and the files they point to, read once."""
 
+    NAMES = "page dashboard campaign email message naming _curve _figure _reason _search _table _trial _trial_hits"
+
     def __init__(self) -> None:
-        self._templates = {name: Template(resource(f"templates/{name}.html").decode()) for name in TEMPLATE_NAMES}
+        self._templates = {name: Template(resource(f"templates/{name}.html").decode()) for name in self.NAMES.split()}
         lines = resource("templates/words.txt").decode().splitlines()
         self.words = dict(line.split(" = ") for line in lines if line and line[0] != "#")
         self.stylesheet = resource("templates/style.css")
@@ -5644,6 +5636,7 @@ def short_url(url: str) -> str:
 # -- Tables: a cell for each kind of column
 
 SHORT = 24  # characters, which every table has room for: what is longer is told whole to who points at it
+WITHOUT_SUBJECT = ("(not registered)", "(no subject)")  # by whether the email is registered
 Row = Mapping[str, Any]
 
 
@@ -5681,9 +5674,7 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
     "verdict": lambda view, row, name: tag("td", row[name], title=sentence_of(row["reason"]) or row["reason"]),
     "campaign": lambda view, row, name: text_cell(row[name], url=page_url(view, "campaigns", row[name]), head=True),
     "share": lambda view, row, name: share_cell(row[f"{name}_person"], row[f"{name}_unconfirmed"], row["emails"]),
-    "subject": lambda view, row, name: text_cell(
-        row.get(name) or ("(no subject)" if row["registered"] else "(not registered)")
-    ),
+    "subject": lambda view, row, name: text_cell(row.get(name) or WITHOUT_SUBJECT[row["registered"]]),
     "email": lambda view, row, name: text_cell(
         row.get(name) or row["key"], url=page_url(view, "emails", row["key"]), head=True
     ),
@@ -6036,7 +6027,7 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
         yield f"In this range {counted(hits, 'hit')} {words[what]}: more were new on a day than strangers may make up."
     for host, reason, clicks in stats.named:
         allow = f" `tenant set {tenant.mail_id} --domain {host}` allows it from then on." * can_allow(host, reason)
-        yield f"{counted(clicks, 'click')} to {host or 'other hosts'} met the naming page: {NAMING_REASONS[reason]}.{allow}"
+        yield f"{counted(clicks, 'click')} to {host or 'other hosts'} met the naming page: {words[reason]}.{allow}"
     if not view.people:
         yield "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."
 
