@@ -5386,13 +5386,9 @@ def counts_of(rows: Iterable[Sequence[Any]], states: Mapping[int, str] = STATE_N
 def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -> Stats:
     """Read a period's numbers from the roll-ups; events are never counted here."""
     number, span, before = tenant.number, period.span(tenant.tz), None
-
-    def cohort(some: Span) -> Totals:
-        return totals_of(cohort_in(connection, number, some))
-
     if period.name != "all":  # as long a time before it, of which as much has passed
         past = span._replace(start=2 * span.start - span.end, end=span.start)
-        before = cohort(past), counts_of(hits_in(connection, number, past))
+        before = totals_of(cohort_in(connection, number, past)), counts_of(hits_in(connection, number, past))
     steps = [hits_in(connection, number, some) for some in period.spans(tenant.tz)]
     sums: Counter[tuple[int, str, str, int]] = Counter()
     for verdict, reason, type_, state, hits in chain(*steps):
@@ -5401,8 +5397,8 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
     most_first = sorted(filter(sums.get, sums), key=lambda each: (each[0], -sums[each], each))
     return Stats(
         period=period,
-        sent=cohort(span),
-        unregistered=cohort(UNREGISTERED),
+        sent=totals_of(cohort_in(connection, number, span)),
+        unregistered=totals_of(cohort_in(connection, number, UNREGISTERED)),
         hits=counts_of(chain(*steps)),
         emails=counts_of(uniques_in(connection, number, span), STATES),
         steps=list(map(counts_of, steps)),
@@ -5503,7 +5499,7 @@ class Pages:
     NAMES = "page dashboard campaign email message naming _curve _figure _reason _search _table _trial _trial_hits"
 
     def __init__(self) -> None:
-        self._templates = {name: Template(resource(f"templates/{name}.html").decode()) for name in self.NAMES.split()}
+        self.templates = {name: Template(resource(f"templates/{name}.html").decode()) for name in self.NAMES.split()}
         lines = resource("templates/words.txt").decode().splitlines()
         self.words = dict(line.split(" = ") for line in lines if line and line[0] != "#")
         self.stylesheet = resource("templates/style.css")
@@ -5511,12 +5507,9 @@ class Pages:
         self.icon = resource("templates/icon.svg")
         self.pixel = resource("pixel.gif")
 
-    def __getitem__(self, name: str) -> Template:
-        return self._templates[name]
-
     def page(self, title: str, template: str, /, **values: object) -> str:
-        body = self[template].render(**values)
-        return self["page"].render(title=title, stylesheet=self.stylesheet_name, body=body)
+        body = self.templates[template].render(**values)
+        return self.templates["page"].render(title=title, stylesheet=self.stylesheet_name, body=body)
 
     def message(self, title: str, text: str) -> str:
         return self.page(title, "message", title=title, text=text)
@@ -5689,7 +5682,6 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
 EXPORT_QUERIES = {  # the parameters that the exports of a page's tables have from it
     "emails": ("campaign", "q", "show"),
     "links": ("campaign",),
-    "campaigns": (),
     "clients": (*RANGE_PARAMETERS, "tz"),
 }
 
@@ -5728,7 +5720,7 @@ def table_end(view: View, rows: Rows, name: str) -> Markup:
     after, value = ("after", str(rows.next)) if rows.table is EMAILS else (name, larger)
     if rows.next and value:
         more = joined(tag("a", "More", href=f"{view.url(**{after: value})}#{name}", rel="next"), " · ")
-    query = query_of(view, EXPORT_QUERIES[name])
+    query = query_of(view, EXPORT_QUERIES.get(name, ()))
     csv, json_ = (f"{view.base}/{name}.{form}{'?' * bool(query)}{query}" for form in EXPORT_TYPES)
     return joined(found, more, "Take away as ", tag("a", "CSV", href=csv), " or ", tag("a", "JSON", href=json_))
 
@@ -5747,7 +5739,9 @@ def table_section(view: View, rows: Rows) -> Markup:
     )
     heads = joined(*(column_head(view, name, column) for column in columns))
     end = table_end(view, rows, name)
-    return view.pages["_table"].render(name=name, title=table.title, heads=heads, rows=joined(*lines), take=end)
+    return view.pages.templates["_table"].render(
+        name=name, title=table.title, heads=heads, rows=joined(*lines), take=end
+    )
 
 
 # -- The curve
@@ -5780,8 +5774,7 @@ def bars_of(steps: Sequence[Counts], states: Iterable[str], tops: Mapping[str, i
 def curve(view: View, stats: Stats) -> Markup:
     """Opens and clicks over time as bars, people at the bottom.
 
-    Across, a step is a unit, which is stretched to the width of the window; up, a unit is a pixel. So it is sharp, and its
-    letters keep their size, however wide the window is.
+    Across, a step is a unit, stretched to the width of the window; up, a unit is a pixel: so letters keep their size.
     """
     states = list(STATE_WORDS)[: 3 if "machines" in view.asked else 2]
     tops = {noun: round_top(max(sum(step[noun][state] for state in states) for step in stats.steps)) for noun in PANELS}
@@ -5801,7 +5794,7 @@ def curve(view: View, stats: Stats) -> Markup:
             css = "m n" if len(marks) % 2 else "m"
             marks.append(tag("text", label, x=f"{n * width + width / 2:.1f}%", y=242, class_=css))
     heads = (f"{noun.capitalize()} {STATE_WORDS[state]}" for noun in PANELS for state in states)
-    return view.pages["_curve"].render(
+    return view.pages.templates["_curve"].render(
         opens_top=f"{tops['opens']:,}",
         opens_middle=f"{tops['opens'] // 2:,}",
         clicks_top=f"{tops['clicks']:,}",
@@ -5876,7 +5869,7 @@ def figure_list(view: View, figures: Iterable[Figure]) -> Markup:
             about = about.replace("sent in this range", "of this campaign")
         elif figure["label"] not in ("Sent", "Click-to-open"):
             why = joined(" ", tag("a", "Why?", href="#why"))
-        items.append(view.pages["_figure"].render(**figure, about=about, why=why))
+        items.append(view.pages.templates["_figure"].render(**figure, about=about, why=why))
     return joined(*items)
 
 
@@ -5892,7 +5885,7 @@ def kept_fields(view: View, *without: str) -> Markup:
 def search_form(view: View) -> Markup:
     chosen = {view.asked.get("show", "all"): "selected"}
     options = (tag("option", label, value=name, selected=chosen.get(name, "")) for name, (label, _) in SHOWN.items())
-    return view.pages["_search"].render(
+    return view.pages.templates["_search"].render(
         action="/" + "/".join(quote(segment, safe="") for segment in view.segments) + "#emails",
         kept=kept_fields(view, "q", "show", "after", "sort"),
         text=view.asked.get("q", ""),
@@ -5903,7 +5896,7 @@ def search_form(view: View) -> Markup:
 
 def reason_line(view: View, row: Row) -> Markup:
     said = {**row, "hits": f"{row['hits']:,}", "counts_as": row["counts_as"].replace("_", " ")}
-    return view.pages["_reason"].render(**said, sentence=sentence_of(row["reason"]))
+    return view.pages.templates["_reason"].render(**said, sentence=sentence_of(row["reason"]))
 
 
 def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting: int, trial: Markup) -> str:
@@ -6596,12 +6589,12 @@ def _trial(app: App, request: Request, tenant: Tenant) -> Markup:
     public, key = app.settings.public_url(tenant.tracking_host), f"{TEST_KEY}page"
     hits = joined("To try it from here, open this page under the address that links begin with.")
     if public and read_origin(public)[0] == request.host and app.secrets:
-        hits = app.pages["_trial_hits"].render(
+        hits = app.pages.templates["_trial_hits"].render(
             test_pixel=pixel_path(tenant.mail_id, key),
             test_click=click_path(app.secrets[0], tenant.mail_id, key, TEST_DESTINATION),
         )
     base = f"{public or 'https://track.example.com'}/{tenant.mail_id}"
-    return app.pages["_trial"].render(program=PROGRAM, mail_id=tenant.mail_id, base=base, trial_hits=hits)
+    return app.pages.templates["_trial"].render(program=PROGRAM, mail_id=tenant.mail_id, base=base, trial_hits=hits)
 
 
 def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
@@ -7329,8 +7322,8 @@ def nginx_file(
 ) -> str:
     """nginx's configuration for hosts, each with whether it has its certificate yet; given tenants, it answers pixels.
 
-    nginx does not start without a certificate that it was told of, so until there is one a host only answers what
-    those ask who make certificates. Raises BadInput for what nginx would read as something else.
+    nginx does not start without a certificate that it was told of: until it is there, a host only answers those who
+    make it. Raises BadInput for what nginx would read as something else.
     """
     for path in places.values():
         _refuse_odd_path(path, "nginx")
