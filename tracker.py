@@ -6806,11 +6806,8 @@ _TENANT_FIELDS["tracking_host"] = Field(str, 253)
 def _json_body(request: Request) -> Any:
     try:
         return json.loads(request.body().decode("utf-8"), parse_constant=int)  # which NaN is not
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise HTTPError(400, f"expected JSON in UTF-8, which this is not from {where} on") from None
-    except (ValueError, RecursionError):
-        raise HTTPError(400, "expected JSON in UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise HTTPError(400, f"expected JSON in UTF-8: {error}") from None
 
 
 # -- Emails
@@ -7148,8 +7145,8 @@ def probe(settings: Settings) -> None:
 
 def one_line(record: logging.LogRecord) -> str:
     """Write one of gunicorn's log records on one line, without addresses and paths, which hold private ids."""
-    text = re.sub(r"(Invalid request .*?)['\"].*", r"\1(hidden)", record.getMessage(), flags=re.DOTALL)
-    text = re.sub(r"(Error handling request) .*", r"\1 (hidden)", text, flags=re.DOTALL)
+    private = r"(Invalid request .*?(?=['\"])|Error handling request ).*"
+    text = re.sub(private, r"\1(hidden)", record.getMessage(), flags=re.DOTALL)
     if record.exc_info:
         text += " | " + "".join(traceback.format_exception(*record.exc_info)).strip()
     text = re.sub(r"ip=\S+", "ip=(hidden)", text)
@@ -8243,6 +8240,7 @@ def command_line() -> ArgumentParser:
     from argparse import ArgumentParser, BooleanOptionalAction
 
     parser = ArgumentParser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
+    parser.set_defaults(run=cmd_serve, local=False, json=False)
     parser.add_argument("--version", action="store_true", help="print the versions of what runs here, with licences")
     about = f"settings that the environment does not give (default: {ENV_FILE}, where it exists)"
     parser.add_argument("--env", metavar="FILE", help=about)
@@ -8254,7 +8252,7 @@ def command_line() -> ArgumentParser:
             groups[group] = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
         about = (run.__doc__ or "").strip()
         made = groups[group].add_parser(name, help=re.split(r"[.:;]\s", about)[0].rstrip("."), description=about)
-        made.set_defaults(run=run, local=False, json=False)
+        made.set_defaults(run=run)
         made.register("action", "yes or no", BooleanOptionalAction)
         for option_name, how in options:
             made.add_argument(option_name, **how)
@@ -8309,8 +8307,6 @@ def _run(argv: list[str]) -> int:
     if args.version:
         print(versions())
         return 0
-    if not hasattr(args, "run"):
-        args = command_line().parse_args([*argv, "serve"])
     if sqlite3.sqlite_version_info < (3, 35):
         raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; expected 3.35 or later")
     # Help is wanted most where the settings are wrong, or not for this user to read.

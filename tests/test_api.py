@@ -281,7 +281,7 @@ def test_what_is_no_json_is_refused(still: Stage) -> None:
 
 def test_json_that_breaks_off_is_refused_with_the_place_and_its_content_type_does_not_matter(stage: Stage) -> None:
     answer = stage.web.post(f"/{stage.acme.id}/emails", b'{"subject": "Sale"\n "key": "e1"}', status=400)
-    assert answer.json == {"error": "expected JSON in UTF-8, which this is not from line 2, column 2 on"}
+    assert "line 2 column 2" in answer.json["error"]
     for content_type in ("application/json", "text/plain", "application/x-www-form-urlencoded"):
         stage.web.post(f"/{stage.acme.id}/emails", b'{"key": "e1"}', content_type=content_type)
     assert [row[0] for row in emails(stage)] == ["e1"]
