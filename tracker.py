@@ -5733,15 +5733,11 @@ def table_section(view: View, rows: Rows) -> Markup:
     if not rows.rows:
         return tag("section", tag("h2", table.title, id=name), tag("p", text, class_="quiet"), aria_labelledby=name)
     columns = [column for column in table.columns if not (view.campaign and column.head == "Campaign")]
-    lines = (
-        tag("tr", *(CELLS[column.kind](view, row, column.field) for column in columns))
-        for row in rows.named(view.people)
-    )
+    lines = ((CELLS[column.kind](view, row, column.field) for column in columns) for row in rows.named(view.people))
+    body = joined(*(tag("tr", *line) for line in lines))
     heads = joined(*(column_head(view, name, column) for column in columns))
     end = table_end(view, rows, name)
-    return view.pages.templates["_table"].render(
-        name=name, title=table.title, heads=heads, rows=joined(*lines), take=end
-    )
+    return view.pages.templates["_table"].render(name=name, title=table.title, heads=heads, rows=body, take=end)
 
 
 # -- The curve
@@ -5822,14 +5818,11 @@ def step_label(period: Period, n: int) -> str:
 
 # -- Figures
 
-Figure = dict[str, str]  # a big number: its label, value, what it is made of (detail), its change from the time before
+Figure = tuple[str, Amount, Amount, str]  # its label, what it is now and was before, and what it is made of
 
 
 def figures_of(details: Mapping[str, str], now: Mapping[str, Amount], then: Mapping[str, Amount]) -> list[Figure]:
-    return [
-        {"label": label, "value": told(now[label]), "detail": detail, "change": change_of(now[label], then.get(label))}
-        for label, detail in details.items()
-    ]
+    return [(label, now[label], then.get(label), detail) for label, detail in details.items()]
 
 
 def sent_figures(totals: Totals, before: Totals | None = None) -> list[Figure]:
@@ -5863,13 +5856,14 @@ def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
 def figure_list(view: View, figures: Iterable[Figure]) -> Markup:
     """Figures as a list; where the page has the list of reasons, with a way to it."""
     items = []
-    for figure in figures:
-        about, why = view.pages.words[figure["label"]], ""
+    for label, now, then, detail in figures:
+        about, why = view.pages.words[label], ""
         if view.campaign:
             about = about.replace("sent in this range", "of this campaign")
-        elif figure["label"] not in ("Sent", "Click-to-open"):
+        elif label not in ("Sent", "Click-to-open"):
             why = joined(" ", tag("a", "Why?", href="#why"))
-        items.append(view.pages.templates["_figure"].render(**figure, about=about, why=why))
+        said = {"label": label, "value": told(now), "change": change_of(now, then), "detail": detail}
+        items.append(view.pages.templates["_figure"].render(**said, about=about, why=why))
     return joined(*items)
 
 
@@ -7067,21 +7061,16 @@ def wsgi(app: App) -> WSGIApplication:
     return respond
 
 
-@lru_cache(maxsize=1)
-def _served() -> tuple[App, WSGIApplication]:
-    app = App(load_settings(os.environ))
-    return app, wsgi(app)
-
-
 _serving = threading.Lock()
+_app = lru_cache(lambda: App(load_settings(os.environ)))
 
 
 def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """The WSGI application for `gunicorn tracker`: builds itself, from the environment, on its first call."""
     with _serving:
-        app, respond = _served()
+        app = _app()
     app.start()
-    return respond(environ, start_response)
+    return wsgi(app)(environ, start_response)
 
 
 # == Server ============================================================================================
@@ -7220,7 +7209,6 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
         "limit_request_line": MAX_REQUEST_LINE,
         "forwarder_headers": "",  # or a header SCRIPT_NAME would be part of the path
         "secure_scheme_headers": {},  # nothing here asks for the scheme, and contradictions about it would be a 400
-        "accesslog": None,
         "proc_name": "email-tracker",
         "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # a heartbeat waits for no disk
         "when_ready": share_memory,
@@ -7829,7 +7817,7 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
         stats = read_stats(connection, tenant, period)
         waiting = waiting_hits(database, connection)
     lines = [f"{tenant.name}: {RANGES[args.range]}, {period.zone}"]
-    lines += ["{label:13} {value:>12}   {detail}".format_map(each) for each in chain(*dashboard_figures(stats))]
+    lines += [f"{label:13} {told(now):>12}   {detail}" for label, now, _, detail in chain(*dashboard_figures(stats))]
     for row in stats.reasons if args.why else ():
         what = f"{row['event_type']}s, {row['counts_as'].replace('_', ' ')}: {row['verdict']}, {row['reason']}"
         lines.append(f"{row['hits']:>8,} {what}. {sentence_of(row['reason'])}")
