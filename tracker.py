@@ -4118,8 +4118,6 @@ class Table:
     """  # SQL: which rows, with their age, whether they fit what is shown, and what they are sorted by
     more: tuple[str, ...] = ()  # fields that only pages show
     usual: str = ""  # the order on a page that nobody sorted; "": newest first
-    has_age: bool = True  # whether only the newest rows are sorted
-    in_pages: bool = True  # whether exports go through it page by page
 
     @property
     def orders(self) -> dict[str, str]:
@@ -4229,7 +4227,6 @@ CAMPAIGNS = Table(
     """,
     rows=f"select id, {{fields}} from campaign_details where {{scope}} and id in (select key from {wanted('key')})",
     usual="first",
-    has_age=False,
 )
 PROGRAMS = Table(
     "clients",
@@ -4255,8 +4252,6 @@ PROGRAMS = Table(
         from clients where {scope} group by client, device
     """,
     usual="share",
-    has_age=False,
-    in_pages=False,
 )
 TABLES = {table.name: table for table in (EMAILS, EVENTS, LINKS, CAMPAIGNS, PROGRAMS)}
 
@@ -4319,11 +4314,11 @@ class Rows(NamedTuple):
 
 def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked: Wanted) -> Rows:
     """Rows of a table: which ones first, so that no more are read than these."""
-    order = asked.order or ("" if asked.whole and table.in_pages else table.usual)
+    order = asked.order or ("" if asked.whole and table is not PROGRAMS else table.usual)
     begin = asked.after.id if order and asked.after != NEWEST else 0
     looked = asked.most + 1
     if order or asked.shown != "all":
-        looked = MOST_SORTED if table.has_age else ALL_ROWS
+        looked = ALL_ROWS if table is CAMPAIGNS else MOST_SORTED
     values = {**asked._asdict(), **(NEWEST if order else asked.after)._asdict(), "tenant": tenant, "looked": looked}
     values["name"] = asked.after.id if isinstance(asked.after.id, str) else ""
     values |= {"first_day": asked.days[0], "end_day": asked.days[1], "left_out": "" if asked.whole else HIDDEN_TARGET}
@@ -5646,8 +5641,7 @@ def share_cell(low: int, unsure: int, of: int) -> Markup:
         return tag("td", f"{low:,}" if low else "–")
     certain, rest = (f"{100 * min(count / of, 1):.0f}%" for count in (low, unsure))
     bars = tag("rect", class_="p", width=certain), tag("rect", class_="u", x=certain, width=rest)
-    rate = told((low / of, (low + unsure) / of))
-    shown = tag("svg", *bars, aria_hidden="true"), f" {rate}"
+    shown = tag("svg", *bars, aria_hidden="true"), f" {told((low / of, (low + unsure) / of))}"
     return tag("td", tag("span", *shown, class_="share", title=f"{low:,} of {of:,}"))
 
 
@@ -5959,7 +5953,7 @@ def timeline_row(view: View, hit: Row, arrived: int | None, arrival: str) -> Mar
 
 def email_page(view: View, emails: Rows, hits: Rows) -> str:
     [email] = emails.named(view.people)
-    key, subject, campaign, crumb = email["key"], email.get("subject"), email["campaign"], joined()
+    key, subject, campaign = email["key"], email.get("subject"), email["campaign"]
     delivered = email["delivered_at"]
     arrived, arrival = delivered or email["sent_at"], "it was delivered" if delivered else "it was sent"
     about = {
@@ -5970,13 +5964,12 @@ def email_page(view: View, emails: Rows, hits: Rows) -> str:
         "Opened": made_of(email, "opens_", zeros=False),
         "Clicked": made_of(email, "clicks_", zeros=False),
     }
-    if campaign:
-        crumb = joined(tag("a", tag("bdi", campaign), href=page_url(view, "campaigns", campaign)), " \u203a ")
+    crumb = tag("a", tag("bdi", campaign), href=page_url(view, "campaigns", campaign)), " \u203a "
     return view.page(
         f"{subject or key}: {view.tenant.name}",
         "email",
         title=subject or f"Email {key}",
-        campaign=crumb,
+        campaign=joined(*crumb) if campaign else "",
         about=joined(
             *(tag("div", tag("dt", name), tag("dd", tag("bdi", about[name]))) for name in about if about[name])
         ),
@@ -6673,7 +6666,7 @@ def _pages_of(database: Database, tenant: int, table: Table, asked: Wanted) -> I
     following: Cursor | None = asked.after
     limit = asked.most
     while following:
-        asked = asked._replace(after=following, most=min(CHUNK_ROWS, limit) if table.in_pages else limit)
+        asked = asked._replace(after=following, most=limit if table is PROGRAMS else min(CHUNK_ROWS, limit))
         with database.reading() as connection:
             page = read_table(connection, tenant, table, asked)
         limit -= len(page.rows)
