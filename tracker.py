@@ -4004,8 +4004,6 @@ class Span(NamedTuple):
 
 
 UNREGISTERED = Span(0, NO_QUARTER, 0)  # the cohort of the emails that nobody registered
-
-
 _IN_SPAN = "tenant = :tenant and grain = :by_day and time >= :start and time < :end"
 
 
@@ -7896,7 +7894,6 @@ def _ask(public: str, path: str) -> Answer:
 
 
 def answer_faults(pixels: Sequence[Answer], link: Answer) -> Iterator[str]:
-    """What is wrong with the answers to two requests for one pixel, and to one for a signed link."""
     from email.utils import parsedate_to_datetime
 
     location = link.headers.get("location", "nowhere")
