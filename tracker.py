@@ -1994,12 +1994,11 @@ def open_connection(path: str) -> sqlite3.Connection:
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         try:
             _check_version(connection, path)
-            connection.execute("pragma synchronous = full")
-            connection.execute("pragma wal_autocheckpoint = 0")
+            for setting in ("synchronous = full", "wal_autocheckpoint = 0", "foreign_keys = on"):
+                connection.execute(f"pragma {setting}")
             connection.execute(f"pragma cache_size = {-CACHE_KIBIBYTES}")
             for name, arguments, function in SQL_FUNCTIONS:
                 connection.create_function(name, arguments, function, deterministic=True)
-            connection.execute("pragma foreign_keys = on")
         except BaseException:
             connection.close()
             raise
@@ -2221,11 +2220,9 @@ def copy_database(connection: sqlite3.Connection, copy: sqlite3.Connection, name
 
     In one step: in smaller ones SQLite begins anew with every write in between, so under load it would never end.
     """
-    try:
+    with _plain_errors(name):
         copy.execute("pragma journal_mode = off")  # whoever finds half a copy has no use for it
         connection.backup(copy, pages=-1)
-    except sqlite3.Error as error:
-        raise StoreError(f"{name}: the copy could not be made: {error}") from error
 
 
 def read_small_file(*path: str) -> str | None:
@@ -2416,11 +2413,6 @@ def set_position(connection: sqlite3.Connection, segment: str, position: int, no
     )
 
 
-def positions_since(connection: sqlite3.Connection) -> int:
-    """The time from which on every position is remembered that there was."""
-    return int(marks_of(connection).get("positions_since", 0))
-
-
 def forget_positions(connection: sqlite3.Connection, present: Iterable[str], before: int) -> None:
     """Forget what was before a time: allowances, and positions of segments that are gone; and remember which time it was."""
     there = set(present)
@@ -2507,11 +2499,9 @@ class Tenant:
         return self.id == self.mail_id
 
 
-_SELECT_TENANTS = f"select {', '.join(Tenant.__slots__)} from tenants "
-
-
 def _tenants(connection: sqlite3.Connection, which: str, **values: str) -> list[Tenant]:
-    found = starmap(Tenant, connection.execute(_SELECT_TENANTS + which, values))
+    sql = f"select {', '.join(Tenant.__slots__)} from tenants {which}"
+    found = starmap(Tenant, connection.execute(sql, values))
     return [replace(each, any_domain=bool(each.any_domain), suspended=bool(each.suspended)) for each in found]
 
 
@@ -2552,7 +2542,6 @@ def add_tenant(
     connection: sqlite3.Connection,
     name: str,
     now: int,
-    *,
     id_: str | None = None,
     allow: Iterable[str] = (),
     **columns: Any,
@@ -2580,11 +2569,9 @@ def change_tenant(connection: sqlite3.Connection, tenant: int, **changes: Any) -
         connection.execute(f"update tenants set {column} = ? where number = ?", (value, tenant))
     if "tz" in changes:  # other days
         for table in ("uniques", "reasons", "cohorts", "clients"):
-            by_day = "day > 0" if table == "clients" else "grain = 1"
-            connection.execute(f"delete from {table} where tenant = ? and {by_day}", (tenant,))
-            connection.execute(
-                f"insert into {table} select * from recount_{table} where tenant = ? and {by_day}", (tenant,)
-            )
+            where = f"where tenant = ? and {'day > 0' if table == 'clients' else 'grain = 1'}"
+            connection.execute(f"delete from {table} {where}", (tenant,))
+            connection.execute(f"insert into {table} select * from recount_{table} {where}", (tenant,))
 
 
 def tenant_rules(connection: sqlite3.Connection, tenant: int) -> dict[str, list[str]]:
@@ -2619,13 +2606,12 @@ TABLES_OF_TENANTS = (  # each before those that it refers to
 
 def remove_tenant(connection: sqlite3.Connection, tenant: Tenant, now: int) -> None:
     """Delete all of a tenant's data. Its mail id is kept from ever being another's: mail with it is still out there."""
+    number = (tenant.number,)
     for table in ("email_counts", "link_counts"):
-        connection.execute(
-            f"delete from {table} where email in (select id from emails where tenant = ?)", (tenant.number,)
-        )
+        connection.execute(f"delete from {table} where email in (select id from emails where tenant = ?)", number)
     for table in TABLES_OF_TENANTS:
-        connection.execute(f"delete from {table} where tenant = ?", (tenant.number,))
-    connection.execute("delete from tenants where number = ?", (tenant.number,))
+        connection.execute(f"delete from {table} where tenant = ?", number)
+    connection.execute("delete from tenants where number = ?", number)
     connection.execute("insert into retired_ids values (?, ?) on conflict (mail_id) do nothing", (tenant.mail_id, now))
 
 
@@ -4734,7 +4720,7 @@ def waiting_segments(database: Database, connection: sqlite3.Connection, trouble
     if changed_at != database.kept_seen:
         found |= {(name, True): about for name, about in segments_in(kept).items()}
     positions = positions_of(connection, [name for name, _ in found])
-    since = positions_since(connection)
+    since = int(marks_of(connection).get("positions_since", 0))  # then and later, each position is remembered
     waiting = []
     for (name, is_kept), about in found.items():
         position, size = positions.get(name, 0), about.st_size
