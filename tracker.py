@@ -2951,20 +2951,29 @@ def add_to_rollups(connection: sqlite3.Connection, cells: Mapping[Cell, int]) ->
         if number:
             tables[table][key][column] = number
     for table, rows in tables.items():
-        columns = ROLLUPS[table].numbers
+        keys, columns, _ = ROLLUPS[table]
         values = [(*key, *(row.get(column, 0) for column in columns)) for key, row in rows.items()]
-        upsert(connection, table, columns, "{column} = {table}.{column} + excluded.{column}", values)
+        upsert(connection, table, keys, columns, values, ADDED)
+
+
+INSTEAD = "excluded.{column}"
+ADDED = "{table}.{column} + excluded.{column}"
+LATER = "case when {table}.{column} > excluded.{column} then {table}.{column} else excluded.{column} end"
 
 
 def upsert(
-    connection: sqlite3.Connection, table: str, columns: Sequence[str], change: str, rows: Iterable[Sequence[Any]]
+    connection: sqlite3.Connection,
+    table: str,
+    keys: Sequence[str],
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    change: str = INSTEAD,
 ) -> None:
-    """Insert rows of the table's key and these columns; where a key is there, change its columns so."""
-    keys = ROLLUPS[table].keys
+    """Insert rows of these keys and columns; where the keys are there, change the columns so."""
+    changes = (f"{column} = {change.format(table=table, column=column)}" for column in columns)
     connection.executemany(
         f"insert into {table} ({', '.join((*keys, *columns))}) values ({', '.join('?' * (len(keys) + len(columns)))})"
-        f" on conflict ({', '.join(keys)}) do update"
-        f" set {', '.join(change.format(table=table, column=column) for column in columns)}",
+        f" on conflict ({', '.join(keys)}) do update set {', '.join(changes)}",
         rows,
     )
 
@@ -3008,17 +3017,16 @@ class Registration(NamedTuple):
     links: int | None = None  # how many different ones the message has
     at: int = 0  # when it was said; 0: now; UNDATED: nobody knows, so before all that has a time
 
-    def updated(self, later: Registration) -> Registration:
-        """With what is said later in place of what was said before."""
-        return self._replace(**{name: value for name, value in later._asdict().items() if value is not None})
-
     def joined(self, other: Registration) -> Registration:
         """All that was said: what is not later than the last word fills only what is empty."""
-        return self.updated(other) if other.at >= self.at else other.updated(self)
+        earlier, later = (self, other) if other.at >= self.at else (other, self)
+        return earlier._replace(**{name: value for name, value in later._asdict().items() if value is not None})
 
 
 UNDATED = 1
 SAID_OF_EMAILS = ("subject", "recipient", "campaign")  # texts, each a bit of emails.cleared, from the first on
+_SAID_TIMES = ("created_at", "sent_at", "delivered_at", "time_said", "told_at")
+_SAID_COLUMNS = (*SAID_OF_EMAILS, "search", "registered", *_SAID_TIMES, "cleared", "links")
 
 
 class SpooledEmail(NamedTuple):
@@ -3063,7 +3071,7 @@ class Email:
         self.clicks: Tally = counts[6:] if self.last_at else [*_NO_TALLY]
         self.links: dict[int, tuple[Tally, Tally]] = {}  # the tallies that were read: as they were, and as they will be
         self.before: Standing | None = None  # where that may have changed
-        self.stored: Sequence[Stored] = ()  # of the sessions that new hits come into
+        self.stored: dict[int, Stored] = {}  # by number: those that were read
 
     def standing(self) -> Standing:
         """Where it stands by what is counted now."""
@@ -3183,7 +3191,7 @@ def judge_together(email: Email, new: Sequence[Hit]) -> tuple[list[Judgement], l
         return judge(new, email.context), []
     judgements: list[Judgement] = []
     judged: list[tuple[Stored, Judgement]] = []
-    both: Session = [*((each.hit, each) for each in email.stored), *((hit, None) for hit in new)]
+    both: Session = [*((each.hit, each) for each in email.stored.values()), *((hit, None) for hit in new)]
     for places in sessions_of([hit for hit, _ in both]):
         session = [both[n] for n in places]
         if all(stored for _, stored in session):
@@ -3380,11 +3388,8 @@ class Batch:
                     break
             else:
                 over.add(text)
-        self.connection.executemany(
-            "insert into allowances (tenant, what, whose, day, network, used) values (?, ?, ?, ?, ?, ?)"
-            " on conflict (tenant, day, what, whose, network) do update set used = excluded.used",
-            [(tenant, what, *each, number) for each, number in used.items() if number != before[each]],
-        )
+        rows = [(tenant, what, *each, number) for each, number in used.items() if number != before[each]]
+        upsert(self.connection, "allowances", ("tenant", "what", "whose", "day", "network"), ("used",), rows)
         return over
 
     def _used(self, tenant: int, what: str, asked: Collection[Allowance]) -> Counter[Allowance]:
@@ -3538,17 +3543,12 @@ class Batch:
                 floor = hit.at
         if not joined:
             return
-        found: dict[int, dict[int, Stored]] = defaultdict(dict)
         # Nearly all sessions are short; of the others all is read.
-        self._read_near([(email, max(since, at - MOSTLY_MS), at) for email, since, at in before], "desc", found)
-        self._read_near([each for each in before if _reaches(found.get(each[0], {}), *each[1:])], "desc", found)
-        self._read_near(after, "asc", found)
-        for id_, stored in found.items():
-            joined[id_].stored = [*stored.values()]
+        self._read_near([(email, max(since, at - MOSTLY_MS), at) for email, since, at in before], "desc", joined)
+        self._read_near([each for each in before if _reaches(joined[each[0]].stored, *each[1:])], "desc", joined)
+        self._read_near(after, "asc", joined)
 
-    def _read_near(
-        self, spans: Sequence[tuple[int, int, int]], order: str, found: dict[int, dict[int, Stored]]
-    ) -> None:
+    def _read_near(self, spans: Sequence[tuple[int, int, int]], order: str, emails: Mapping[int, Email]) -> None:
         """Read events later than the first and up to the second of two times, from that end on which `order` begins.
 
         Raises TooMuch where they are more than may be read in one transaction.
@@ -3566,10 +3566,10 @@ class Batch:
             self.room -= len(rows)
             if self.room < 0:
                 raise TooMuch("more hits are stored around these than may be read at once")
-            self._take_events(rows, found)
+            self._take_events(rows, emails)
 
-    def _take_events(self, rows: Collection[Sequence[Any]], found: dict[int, dict[int, Stored]]) -> None:
-        """Take rows as _EVENT_FACTS has them, by email and number."""
+    def _take_events(self, rows: Collection[Sequence[Any]], emails: Mapping[int, Email]) -> None:
+        """Give emails their events, from rows as _EVENT_FACTS has them."""
         if not rows:
             return
         agents = self._texts("agents", "id", "agent", {row[4] for row in rows})
@@ -3579,7 +3579,7 @@ class Batch:
             why = judgement.reason if judgement.reason in NAMING_REASONS else ""
             said = method or "GET", "", "", url and urls[url], "", address or "", agents[agent], purpose or "", "", why
             hit = _new(Hit, ("", at, type_, *said, "", own == 1, judgement if fixed else None, False))
-            found[email][id_] = Stored(id_, number, url, hit)
+            emails[email].stored[id_] = Stored(id_, number, url, hit)
 
     def _read_links(self, judged: Iterable[Judged], urls: Mapping[str, int]) -> None:
         """The tallies of links that are clicked now, or were by a hit that is judged otherwise now."""
@@ -3607,10 +3607,7 @@ class Batch:
         for id_, url, *counts in for_each(self.connection, by_id, sql):
             by_id[id_].links[url] = counts, [*counts]
         sql = f"{_EVENT_FACTS} from {wanted('id')} cross join events where events.email = wanted.id"
-        found: dict[int, dict[int, Stored]] = defaultdict(dict)
-        self._take_events(for_each(self.connection, by_id, sql), found)
-        for id_, stored in found.items():
-            by_id[id_].stored = [*stored.values()]
+        self._take_events(for_each(self.connection, by_id, sql), by_id)
 
     # -- Counting
 
@@ -3671,26 +3668,13 @@ class Batch:
             created_at = sent_at if key in began else known[key].created_at
             campaign = (each.campaign or "").strip(" ")  # as hits and declarations name it
             texts = each.subject or "", each.recipient or "", campaign
+            search = fold_text(key, *texts) if any(texts) else ""
             times = created_at, sent_at, each.delivered_at, int(each.sent_at is not None), each.at
             cleared = sum(1 << n for n, name in enumerate(SAID_OF_EMAILS) if getattr(each, name) == "")
-            rows.append(
-                (tenant, key, *texts, *times, cleared, each.links, fold_text(key, *texts) if any(texts) else "")
-            )
+            rows.append((tenant, key, *texts, search, 1, *times, cleared, each.links))
             if key not in known:
                 self._standings[Standing(tenant, campaign, True, key.startswith(TEST_KEY), sent_at // QUARTER_MS)] += 1
-        self.connection.executemany(
-            """
-            insert into emails (tenant, key, subject, recipient, campaign, registered, created_at, sent_at, delivered_at,
-                                time_said, told_at, cleared, links, search)
-            values (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?)
-            on conflict (tenant, key) do update set
-                subject = excluded.subject, recipient = excluded.recipient, campaign = excluded.campaign, registered = 1,
-                created_at = excluded.created_at, sent_at = excluded.sent_at, delivered_at = excluded.delivered_at,
-                time_said = excluded.time_said, told_at = excluded.told_at, cleared = excluded.cleared,
-                links = excluded.links, search = excluded.search
-            """,
-            rows,
-        )
+        upsert(self.connection, "emails", ("tenant", "key"), _SAID_COLUMNS, rows)
         if known:
             self._replace(known, find_emails(self.connection, tenant, known))
         return len(began)
@@ -3730,8 +3714,9 @@ class Batch:
         self._read_all(emails)
         before = len(self._revised)
         for email in emails:
-            judgements = judge([each.hit for each in email.stored], email.context)
-            self._revise(email, self._otherwise(zip(email.stored, judgements, strict=True)))
+            stored = email.stored.values()
+            judgements = judge([each.hit for each in stored], email.context)
+            self._revise(email, self._otherwise(zip(stored, judgements, strict=True)))
         return len(self._revised) - before
 
     def delete(self, tenant: int, keys: Collection[str]) -> int:
@@ -3743,7 +3728,7 @@ class Batch:
             column = "id" if table == "emails" else "email"
             sql = f"delete from {table} where {column} in (select wanted.id from {wanted('id')})"
             self.connection.execute(sql, asked)
-        urls = sorted({stored.url for email in emails for stored in email.stored if stored.url is not None})
+        urls = sorted({stored.url for email in emails for stored in email.stored.values() if stored.url is not None})
         sql = f"""
             select wanted.id from {wanted("id")}
             where not exists (select 1 from events where events.url = wanted.id)
@@ -3758,7 +3743,7 @@ class Batch:
             for url, (tally, _) in email.links.items():
                 if url not in unused:
                     self._count_link(tenant, email.campaign, url, tally, -1)
-            for stored in email.stored:  # by their time; the tallies go with the email
+            for stored in email.stored.values():  # by their time; the tallies go with the email
                 self._count(email, stored.hit, None, stored.judgement, ASIDE, -1)
         return len(emails)
 
@@ -3779,11 +3764,8 @@ class Batch:
         self._emails += emails
         for number, time_ in ((-before[0], before[1]), (sent, at)) if before else ((sent, at),):
             self._standings[Standing(tenant, campaign, True, False, time_ // QUARTER_MS)] += number
-        self.connection.execute(
-            "insert into campaign_sends values (?, ?, ?, ?)"
-            " on conflict (tenant, campaign) do update set sent = excluded.sent, sent_at = excluded.sent_at",
-            (tenant, campaign, sent, at),
-        )
+        row = tenant, campaign, sent, at
+        upsert(self.connection, "campaign_sends", ("tenant", "campaign"), ("sent", "sent_at"), [row])
         return before is None
 
     # -- Writing
@@ -3794,8 +3776,7 @@ class Batch:
 
     def write(self) -> None:
         """Write what was gathered, once, at the end."""
-        many = self.connection.executemany
-        many(
+        self.connection.executemany(
             "insert into events (tenant, email, at, type, method, judgement, agent, url, address, purpose, own,"
             " fixed) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             self._events,
@@ -3815,11 +3796,8 @@ class Batch:
                 where campaigns.tenant = wanted.tenant and campaigns.campaign = wanted.campaign
             """
             self.connection.execute(sql, {"wanted": as_set(left)})
-        many(
-            "insert into dropped values (?, ?, ?, ?)"
-            " on conflict (tenant, reason, day) do update set hits = dropped.hits + excluded.hits",
-            [(*key, hits) for key, hits in self.dropped.items()],
-        )
+        dropped = [(*key, hits) for key, hits in self.dropped.items()]
+        upsert(self.connection, "dropped", ("tenant", "reason", "day"), ("hits",), dropped, ADDED)
 
     def _set(self, table: str, column: str, values: Collection[tuple[int, int]]) -> None:
         """Set a column of rows, given with their ids."""
@@ -3873,16 +3851,12 @@ class Batch:
                 key = email.tenant, email.campaign
                 if email.campaign and email.last_at > last.get(key, 0) and not email.key.startswith(TEST_KEY):
                     last[key] = email.last_at
-        instead = "{column} = excluded.{column}"
-        upsert(self.connection, "email_counts", (*TALLY_COLUMNS, "last_at"), instead, counts)
-        upsert(self.connection, "link_counts", CLICK_COLUMNS, instead, links)
+        upsert(self.connection, "email_counts", ("email",), (*TALLY_COLUMNS, "last_at"), counts)
+        upsert(self.connection, "link_counts", ("email", "url"), CLICK_COLUMNS, links)
         began = [(email.id, email.created_at) for email in self._emails if email.created_at < email.stored_since]
         self._set("emails", "created_at", began)
-        self.connection.executemany(
-            "insert into campaigns (tenant, campaign, last_at) values (?, ?, ?) on conflict (tenant, campaign) do update set"
-            " last_at = case when campaigns.last_at > excluded.last_at then campaigns.last_at else excluded.last_at end",
-            [(*key, at) for key, at in last.items()],
-        )
+        latest = [(*key, at) for key, at in last.items()]
+        upsert(self.connection, "campaigns", ("tenant", "campaign"), ("last_at",), latest, LATER)
 
     def _write_cells(self) -> None:
         tenants = {shape[0] for shape in self._shapes} | {standing.tenant for standing in self._standings}
@@ -3949,22 +3923,21 @@ def record_lines(
 
     Returns how many were dropped, by the reason.
     """
-    dropped: Counter[str] = Counter()
     spooled: dict[str, list[Registration]] = defaultdict(list)
     for line in lines:
         if isinstance(line, SpooledEmail):
             spooled[line.mail_id].append(line.registration)
-    for mail_id, registrations in spooled.items():
-        row = connection.execute("select number from tenants where mail_id = ?", (mail_id,)).fetchone()
-        with Batch(connection, now) as changes:
+    with Batch(connection, now) as registered:
+        for mail_id, registrations in spooled.items():
+            row = connection.execute("select number from tenants where mail_id = ?", (mail_id,)).fetchone()
             if row:
-                changes.register(row[0], registrations)
+                registered.register(row[0], registrations)
             else:
-                changes.dropped[0, "unknown-tenant", now // DAY_MS] += len(registrations)
-                dropped["unknown-tenant"] += len(registrations)
-    with Batch(connection, now, room) as changes:
-        changes.record([line for line in lines if isinstance(line, Hit)])
-    for (_, reason, _), hits in changes.dropped.items():
+                registered.dropped[0, "unknown-tenant", now // DAY_MS] += len(registrations)
+    with Batch(connection, now, room) as recorded:
+        recorded.record([line for line in lines if isinstance(line, Hit)])
+    dropped: Counter[str] = Counter()
+    for (_, reason, _), hits in chain(registered.dropped.items(), recorded.dropped.items()):
         dropped[reason] += hits
     return dropped
 
@@ -6789,7 +6762,7 @@ def registration_of(message: bytes, key: str, links: int | None, **said: Any) ->
     subject, recipients = said_by_headers(message)
     found = {"subject": subject, "recipient": next(iter(recipients), "")}
     cut: dict[str, Any] = {name: text[: FIELD_LIMITS[name]] for name, text in found.items()}
-    return Registration(key, **cut, links=links).updated(Registration(key, **said))
+    return Registration(key, **cut, links=links).joined(Registration(key, **said))
 
 
 def _link_maker(app: App, request: Request, tenant: Tenant) -> LinkMaker:
