@@ -3227,6 +3227,24 @@ def _concerned(session: Session) -> set[int]:
 ALL_EVENTS = 1 << 40
 
 
+# What is stored once: how its numbers are looked up, and new ones inserted.
+_INTERNED: dict[str, tuple[str, str, Callable[[int, str], tuple[Any, ...]]]] = {
+    "agent": (
+        f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent",
+        "insert into agents (agent) values (?) on conflict do nothing",
+        lambda _, agent: (agent,),
+    ),
+    "url": (
+        f"""
+        select urls.url, urls.id from {wanted("target")} cross join urls
+        where urls.tenant = :tenant and urls.url = wanted.target
+        """,
+        "insert into urls (tenant, url, host) values (?, ?, ?) on conflict do nothing",
+        lambda tenant, url: (tenant, url, url_host(url)),
+    ),
+}
+
+
 class TooMuch(StoreError):
     """More would have to be read than fits into the time of one transaction."""
 
@@ -3277,20 +3295,6 @@ class Batch:
         rows = f"{wanted('id')} cross join {table} where {table}.{id_} = wanted.id"
         return dict(for_each(self.connection, ids, f"select {table}.{id_}, {table}.{text} from {rows}"))
 
-    def _interned(
-        self, tenant: int, texts: Iterable[str], sql: str, insert: str, over: Callable[[Collection[str]], set[str]]
-    ) -> dict[str, int]:
-        """The numbers of texts that are stored once; new ones get theirs in order, but those over a limit that of OTHER."""
-        known = dict(for_each(self.connection, texts, sql, tenant=tenant))
-        if new := dict.fromkeys(text for text in texts if text not in known):
-            others = over(new)
-            stored = [*(text for text in new if text not in others), *((OTHER,) if others else ())]
-            values = ({"tenant": tenant, "text": text, "host": url_host(text)} for text in stored)
-            self.connection.executemany(insert, values)
-            known |= for_each(self.connection, stored, sql, tenant=tenant)
-            known |= {text: known[text if text not in others else OTHER] for text in new}
-        return known
-
     # -- Recording hits
 
     def record(self, hits: Iterable[Hit]) -> None:
@@ -3298,7 +3302,7 @@ class Batch:
         for tenant, groups in self._by_tenant(hits).items():
             emails = self._emails_of(tenant, groups)
             self._read_stored(emails)
-            agents, urls = self._texts_of(tenant, emails)
+            agents, urls = (self._interned(tenant, what, emails) for what in ("agent", "url"))
             is_over = OTHER in agents or OTHER in urls
             judged: list[Judged] = []
             for email, new in emails:
@@ -3322,58 +3326,43 @@ class Batch:
                 if not email.registered and new[0].at < email.created_at:
                     email.created_at = new[0].at
 
-    def _texts_of(
-        self, tenant: int, emails: Iterable[tuple[Email, list[Hit]]]
-    ) -> tuple[dict[str, int], dict[str, int]]:
-        """The numbers of the agents of hits, and of their URLs, which are the tenant's."""
-        agents = self._interned(
-            tenant,
-            {hit.agent: 0 for _, hits in emails for hit in hits},
-            f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent",
-            "insert into agents (agent) values (:text) on conflict do nothing",
-            lambda new: self._over(
-                tenant, "agent", {hit.agent: hit for _, hits in emails for hit in hits if hit.agent in new}
-            ),
-        )
-        urls = self._interned(
-            tenant,
-            {hit.url: 0 for _, hits in emails for hit in hits if hit.url is not None},
-            f"""
-            select urls.url, urls.id from {wanted("url")} cross join urls
-            where urls.tenant = :tenant and urls.url = wanted.url
-            """,
-            "insert into urls (tenant, url, host) values (:tenant, :text, :host) on conflict do nothing",
-            lambda new: self._over_urls(
-                tenant, [(email, hit) for email, hits in emails for hit in hits if hit.url in new]
-            ),
-        )
-        return agents, urls
+    def _interned(self, tenant: int, what: str, emails: Iterable[tuple[Email, list[Hit]]]) -> dict[str, int]:
+        """The numbers of agents or URLs of hits, which are stored once; those of new ones over a limit are that of OTHER."""
+        look_up, insert, row = _INTERNED[what]
+        texts = dict.fromkeys(getattr(hit, what) for _, hits in emails for hit in hits)
+        texts.pop(None, None)
+        known = dict(for_each(self.connection, texts, look_up, tenant=tenant))
+        if new := dict.fromkeys(text for text in texts if text not in known):
+            pairs = [(email, hit) for email, hits in emails for hit in hits if getattr(hit, what) in new]
+            others = self._over_texts(tenant, what, pairs)
+            stored = [*(text for text in new if text not in others), *((OTHER,) if others else ())]
+            self.connection.executemany(insert, (row(tenant, text) for text in stored))
+            known |= for_each(self.connection, stored, look_up, tenant=tenant)
+            known |= {text: known[OTHER if text in others else text] for text in new}
+        return known
 
-    def _over_urls(self, tenant: int, clicks: list[tuple[Email, Hit]]) -> set[str]:
-        """Those of new URLs that are over a limit: none that we signed, nor the first ones of a registered email."""
-        signed = {hit.url for _, hit in clicks if hit.signed}
-        clicks.sort(key=lambda click: click[0].registered)
-        plain = {hit.url: (email, hit) for email, hit in clicks if hit.url is not None and hit.url not in signed}
-        room = {
-            url: (A_REGISTERED_EMAIL, email.key, hit.at // DAY_MS)
-            for url, (email, hit) in plain.items()
-            if email.registered
+    def _over_texts(self, tenant: int, what: str, pairs: list[tuple[Email, Hit]]) -> set[str]:
+        """Those of new agents or URLs that are over a limit: no URL that we signed, nor the first ones of a registered email."""
+        signed = {hit.url for _, hit in pairs if hit.signed}
+        pairs.sort(key=lambda pair: pair[0].registered)
+        plain = {getattr(hit, what): (email, hit) for email, hit in pairs if what != "url" or hit.url not in signed}
+        own = {
+            text: (A_REGISTERED_EMAIL, email.key, hit.at // DAY_MS)
+            for text, (email, hit) in plain.items()
+            if what == "url" and email.registered
         }
-        return self._over(tenant, "url", {url: hit for url, (_, hit) in plain.items()}, last=room)
+        return self._over(tenant, what, {text: hit for text, (_, hit) in plain.items()}, own)
 
-    def _over(
-        self, tenant: int, what: str, new: Mapping[str, Hit], *, first: Rooms = NO_ROOMS, last: Rooms = NO_ROOMS
-    ) -> set[str]:
-        """Those of the new things that hits bring which are over what a tenant may have on the day of the hit, and over what
-        they have elsewhere, first or last. Of each, one network has no more than half of what others leave."""
+    def _over(self, tenant: int, what: str, new: Mapping[str, Hit], own: Rooms = NO_ROOMS) -> set[str]:
+        """Those of the new things that hits bring which are over what they have of their own, and then over what a tenant
+        may have on the day of the hit. Of each, one network has no more than half of what others leave."""
         if not new:
             return set()
-        sql = "select unregistered_a_day from tenants where number = ?"
-        [(a_day,)] = self.connection.execute(sql, (tenant,))
+        [(a_day,)] = self.connection.execute("select unregistered_a_day from tenants where number = ?", (tenant,))
         most = A_DAY[what] if a_day is None else a_day if what == "unregistered" else max(a_day, A_DAY[what])
         tries: dict[str, list[tuple[int, list[Allowance]]]] = {}
         for text, hit in new.items():
-            rooms = first.get(text), (most, "", hit.at // DAY_MS), last.get(text)
+            rooms = own.get(text), (most, "", hit.at // DAY_MS)
             networks = ALL_NETWORKS, network_of(hit)
             tries[text] = [(room[0], [(*room[1:], network) for network in networks]) for room in rooms if room]
         used = self._used(tenant, what, {each for tried in tries.values() for _, counts in tried for each in counts})
@@ -3503,7 +3492,7 @@ class Batch:
         """
         known = dict(for_each(self.connection, {*campaigns.values()}, sql, tenant=tenant))
         room = {key: (known[campaign], campaign, NO_DAY) for key, campaign in campaigns.items() if known.get(campaign)}
-        over = self._over(tenant, "unregistered", firsts, first=room)
+        over = self._over(tenant, "unregistered", firsts, room)
         made = [key for key in firsts if key not in over]
         new = {campaigns[key]: firsts[key] for key in made if key in campaigns and campaigns[key] not in known}
         others = self._over(tenant, "campaign", new)
