@@ -4990,10 +4990,7 @@ class Drainer(threading.Thread):
         try:
             self._tidy()
             with contextlib.suppress(OutOfTime):  # the next turn goes on
-                troubles = drain(self.database, wait=False, until=time.monotonic() + self.TURN_SECONDS).troubles
-            with self.database.reading(wait=False) as connection:
-                self._waiting = waiting_hits(self.database, connection)
-                self._limits = limits_met(connection, now_ms() // DAY_MS)
+                troubles = drain(self.database, until=time.monotonic() + self.TURN_SECONDS).troubles
             self._drained_at = time.monotonic()
         except Busy as error:  # others write
             if time.monotonic() - self._drained_at > self.LONGEST_BUSY:
@@ -5002,6 +4999,9 @@ class Drainer(threading.Thread):
             troubles, self._waiting = [str(error)], None
         except Exception as error:  # the thread must outlive whatever happens, and says what it was
             troubles = [f"{type(error).__name__}: {error}"]
+        with contextlib.suppress(StoreError, OSError), self.database.reading(wait=False) as connection:
+            self._waiting = waiting_hits(self.database, connection)
+            self._limits = limits_met(connection, now_ms() // DAY_MS)
         trouble = _ascii("; ".join(troubles))
         if trouble != self._trouble:
             log(f"drain: {trouble or 'goes on'}")
@@ -6188,7 +6188,7 @@ class App:
         """Begin to drain in this process, once."""
         if self._started_in != os.getpid():
             self._started_in = os.getpid()
-            own = Database(self.settings.database, patience=5.0)  # a connection that no request waits for
+            own = Database(self.settings.database, patience=1.0)  # a connection that no request waits for
             self.database.leave = own.leave = partial(os.kill, os.getpid(), signal.SIGTERM)
             self.drainer = Drainer(own, self.settings.keep_spool_days, self.settings.keep_spool_mb)
             self.drainer.start()
