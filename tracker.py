@@ -6115,10 +6115,10 @@ def kept_address(address: str, setting: str) -> str:
 
 
 @contextlib.contextmanager
-def heavy(folder: str) -> Iterator[None]:
+def heavy(folder: str, wait: bool = False) -> Iterator[None]:
     """One such request at a time on the whole server: others would keep all workers from answering pixels."""
     with open(os.path.join(folder, "heavy.lock"), "ab") as lock:
-        if not take_lock(lock.fileno()):
+        if not take_lock(lock.fileno(), wait=wait):
             raise HTTPError(503, "Another large request is under way; try again.", [("Retry-After", "2")])
         yield
 
@@ -6573,7 +6573,7 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
         if table is PROGRAMS:
             asked = asked._replace(days=period_of(connection, tenant, view.asked, view.now).days)
     rows = export_rows(app.database, tenant.number, table, form, asked)
-    alone = heavy(app.settings.folder) if asked.most > HEAVY_ROWS else contextlib.nullcontext()
+    alone = partial(heavy, app.settings.folder) if asked.most > HEAVY_ROWS else contextlib.nullcontext
     body = _sent(rows, alone, request.environ["wsgi.errors"])
     next(body)
     headers = ("Content-Type", EXPORT_TYPES[form]), ("Content-Disposition", f'attachment; filename="{name}.{form}"')
@@ -6581,16 +6581,21 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
 
 
 def _sent(
-    rows: Iterator[bytes], alone: contextlib.AbstractContextManager[None], errors: Any
+    rows: Iterator[bytes], alone: Callable[[bool], contextlib.AbstractContextManager[object]], errors: Any
 ) -> Generator[bytes, None, None]:
-    """An export as it is sent. What comes first is nothing, and the lock, which is given back however it ends."""
-    with alone:
+    """An export as it is sent. What comes first is nothing, and may be refused; a reader who takes his time holds up nobody."""
+    with alone(False):
         yield b""
-        try:
-            yield from rows
-        except Exception:
-            errors.write(f"an export broke off\n{traceback.format_exc()}")  # the server would log the private URL too
-            raise OSError(errno.EPIPE, "an export broke off") from None  # the server cuts the connection, silently
+    try:
+        while True:
+            with alone(True):
+                part = next(rows, None)
+            if part is None:
+                return
+            yield part
+    except Exception:
+        errors.write(f"an export broke off\n{traceback.format_exc()}")  # the server would log the private URL too
+        raise OSError(errno.EPIPE, "an export broke off") from None  # the server cuts the connection, silently
 
 
 # -- Exports
@@ -6982,7 +6987,7 @@ def _dispatch(app: App, request: Request, route: Route, values: list[str]) -> Re
         if tenant.api_key_hash:
             raise HTTPError(401, "Expected the tenant's API key: Authorization: Bearer KEY.", BEARER)
         raise HTTPError(403, "This tenant's id stands in mail, so writing needs an API key: `tenant key` makes one.")
-    with heavy(app.settings.folder) if request.is_heavy else contextlib.nullcontext():
+    with heavy(app.settings.folder) if request.is_heavy and route.method != "GET" else contextlib.nullcontext():
         return route.handler(app, request, tenant, *values[1:])
 
 
