@@ -4029,6 +4029,7 @@ MOST_SORTED = 10_000  # the newest rows, which are sorted or filtered at once: n
 MOST_SEARCHED = 20_000  # the newest emails, in which a piece of text is looked for
 MOST_BEGIN = 1_000  # older ones that are found by their beginning
 MOST_CLICKED = 10  # links that are told of one email in a table
+RANGE_PARAMETERS = ("range", "on", "from", "to")  # a name, a day, or from a day to a day
 EXPORT_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json; charset=utf-8"}
 SHOWN = {  # which emails a table shows, by what their readers did: in words, and in SQL
     "all": ("all", "1 = 1"),
@@ -4063,6 +4064,7 @@ class Table:
         where {scope} and (at, id) < (:at, :id) order by at desc, id desc limit :looked
     """  # SQL: which rows, with their age, whether they fit what is shown, and what they are sorted by
     more: tuple[str, ...] = ()  # fields that only pages show
+    filters: tuple[str, ...] = ()  # the parameters that narrow its exports
     usual: str = ""  # the order on a page that nobody sorted; "": newest first
 
     @property
@@ -4080,6 +4082,7 @@ EMAILS = Table(
         *("clicks_person", "clicks_unconfirmed", "clicks_machine", "clicked_as", "clicked_at"),
     ),
     more=("delivered_at", "began_at"),
+    filters=("campaign", "q", "show"),
     columns=(
         Column("Recipient", "email", "recipient", "recipient"),
         Column("Subject", "subject", "subject", "subject"),
@@ -4104,6 +4107,7 @@ EVENTS = Table(
     "Nothing so far.",
     fields=("key", "event_type", "timestamp", "method", "verdict", "reason", "url", "user_agent", "ip_address"),
     more=("recipient",),
+    filters=("key",),
     columns=(
         Column("When", "time", "timestamp"),
         Column("What", "word", "event_type"),
@@ -4129,6 +4133,7 @@ LINKS = Table(
     "No link was clicked yet.",
     fields=("url", *LINK_COLUMNS),
     more=("campaigns", "campaign"),
+    filters=("campaign",),
     columns=(
         Column("Destination", "url", "url", "url", "(select url from urls where urls.id = links.url)"),
         Column("People", "number", "emails_person", "people", f"sum(emails_person) {_THEN_CLICKS}"),
@@ -4180,6 +4185,7 @@ PROGRAMS = Table(
     "No mail was opened in this range.",
     fields=("client", "device", "opens_person", "opens_unconfirmed"),
     more=("emails",),
+    filters=(*RANGE_PARAMETERS, "tz"),
     columns=(
         Column("Opened with", "head", "client", "client", "client"),
         Column("Device", "word", "device", "device", "device"),
@@ -5458,7 +5464,6 @@ class Pages:
 
 # -- Who reads, and what was asked for
 
-RANGE_PARAMETERS = ("range", "on", "from", "to")  # a name, a day, or from a day to a day
 TABLE_ROWS = (8, 80, 800)  # of campaigns and links: at first, and what "More" gives
 
 
@@ -5619,11 +5624,6 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
         row[name] if row["campaigns"] == 1 else counted(row["campaigns"], "campaign") if row["campaigns"] else "–"
     ),
 }
-EXPORT_QUERIES = {  # the parameters that the exports of a page's tables have from it
-    "emails": ("campaign", "q", "show"),
-    "links": ("campaign",),
-    "clients": (*RANGE_PARAMETERS, "tz"),
-}
 
 
 def page_url(view: View, kind: str, name: str) -> str:
@@ -5660,7 +5660,7 @@ def table_end(view: View, rows: Rows, name: str) -> Markup:
     after, value = ("after", str(rows.next)) if rows.table is EMAILS else (name, larger)
     if rows.next and value:
         more = joined(tag("a", "More", href=f"{view.url(**{after: value})}#{name}", rel="next"), " · ")
-    query = query_of(view, EXPORT_QUERIES.get(name, ()))
+    query = query_of(view, rows.table.filters)
     csv, json_ = (f"{view.base}/{name}.{form}{'?' * bool(query)}{query}" for form in EXPORT_TYPES)
     return joined(found, more, "Take away as ", tag("a", "CSV", href=csv), " or ", tag("a", "JSON", href=json_))
 
@@ -6563,15 +6563,13 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
     """A table as JSON or CSV, newest first, or campaigns by their names; up to MAX_ROWS rows."""
     name, _, form = request.segments[-1].partition(".")
     table, parameters = TABLES[name], request.parameters()
-    view = _view(app, request, tenant, parameters.get("campaign") if table in (EMAILS, LINKS) else None)
-    asked = _wanted(request, view, table, whole=True, key=parameters.get("key") if table is EVENTS else None)
+    view = _view(app, request, tenant, parameters.get("campaign") if "campaign" in table.filters else None)
+    asked = _wanted(request, view, table, whole=True, key=parameters.get("key") if "key" in table.filters else None)
     limit = parameters.get("limit", str(MOST_CAMPAIGNS if table is CAMPAIGNS else MAX_ROWS))
     if not re.fullmatch("[0-9]{1,6}", limit) or not 1 <= int(limit) <= MAX_ROWS:
         raise HTTPError(400, f"limit: expected a whole number from 1 to {MAX_ROWS}")
-    asked = asked._replace(most=int(limit))
     with app.numbers() as (connection, _):  # drained, so that the export is complete
-        if table is PROGRAMS:
-            asked = asked._replace(days=period_of(connection, tenant, view.asked, view.now).days)
+        asked = asked._replace(most=int(limit), days=period_of(connection, tenant, view.asked, view.now).days)
     rows = export_rows(app.database, tenant.number, table, form, asked)
     alone = partial(heavy, app.settings.folder) if asked.most > HEAVY_ROWS else contextlib.nullcontext
     body = _sent(rows, alone, request.environ["wsgi.errors"])
@@ -7324,10 +7322,8 @@ def _systemd_socket(address: str) -> str:
 # == Commands ==========================================================================================
 # The command line: each command is a function whose docstring is its help, below its options.
 
-HELP_TOPICS = (
-    *("instrument", "postfix", "api", "numbers", "dashboard"),
-    *("keep", "elsewhere", "privacy", "costs", "design"),
-)
+_TOPICS = "instrument postfix api numbers dashboard keep elsewhere privacy costs design"
+HELP_TOPICS = tuple(_TOPICS.split())
 PIPE_PATIENCE = 5.0  # seconds that `instrument` waits for the database: a mail system waits for it
 REJUDGE_EMAILS = 500  # in one transaction: between two, the service writes
 SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted
@@ -7770,12 +7766,9 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
     _say(args, stats_json(stats, tenant.name, waiting), lines)
 
 
-EXPORT_FILTERS = {"emails": ("campaign", "search", "show"), "events": ("key",), "links": ("campaign",), "campaigns": ()}
-
-
 @command(
     TENANT,
-    option("table", "which table", choices=EXPORT_FILTERS),
+    option("table", "which table", choices=("emails", "events", "links", "campaigns")),
     option("--format", "how it is written", choices=EXPORT_TYPES, default="csv"),
     option("--output FILE", "a new file (default: standard output)"),
     option("--campaign NAME", "emails and links of this campaign only"),
@@ -7785,10 +7778,11 @@ EXPORT_FILTERS = {"emails": ("campaign", "search", "show"), "events": ("key",), 
 )
 def cmd_export(args: Namespace, settings: Settings) -> None:
     """Write a whole table of a tenant, newest first, as CSV or JSON; in constant memory, however long it is."""
-    for name in ("campaign", "search", "show", "key"):
+    filters, options = TABLES[args.table].filters, {"campaign": "campaign", "q": "search", "show": "show", "key": "key"}
+    for parameter, name in options.items():
         text = getattr(args, name)
-        if text is not None and name not in EXPORT_FILTERS[args.table]:
-            takes = ", ".join(f"--{each}" for each in EXPORT_FILTERS[args.table]) or "none"
+        if text is not None and parameter not in filters:
+            takes = ", ".join(f"--{options[each]}" for each in filters) or "none"
             raise BadInput(f"--{name} is no filter of the table {args.table}; its filters: {takes}")
         if UNFIT.search(text or ""):
             raise BadInput(f"--{name}: expected text in one line, in UTF-8")
