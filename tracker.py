@@ -106,8 +106,7 @@ def _matching(pattern: str, expected: str, make: Callable[[str], Any] = str) -> 
     """What makes a value of a text that fits a pattern, whose groups are ports."""
 
     def convert(text: str) -> Any:
-        match = re.fullmatch(pattern, text)
-        if not match or not all(map(is_port, filter(None, match.groups()))):
+        if not (match := re.fullmatch(pattern, text)) or not all(map(is_port, filter(None, match.groups()))):
             raise ValueError(f"expected {expected}")
         return make(text)
 
@@ -5207,8 +5206,7 @@ class Period:
 
 
 def read_zone(name: str) -> tzinfo:
-    found = zone_named(name)
-    if found is None:
+    if (found := zone_named(name)) is None:
         raise BadInput(f"tz is {name[:60]!r}; expected a time zone such as Europe/Rome or UTC")
     return found
 
@@ -5429,7 +5427,6 @@ def _escaped(value: object) -> str:
 
 
 def joined(*parts: object) -> Markup:
-    """Pieces of HTML, and texts, one after the other."""
     return Markup("".join(map(_escaped, parts)))
 
 
@@ -5746,7 +5743,6 @@ def curve(view: View, stats: Stats) -> Markup:
 
 
 def step_url(view: View, period: Period, n: int) -> str:
-    """Where a step of the curve leads: to the range that it is."""
     begin, end = (str(period.day(at)) for at in (period.starts[n], [*period.starts, period.end][n + 1] - 1))
     return view.range_url(**({"on": begin} if period.step in ("hour", "day") else {"from": begin, "to": end}))
 
@@ -5963,6 +5959,8 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
 
 TEXT_TYPE = "text/plain; charset=utf-8"
 MAX_BODY = 10 << 20
+HEAVY_BYTES = 256 << 10  # of a body; a larger one is read and worked on alone
+HEAVY_ROWS = 1_000  # of an export
 REASON_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 PAGE_HEADERS = [
     (
@@ -5974,9 +5972,6 @@ PAGE_HEADERS = [
     ("X-Robots-Tag", "noindex"),
     ("Cache-Control", "no-store"),
 ]
-
-HEAVY_BYTES = 256 << 10  # of a body; a larger one is read and worked on alone
-HEAVY_ROWS = 1_000  # of an export
 
 Headers = Sequence[tuple[str, str]]
 
@@ -6081,8 +6076,7 @@ def utf8(text: str) -> str:
 
 def read_request(environ: WSGIEnvironment, proxies: Proxies) -> Request:
     """What the handlers need of a request. Raises HTTPError 400 for headers that no server should have let through."""
-    uri = environ.get("RAW_URI") or environ.get("REQUEST_URI")
-    if not uri:
+    if not (uri := environ.get("RAW_URI") or environ.get("REQUEST_URI")):
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         uri = quote(path.encode("latin-1", "replace"), safe="/~+@=:!$&'()*,;") or "/"
         if environ.get("QUERY_STRING"):
@@ -6484,8 +6478,7 @@ def _view(app: App, request: Request, tenant: Tenant, campaign: str | None = Non
 def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
     """Which rows of a table the request asks for. Raises HTTPError 400 for what can't be."""
     parameters = request.parameters()
-    shown = parameters.get("show") or "all"
-    if shown not in SHOWN:
+    if (shown := parameters.get("show") or "all") not in SHOWN:
         raise HTTPError(400, f"show: expected one of {', '.join(SHOWN)}")
     sort = parameters.get("sort", "")
     name, _, order = sort.removesuffix(".up").partition(".")
@@ -6814,8 +6807,7 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     key, force = said.pop("key", "") or new_key(), said.pop("force", False)
     place, links, hidden = said.pop("pixel", "bottom"), said.pop("links", True), said.pop("hidden_link", False)
     how = Instrumenting(maker, key, place, links, hidden)
-    raw = request.body()
-    if not raw:
+    if not (raw := request.body()):
         raise HTTPError(400, "expected a message: its headers, an empty line and its body")
     message, report = instrument_message(raw, how, force=force)
     if report.edits:
@@ -6855,12 +6847,10 @@ def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> R
 def post_campaigns(app: App, request: Request, tenant: Tenant) -> Response:
     """Say how many emails of a campaign a mailing tool sent under its own ids, and when."""
     said = read_fields(_json_body(request), _CAMPAIGN_FIELDS)
-    if "sent" not in said:
-        raise BadInput(f"sent: expected {EXPECTED[int]}")
-    campaign, sent, sent_at = read_declaration(said.get("campaign", ""), said["sent"], said.get("sent_at") or None)
+    wanted = read_declaration(said.get("campaign", ""), said.get("sent", -1), said.get("sent_at") or None)
     with app.database.transaction() as connection, Batch(connection, now_ms()) as changes:
-        first = changes.declare(tenant.number, campaign, sent, sent_at)
-    return json_response(201 if first else 200, {"campaign": campaign, "sent": sent})
+        first = changes.declare(tenant.number, *wanted)
+    return json_response(201 if first else 200, {"campaign": wanted[0], "sent": wanted[1]})
 
 
 def post_tenants(app: App, request: Request) -> Response:
@@ -7036,8 +7026,7 @@ def data_owner(folder: str) -> tuple[int, int] | None:
 @contextlib.contextmanager
 def acting_as_owner(settings: Settings) -> Iterator[None]:
     """Where root runs a command, touch the data as its owner: a file of root's among them would stop the service."""
-    owner = data_owner(settings.folder)
-    if owner is None:
+    if (owner := data_owner(settings.folder)) is None:
         yield
         return
     group, groups = os.getegid(), os.getgroups()
@@ -7696,8 +7685,7 @@ def _link_maker_of(word: str, settings: Settings, database: Database) -> LinkMak
         if not mail_id:
             raise Busy(f"{error}; and tenants.json does not know the tenant {word!r}") from error
         host = directory.tenants[mail_id]["tracking_host"]
-    maker = link_maker(settings, directory, link_secrets(settings, database), mail_id, host)
-    if maker is None:
+    if (maker := link_maker(settings, directory, link_secrets(settings, database), mail_id, host)) is None:
         raise BadInput(NO_PUBLIC_URL)
     return maker
 
@@ -7810,8 +7798,7 @@ def cmd_selftest(args: Namespace, settings: Settings) -> int:
     with _opened(settings) as database:
         with database.reading() as connection:
             tenant = find_tenant(connection, args.tenant)
-        public = settings.public_url(tenant.tracking_host)
-        if public is None:
+        if (public := settings.public_url(tenant.tracking_host)) is None:
             raise StoreError(NO_PUBLIC_URL)
         key = f"{TEST_KEY}{secrets.token_hex(8)}"
         link = click_path(link_secrets(settings, database)[0], tenant.mail_id, key, TEST_DESTINATION)
@@ -7950,8 +7937,7 @@ def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list
             if number == 1 and line.lstrip().startswith(b'{"email"'):
                 context, own = _read_email_to_judge(read_object(line)["email"])
             elif line.strip():
-                hit = parse_line(line)
-                if isinstance(hit, SpooledEmail):
+                if isinstance(hit := parse_line(line), SpooledEmail):
                     raise BadInput("expected a hit, not a registration")
                 unknown |= read_object(line).keys() - set(known)
                 address = read_address(hit.address)
