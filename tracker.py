@@ -2236,9 +2236,8 @@ def read_small_file(*path: str) -> str | None:
 def write_small_file(path: str, text: str, mode: int, *, sync: bool = True) -> None:
     """Replace a file whole: readers see the old text or the new, never a part; so does who looks after a power failure."""
     temporary = f"{path}.{secrets.token_hex(6)}.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        with open(fd, "w", encoding="utf-8") as new_file:
+        with open(temporary, "x", encoding="utf-8", opener=partial(os.open, mode=mode)) as new_file:
             new_file.write(text)
             if sync:
                 new_file.flush()
@@ -2345,11 +2344,11 @@ def adopt_folder(path: str) -> None:
 
 
 @contextlib.contextmanager
-def restoring(path: str, backup: BinaryIO) -> Iterator[tuple[sqlite3.Connection, str]]:
+def restoring(path: str, backup: BinaryIO) -> Iterator[tuple[sqlite3.Connection, int, str]]:
     """Make a backup the database, once it has caught up with the files here in the transaction that this yields.
 
-    What was there is set aside in the folder that comes with it. A server may run meanwhile: it sees that the file is
-    another, and opens that one. After a kill, run it again. Raises StoreError.
+    With it come when the backup last drained, and the folder in which what was there is set aside. A server may run
+    meanwhile: it sees that the file is another, and opens that one. After a kill, run it again. Raises StoreError.
     """
     folder, copy = os.path.dirname(path), f"{path}.{secrets.token_hex(6)}.new"
     aside = f"{folder}/set-aside-{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
@@ -2365,7 +2364,8 @@ def restoring(path: str, backup: BinaryIO) -> Iterator[tuple[sqlite3.Connection,
             connection.execute("pragma journal_mode = wal")
             with write_lock(folder, math.inf):  # while nobody deletes anything, or changes tenants
                 connection.execute("begin")
-                yield connection, aside
+                [(drained_at,)] = connection.execute("select max(updated_at) from positions")
+                yield connection, drained_at or 0, aside
                 connection.commit()
                 connection.close()
                 os.mkdir(aside, 0o700)
@@ -2385,11 +2385,6 @@ def restoring(path: str, backup: BinaryIO) -> Iterator[tuple[sqlite3.Connection,
 
 
 # -- Positions of segments
-
-
-def drained_at(connection: sqlite3.Connection) -> int:
-    """When something was last drained; 0 if that never happened."""
-    return int(connection.execute("select max(updated_at) from positions").fetchone()[0] or 0)
 
 
 def position_of(connection: sqlite3.Connection, segment: str) -> int:
@@ -2431,7 +2426,6 @@ def marks_of(connection: sqlite3.Connection) -> dict[str, str]:
 
 
 def set_mark(connection: sqlite3.Connection, name: str, value: str) -> None:
-    """Remember something about the database itself."""
     sql = "insert into marks values (?, ?) on conflict (name) do update set value = excluded.value"
     connection.execute(sql, (name, value))
 
@@ -2505,7 +2499,6 @@ def _tenants(connection: sqlite3.Connection, which: str, **values: str) -> list[
 
 
 def tenant_by_id(connection: sqlite3.Connection, id_: str) -> Tenant | None:
-    """The tenant with this dashboard id."""
     return next(iter(_tenants(connection, "where id = :id", id=id_)), None)
 
 
@@ -2754,7 +2747,6 @@ class Directory:
         return word if word in self.tenants else self._words.get(key_hash(word)) or self._words.get(word)
 
     def is_own(self, mail_id: str, address: str) -> bool:
-        """Whether a tenant calls this address its own."""
         networks = self._own.get(mail_id, ())
         parsed = read_address(address) if networks else None
         return parsed is not None and any(parsed in network for network in networks)
@@ -8048,8 +8040,8 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
             raise BadInput(f"{args.file}{end} is there; expected a file that `backup` made, which is whole by itself")
     with open(args.file, "rb") as backup, acting_as_owner(settings):
         path = os.path.abspath(settings.database)
-        with restoring(path, backup) as (connection, aside):
-            known, made_at = {tenant.id for tenant in list_tenants(connection)}, drained_at(connection)
+        with restoring(path, backup) as (connection, made_at, aside):
+            known = {tenant.id for tenant in list_tenants(connection)}
             take_over_tenants(settings.folder, connection)
             forget_deleted(settings.folder, connection)
             adopted = [tenant for tenant in list_tenants(connection) if tenant.id not in known]

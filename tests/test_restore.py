@@ -181,7 +181,7 @@ class Restored:
     def put_in_place(self, copy: Path) -> None:
         """What `restore` does before it drains."""
         path, folder = self.stage.settings.database, str(self.stage.folder)
-        with copy.open("rb") as backup, tracker.restoring(path, backup) as (connection, _):
+        with copy.open("rb") as backup, tracker.restoring(path, backup) as (connection, _, _):
             tracker.take_over_tenants(folder, connection)
             tracker.forget_deleted(folder, connection)
 
