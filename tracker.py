@@ -214,8 +214,7 @@ def read_env_file(path: str, faults: list[str]) -> dict[str, str]:
         faults.append(f"{path}: can't be read: {getattr(error, 'strerror', error)}{hint}")
         return {}
     for number, line in enumerate(map(str.strip, lines), 1):
-        match = re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?:([\"'])(.*)\2|(.*))", line)
-        if match:
+        if match := re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?:([\"'])(.*)\2|(.*))", line):
             values[match[1]] = match[4] if match[2] is None else match[3]
         elif line and line[0] not in "#;":
             faults.append(f"{path}, line {number}: expected NAME=value")
@@ -6092,8 +6091,7 @@ def kept_address(address: str, setting: str) -> str:
     """What is kept of an address before anything is written: IP_ADDRESSES decides."""
     if setting == "truncated" and (match := IPV4.fullmatch(address)):
         return match[1] + "0"
-    parsed = read_address(address)
-    if parsed is None or setting == "none":
+    if (parsed := read_address(address)) is None or setting == "none":
         return ""
     if setting == "full":
         return str(parsed)
@@ -6520,8 +6518,7 @@ def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> 
     links = _wanted(request, view, LINKS, most=view.most("links"))
     emails = _wanted(request, view, EMAILS, most=CAMPAIGN_EMAIL_ROWS)
     with app.numbers() as (connection, _):
-        found = read_table(connection, tenant.number, CAMPAIGNS, Wanted(campaign=campaign))
-        if not found.rows:
+        if not (found := read_table(connection, tenant.number, CAMPAIGNS, Wanted(campaign=campaign))).rows:
             raise HTTPError(404, "There is no such campaign.")
         tables = (read_table(connection, tenant.number, *each) for each in ((LINKS, links), (EMAILS, emails)))
         return html_response(200, campaign_page(view, found, *tables))
@@ -6530,8 +6527,7 @@ def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> 
 def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
     view = _view(app, request, tenant)
     with app.numbers() as (connection, _):
-        email = read_table(connection, tenant.number, EMAILS, Wanted(key=key))
-        if not email.rows:
+        if not (email := read_table(connection, tenant.number, EMAILS, Wanted(key=key))).rows:
             raise HTTPError(404, "There is no such email.")
         hits = read_table(connection, tenant.number, EVENTS, Wanted(key=key, most=TIMELINE_ROWS))
     return html_response(200, email_page(view, email, hits))
@@ -7654,8 +7650,7 @@ def _wrapped(args: Namespace, settings: Settings, key: str, raw: bytes, said: di
         if done[1].edits and registers:
             message = b"" if args.html else raw
             email = registration_of(message, key, done[1].links, **said)
-            number = len(said_by_headers(message)[1])
-            if number > 1 and "recipient" not in said:
+            if (number := len(said_by_headers(message)[1])) > 1 and "recipient" not in said:
                 _tell(f"note: of {number} recipients, whom opens can't tell apart, {email.recipient} is registered")
             with acting_as_owner(settings):
                 _register(settings, database, maker.mail_id, email, strict=args.strict)
@@ -7673,8 +7668,7 @@ def _link_maker_of(word: str, settings: Settings, database: Database) -> LinkMak
             tenant = find_tenant(connection, word)
         mail_id, host = tenant.mail_id, tenant.tracking_host
     except StoreError as error:
-        mail_id = directory.find(word) or ""
-        if not mail_id:
+        if not (mail_id := directory.find(word) or ""):
             raise Busy(f"{error}; and tenants.json does not know the tenant {word!r}") from error
         host = directory.tenants[mail_id]["tracking_host"]
     if (maker := link_maker(settings, directory, link_secrets(settings, database), mail_id, host)) is None:
