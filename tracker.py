@@ -2530,14 +2530,10 @@ def _is_taken(connection: sqlite3.Connection, id_: str) -> bool:
 
 
 def add_tenant(
-    connection: sqlite3.Connection,
-    name: str,
-    now: int,
-    id_: str | None = None,
-    allow: Iterable[str] = (),
-    **columns: Any,
+    connection: sqlite3.Connection, name: str, now: int, allow: Iterable[str] = (), **columns: Any
 ) -> Tenant:
-    """Make a tenant; with id_, that is both its ids. Raises Conflict if the id or the tracking host is taken."""
+    """Make a tenant; an `id` is both its ids. Raises Conflict if that or the tracking host is taken."""
+    id_ = columns.pop("id", None)
     if id_ is not None and _is_taken(connection, id_):
         raise Conflict(f"the id {id_!r} is taken, now or by mail already sent; choose another")
     mail_id = id_ or new_mail_id()
@@ -2578,10 +2574,8 @@ def set_tenant_rules(
     connection: sqlite3.Connection, tenant: int, rule: str, add: Iterable[str], remove: Iterable[str] = ()
 ) -> None:
     """Add and remove hosts or networks of one of RULES."""
-    connection.executemany(
-        "insert into tenant_rules values (?, ?, ?) on conflict (tenant, rule, value) do nothing",
-        [(tenant, rule, value) for value in add],
-    )
+    sql = "insert into tenant_rules (tenant, rule, value) values (?, ?, ?) on conflict (tenant, rule, value) do nothing"
+    connection.executemany(sql, [(tenant, rule, value) for value in add])
     sql = f"""
         delete from tenant_rules where tenant = :tenant and rule = :rule
         and value in (select wanted.word from {wanted("word")})
@@ -6851,7 +6845,7 @@ def post_tenants(app: App, request: Request) -> Response:
     if app.settings.public_url(host) is None:
         raise HTTPError(409, NO_PUBLIC_URL)
     with changing_tenants(app.database) as connection:
-        tenant = add_tenant(connection, name, now_ms(), id_=id_, **about)
+        tenant = add_tenant(connection, name, now_ms(), id=id_, **about)
     return json_response(201, tenant_summary(app.settings, tenant))
 
 
@@ -7481,7 +7475,7 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
     columns, rules = _read_changes(args, settings)
     with _opened(settings, make=True) as database, changing_tenants(database) as connection:
         namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == columns["name"]]
-        tenant = add_tenant(connection, now=now_ms(), id_=args.id, **columns)
+        tenant = add_tenant(connection, now=now_ms(), id=args.id, **columns)
         for rule in rules:
             set_tenant_rules(connection, tenant.number, *rule)
     cmd_tenant_show(args, settings, tenant.id)

@@ -116,7 +116,7 @@ def spooled(stage: Stage) -> list[dict[str, Any]]:
 def add_one_id(stage: Stage, id_: str = "abc123") -> tracker.Tenant:
     """A tenant whose mail id opens its dashboard."""
     with tracker.changing_tenants(stage.database) as connection:
-        tenant = tracker.add_tenant(connection, "One", NOW, id_=id_)
+        tenant = tracker.add_tenant(connection, "One", NOW, id=id_)
     stage.refresh()
     return tenant
 

@@ -92,7 +92,7 @@ def test_links_in_mail_already_sent_are_made_so_and_still_lead_where_they_led(
     assert tracker.verify([link.secret], link.mail_id, link.target, link.signature)
     stage = staged(SECRET_KEY=f"{SECRET},{OLDER}")
     with tracker.changing_tenants(stage.database) as connection:
-        tracker.add_tenant(connection, "Sender of old mail", NOW, id_=link.mail_id)
+        tracker.add_tenant(connection, "Sender of old mail", NOW, id=link.mail_id)
     stage.refresh()
     assert ask(stage, click, 302).headers["Location"] == link.location
     assert ask(stage, pixel, 200).headers["X-Tracker"] == "recorded"
