@@ -37,6 +37,7 @@ TEXTS = {
     "host",
     "agent",
     "url",
+    "target",
     "campaign",
     "mail_id",
     "hash",
