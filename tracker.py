@@ -4542,10 +4542,8 @@ class Spool:
         now = time.monotonic()
         if self._pid != os.getpid() or self._size >= SEGMENT_BYTES or now - self._opened >= SEGMENT_SECONDS:
             self.close()
-        if (
-            self._fd >= 0 and now - self._looked_at >= 1
-        ):  # a folder that was moved away takes hits to where nobody reads
-            self._looked_at = now
+        if self._fd >= 0 and now - self._looked_at >= 1:
+            self._looked_at = now  # a folder that was moved away takes hits to where nobody reads
             if file_id(self._path) != file_id(self._fd):
                 self.close()
         if self._fd < 0 and (now < self._retry_at or not self._open(now)):
@@ -4630,7 +4628,7 @@ class Segment(NamedTuple):
 
     folder: str
     name: str
-    fd: int
+    file: BinaryIO
     goal: int  # how much of it is drained now
     finished: bool  # whether its writer is gone
 
@@ -4649,8 +4647,7 @@ def segments_in(folder: str) -> dict[str, os.stat_result]:
     return dict(sorted(found.items()))
 
 
-@dataclass(slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A segment of which not all is in the database, or whose writer may be gone."""
 
     name: str
@@ -4742,21 +4739,6 @@ def drain(
     return work
 
 
-@contextlib.contextmanager
-def _opened_segment(folder: str, waiting: Waiting) -> Iterator[Segment]:
-    """A segment up to its end as it was found, or as it is now if its writer is gone."""
-    name = os.path.join("kept", waiting.name) if waiting.kept else waiting.name
-    fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        # Lines are only written to a kept one by who holds the lock; and nobody else is told so while we lock the other.
-        grows = "-nginx" in name and now_ms() - int(waiting.name[:13]) < SLOT_GROWS_SECONDS * 1000
-        finished = waiting.kept or (take_lock(fd) and not grows)
-        # Now the end, and not before: a hit could have been written in between.
-        yield Segment(folder, waiting.name, fd, os.fstat(fd).st_size if finished else waiting.size, finished)
-    finally:
-        os.close(fd)
-
-
 def _keep(segment: Segment) -> None:
     """Move a segment that is drained to its end to spool/kept."""
     path, kept = (os.path.join(segment.folder, *place, segment.name) for place in ((), ("kept",)))
@@ -4795,14 +4777,24 @@ class Drain:
             spent[newest] += time.monotonic() - began
 
     def drain_some(self, waiting: Waiting) -> bool:
-        """Record some lines of a segment, and keep it when that was all; returns whether there is more."""
+        """Record some lines of a segment, up to its end as it was found, or as it is now if its writer is gone.
+
+        It is kept when that was all; returns whether there is more.
+        """
+        path = os.path.join(self.database.spool, "kept" if waiting.kept else "", waiting.name)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            with _opened_segment(self.database.spool, waiting) as segment:
-                more = waiting.position != segment.goal  # else nothing is new, and nothing to lock
+            with open(os.open(path, flags), "rb", READ_BYTES) as file:
+                # Lines are only written to a kept one by who holds the lock; nobody is told so while we lock the other.
+                finished = waiting.kept or take_lock(file.fileno())
+                # Now the end, and not before: a hit could have been written in between.
+                goal = os.fstat(file.fileno()).st_size if finished else waiting.size
+                segment = Segment(self.database.spool, waiting.name, file, goal, finished)
+                more = waiting.position != goal  # else nothing is new, and nothing to lock
                 if more and time.monotonic() > self.until:
                     raise OutOfTime("not all hits could be drained in time")
                 more = more and self._drain_batch(segment)
-                if segment.finished and not (more or waiting.kept):
+                if finished and not (more or waiting.kept):
                     _keep(segment)
                 return more
         except FileNotFoundError:
@@ -4841,7 +4833,7 @@ class Drain:
         good: list[Hit | SpooledEmail] = []
         taken = rejected = 0
         with self.database.transaction(wait=self.wait) as connection:
-            position, now, about = position_of(connection, segment.name), now_ms(), os.fstat(segment.fd)
+            position, now, about = position_of(connection, segment.name), now_ms(), os.fstat(segment.file.fileno())
             if position > max(segment.goal, about.st_size):
                 reached = f"drained to {position} but only {about.st_size} bytes long; going on at its end"
                 self.troubles.append(f"segment {segment.name}: {reached}")
@@ -4866,7 +4858,9 @@ class Drain:
             room = DRAIN_EVENTS if self.seconds < math.inf and len(good) > 1 else ALL_EVENTS
             record_lines(connection, good, now, room)
             set_position(connection, segment.name, position, now)
-            os.fdatasync(segment.fd)  # a position must never be ahead of what a power failure leaves of the segment
+            os.fdatasync(
+                segment.file.fileno()
+            )  # a position must never be ahead of what a power failure leaves of the segment
         self.hits += (hits := sum(isinstance(line, Hit) for line in good))
         self.emails += len(good) - hits
         self.rejected += rejected
@@ -4878,17 +4872,16 @@ def read_lines(segment: Segment, position: int) -> Iterator[tuple[bytes, int]]:
 
     Of a line that is longer than any of ours comes the beginning; so does one that its writer had no time to end.
     """
-    with open(segment.fd, "rb", READ_BYTES, closefd=False) as file:
-        file.seek(position)
-        while position < segment.goal:
-            line = rest = file.readline(MAX_READ_LINE)
+    segment.file.seek(position)
+    while position < segment.goal:
+        line = rest = segment.file.readline(MAX_READ_LINE)
+        position += len(rest)
+        while rest and not rest.endswith(b"\n"):
+            rest = segment.file.readline(READ_BYTES)
             position += len(rest)
-            while rest and not rest.endswith(b"\n"):
-                rest = file.readline(READ_BYTES)
-                position += len(rest)
-            if not line or not (rest or segment.finished):
-                return  # the writer may be about to write the rest
-            yield line, position
+        if not line or not (rest or segment.finished):
+            return  # the writer may be about to write the rest
+        yield line, position
 
 
 def _keep_rejected(segment: Segment, offset: int, line: bytes) -> None:
@@ -4996,13 +4989,12 @@ class Drainer(threading.Thread):
         if trouble != self._trouble:
             log(f"drain: {trouble or 'goes on'}")
             self._trouble = trouble
-        rejected = rejected_lines(self.database.folder)
         state = {
             "at": time.time(),
             "trouble": trouble,
             "cut": self._cut,
             "waiting": self._waiting,
-            "rejected": rejected,
+            "rejected": rejected_lines(self.database.folder),
             "limits": self._limits,
         }
         write_small_file(os.path.join(self.database.folder, "state.json"), json.dumps(state), 0o640, sync=False)
@@ -6392,24 +6384,23 @@ def asset(app: App, request: Request, name: str) -> Response:
 
 def health(app: App, request: Request) -> Response:
     """Whether hits are recorded and counted, and why not; by what was written down a moment ago, so it waits for nobody."""
-    why, state = [], read_state(app.settings.folder)
-    if state["trouble"]:
-        why.append(f"drain: {state['trouble']}")
-    if not app.spool.works():
-        why.append("spool: can't be written; hits are printed to stderr as `unspooled`, replay them with `ingest`")
-    if app.directory.refresh().trouble:
-        why.append(f"{app.directory.trouble}; workers go by what they knew")
-    if state["waiting"] and state["waiting"] > 100_000:  # more than a drain leaves behind when all is well
-        why.append(f"drain: about {state['waiting']} hits wait to be counted")
-    if state["cut"]:
-        why.append(f"spool: {state['cut']}")
-    if os.path.isdir(os.path.join(app.settings.spool, "nginx")) and is_nearly_full(app.settings.spool):
-        why.append("disk: less than a tenth is free, and where it is full, hits that nginx answers are lost")
-    if state["rejected"]:
-        why.append(f"spool: {state['rejected']} lines could not be read and were put into spool/rejected")
-    folder = app.settings.folder  # anybody may ask, so it is not said where it is
+    state, folder, known = read_state(app.settings.folder), app.settings.folder, app.directory.refresh()
+    has_slots = os.path.isdir(os.path.join(app.settings.spool, "nginx"))
+    faults = {
+        f"drain: {state['trouble']}": state["trouble"],
+        "spool: can't be written; hits are printed to stderr as `unspooled`, replay them with `ingest`": not app.spool.works(),
+        f"{known.trouble}; workers go by what they knew": known.trouble,
+        # More than a drain leaves behind when all is well.
+        f"drain: about {state['waiting']} hits wait to be counted": (state["waiting"] or 0) > 100_000,
+        f"spool: {state['cut']}": state["cut"],
+        "disk: less than a tenth is free, and where it is full, hits that nginx answers are lost": has_slots
+        and is_nearly_full(app.settings.spool),
+        f"spool: {state['rejected']} lines could not be read and were put into spool/rejected": state["rejected"],
+    }
+    why = [fault for fault, is_so in faults.items() if is_so]
     value = {
         "status": "degraded" if why else "ok",
+        # Anybody may ask, so it is not said where things are.
         "why": [each.replace(folder + "/", "").replace(folder, "the data folder") for each in why],
         "waiting_hits": state["waiting"],
         "rejected_lines": state["rejected"],
