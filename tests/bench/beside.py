@@ -277,9 +277,9 @@ def all_turns(every: Sequence[Entry], rounds: int, seconds: float, proxy: int) -
 def print_table(every: Sequence[Entry], medians: Mapping[str, Figures]) -> None:
     """The figures, then with which settings each ran."""
     width = max(map(len, medians))
-    print(f"\n{'a pixel, medians':{width}}" + "".join(f"{title:>11}" for title, _ in COLUMNS.values()))
+    print(f"\n{'a pixel, medians':{width}}" + "".join(f"{title:>12}" for title, _ in COLUMNS.values()))
     for name, figures in medians.items():
-        print(f"{name:{width}}" + "".join(f"{form.format(figures[what]):>11}" for what, (_, form) in COLUMNS.items()))
+        print(f"{name:{width}}" + "".join(f"{form.format(figures[what]):>12}" for what, (_, form) in COLUMNS.items()))
     print(
         "us/hit: processor of all processes of the server until nothing waits; nginx: of the proxy, beside that;\n"
         "of hello, rate, of h.: beside hello's; MB: proportional set size; bytes/hit: of the database;\n"
