@@ -2877,18 +2877,17 @@ def cells_of_email(email: Standing, zone: str) -> Iterator[Cell]:
         columns.append(f"clicked_{STATES[email.clicked]}")
     if email.clicked == PERSON != email.opened:
         columns.append("click_only")  # a click by a person proves that the mail was read
-    cohorts = [("cohorts", (tenant, QUARTER, email.sent))]
+    groups: list[tuple[str, tuple[Any, ...]]] = [("cohorts", (tenant, QUARTER, email.sent))]
     if email.sent != NO_QUARTER:
-        cohorts.append(("cohorts", (tenant, DAY, local_day(zone, email.sent))))
-    campaigns = [("campaigns", (tenant, email.campaign))] if email.campaign else []
-    # An unregistered email is counted as sent where its campaign was declared, as one of those.
-    for table, key in (*cohorts, *campaigns):
+        groups.append(("cohorts", (tenant, DAY, local_day(zone, email.sent))))
+    if email.campaign:
+        groups.append(("campaigns", (tenant, email.campaign)))
+    for table, key in groups:
         for column in columns:
             yield table, key, column
-    for table, key in cohorts if email.registered or email.sent == NO_QUARTER else ():
-        yield table, key, "emails"
-    for table, key in campaigns if email.registered else ():
-        yield table, key, "emails"
+        # An unregistered email is counted as sent where its campaign was declared, as one of those.
+        if email.registered or (table == "cohorts" and email.sent == NO_QUARTER):
+            yield table, key, "emails"
 
 
 def cells_of_link(tenant: int, campaign: str, url: int, tally: Tally) -> Iterator[tuple[Cell, int]]:
@@ -3042,13 +3041,11 @@ class Email:
     registered: int
     campaign: str
     created_at: int
-    stored_since: int  # created_at as it is stored
     sent_at: int | None
     last_at: int | None
 
     def __init__(self, row: Sequence[Any]) -> None:
         self.id, self.tenant, self.key, self.registered, self.campaign, self.created_at, self.sent_at, *facts = row
-        self.stored_since = self.created_at
         begin, said, links, self.last_at, *counts = facts
         self.context = _new(Context, (begin, said == 1, links)) if self.registered else NO_CONTEXT
         self.opens: Tally = counts[:6] if self.last_at else [*_NO_TALLY]
@@ -3193,16 +3190,13 @@ def judge_together(email: Email, new: Sequence[Hit]) -> tuple[list[Judgement], l
 def _concerned(session: Session) -> set[int]:
     """The places in a session that is too long of the hits that new ones may make something else of."""
     found: set[int] = set()
-    before: list[int] = []  # the places of a session of stored hits, as it was without new ones
-    for n, (hit, stored) in enumerate(session):
-        if stored is None:
+    stored = [n for n, (_, each) in enumerate(session) if each]
+    for places in sessions_of([session[n][0] for n in stored]):  # as they were without new ones
+        if len(places) <= MAX_SESSION:
+            found.update(stored[place] for place in places)
+    for n, (_, each) in enumerate(session):
+        if each is None:
             found.update(range(max(n - MAX_SESSION // 2, 0), min(n + MAX_SESSION // 2, len(session))))
-            continue
-        if before and hit.at - session[before[-1]][0].at > SESSION_GAP_MS:
-            found.update(before if len(before) <= MAX_SESSION else ())
-            before = []
-        before.append(n)
-    found.update(before if len(before) <= MAX_SESSION else ())
     return found
 
 
@@ -3250,6 +3244,7 @@ class Batch:
         self._emails: list[Email] = []  # whose counts may have changed
         self._events: list[tuple[Any, ...]] = []
         self._revised: list[tuple[int, int]] = []
+        self._began: dict[int, int] = {}  # emails that were first spoken of earlier than was known
         self._firsts: list[tuple[Tally, Email, int, int, int | None]] = []  # tallies whose first hit went
         self._left: set[tuple[int, str]] = set()  # campaigns that an email left, perhaps with their last hit
         self._numbers: dict[Judgement, tuple[int, int]] = {}  # and their states
@@ -3298,7 +3293,7 @@ class Batch:
                 for hit, judgement in zip(new, judgements):  # noqa: B905  # as long as each other
                     number, state = self._numbers.get(judgement) or self._number(judgement)
                     if is_over:
-                        hit = self._within(tenant, hit, judgement, agents, urls)
+                        hit = self._within(tenant, hit, judgement, agent=agents, url=urls)
                     url = urls[hit.url] if hit.url is not None else None
                     method = "HEAD" if hit.method == "HEAD" else None
                     said = hit.address or None, hit.purpose or None, 1 if hit.own else 0, 1 if hit.fixed else 0
@@ -3308,7 +3303,7 @@ class Batch:
                 if email.last_at is None or new[-1].at > email.last_at:
                     email.last_at = new[-1].at
                 if not email.registered and new[0].at < email.created_at:
-                    email.created_at = new[0].at
+                    self._began[email.id] = email.created_at = new[0].at
 
     def _interned(self, tenant: int, what: str, emails: Iterable[tuple[Email, list[Hit]]]) -> dict[str, int]:
         """The numbers of agents or URLs of hits, which are stored once; those of new ones over a limit are that of OTHER."""
@@ -3343,24 +3338,24 @@ class Batch:
         if not new:
             return set()
         [(a_day,)] = self.connection.execute("select unregistered_a_day from tenants where number = ?", (tenant,))
-        most = A_DAY[what] if a_day is None else a_day if what == "unregistered" else max(a_day, A_DAY[what])
-        tries: dict[str, list[tuple[int, list[Allowance]]]] = {}
-        for text, hit in new.items():
-            rooms = own.get(text), (most, "", hit.at // DAY_MS)
-            networks = ALL_NETWORKS, network_of(hit)
-            tries[text] = [(room[0], [(*room[1:], network) for network in networks]) for room in rooms if room]
-        used = self._used(tenant, what, {each for tried in tries.values() for _, counts in tried for each in counts})
-        before, over = used.copy(), set()
-        for text, tried in tries.items():
-            for most, (of_all, of_network) in tried:
-                if used[of_all] < most // 10:  # far from it, networks are not counted yet
-                    used[of_all] += 1
-                    break
-                if used[of_all] + used[of_network] < most:
-                    used.update((of_all, of_network))
-                    break
+        of_day = A_DAY[what] if a_day is None else a_day if what == "unregistered" else max(a_day, A_DAY[what])
+        tries = [
+            (text, most, (whose, day, ALL_NETWORKS), (whose, day, network_of(hit)))
+            for text, hit in new.items()
+            for most, whose, day in filter(None, (own.get(text), (of_day, "", hit.at // DAY_MS)))
+        ]
+        used = self._used(tenant, what, {each for _, _, *allowances in tries for each in allowances})
+        before, over = used.copy(), {*new}
+        for text, most, of_all, of_network in tries:
+            if text not in over:
+                continue
+            if used[of_all] < most // 10:  # far from it, networks are not counted yet
+                used[of_all] += 1
+            elif used[of_all] + used[of_network] < most:
+                used.update((of_all, of_network))
             else:
-                over.add(text)
+                continue
+            over.remove(text)
         rows = [(tenant, what, *each, number) for each, number in used.items() if number != before[each]]
         upsert(self.connection, "allowances", ("tenant", "what", "whose", "day", "network"), ("used",), rows)
         return over
@@ -3375,16 +3370,14 @@ class Batch:
         rows = for_each(self.connection, sorted(asked), sql, tenant=tenant, what=what)
         return Counter({(whose, day, network): used for whose, day, network, used in rows})
 
-    def _within(
-        self, tenant: int, hit: Hit, judgement: Judgement, agents: Mapping[str, int], urls: Mapping[str, int]
-    ) -> Hit:
+    def _within(self, tenant: int, hit: Hit, judgement: Judgement, **numbers: Mapping[str, int]) -> Hit:
         """A hit as it is stored: where its agent or its URL is over a limit, without that, and judged for good."""
-        if hit.agent != OTHER and agents[hit.agent] == agents.get(OTHER):
-            self.dropped[tenant, "agent-limit", hit.at // DAY_MS] += 1
-            hit = hit._replace(agent=OTHER, fixed=judgement)
-        if hit.url is not None and hit.url != OTHER and urls[hit.url] == urls.get(OTHER):
-            self.dropped[tenant, "url-limit", hit.at // DAY_MS] += 1
-            hit = hit._replace(url=OTHER, fixed=judgement)
+        for what, known in numbers.items():
+            text = getattr(hit, what)
+            if text not in (None, OTHER) and known[text] == known.get(OTHER):
+                self.dropped[tenant, f"{what}-limit", hit.at // DAY_MS] += 1
+                instead: dict[str, Any] = {what: OTHER, "fixed": judgement}
+                hit = hit._replace(**instead)
         return hit
 
     def _by_tenant(self, hits: Iterable[Hit]) -> dict[int, dict[tuple[str, str], list[Hit]]]:
@@ -3668,22 +3661,17 @@ class Batch:
 
     def _replace(self, known: Mapping[str, Email], new: Mapping[str, Email]) -> None:
         """What is said of emails changed: count them, and where it matters their links and hits, anew."""
-        changed = []
+        changed: list[Email] = []
         for key, email in new.items():
             old = known[key]
             email.before = old.standing()
-            if old.last_at is not None and (old.campaign, old.context) != (email.campaign, email.context):
-                changed.append(email)
-        self._emails += new.values()
-        self._judge_anew(changed)
+            is_changed = old.last_at is not None and (old.campaign, old.context) != (email.campaign, email.context)
+            (changed if is_changed else self._emails).append(email)
+        self.judge_anew(changed)
 
-    def rejudge(self, ids: Iterable[int]) -> int:
+    def judge_anew(self, emails: Collection[Email]) -> int:
         """Judge all hits of emails anew; returns how many are judged otherwise now."""
-        emails = _emails_by_id(self.connection, ids)
         self._emails += emails
-        return self._judge_anew(emails)
-
-    def _judge_anew(self, emails: Collection[Email]) -> int:
         self._read_all(emails)
         before = len(self._revised)
         for email in emails:
@@ -3755,8 +3743,7 @@ class Batch:
             self._events,
         )
         self._set("events", "judgement", self._revised)
-        if self._firsts:
-            self._find_firsts()
+        self._find_firsts()
         self._write_counts()
         self._write_cells()
         if left := sorted(campaign for campaign in self._left if campaign[1]):
@@ -3826,8 +3813,7 @@ class Batch:
                     last[key] = email.last_at
         upsert(self.connection, "email_counts", ("email",), (*TALLY_COLUMNS, "last_at"), counts)
         upsert(self.connection, "link_counts", ("email", "url"), CLICK_COLUMNS, links)
-        began = [(email.id, email.created_at) for email in self._emails if email.created_at < email.stored_since]
-        self._set("emails", "created_at", began)
+        self._set("emails", "created_at", [*self._began.items()])
         latest = [(*key, at) for key, at in last.items()]
         upsert(self.connection, "campaigns", ("tenant", "campaign"), ("last_at",), latest, LATER)
 
@@ -3886,7 +3872,7 @@ def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most:
     if not ids:
         return None
     with Batch(connection, 0) as changes:
-        return ids[-1], changes.rejudge(ids)
+        return ids[-1], changes.judge_anew(_emails_by_id(connection, ids))
 
 
 def record_lines(
