@@ -2800,12 +2800,8 @@ def tenant_summary(settings: Settings, tenant: Tenant) -> dict[str, Any]:
 
 NO_QUARTER = -1  # the cohort of the emails that nobody registered: they have no time of sending
 QUARTER, DAY = 0, 1  # grains of roll-ups
-A_DAY = {
-    "unregistered": 10_000,
-    "agent": 10_000,
-    "url": 10_000,
-    "campaign": 1_000,
-}  # new ones by hits alone, of a tenant
+# New ones by hits alone, of a tenant.
+A_DAY = {"unregistered": 10_000, "agent": 10_000, "url": 10_000, "campaign": 1_000}
 A_REGISTERED_EMAIL = 100  # new plain URLs of one, which come beside those of a day
 OTHER = "other"  # in place of what is beyond: strangers must not fill the disk
 MAX_AGENT = 512
@@ -3344,7 +3340,15 @@ class Batch:
             for text, hit in new.items()
             for most, whose, day in filter(None, (own.get(text), (of_day, "", hit.at // DAY_MS)))
         ]
-        used = self._used(tenant, what, {each for _, _, *allowances in tries for each in allowances})
+        sql = f"""
+            select allowances.whose, allowances.day, allowances.network, allowances.used
+            from {wanted("whose", "day", "network")} cross join allowances
+            where allowances.tenant = :tenant and allowances.day = wanted.day and allowances.what = :what
+                and allowances.whose = wanted.whose and allowances.network = wanted.network
+        """
+        asked = sorted({each for _, _, *allowances in tries for each in allowances})
+        rows = for_each(self.connection, asked, sql, tenant=tenant, what=what)
+        used = Counter({(whose, day, network): number for whose, day, network, number in rows})
         before, over = used.copy(), {*new}
         for text, most, of_all, of_network in tries:
             if text not in over:
@@ -3359,16 +3363,6 @@ class Batch:
         rows = [(tenant, what, *each, number) for each, number in used.items() if number != before[each]]
         upsert(self.connection, "allowances", ("tenant", "what", "whose", "day", "network"), ("used",), rows)
         return over
-
-    def _used(self, tenant: int, what: str, asked: Collection[Allowance]) -> Counter[Allowance]:
-        sql = f"""
-            select allowances.whose, allowances.day, allowances.network, allowances.used
-            from {wanted("whose", "day", "network")} cross join allowances
-            where allowances.tenant = :tenant and allowances.day = wanted.day and allowances.what = :what
-                and allowances.whose = wanted.whose and allowances.network = wanted.network
-        """
-        rows = for_each(self.connection, sorted(asked), sql, tenant=tenant, what=what)
-        return Counter({(whose, day, network): used for whose, day, network, used in rows})
 
     def _within(self, tenant: int, hit: Hit, judgement: Judgement, **numbers: Mapping[str, int]) -> Hit:
         """A hit as it is stored: where its agent or its URL is over a limit, without that, and judged for good."""
