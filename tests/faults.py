@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, pairwise
+from operator import gt
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -312,6 +313,15 @@ class Measured:
         return median(self.pixels), quantiles(self.pixels, n=100)[98], max(self.healths)
 
 
+def processor_seconds(server: Server) -> tuple[float, float]:
+    """What a server's workers have taken, and what they have who ask it, backups included."""
+    took = 0
+    for pid in server.workers():
+        *_, user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:13]
+        took += int(user) + int(system)
+    return took / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
+
+
 def test_no_tenant_waits_long_for_what_others_do(servers: Callable[..., Server]) -> None:
     server = servers()
     acme, globex, initech = (server.tenant(name, "--any-domain", *NO_LIMIT) for name in ("Acme", "Globex", "Initech"))
@@ -332,23 +342,27 @@ def test_no_tenant_waits_long_for_what_others_do(servers: Callable[..., Server])
         "a backlog": [],
         "all together": [*floods, *(posts * 3), *(reads * 4), *backups],
     }
-    found, answered, behind = {}, [], 0
+    found, falls, answered, behind = {}, dict[str, float](), [], 0
     print(
         "\nasked on two cores:           median <= 20, p99 <= 300, /health <= 50 ms, the backlog >= 5,000 hits a second"
     )
+    print("asserted, since a machine may be slow: three times as long, a third as fast")
     for name, works in phases.items():
         if name == "a backlog":
             lines = [*lines_of(initech["mail_id"], BACKLOG, 20_000, 12 * 3600, "/{mail_id}/pixel/{key}.gif")]
             length = sum(map(len, lines)) / BACKLOG
             lay(server, lines, 3, BACKLOG_SEGMENTS)
-        before, crowd = drained_bytes(server, 3), Crowd(works)
+        before, crowd, took = drained_bytes(server, 3), Crowd(works), processor_seconds(server)
         with crowd.at_work():
             measured = Measured(server, acme["mail_id"], name.replace(" ", "-"))
+        shares = [(end - begin) / measured.seconds for begin, end in zip(took, processor_seconds(server), strict=True)]
         found[name] = measured.row()
         answered += measured.keys
         told = "{:7.1f} ms {:9.1f} ms {:12.1f} ms".format(*found[name])
+        told += "  cores: server {:.2f}, who ask {:.2f}".format(*shares)
         if drained := drained_bytes(server, 3) - before:
-            told += f"  backlog {drained / length / measured.seconds:,.0f} hits/s"
+            falls[name] = drained / length / measured.seconds
+            told += f"  backlog {falls[name]:,.0f} hits/s"
         if works:
             told += "  {} well, {} refused".format(*crowd.done["requests"])
         if not drained:
@@ -365,7 +379,9 @@ def test_no_tenant_waits_long_for_what_others_do(servers: Callable[..., Server])
     server.start()
     wait_until(lambda: Counter(key for (key,) in rows(server, wanted)) == keys, server, 20)
     server.kill()  # else it would go on with the backlog
-    assert {name: each for name, each in found.items() if each[0] > 200 or each[1] > 2000 or each[2] > 2000} == {}
+    slow = {name: each for name, each in found.items() if any(map(gt, each, (60, 900, 150)))}
+    assert slow == {}
+    assert min(falls["a backlog"], falls["all together"]) > 1_700
 
 
 # == A slow machine ==
