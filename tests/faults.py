@@ -1,4 +1,4 @@
-"""What takes minutes: hundreds of kills, tenants that others crowd, restores under load, a reader in the way of checkpoints.
+"""What takes minutes: kills, tenants that others crowd, damage and restores under load, readers, hung workers, clocks.
 
 `make test-faults` runs it and prints figures. A machine may be slow at any moment, so what is asserted of times is generous.
 """
@@ -36,7 +36,7 @@ from test_restore import DAMAGE
 
 import tracker
 
-KILLS, KILLING_SECONDS = 400, 170
+KILLS, KILLING_SECONDS = 400, 300
 HELD_SECONDS = 120  # that a reader keeps checkpoints from ending
 PHASE_SECONDS, PIXELS_A_SECOND = 12, 50
 SESSION, SESSIONS = 250, 200  # hits in one, of so many emails
@@ -540,7 +540,7 @@ def test_whatever_happens_to_the_database_under_load_nothing_answered_is_missing
             if "wal" not in name:  # there the workers end and start anew, sooner than one may ask
                 wait_until(lambda: health(server)["status"] == "degraded", server)
             seen = time.monotonic() - began
-            for seconds in (0.2, 0.3, 0.4, 0.5, 0.6):
+            for seconds in (0.2, 0.35, 0.5):
                 killed += kill_after(seconds, server, "restore", copy)
             server.run("restore", copy)
             began = time.monotonic()
@@ -657,14 +657,14 @@ def test_a_clock_that_leaps_under_a_running_server_deletes_nothing_and_loses_no_
     slowest, kept = 0.0, set[str]()
     with Readers(server, acme["mail_id"]) as readers:
         for days in (0, 366, 0, -366, 0):
-            time.sleep(2)
+            time.sleep(1)
             tracker.write_small_file(str(clock), str(days * 86_400), 0o640, sync=False)
             began = time.monotonic()
             time.sleep(0.2)
             wait_until(lambda: health(server)["status"] == "ok", server)
             slowest = max(slowest, time.monotonic() - began)
             os.kill(draining(server), signal.SIGKILL)  # the next one tidies as soon as it is there
-            time.sleep(2)
+            time.sleep(1.5)
             now = set(os.listdir(data(server) / "spool" / "kept"))
             assert kept <= now
             kept = now
