@@ -3834,14 +3834,14 @@ def register_emails(
         return changes.register(tenant, registrations)
 
 
-def delete_emails(database: Database, tenant: int, keys: Collection[str], now: int) -> int:
+def delete_emails(folder: str, connection: sqlite3.Connection, tenant: int, keys: Collection[str], now: int) -> int:
     """Remove emails, so that no hit of before and no restored backup makes them again; returns how many there were."""
-    with database.transaction() as connection, Batch(connection, now) as changes:
+    with Batch(connection, now) as changes:
         found = changes.delete(tenant, keys)
         if found:
             gone = dict.fromkeys(gone_hashes(connection, tenant, keys), now)
             remember_gone(connection, gone)
-            write_gone(database.folder, gone)
+            write_gone(folder, gone)
     return found
 
 
@@ -6787,10 +6787,10 @@ def patch_email(app: App, request: Request, tenant: Tenant, key: str) -> Respons
 
 def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
     drain_for_reading(app.database)
-    with app.database.reading() as connection:
-        await_replay(app.database, connection)
-    if not delete_emails(app.database, tenant.number, [key], now_ms()):
-        raise HTTPError(404, "There is no such email.")
+    with app.database.transaction() as connection:
+        await_replay(app.database, connection)  # in one with the deletion: a restore may come at any moment
+        if not delete_emails(app.database.folder, connection, tenant.number, [key], now_ms()):
+            raise HTTPError(404, "There is no such email.")
     return json_response(200, {"deleted": key})
 
 
@@ -7759,7 +7759,8 @@ def cmd_selftest(args: Namespace, settings: Settings) -> int:
             faults = faults or [*counted_faults(database, tenant, key, pixels[0].address)]
         except (OSError, HTTPException) as error:
             faults = [f"{public} does not answer: {error}; expected DNS, firewall and proxy to lead to this server"]
-        delete_emails(database, tenant.number, [key], now_ms())
+        with database.transaction() as connection:
+            delete_emails(database.folder, connection, tenant.number, [key], now_ms())
     works = f"{public} works: two pixels and a link were answered and counted, as your own, and are removed again"
     print("\n".join(f"wrong: {fault}" for fault in faults) or works)
     return 1 if faults else 0

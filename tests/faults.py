@@ -486,6 +486,9 @@ class Sender:
         known = {key: subject for key, subject in self.subjects.items() if key not in self.unclear}
         assert {key: there.get(key) for key, subject in known.items() if there.get(key) != subject} == {}
         assert self.deleted & set(there) == set()
+        assert [
+            status for status in self.statuses if status.endswith(" 404")
+        ] == []  # each key was there when it was named
         assert set(there) <= {*self.subjects, *self.unclear}
 
     def __enter__(self) -> Sender:
