@@ -25,6 +25,7 @@ import hashlib
 import hmac
 import html
 import html.entities
+import importlib
 import ipaddress
 import json
 import math
@@ -50,7 +51,7 @@ from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
 from http import HTTPStatus
 from itertools import chain, islice, pairwise, starmap
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO, cast
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
 if TYPE_CHECKING:
@@ -113,12 +114,26 @@ def _matching(pattern: str, expected: str, make: Callable[[str], Any] = str) -> 
     return convert
 
 
-def _database_path(text: str) -> str:
+def database_place(text: str) -> str:
+    if re.fullmatch(r"postgres(ql)?://[^/?#\s]*/[^/?#\s]+(\?\S*)?", text):
+        return text
     path = text.removeprefix("sqlite:")
     # sqlite:///x is relative to some programs and absolute to others: don't guess where the data is.
     if path in (text, "", ":memory:") or re.search(r"[\0?]|^//(?!//)", path):
-        raise ValueError("expected sqlite:PATH, for example sqlite:data/tracking.db or sqlite:/srv/tracker/tracking.db")
+        example = "sqlite:data/tracking.db or sqlite:/srv/tracker/tracking.db"
+        raise ValueError(f"expected sqlite:PATH, for example {example}, or postgresql://USER:PASSWORD@HOST/DATABASE")
     return re.sub("^/+", "/", path)
+
+
+def _absolute(text: str) -> str:
+    if not os.path.isabs(text):
+        raise ValueError("expected an absolute path, such as /var/lib/email-tracker")
+    return text
+
+
+def without_password(url: str) -> str:
+    """A URL of a database as it may be shown."""
+    return re.sub("(?<=[?&]password=)[^&]*", "…", re.sub("(?<=://)([^:/?@]*):.*@", r"\1:…@", url))
 
 
 def _base_url(text: str) -> str:
@@ -168,7 +183,7 @@ _kept = _matching("truncated|full|none", "one of: truncated, full, none")
 class Settings:
     port: int = _setting("PORT", _matching("([0-9]+)", "a whole number from 1 to 65535", int), "3000")
     bind: str | None = _setting("BIND", _bind)
-    database: str = _setting("DATABASE_URL", _database_path, "sqlite:data/tracking.db")
+    database: str = _setting("DATABASE_URL", database_place, "sqlite:data/tracking.db")
     base_url: str | None = _setting("BASE_URL", _base_url)
     web_concurrency: int = _setting("WEB_CONCURRENCY", _workers, "2")
     api_key: str | None = _setting("API_KEY", _api_key, secret=True)
@@ -177,11 +192,24 @@ class Settings:
     ip_addresses: str = _setting("IP_ADDRESSES", _kept, "truncated")
     keep_spool_days: int = _setting("KEEP_SPOOL_DAYS", _days, "3")
     keep_spool_mb: int = _setting("KEEP_SPOOL_MB", _megabytes, "2000")
+    data_folder: str | None = _setting("DATA_FOLDER", _absolute)
     local: bool = False  # `--local`: links may lead to this machine
 
     @property
+    def is_shared(self) -> bool:
+        """Whether the database is a server's, which other machines may use too."""
+        return re.match("postgres(ql)?://", self.database) is not None
+
+    @property
+    def database_url(self) -> str:
+        """Where the database is, as it may be shown."""
+        return without_password(self.database) if self.is_shared else f"sqlite:{self.database}"
+
+    @property
     def folder(self) -> str:
-        """Where everything beside the database lives: spool, lock, tenants.json, secret.key."""
+        """Where everything of this machine beside the database lives: spool, lock, tenants.json, secret.key."""
+        if self.is_shared:
+            return os.path.abspath(self.data_folder or "data")
         return os.path.dirname(os.path.abspath(self.database))
 
     @property
@@ -250,15 +278,21 @@ def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, lo
                 values[each.name] = each.metadata["convert"](text)
         except (OSError, ValueError) as error:
             told = f"{error.filename} can't be read: {error.strerror}" if isinstance(error, OSError) else error
+            text = without_password(text) if variable == "DATABASE_URL" else text
             shown = f" is {text!r}" if text and not each.metadata["secret"] else ""
             faults.append(f"{variable}{shown}: {told}")
     if any(source.get("RETENTION_DAYS", "").strip() for source in sources):
         faults.append("RETENTION_DAYS: this version removes nothing by itself, so it expects this to be unset")
-    if not faults and (fault := network_file_system_fault(os.path.realpath(Settings(**values).folder))):
-        faults.append(fault)
     if faults:
         raise SettingsError("\n".join(faults))
-    return Settings(**values)
+    settings = Settings(**values)
+    if settings.data_folder and not settings.is_shared:
+        faults.append(f"DATA_FOLDER: expected nothing with SQLite, whose data is in the folder of {settings.database}")
+    if fault := network_file_system_fault(os.path.realpath(settings.folder)):
+        faults.append(f"{'DATA_FOLDER' if settings.is_shared else 'DATABASE_URL'}: {fault}")
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return settings
 
 
 def network_file_system_fault(folder: str, mounts: str = "/proc/self/mounts") -> str | None:
@@ -272,7 +306,7 @@ def network_file_system_fault(folder: str, mounts: str = "/proc/self/mounts") ->
             if (folder + "/").startswith(point.rstrip("/") + "/") and len(point) >= depth:
                 kind, depth = this_kind, len(point)
     if re.fullmatch(NETWORK_FILE_SYSTEM, kind):
-        return f"DATABASE_URL: {folder} is on {kind}; expected a local disk: SQLite's locks do not hold on a network"
+        return f"{folder} is on {kind}; expected a local disk: locks do not hold on a network"
     return None
 
 
@@ -1848,6 +1882,7 @@ def encode_quoted_printable(new: str, column: int, line_break: str) -> tuple[str
 # One file, one connection a process, one writer at a time; whose spool it is. Uses no section but Settings.
 
 SCHEMA_VERSION = 6
+MOVED = -1  # in place of the version
 FIRST_VERSION = 5  # the oldest that is brought up to date, by the files in templates/schema
 QUARTER_MS = 900_000
 DAY_MS = 86_400_000
@@ -1861,8 +1896,8 @@ WAY_OUT = "`restore FILE` puts a backup in its place and counts what came since"
 class NoDatabase(StoreError):
     """There is no file where the database should be; says so, and whether there are traces of one that was there."""
 
-    def __init__(self, path: str) -> None:
-        traces = (os.path.join(os.path.dirname(path), name) for name in ("spool/instance", "secret.key"))
+    def __init__(self, path: str, folder: str) -> None:
+        traces = (os.path.join(folder, name) for name in ("spool/instance", "secret.key"))
         self.trace = next(filter(os.path.exists, traces), None)
         advice = "; `serve` or `tenant add` makes it, DATABASE_URL says where"
         if self.trace:
@@ -1928,7 +1963,7 @@ def write_lock(folder: str, patience: float) -> Iterator[None]:
 
 
 FileId = tuple[int, int]  # device and inode
-_ABANDONED: set[sqlite3.Connection] = set()  # which must never be closed, not even by being forgotten
+_ABANDONED: set[object] = set()  # which must never be closed, not even by being forgotten
 _HEADERS: dict[FileId, int] = {}  # descriptors of databases: to close one would drop SQLite's locks in this process
 
 
@@ -1969,11 +2004,12 @@ SQL_FUNCTIONS: tuple[tuple[str, int, Callable[..., Any]], ...] = (
 )
 
 
-def _check_version(connection: sqlite3.Connection, path: str) -> None:
+def _check_version(version: int, path: str) -> None:
     """Raises StoreError if a database is of another version: each hit would look like one that can't be counted."""
-    version = connection.execute("pragma user_version").fetchone()[0]
     if version == SCHEMA_VERSION:
         return
+    if version == MOVED:
+        raise StoreError(f"{path} was moved: say where to in DATABASE_URL, and restart the server")
     if version > SCHEMA_VERSION:
         told = f"has schema version {version}, this program knows {SCHEMA_VERSION}; use the newer program"
     elif version < 1:
@@ -1991,7 +2027,7 @@ def open_connection(path: str) -> sqlite3.Connection:
     with _plain_errors(path):
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         try:
-            _check_version(connection, path)
+            _check_version(connection.execute("pragma user_version").fetchone()[0], path)
             for setting in ("synchronous = full", "wal_autocheckpoint = 0", "foreign_keys = on"):
                 connection.execute(f"pragma {setting}")
             connection.execute(f"pragma cache_size = {-CACHE_KIBIBYTES}")
@@ -2003,10 +2039,15 @@ def open_connection(path: str) -> sqlite3.Connection:
     return connection
 
 
+TEXT_COLUMNS = frozenset(
+    {"key", "word", "host", "agent", "target", "campaign", "mail_id", "hash", "name", "text", "whose"}
+)  # of sets; all others are numbers
+
+
 def wanted(*columns: str) -> str:
     """A table of what a statement is asked for: the rows that as_set packs into the parameter `:wanted`.
 
-    The one way in which a set is passed, however many rows it has, and SQLite's alone: PostgreSQL has arrays for it.
+    The one way in which a set is passed, however many rows it has. Columns named as in TEXT_COLUMNS are texts.
     """
     if len(columns) == 1:
         return f"(select value as {columns[0]} from json_each(:wanted)) as wanted"
@@ -2032,8 +2073,10 @@ class Database:
 
     def __init__(self, path: str, patience: float = math.inf) -> None:
         self.path = os.path.abspath(path)
+        self.is_shared = False  # with other machines, which each have a spool and a tenants.json
         self.folder = os.path.dirname(self.path)
         self.spool = os.path.join(self.folder, "spool")
+        self.is_foreign = False  # whether the spool is another machine's, which may come back
         self.kept_seen = -1  # when spool/kept was last changed, if all in it is in this database
         self.paces: dict[str, int] = {}  # how many lines of each segment fit into the time of a transaction
         self._mutex = threading.RLock()
@@ -2055,7 +2098,7 @@ class Database:
                 return self._connection
             self._disconnect(found, locked)
         if found[0] is None:
-            raise NoDatabase(self.path)
+            raise NoDatabase(self.path, self.folder)
         if self._connection is not None:
             _ABANDONED.add(self._connection)  # it must not be used or closed on the far side of a fork
         self._connection, self._pid = None, os.getpid()
@@ -2102,7 +2145,7 @@ class Database:
         """Whether the file is a database still, of this version, and whose spool this is. Raises StoreError."""
         if os.pread(self._header, len(MAGIC), 0) != MAGIC:
             raise StoreError(f"{self.path} is damaged: it does not begin as a database does; {WAY_OUT}")
-        _check_version(connection, self.path)
+        _check_version(connection.execute("pragma user_version").fetchone()[0], self.path)
         instance = read_small_file(self.spool, "instance")
         if instance is None:
             hint = "if it was put back from a backup, `serve` makes one: start it"
@@ -2196,10 +2239,345 @@ def stored_secret(connection: sqlite3.Connection, name: str) -> str | None:
     return row and str(row[0])
 
 
+# -- PostgreSQL, which machines share. What differs from SQLite, each with its reason:
+#    parameters           are written otherwise by psycopg, and say no type: the statement does
+#    types, identities    bigint, since SQLite's integers have 64 bits; texts are in the order of their bytes, as there
+#    URLs                 are unique by their hash: an entry of an index has 2,700 bytes at most
+#    sets                 are JSON here too, which is read otherwise
+#    executemany          is one statement over JSON: a statement a row would be a round trip a row
+#    sum()                is numeric, and read as a whole number
+#    views' functions     local_day is written in SQL; what Python knows of clients comes in a table: see know_clients
+#    pragma, write.lock   the mark `schema` holds the version, and its row is locked by who writes, on any machine
+#    positions            are locked too, and set only from what was read: an engine may lose a lock, not a row
+
+_IN_SCHEMA = (
+    ("--.*", ""),
+    ("^(begin|commit);", ""),
+    ("integer primary key( autoincrement)?", "bigint generated by default as identity primary key"),
+    (r"\binteger\b", "bigint"),
+    (r"\btext\b", 'text collate "C"'),
+    (r"\) without rowid", ")"),
+    (r"\b0 as at\b", "0::bigint as at"),  # a number alone has 32 bits
+    (r",\s*unique \(tenant, url\)\s*\)", ");\ncreate unique index urls_by_url on urls (tenant, md5(url))"),
+    ("pragma user_version = ([0-9]+)", r"insert into marks values ('schema', '\1')"),
+)
+_BEFORE_SCHEMA = """
+    create table agent_clients (agent text collate "C" primary key, client text not null, device text not null);
+    create function client_name(agent text) returns text language sql stable as
+        'select client from agent_clients where agent_clients.agent = $1';
+    create function client_device(agent text) returns text language sql stable as
+        'select device from agent_clients where agent_clients.agent = $1';
+    create function local_day(zone text, quarter bigint) returns bigint language sql stable as
+        $$ select (timezone(zone, to_timestamp(900 * quarter))::date - date '1970-01-01')::bigint $$;
+"""
+_IN_STATEMENTS = (
+    (r"\?", "%s"),
+    ("(?<!:):([a-z_]+)", r"%(\1)s"),
+    (r"\burls\.url = (wanted\.target|%\(\w+\)s)", r"md5(urls.url) = md5(\1) and urls.url = \1"),
+)
+_CONNECT = {  # unless the URL says otherwise: a machine that went silent is noticed within seconds
+    "connect_timeout": 5,
+    "keepalives_idle": 4,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+    "application_name": "email-tracker",
+    "client_encoding": "utf8",
+}
+
+
+def postgres_schema(schema: str) -> str:
+    """The schema as PostgreSQL reads it."""
+    for pattern, instead in _IN_SCHEMA:
+        schema = re.sub(pattern, instead, schema, flags=re.MULTILINE)
+    return _BEFORE_SCHEMA + schema
+
+
+def _set_in_postgres(match: re.Match[str]) -> str:
+    columns = re.findall(r" as (\w+)", match[1])
+    place = "->> {}" if len(columns) > 1 else "#>> '{{}}'"
+    values = [
+        f"(value {place.format(n)}){'' if column in TEXT_COLUMNS else '::bigint'} as {column}"
+        for n, column in enumerate(columns)
+    ]
+    return f"(select {', '.join(values)} from json_array_elements(:wanted::json)) as wanted"
+
+
+@lru_cache(maxsize=1024)
+def translated(sql: str) -> str:
+    """A statement as psycopg and PostgreSQL read it."""
+    sql = re.sub(r"\(select ((?:(?!select).)+) from json_each\(:wanted\)\) as wanted", _set_in_postgres, sql)
+    parts = re.split("('(?:[^']|'')*')", sql.replace("%", "%%"))
+    for pattern, instead in _IN_STATEMENTS:
+        parts[::2] = [re.sub(pattern, instead, part) for part in parts[::2]]
+    return "".join(parts)
+
+
+@lru_cache(maxsize=1024)
+def _insertion(sql: str) -> tuple[str, list[str]]:
+    """An insertion of all rows of a JSON text, in place of one of a row; and the names of the values of a row."""
+    insert = re.fullmatch(r"\s*insert into (\w+) \(([^)]+)\)\s+values \(([^)]+)\)(.*)", sql, re.DOTALL)
+    assert insert, sql
+    columns, values = (re.split(r",\s*", part) for part in insert.group(2, 3))
+    taken = [column if value == "?" else value for column, value in zip(columns, values, strict=True)]
+    rows = f"select {', '.join(taken)} from json_populate_recordset(null::{insert[1]}, %s)"
+    given = [column for column in columns if column in taken]
+    return f"insert into {insert[1]} ({insert[2]}) {rows}{insert[4]}", given
+
+
+@lru_cache(maxsize=1)
+def _psycopg() -> Any:
+    """The driver, which only who says postgresql needs. Raises StoreError where there is none."""
+    try:
+        psycopg = importlib.import_module("psycopg")
+    except ImportError as error:
+        raise StoreError(
+            f"DATABASE_URL says postgresql, for which psycopg 3.1 or later is needed ({error}): "
+            f"`apt install python3-psycopg`, or `{sys.executable} -m pip install psycopg`"
+        ) from None
+    as_number = dict.fromkeys(("dump", "quote"), lambda _, value: b"%d" % value)
+    number = type("Number", (psycopg.adapt.Dumper,), as_number)
+    for type_ in (int, bool):
+        psycopg.adapters.register_dumper(type_, number)
+    whole = type("Whole", (psycopg.adapt.Loader,), {"load": lambda _, text: int(bytes(text))})
+    psycopg.adapters.register_loader("numeric", whole)
+    return psycopg
+
+
+class PostgresConnection:
+    """What this program uses of sqlite3's connections, on one of psycopg's."""
+
+    def __init__(self, url: str) -> None:
+        asked = dict(parse_qsl(url.partition("?")[2]))
+        how = {name: value for name, value in _CONNECT.items() if name not in asked}
+        self.raw = _psycopg().connect(url, autocommit=True, prepare_threshold=None, **how)  # for poolers' sake
+
+    def execute(self, sql: str, values: Any = ()) -> Any:
+        """Run a statement; its rows."""
+        return self.raw.execute(translated(sql), values)
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Insert rows by one statement. No key may be twice among them."""
+        insert, names = _insertion(sql)
+        if given := [dict(zip(names, row, strict=True)) for row in rows]:
+            self.raw.execute(insert, [as_set(given)])
+
+    def commit(self) -> None:
+        """End the transaction, if one is under way."""
+        if self.raw.info.transaction_status:
+            self.raw.execute("commit")
+
+    def run(self, statements: str) -> Any:
+        """Run several statements in one round trip; the row that the last one found."""
+        cursor = self.raw.execute(statements)
+        while cursor.nextset():
+            pass
+        return cursor.fetchone() if cursor.description else None
+
+
+class Postgres(Database):
+    """A database of a PostgreSQL server, shared by machines that each have a spool of their own.
+
+    One of them writes at a time: it locks a row, in the first statement of its transaction, and then sees what the one
+    before committed. A way that breaks, also during a commit, is an error; the position of a segment says what was committed.
+    """
+
+    def __init__(self, url: str, folder: str, patience: float = math.inf) -> None:
+        super().__init__(os.path.join(folder, "database"), patience)
+        self.path = without_password(url)
+        self.is_shared = True
+        self._url = url
+        self._postgres: PostgresConnection | None = None
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn what psycopg says into sentences, and what a value causes into what SQLite makes of it."""
+        psycopg = _psycopg()
+        try:
+            yield
+        except psycopg.Error as error:
+            told = str(error.diag.message_primary or error).strip().replace("\n", " ")
+            if error.sqlstate == "42P01":  # of a table; see PostgreSQL's appendix A
+                told = "has no tables of this program; `serve` or `tenant add` makes them"
+            elif isinstance(error, (psycopg.IntegrityError, psycopg.DataError)):
+                raise sqlite3.DataError(told) from error
+            # Of a lock, of transactions that have to be tried again, and of a deadlock.
+            kind = Busy if error.sqlstate in ("55P03", "40001", "40P01") else StoreError
+            raise kind(f"{self.path}: {told}") from error
+
+    def _begun(self, begin: str) -> tuple[PostgresConnection, Any]:
+        """The connection, a new one where the old one broke, in a transaction; and what its last statement found."""
+        if self._postgres is not None and self._pid != os.getpid():
+            _ABANDONED.add(self._postgres)  # it must not be used or closed on the far side of a fork
+            self._postgres = None
+        if self._postgres is not None and not self._postgres.raw.closed:
+            try:
+                return self._postgres, self._postgres.run(begin)
+            except _psycopg().OperationalError:
+                if not self._postgres.raw.closed:
+                    raise
+        self._postgres, self._pid, self.kept_seen = PostgresConnection(self._url), os.getpid(), -1
+        return self._postgres, self._postgres.run(begin)
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        """A transaction that begins so, with a statement that reads the version."""
+        with self._mutex, self._errors():
+            try:
+                connection, version = self._begun(begin)
+                _check_version(int(version[0]) if version else 0, self.path)
+                yield cast("sqlite3.Connection", connection)
+            finally:
+                raw = self._postgres and self._postgres.raw
+                if raw and not raw.closed and raw.info.transaction_status:
+                    raw.execute("rollback")
+
+    @contextlib.contextmanager
+    def transaction(self, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
+        """One write transaction, alone among all machines; committed at the end, rolled back by any error.
+
+        Who does not want to wait waits for half a second: nobody would ever meet a moment between two others' turns.
+        """
+        of_worker = self._patience < math.inf
+        begin = f"""
+            begin isolation level read committed;
+            set local lock_timeout = {500 if not wait else int(self._patience * 1000) if of_worker else 0};
+            set local idle_in_transaction_session_timeout = '{5 if of_worker else 60}s';
+            set local statement_timeout = '{20 if of_worker else 0}s';
+            select value from marks where name = 'schema' for no key update
+        """
+        with self._transaction(begin) as connection:
+            yield connection
+            connection.commit()  # if that is not done yet
+
+    @contextlib.contextmanager
+    def checkpointed(self) -> Iterator[sqlite3.Connection]:
+        """A time in which nobody writes; all that was ever committed is safe with the server."""
+        with self.transaction(wait=False) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def reading(self, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
+        """One consistent view of the database; nothing is written but what know_clients tells."""
+        begin = "begin isolation level repeatable read; select value from marks where name = 'schema'"
+        with self._transaction(begin) as connection:
+            yield connection
+
+    def enlarge_cache(self, mebibytes: int) -> None:
+        """The server has its own."""
+
+    def close(self, *, wait: bool = True) -> None:
+        """Close this process's connection."""
+        with self._mutex:
+            if self._postgres is not None and self._pid == os.getpid():
+                self._postgres.raw.close()
+                self._postgres = None
+
+    def build(self, schema: str, *, moved: bool = False) -> None:
+        """Make the tables where there are none. Raises StoreError where this machine knows of a database, unless it moved."""
+        with self._errors(), contextlib.closing(PostgresConnection(self._url).raw) as raw, raw.transaction():
+            raw.execute("select pg_advisory_xact_lock(hashtext('email-tracker'))")  # others may be about to do so
+            if raw.execute("select to_regclass('marks')").fetchone()[0] is None:
+                if (nothing := NoDatabase(self.path, self.folder)).trace and not moved:
+                    raise nothing
+                made = ", ".join(f"('{name}', '{secrets.token_hex(32)}')" for name in ("link", "instance"))
+                raw.execute(f"{postgres_schema(schema)}; insert into secrets values {made}")
+
+
+@contextlib.contextmanager
+def pipelined(connection: sqlite3.Connection) -> Iterator[None]:
+    """Statements in here need no answers, and wait for none where the database is far away."""
+    with connection.raw.pipeline() if isinstance(connection, PostgresConnection) else contextlib.nullcontext():
+        yield
+
+
+def know_clients(connection: sqlite3.Connection) -> None:
+    """Tell the views of recounts what agents are, where they can't ask Python."""
+    if isinstance(connection, PostgresConnection):
+        agents = connection.execute("select agent from agents").fetchall()
+        connection.executemany(
+            "insert into agent_clients (agent, client, device) values (?, ?, ?)"
+            " on conflict (agent) do update set client = excluded.client, device = excluded.device",
+            [(agent, *client_of(agent)) for (agent,) in agents],
+        )
+
+
+def open_database(settings: Settings, patience: float = math.inf, schema: str = "") -> Database:
+    """The database of the settings; with its schema, made where there is none. Raises StoreError."""
+    if not settings.is_shared:
+        return create_database(settings.database, schema) if schema else Database(settings.database, patience)
+    database = Postgres(settings.database, settings.folder, patience)
+    if schema:
+        try:
+            os.makedirs(database.folder, mode=0o750, exist_ok=True)
+            database.build(schema)
+            with database.reading() as connection:
+                link = stored_secret(connection, "link")
+            adopt_folder(database, secrets.token_hex(32), link)
+        except OSError as error:
+            raise StoreError(f"can't write to {database.folder}: {error.strerror}") from error
+    return database
+
+
+ALL_TABLES = (  # each after those that it refers to
+    *("secrets", "marks", "tenants", "tenant_rules", "retired_ids", "emails", "campaign_sends", "agents", "urls"),
+    *("judgements", "events", "email_counts", "link_counts", "uniques", "reasons", "cohorts", "campaigns", "links"),
+    *("clients", "named_hosts", "allowances", "dropped", "positions", "ingested", "gone"),
+)
+
+
+@contextlib.contextmanager
+def moving(settings: Settings, target: str, schema: str) -> Iterator[sqlite3.Connection]:
+    """Copy all into an empty database of the other engine, to be looked at before the old one is used no more."""
+    new = replace(settings, database=target, data_folder=settings.folder)
+    if new.is_shared == settings.is_shared or new.folder != settings.folder:
+        place = f"a file in {settings.folder}, where the spool is"
+        raise StoreError(f"expected {place if settings.is_shared else 'postgresql://USER:PASSWORD@HOST/DATABASE'}")
+    with contextlib.closing(open_database(settings)) as source, source.transaction() as old:
+        instance = stored_secret(old, "instance")
+        if new.is_shared:
+            Postgres(target, new.folder).build(schema, moved=True)
+        elif os.path.exists(target):
+            raise StoreError(f"{target} is there already; expected none")
+        else:
+            _build_database(target, schema, instance)
+            write_small_file(os.path.join(source.spool, "instance"), f"{instance}\n", 0o640)
+        with contextlib.closing(open_database(new)) as database, database.transaction() as connection:
+            for each in (old, connection):
+                if isinstance(each, PostgresConnection):
+                    each.run("set local idle_in_transaction_session_timeout = 0")  # while the other one works
+            if connection.execute("select count(*) from tenants").fetchone()[0]:
+                raise StoreError(f"{database.path} has tenants; expected an empty database")
+            connection.execute("delete from secrets")
+            for table in ALL_TABLES:
+                _copy_table(old, connection, table)
+            yield connection
+        if isinstance(old, PostgresConnection):
+            old.execute("update marks set value = ? where name = 'schema'", (str(MOVED),))
+        else:
+            old.execute(f"pragma user_version = {MOVED}")
+
+
+def _copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str) -> None:
+    cursor = old.raw.cursor("rows") if isinstance(old, PostgresConnection) else old.cursor()  # never all in memory
+    with contextlib.closing(cursor):
+        cursor.execute(f"select * from {table}" + " where name <> 'schema'" * (table == "marks"))
+        columns = [column[0] for column in cursor.description]
+        insert = f"insert into {table} ({', '.join(columns)}) values ({', '.join('?' * len(columns))})"
+        while rows := cursor.fetchmany(10_000):
+            new.executemany(insert, rows)
+    if isinstance(new, PostgresConnection) and columns[0] in ("id", "number"):
+        new.run(f"select setval(pg_get_serial_sequence('{table}', '{columns[0]}'), max({columns[0]})) from {table}")
+
+
 def integrity_faults(connection: sqlite3.Connection) -> list[str]:
     """What SQLite itself finds wrong with the file, and rows that refer to nothing."""
-    faults = [f"integrity_check: {row[0]}" for row in connection.execute("pragma integrity_check") if row[0] != "ok"]
-    faults += [f"foreign_key_check: {tuple(row)}" for row in connection.execute("pragma foreign_key_check")]
+    faults = []
+    if isinstance(connection, sqlite3.Connection):
+        faults += [
+            f"integrity_check: {row[0]}" for row in connection.execute("pragma integrity_check") if row[0] != "ok"
+        ]
+        faults += [f"foreign_key_check: {tuple(row)}" for row in connection.execute("pragma foreign_key_check")]
     for table, column, referred in (
         *(("events", "agent", "agents"), ("events", "url", "urls"), ("events", "judgement", "judgements")),
         *(("link_counts", "url", "urls"), ("links", "url", "urls"), ("reasons", "judgement", "judgements")),
@@ -2285,11 +2663,12 @@ def create_database(path: str, schema: str) -> Database:
         os.makedirs(folder, mode=0o750, exist_ok=True)
         with write_lock(folder, math.inf):
             if not os.path.exists(database.path):
-                if (nothing := NoDatabase(database.path)).trace:
+                if (nothing := NoDatabase(database.path, folder)).trace:
                     raise nothing
                 _build_database(database.path, schema)
             _upgrade_database(database.path)
-            adopt_folder(database.path)
+            with contextlib.closing(open_connection(database.path)) as connection, _plain_errors(database.path):
+                adopt_folder(database, *(stored_secret(connection, name) for name in ("instance", "link")))
     except OSError as error:
         raise StoreError(
             f"can't write to {folder}: {error.strerror}; expected a folder this user may write to"
@@ -2297,14 +2676,14 @@ def create_database(path: str, schema: str) -> Database:
     return database
 
 
-def _build_database(path: str, schema: str) -> None:
+def _build_database(path: str, schema: str, instance: str | None = None) -> None:
     """Build under another name and rename, so that nobody ever opens a half-made database."""
     temporary = f"{path}.{secrets.token_hex(6)}.new"
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))  # recipients' addresses come into it
     with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
         connection.executescript(schema)
-        for name in ("link", "instance"):
-            connection.execute("insert into secrets (name, value) values (?, ?)", (name, secrets.token_hex(32)))
+        for row in (("link", secrets.token_hex(32)), ("instance", instance or secrets.token_hex(32))):
+            connection.execute("insert into secrets (name, value) values (?, ?)", row)
         connection.execute("pragma journal_mode = wal")
     os.rename(temporary, path)
     sync_folder(os.path.dirname(path))
@@ -2318,15 +2697,12 @@ def _upgrade_database(path: str) -> None:
             connection.executescript(resource(f"templates/schema/{later}.sql").decode())
 
 
-def adopt_folder(path: str) -> None:
+def adopt_folder(database: Database, instance: str | None, link: str | None) -> None:
     """Give a database without a spool (new, or restored from a backup) its spool and the fast copy of its secret.
 
     Raises Conflict if secret.key is not the database's secret.
     """
-    folder = os.path.dirname(path)
-    with contextlib.closing(open_connection(path)) as connection, _plain_errors(path):
-        instance, link = (stored_secret(connection, name) for name in ("instance", "link"))
-    spool = os.path.join(folder, "spool")
+    spool, folder = database.spool, database.folder
     for name in (spool, os.path.join(spool, "rejected"), os.path.join(spool, "kept")):
         os.makedirs(name, mode=0o750, exist_ok=True)
     if read_small_file(spool, "instance") is None:
@@ -2337,8 +2713,8 @@ def adopt_folder(path: str) -> None:
         write_small_file(key_file, f"{link}\n", 0o600)
     elif link and kept != link:
         raise Conflict(
-            f"{key_file} and the secret in {path} differ, and mail already sent carries links signed with one of them: "
-            f"if the database is right, move {key_file} away; if the file is right, restore the database it belongs to"
+            f"{key_file} and the secret in {database.path} differ, and mail already sent carries links signed with one of "
+            f"them: if the database is right, move {key_file} away; if the file is right, restore the database it belongs to"
         )
 
 
@@ -2397,13 +2773,18 @@ def positions_of(connection: sqlite3.Connection, segments: Iterable[str]) -> dic
     return dict(for_each(connection, segments, sql))
 
 
-def set_position(connection: sqlite3.Connection, segment: str, position: int, now: int) -> None:
-    """Remember how far a segment is drained."""
-    connection.execute(
-        "insert into positions values (?, ?, ?) on conflict (segment) do update"
-        " set position = excluded.position, updated_at = excluded.updated_at",
-        (segment, position, now),
-    )
+def set_position(
+    connection: sqlite3.Connection, segment: str, position: int, now: int, before: int | None = None
+) -> None:
+    """Remember how far a segment is drained; raises Busy where that is not what was read before."""
+    sql = """
+        insert into positions values (:segment, :position, :now) on conflict (segment) do update
+        set position = excluded.position, updated_at = excluded.updated_at
+        where positions.position = coalesce(:before, positions.position)
+    """
+    asked = {"segment": segment, "position": position, "now": now, "before": before}
+    if connection.execute(sql, asked).rowcount != 1:
+        raise Busy(f"{segment} was drained by somebody else meanwhile")
 
 
 def forget_positions(connection: sqlite3.Connection, present: Iterable[str], before: int) -> None:
@@ -2412,7 +2793,8 @@ def forget_positions(connection: sqlite3.Connection, present: Iterable[str], bef
     old = connection.execute("select segment from positions where updated_at < ?", (before,)).fetchall()
     connection.execute("delete from allowances where day >= 0 and day < ?", (before // DAY_MS,))
     if gone := [row for row in old if row[0] not in there]:
-        connection.executemany("delete from positions where segment = ?", gone)
+        sql = f"delete from positions where segment in (select wanted.name from {wanted('name')})"
+        connection.execute(sql, {"wanted": as_set([name for (name,) in gone])})
         set_mark(connection, "positions_since", str(before))
 
 
@@ -2429,6 +2811,33 @@ def set_mark(connection: sqlite3.Connection, name: str, value: str) -> None:
     connection.execute(sql, (name, value))
 
 
+class Machine(NamedTuple):
+    """Another machine that drains into this database, as it last said."""
+
+    name: str
+    at: int
+    waiting: int | None
+
+
+def machines_of(connection: sqlite3.Connection, now: int) -> dict[str, Machine]:
+    """The machines that drained in the last month, by what their spool/instance says."""
+    rows = connection.execute("select name, value from marks where name >= 'machine:' and name < 'machine;'").fetchall()
+    found = {name.partition(":")[2]: Machine(*json.loads(value)) for name, value in rows}
+    return {instance: each for instance, each in found.items() if each.at > now - 30 * DAY_MS}
+
+
+def tell_of_machine(database: Database, waiting: int | None, now: int) -> tuple[list[Machine], str]:
+    """Say of this machine that it drained; returns the others, and what is wrong with its spool/instance, if it is."""
+    instance, name = read_small_file(database.spool, "instance") or "", socket.gethostname()
+    with database.transaction(wait=False) as connection:
+        others = machines_of(connection, now)
+        before = others.pop(instance, None)
+        set_mark(connection, f"machine:{instance}", json.dumps([name, now, waiting]))
+    if before and before.name != name and now - before.at < 10_000:
+        return [*others.values()], f"spool/instance is also {before.name}'s: delete it on one of them and restart that"
+    return [*others.values()], ""
+
+
 def gone_hashes(connection: sqlite3.Connection, tenant: int, keys: Iterable[str]) -> dict[str, str]:
     """The keys of emails by what is kept of them after they were deleted: who does not know a key learns nothing by it."""
     sql = "select mail_id, value from tenants join secrets on secrets.name = 'instance' where number = ?"
@@ -2439,7 +2848,7 @@ def gone_hashes(connection: sqlite3.Connection, tenant: int, keys: Iterable[str]
 def remember_gone(connection: sqlite3.Connection, gone: Mapping[str, int]) -> None:
     """Never again make emails of these hashes from what was said, or came, up to these times."""
     connection.executemany(
-        "insert into gone values (?, ?) on conflict (hash) do update"
+        "insert into gone (hash, at) values (?, ?) on conflict (hash) do update"
         " set at = case when excluded.at > gone.at then excluded.at else gone.at end",
         gone.items(),
     )
@@ -2555,6 +2964,7 @@ def change_tenant(connection: sqlite3.Connection, tenant: int, **changes: Any) -
     for column, value in changes.items():
         connection.execute(f"update tenants set {column} = ? where number = ?", (value, tenant))
     if "tz" in changes:  # other days
+        know_clients(connection)
         for table in ("uniques", "reasons", "cohorts", "clients"):
             where = f"where tenant = ? and {'day > 0' if table == 'clients' else 'grain = 1'}"
             connection.execute(f"delete from {table} {where}", (tenant,))
@@ -2597,7 +3007,10 @@ def remove_tenant(connection: sqlite3.Connection, tenant: Tenant, now: int) -> N
     for table in TABLES_OF_TENANTS:
         connection.execute(f"delete from {table} where tenant = ?", number)
     connection.execute("delete from tenants where number = ?", number)
-    connection.execute("insert into retired_ids values (?, ?) on conflict (mail_id) do nothing", (tenant.mail_id, now))
+    connection.execute(
+        "insert into retired_ids (mail_id, retired_at) values (?, ?) on conflict (mail_id) do nothing",
+        (tenant.mail_id, now),
+    )
 
 
 # -- tenants.json
@@ -2637,7 +3050,10 @@ def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
     """
     path = os.path.join(database.folder, "tenants.json")
     with database.transaction() as connection:
-        take_over_tenants(database.folder, connection)
+        if database.is_shared:  # and right, whatever a file of one of its machines says
+            set_mark(connection, "tenants", secrets.token_hex(8))
+        else:
+            take_over_tenants(database.folder, connection)
         yield connection
         outcome = "nothing was changed"
         try:
@@ -2648,6 +3064,16 @@ def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
             sync_folder(database.folder)
         except OSError as error:
             raise StoreError(f"can't write to {path}: {error.strerror}; {outcome}") from error
+
+
+def renew_directory(database: Database) -> None:
+    """Write tenants.json where another machine changed tenants; in a transaction, so that no older one comes later."""
+    path = os.path.join(database.folder, "tenants.json")
+    with database.transaction() as connection:
+        try:
+            write_small_file(path, json.dumps(directory_of(connection), indent=1) + "\n", 0o640)
+        except OSError as error:
+            raise StoreError(f"can't write to {path}: {error.strerror}") from error
 
 
 def told_change(folder: str) -> str | None:
@@ -2963,6 +3389,7 @@ def rollup_differences(connection: sqlite3.Connection, most: int = 20) -> list[s
     A row of zeros is as good as none: what is taken back leaves one, and what is set aside makes none.
     """
     found = []
+    know_clients(connection)
     for table, (keys, numbers, others) in ROLLUPS.items():
         columns, counts = ", ".join((*keys, *numbers, *others)), " or ".join(f"{column} <> 0" for column in numbers)
         kept, anew = (f"select {columns} from {rows} where {counts}" for rows in (table, f"recount_{table}"))
@@ -2974,6 +3401,7 @@ def rollup_differences(connection: sqlite3.Connection, most: int = 20) -> list[s
 
 def rebuild_rollups(connection: sqlite3.Connection) -> None:
     """Replace each roll-up by its recount."""
+    know_clients(connection)
     for table, rollup in ROLLUPS.items():
         columns = ", ".join(chain(*rollup))
         connection.execute(f"delete from {table}")
@@ -3254,7 +3682,8 @@ class Batch:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is None:
-            self.write()
+            with pipelined(self.connection):
+                self.write()
 
     def _number(self, judgement: Judgement) -> tuple[int, int]:
         """The number of a judgement, and its state; of a pair that never occurred, in a new row."""
@@ -3897,8 +4326,11 @@ def record_lines(
 
 def unseen_lines(connection: sqlite3.Connection, lines: Iterable[Hit | SpooledEmail]) -> list[Hit | SpooledEmail]:
     """Those of lines that come from a log whose ids never came before; each comes once, however often it is given."""
-    known = "insert into ingested values (?) on conflict (hit_id) do nothing"
-    return [line for line in lines if connection.execute(known, (line.id,)).rowcount]
+    by_id = {line.id: line for line in lines}
+    asked = f"select wanted.word from {wanted('word')}"
+    sql = f"insert into ingested {asked} where 1 = 1 on conflict (hit_id) do nothing returning hit_id"
+    new = {id_ for (id_,) in for_each(connection, by_id, sql)}
+    return [line for id_, line in by_id.items() if id_ in new]
 
 
 # == Tables ============================================================================================
@@ -4110,7 +4542,7 @@ LINKS = Table(
     ids="""
         select url as id, 0 as at, 1 as fits, {sort} as sort_key from links
         where {scope} and url < :id
-        and url <> coalesce((select id from urls where tenant = :tenant and url = :left_out), 0)
+        and url <> coalesce((select id from urls where tenant = :tenant and urls.url = :left_out), 0)
         group by url order by url desc limit :looked
     """,
     rows=f"""
@@ -4699,7 +5131,9 @@ def drain(
     work = Drain(database, batch, seconds, wait, until)
     with database.reading(wait=wait) as connection:
         differs = told_change(database.folder) != marks_of(connection).get("tenants")
-    if differs:
+    if differs and database.is_shared:
+        renew_directory(database)
+    elif differs:
         with changing_tenants(database):
             log("tenants.json differed from the database; it is written anew")
     take_slots(database.spool, 0 if wait else SLOT_SECONDS)
@@ -4766,7 +5200,7 @@ class Drain:
         try:
             with open(os.open(path, flags), "rb", READ_BYTES) as file:
                 # Lines are only written to a kept one by who holds the lock; nobody is told so while we lock the other.
-                finished = waiting.kept or take_lock(file.fileno())
+                finished = not self.database.is_foreign and (waiting.kept or take_lock(file.fileno()))
                 # Now the end, and not before: a hit could have been written in between.
                 goal = os.fstat(file.fileno()).st_size if finished else waiting.size
                 segment = Segment(self.database.spool, waiting.name, file, goal, finished)
@@ -4813,7 +5247,8 @@ class Drain:
         good: list[Hit | SpooledEmail] = []
         taken = rejected = 0
         with self.database.transaction(wait=self.wait) as connection:
-            position, now, about = position_of(connection, segment.name), now_ms(), os.fstat(segment.file.fileno())
+            begin = position = position_of(connection, segment.name)
+            now, about = now_ms(), os.fstat(segment.file.fileno())
             if position > max(segment.goal, about.st_size):
                 reached = f"drained to {position} but only {about.st_size} bytes long; going on at its end"
                 self.troubles.append(f"segment {segment.name}: {reached}")
@@ -4837,7 +5272,7 @@ class Drain:
                 good = unseen_lines(connection, good)
             room = DRAIN_EVENTS if self.seconds < math.inf and len(good) > 1 else ALL_EVENTS
             record_lines(connection, good, now, room)
-            set_position(connection, segment.name, position, now)
+            set_position(connection, segment.name, position, now, begin)
             os.fdatasync(
                 segment.file.fileno()
             )  # a position must never be ahead of what a power failure leaves of the segment
@@ -4916,6 +5351,7 @@ class Drainer(threading.Thread):
     WAKE_SECONDS = 0.5
     TURN_SECONDS = 1.0  # after which it looks anew which segment has the least to drain
     TIDY_SECONDS = 60.0
+    TELL_SECONDS = 1.5
     LONGEST_BUSY = 60.0
 
     def __init__(self, database: Database, days: int = 3, megabytes: int = 2000, *, follows: bool = False) -> None:
@@ -4926,6 +5362,8 @@ class Drainer(threading.Thread):
         self._cut = ""  # what tidying said
         self._waiting: int | None = None
         self._limits: list[str] = []
+        self._machines: list[Machine] = []  # the others
+        self._told_at = -math.inf
         self._tidy_at = -math.inf
         self._clock = math.inf  # how far the clock is ahead of the time since boot
         self._drained_at = time.monotonic()
@@ -4955,6 +5393,10 @@ class Drainer(threading.Thread):
             with contextlib.suppress(OutOfTime):  # the next turn goes on
                 troubles = drain(self.database, until=time.monotonic() + self.TURN_SECONDS).troubles
             self._drained_at = time.monotonic()
+            if self.database.is_shared and self._drained_at - self._told_at > self.TELL_SECONDS:
+                self._machines, shared = tell_of_machine(self.database, self._waiting, now_ms())
+                troubles += [shared] if shared else []
+                self._told_at = -math.inf if shared else self._drained_at
         except Busy as error:  # others write
             if time.monotonic() - self._drained_at > self.LONGEST_BUSY:
                 troubles = [f"nothing could be counted for over a minute: {error}"]
@@ -4976,6 +5418,7 @@ class Drainer(threading.Thread):
             "waiting": self._waiting,
             "rejected": rejected_lines(self.database.folder),
             "limits": self._limits,
+            "machines": self._machines,
         }
         write_small_file(os.path.join(self.database.folder, "state.json"), json.dumps(state), 0o640, sync=False)
 
@@ -5077,6 +5520,7 @@ LATEST_NEWS = 10.0  # seconds after which what is in state.json is old, and that
 def read_state(folder: str) -> dict[str, Any]:
     """How things are, as the worker wrote that drains: what troubles it, what was cut, waits and was rejected."""
     state: dict[str, Any] = {"at": 0.0, "trouble": "", "cut": "", "waiting": None, "rejected": None, "limits": []}
+    state["machines"] = []
     with contextlib.suppress(ValueError, TypeError):
         state |= json.loads(read_small_file(folder, "state.json") or "{}")
     if not abs(time.time() - state["at"]) <= LATEST_NEWS:
@@ -5107,7 +5551,8 @@ def tidy_spool(database: Database, days: int, megabytes: int, *, delete: bool = 
     if not delete:
         return cut
     with database.transaction(wait=False) as connection:
-        forget_positions(connection, [*segments_in(spool), *segments_in(kept)], now - POSITIONS_DAYS * DAY_MS)
+        days = 1000 if database.is_shared else POSITIONS_DAYS  # a machine that was away for long knows them still
+        forget_positions(connection, [*segments_in(spool), *segments_in(kept)], now - days * DAY_MS)
     for name in os.listdir(spool):
         path = os.path.join(spool, name)
         with contextlib.suppress(OSError):
@@ -5270,6 +5715,7 @@ class Stats:
     over: dict[str, int]  # of those in the period, by the limit that was met
     last_hit_at: int | None
     before: tuple[Totals, Counts] | None  # what was sent, and hits, in the same length of time before
+    machines: list[Machine]  # that drain into this database, where several do
 
 
 def totals_of(sums: Mapping[str, int]) -> Totals:
@@ -5314,6 +5760,7 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
         over={what: recent[f"{what}-limit"] for what in A_DAY if f"{what}-limit" in recent},
         last_hit_at=last_hit_at(connection, number),
         before=before,
+        machines=[*machines_of(connection, now_ms()).values()],
     )
 
 
@@ -5895,6 +6342,10 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
         yield f"This machine has no data of the time zone {tenant.tz} (install tzdata): days begin in UTC."
     if waiting:
         yield f"About {counted(waiting, 'hit')} still waiting to be counted; load this page again."
+    if len(stats.machines) > 1:
+        late = [each for each in stats.machines if each.at < now_ms() - 5_000]
+        names = "".join(f"; {each.name} not since {view.time(each.at)}" for each in late)
+        yield f"{counted(len(stats.machines) - len(late), 'machine')} drained within 5 s{names}."
     if tenant.id_in_mail_at and not tenant.one_id:
         yield words["id-in-mail"].format(seen=view.time(tenant.id_in_mail_at), mail_id=tenant.mail_id)
     if tenant.suspended:
@@ -6120,7 +6571,7 @@ class App:
         self.pages = Pages()
         verdict_data()  # as with pages: its files may be others later
         self.proxies = Proxies(settings.forwarded_allow_ips)
-        self.database = Database(settings.database, patience=5.0)  # seconds for its turn to write; then it is a 503
+        self.database = open_database(settings, patience=5.0)  # seconds for its turn to write; then it is a 503
         self.spool = Spool(settings.spool)
         self.directory = Directory(settings.folder)
         self._secrets = link_secrets(settings, self.database)
@@ -6138,7 +6589,7 @@ class App:
         """Begin to drain in this process, once."""
         if self._started_in != os.getpid():
             self._started_in = os.getpid()
-            own = Database(self.settings.database, patience=1.0)  # a connection that no request waits for
+            own = open_database(self.settings, patience=1.0)  # a connection that no request waits for
             self.database.leave = own.leave = partial(os.kill, os.getpid(), signal.SIGTERM)
             self.drainer = Drainer(own, self.settings.keep_spool_days, self.settings.keep_spool_mb)
             self.drainer.start()
@@ -6210,11 +6661,12 @@ def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
     Read from the fast copy, so that links work without the database. Raises StoreError if there is none at all.
     """
     own = read_small_file(settings.folder, "secret.key")
-    if not own and os.path.exists(database.path):
+    is_there = database.is_shared or os.path.exists(database.path)
+    if not own and is_there:
         with database.reading() as connection:
             own = stored_secret(connection, "link")
     found = (*(settings.secret_key or ()), *((own,) if own else ()))
-    if not found and os.path.exists(database.path):
+    if not found and is_there:
         raise StoreError(
             f"the key that signs links is neither in {database.path} nor in {settings.folder}/secret.key: restore either "
             "from a backup, or give it as SECRET_KEY; a new one would break every link in mail already sent"
@@ -6387,6 +6839,11 @@ def health(app: App, request: Request) -> Response:
         "limits": state["limits"],
         "version": __version__,
     }
+    if state["machines"]:
+        names = ("name", "drained_at", "waiting_hits")
+        value["machines"] = [
+            dict(zip(names, (name, iso_time(at), waiting), strict=True)) for name, at, waiting in state["machines"]
+        ]
     return json_response(503 if why and "strict" in request.parameters() else 200, value)
 
 
@@ -7346,8 +7803,7 @@ def _opened(settings: Settings, *, make: bool = False, drained: bool = False) ->
     """The database, touched as its owner; if that is wanted, made where there is none, or what waits counted first."""
     with acting_as_owner(settings):
         schema = resource("schema.sql").decode()
-        opened = create_database(settings.database, schema) if make else Database(settings.database)
-        with contextlib.closing(opened) as database:
+        with contextlib.closing(open_database(settings, schema=schema if make else "")) as database:
             with database.reading():
                 pass  # a missing database is named before anything else that is missing with it
             if drained:
@@ -7604,7 +8060,7 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
 def _wrapped(args: Namespace, settings: Settings, key: str, raw: bytes, said: dict[str, Any]) -> tuple[bytes, Report]:
     """Instrument and register, wherever the database is and whatever its state: a mail system waits."""
     # The owner of the data may not read root's Python, so little is done as the owner.
-    database = Database(settings.database, patience=PIPE_PATIENCE)
+    database = open_database(settings, patience=PIPE_PATIENCE)
     registers = args.key_placeholder is None
     try:
         with acting_as_owner(settings):
@@ -7826,11 +8282,20 @@ def counted_faults(database: Database, tenant: Tenant, key: str, address: str) -
         yield f"readers' addresses are lost: yours was seen as {', '.join(lost)}; {expected}"
 
 
-@command(option("--follow", "go on until stopped, in place of the server's workers"))
+@command(
+    option("--follow", "go on until stopped, in place of the server's workers"),
+    option("--spool PATH", "the spool of a machine that was lost; its files stay as they are"),
+)
 def cmd_drain(args: Namespace, settings: Settings) -> int:
     """Move the hits that wait in the spool into the database, in large batches; for a backlog."""
     with _opened(settings) as database:
         database.enlarge_cache(64)
+        if args.spool:
+            if not settings.is_shared:
+                raise BadInput("--spool: expected a database that machines share, of which this is another's spool")
+            if read_small_file(args.spool, "instance") is None:
+                raise BadInput(f"--spool: {args.spool} has no file `instance`; expected a folder `spool`")
+            database.spool, database.is_foreign = args.spool, True
         if args.follow:
             database.leave = partial(os.kill, os.getpid(), signal.SIGTERM)
             Drainer(database, settings.keep_spool_days, settings.keep_spool_mb, follows=True).run()
@@ -7935,12 +8400,21 @@ def cmd_rejudge(args: Namespace, settings: Settings) -> None:
     print(f"{changed:,} hits are judged otherwise than before" if changed else "all hits are judged as before")
 
 
+def _only_sqlite(settings: Settings) -> None:
+    if settings.is_shared:
+        raise StoreError(
+            "PostgreSQL has its own backups: use pg_dump and pg_restore, or a replica. Positions of segments are in them, "
+            "so `serve` counts by itself what came later and is in spool/kept still"
+        )
+
+
 @command(
     option("file FILE", "a file that is not there yet; with --keep, the folder of the backups"),
     option("--keep NUMBER", "name the file by the time, and delete the oldest but for so many", type=int),
 )
 def cmd_backup(args: Namespace, settings: Settings) -> None:
     """Copy the database into a new file, while it is in use: all hits drained so far, and the key that signs links."""
+    _only_sqlite(settings)
     name = args.file
     if args.keep is not None:
         if args.keep < 1:
@@ -7998,6 +8472,7 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
     for end in ("-wal", "-journal"):
         if os.path.exists(args.file + end):
             raise BadInput(f"{args.file}{end} is there; expected a file that `backup` made, which is whole by itself")
+    _only_sqlite(settings)
     with open(args.file, "rb") as backup, acting_as_owner(settings):
         path = os.path.abspath(settings.database)
         with restoring(path, backup) as (connection, made_at, aside):
@@ -8023,6 +8498,22 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
     return 1 if troubles else 0
 
 
+@command(option("to URL", "postgresql://USER:PASSWORD@HOST/DATABASE, or sqlite:PATH"))
+def cmd_move(args: Namespace, settings: Settings) -> None:
+    """Copy the database to PostgreSQL, or from there into a file: sqlite:PATH. The server may go on: hits wait meanwhile."""
+    try:
+        target = database_place(args.to)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    schema = resource("schema.sql").decode()
+    with acting_as_owner(settings), moving(settings, target, schema) as connection:
+        if differences := [*integrity_faults(connection), *rollup_differences(connection)]:
+            raise StoreError(f"nothing was moved, for the copy does not agree with itself: {differences[0]}")
+    print("All was moved, and the old database refuses to be used. Change the settings so, and restart the server:")
+    print(f"DATABASE_URL={without_password(args.to)}")
+    print(f"DATA_FOLDER={'' if settings.is_shared else settings.folder}")
+
+
 @command(JSON)
 def cmd_config(args: Namespace, settings: Settings) -> None:
     """Print the settings in force, secrets masked."""
@@ -8031,7 +8522,7 @@ def cmd_config(args: Namespace, settings: Settings) -> None:
         if variable := each.metadata.get("variable"):
             value = getattr(settings, each.name)
             shown[variable] = "(set)" if each.metadata["secret"] and value is not None else value
-    shown["DATABASE_URL"] = f"sqlite:{settings.database}"
+    shown["DATABASE_URL"] = settings.database_url
     texts = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in shown.items()}
     _say(args, shown, [f"{name}={'(unset)' if text is None else text}" for name, text in texts.items()])
 
@@ -8082,7 +8573,7 @@ def cmd_nginx(args: Namespace, settings: Settings) -> None:
 )
 def cmd_systemd(args: Namespace, settings: Settings) -> None:
     """Print a unit: of the service, its socket, or daily backups (a service and its timer); or the line of its user."""
-    if not os.path.isabs(settings.database):
+    if not settings.is_shared and not os.path.isabs(settings.database):
         expected = f"an absolute path, such as sqlite:/var/lib/email-tracker/tracking.db, in {ENV_FILE}"
         raise StoreError(f"DATABASE_URL depends on where a command is started; expected {expected}")
     command = (sys.executable, "-I", os.path.abspath(args.program))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -145,16 +147,101 @@ class Stage:
             tracker.change_tenant(connection, tenant.number, **changes)
         self.refresh()
 
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let commands in this process work on the stage's database."""
+        is_shared, database = self.settings.is_shared, self.settings.database
+        monkeypatch.setenv("DATABASE_URL", database if is_shared else f"sqlite:{database}")
+        if self.settings.data_folder:
+            monkeypatch.setenv("DATA_FOLDER", self.settings.data_folder)
+
     def refresh(self) -> None:
         """Let the app look at tenants.json now, not in a second."""
         self.app.directory._look_at = 0.0
 
 
-def make_stage(folder: Path, **settings: str) -> Stage:
+class Postgres:
+    """A PostgreSQL server of the session's own, and databases in it."""
+
+    def __init__(self, folder: str) -> None:
+        servers = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        if not servers or os.geteuid() or "postgres" not in [each.pw_name for each in pwd.getpwall()]:
+            missing("PostgreSQL, and root to start it")
+        self.folder, self._bin, self._made = folder, servers[-1].parent, 0
+        shutil.chown(folder, "postgres", "postgres")
+        self._run("initdb", "-D", f"{folder}/data", "-A", "trust", "-N", "-E", "UTF8", "--locale=C.UTF-8")
+        self.start()
+
+    def _run(self, program: str, *words: str) -> None:
+        subprocess.run(
+            ["runuser", "-u", "postgres", "--", str(self._bin / program), *words],
+            check=True,
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def start(self) -> None:
+        """Start it; it listens on a socket in its folder."""
+        options = f"-k {self.folder} -c listen_addresses='' -c fsync=off -c jit=off"
+        self._run("pg_ctl", "-D", f"{self.folder}/data", "-o", options, "-l", f"{self.folder}/log", "-w", "start")
+
+    def stop(self) -> None:
+        """Stop it at once; who is connected loses the connection."""
+        self._run("pg_ctl", "-D", f"{self.folder}/data", "-m", "immediate", "stop")
+
+    def psql(self, *words: str) -> list[str]:
+        """A command that runs statements."""
+        as_postgres = ("runuser", "-u", "postgres", "--", str(self._bin / "psql"), "-h", self.folder)
+        return [*as_postgres, "-v", "ON_ERROR_STOP=0", "-q", "-X", "postgres", *words]
+
+    def make(self) -> str:
+        """The URL of a new database."""
+        self._made += 1
+        subprocess.run(self.psql("-c", f"create database test{self._made}"), check=True, cwd="/")
+        return f"postgresql://postgres@/test{self._made}?host={self.folder}"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL."""
+    folder = tempfile.mkdtemp(prefix="postgres-")
+    try:
+        made = Postgres(folder)
+        yield made
+        made.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests in files that say BOTH_ENGINES run on each, but for those that are marked as of files of SQLite."""
+    if "engine" in metafunc.fixturenames:
+        both = getattr(metafunc.module, "BOTH_ENGINES", False) and not metafunc.definition.get_closest_marker("sqlite")
+        metafunc.parametrize("engine", ("sqlite", "postgresql")[: 1 + both], indirect=True)
+
+
+Engine = Callable[[Path], dict[str, str]]  # the settings of a new database in a folder
+
+
+def on_sqlite(folder: Path) -> dict[str, str]:
+    """The settings of a new SQLite database in a folder."""
+    return {"DATABASE_URL": f"sqlite:{folder / 'data' / 'tracking.db'}"}
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Where a test's database is."""
+    if request.param == "sqlite":
+        return on_sqlite
+    if importlib.util.find_spec("psycopg") is None:
+        missing("psycopg")
+    postgres = request.getfixturevalue("postgres")
+    return lambda folder: {"DATABASE_URL": postgres.make(), "DATA_FOLDER": str(folder / "data")}
+
+
+def make_stage(folder: Path, engine: Engine = on_sqlite, **settings: str) -> Stage:
     """A stage in a folder; settings by their variables."""
-    environ = {"DATABASE_URL": f"sqlite:{folder / 'data' / 'tracking.db'}", "BASE_URL": BASE, **settings}
-    made = tracker.load_settings(environ, os.devnull)
-    database = tracker.create_database(made.database, tracker.resource("schema.sql").decode())
+    made = tracker.load_settings({"BASE_URL": BASE, **engine(folder), **settings}, os.devnull)
+    database = tracker.open_database(made, schema=tracker.resource("schema.sql").decode())
     with tracker.changing_tenants(database) as connection:
         acme = tracker.add_tenant(connection, "Acme", NOW, allow=["acme.com"])
         globex = tracker.add_tenant(connection, "Globex", NOW, any_domain=True)
@@ -164,9 +251,9 @@ def make_stage(folder: Path, **settings: str) -> Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+def stage(tmp_path: Path, engine: Engine) -> Iterator[Stage]:
     """A fresh stage."""
-    made = make_stage(tmp_path)
+    made = make_stage(tmp_path, engine)
     yield made
     made.app.close()
 
@@ -180,12 +267,12 @@ def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 @pytest.fixture
-def staged(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
+def staged(tmp_path: Path, engine: Engine) -> Iterator[Callable[..., Stage]]:
     """Makes stages with settings of the test's own."""
     made: list[Stage] = []
 
     def make(**settings: str) -> Stage:
-        made.append(make_stage(tmp_path / f"stage{len(made)}", **settings))
+        made.append(make_stage(tmp_path / f"stage{len(made)}", engine, **settings))
         return made[-1]
 
     yield make

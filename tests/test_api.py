@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -14,6 +15,8 @@ from asking import bearer
 from conftest import BASE, CHROME, NOW, OPERATOR_KEY, Stage, click, hit, segment
 
 import tracker
+
+BOTH_ENGINES = True
 
 SENT = "2026-11-24T18:21:24.430Z"  # one second before NOW
 SIX = [f"https://acme.com/{n}" for n in range(6)]
@@ -172,7 +175,7 @@ def test_one_request_can_ask_for_so_many_links_and_no_more(stage: Stage, monkeyp
 def test_a_writer_that_waits_too_long_is_told_to_come_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that waited for ever would answer no pixel meanwhile, and be killed."""
     monkeypatch.setattr(stage.database, "_patience", 0.05)
-    with tracker.write_lock(stage.settings.folder, 0):
+    with contextlib.closing(tracker.open_database(stage.settings)) as others, others.transaction():
         answer = stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "k1"}, status=503)
     assert answer.headers["Retry-After"]
     post(stage, {"key": "k1"}, 201)

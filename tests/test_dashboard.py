@@ -19,6 +19,8 @@ from conftest import CHROME, NOW, ROOT, Stage, click, hit, segment
 
 import tracker
 
+BOTH_ENGINES = True
+
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 OUTLOOK = "Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.17928; Pro)"
 GMAIL = "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)"
@@ -571,7 +573,7 @@ FAILURES = {
 @pytest.fixture
 def export(mailing: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Runs the command, which ends with a status; returns what it said, to stderr if it failed."""
-    monkeypatch.setenv("DATABASE_URL", f"sqlite:{mailing.settings.database}")
+    mailing.use(monkeypatch)
     mailing.app.database.close()
 
     def call(*words: str, status: int = 0) -> str:

@@ -40,7 +40,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "PORT": {"1": 1, "65535": 65535, " 8080\n": 8080, "": 3000, "  ": 3000},
     "BIND": {**{text: text for text in BINDS}, "": None},
     "DATABASE_URL": {f"sqlite:{path}": path for path in PATHS}
-    | {"sqlite:////srv/t.db": "/srv/t.db", "": "data/tracking.db"},
+    | {"sqlite:////srv/t.db": "/srv/t.db", "": "data/tracking.db"}
+    | {url: url for url in ("postgresql://u:p@host:5432/db", "postgres:///db?host=/run/postgresql")},
     "BASE_URL": {text + end: text for text in BASES for end in ("", "/")}
     | {"HTTPS://Track.Example.COM:8443": "https://track.example.com:8443", "": None},
     "WEB_CONCURRENCY": {"1": 1, "64": 64, "": 2},
@@ -50,6 +51,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "IP_ADDRESSES": {"truncated": "truncated", "full": "full", "none": "none", "": "truncated"},
     "KEEP_SPOOL_DAYS": {"1": 1, "999": 999, "": 3},
     "KEEP_SPOOL_MB": {"1": 1, "9999999": 9_999_999, "": 2000},
+    "DATA_FOLDER": {"": None},
 }
 
 
@@ -72,7 +74,15 @@ BAD = {  # what is said to be expected, and values that are not it
     ],
     "DATABASE_URL": [
         "expected sqlite:PATH, for example sqlite:data/tracking.db",
-        *("data/t.db", "sqlite", "sqlite:", "sqlite::memory:", "postgresql://host/db", "sqlite:x?mode=ro"),
+        *(
+            "data/t.db",
+            "sqlite",
+            "sqlite:",
+            "sqlite::memory:",
+            "postgresql://host",
+            "postgresql:db",
+            "sqlite:x?mode=ro",
+        ),
         *("sqlite:a\0b", "sqlite:///x.db", "sqlite:///srv/x.db", "sqlite://x.db", "sqlite://srv/x.db"),
     ],
     "BASE_URL": [
@@ -96,6 +106,7 @@ BAD = {  # what is said to be expected, and values that are not it
     "IP_ADDRESSES": ["expected one of: truncated, full, none", "yes", "FULL", "truncate", "full none"],
     "KEEP_SPOOL_DAYS": ["a whole number from 1 to 999", "0", "1000", "1.5", "three", "-1"],
     "KEEP_SPOOL_MB": ["a whole number from 1 to 9999999", "0", "10000000", "2 GB"],
+    "DATA_FOLDER": ["expected an absolute path", "data", "./data"],
     "RETENTION_DAYS": ["so it expects this to be unset", "90", "0"],  # which this version does not have
 }
 
@@ -128,6 +139,17 @@ def test_bind_wins_over_port_and_everything_is_kept_beside_the_database(
     monkeypatch.chdir(tmp_path)
     assert load({}).folder == str(tmp_path / "data")
     assert load({"DATABASE_URL": "sqlite:/srv/mail/t.db"}).folder == "/srv/mail"
+    assert load({"DATABASE_URL": "postgresql://h/d", "DATA_FOLDER": "/srv/mail"}).folder == "/srv/mail"
+    assert faults({"DATA_FOLDER": "/srv"})[0].startswith("DATA_FOLDER: expected nothing with SQLite")
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:hush@h/d", "postgresql://h/d?user=u&password=hush", "postgresql://u:hu@sh@h/d"]
+)
+def test_a_password_of_a_database_is_never_shown(url: str) -> None:
+    assert "hush" not in load({"DATABASE_URL": url}).database_url.replace("hu@sh", "hush")
+    (fault,) = faults({"DATABASE_URL": f"{url} "[:-1] + " x"})
+    assert "hush" not in fault.replace("hu@sh", "hush")
 
 
 @pytest.mark.parametrize(
@@ -259,7 +281,7 @@ def test_a_folder_on_a_network_file_system_is_refused_with_its_kind(
     assert tracker.network_file_system_fault(str(tmp_path), str(tmp_path / "not Linux")) is None
     (tmp_path / "mounts").write_text("\n".join([*mounts, ""]))
     fault = tracker.network_file_system_fault(folder, str(tmp_path / "mounts")) or ""
-    assert fault.startswith(f"DATABASE_URL: {folder} is on {kind}; expected") if kind else fault == ""
+    assert fault.startswith(f"{folder} is on {kind}; expected") if kind else fault == ""
 
 
 # -- The application

@@ -32,6 +32,8 @@ from conftest import CHROME, NOW, Stage, click, hit, segment
 
 import tracker
 
+BOTH_ENGINES = True
+
 DAY = 86_400_000
 
 
@@ -500,6 +502,7 @@ def test_a_large_body_that_nobody_reads_makes_no_export_wait_for_itself(stage: S
     assert call(stage, "GET", f"/{stage.acme.id}/events.json", b"x" * (tracker.HEAVY_BYTES + 1)).status == 200
 
 
+@pytest.mark.sqlite
 def test_an_export_that_breaks_off_is_logged_without_the_private_url_and_frees_the_lock(stage: Stage) -> None:
     register(stage, stage.acme, *(tracker.Registration(f"e{n}") for n in range(2 * tracker.CHUNK_ROWS)))
     with unread(stage, f"/{stage.acme.id}/emails.json") as (body, errors):

@@ -1,0 +1,305 @@
+"""Machines that share a database in PostgreSQL: turns, lost connections, a machine that is lost, moves there and back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import NOW, Postgres, Stage, click, faults_of, hit, make_stage, segment
+
+import tracker
+
+pytest.importorskip("psycopg", reason="psycopg is missing")
+
+
+@pytest.fixture
+def settings(postgres: Postgres, tmp_path: Path) -> Callable[[str], tracker.Settings]:
+    """Settings of machines that share one database, by their names."""
+    url = postgres.make()
+    return lambda name: tracker.load_settings(
+        {"DATABASE_URL": url, "DATA_FOLDER": str(tmp_path / name), "BASE_URL": "https://track.example.com"}
+    )
+
+
+@pytest.fixture
+def stage(postgres: Postgres, tmp_path: Path) -> Iterator[Stage]:
+    """A machine with tenants, hits and mail."""
+    made = make_stage(tmp_path, lambda folder: {"DATABASE_URL": postgres.make(), "DATA_FOLDER": str(folder / "one")})
+    yield made
+    made.app.close()
+
+
+def another(stage: Stage, name: str = "two") -> tracker.Database:
+    """The same database, as another machine has it."""
+    folder = str(stage.folder.parent / name)
+    schema = tracker.resource("schema.sql").decode()
+    return tracker.open_database(dataclasses.replace(stage.settings, data_folder=folder), schema=schema)
+
+
+def put(database: tracker.Database, name: str, *lines: bytes) -> None:
+    """A segment in a machine's spool."""
+    Path(database.spool, name).write_bytes(b"".join(lines))
+
+
+def events(stage: Stage) -> int:
+    return int(stage.rows("select count(*) from events")[0][0])
+
+
+def test_machines_take_turns_and_count_each_hit_once(stage: Stage) -> None:
+    machines = [another(stage, f"machine{n}") for n in range(3)]
+    for n, database in enumerate(machines):
+        for part in range(3):
+            lines = [hit(stage, f"e{n}-{part}-{i % 7}", NOW + i, id=f"{n}{part}{i}") for i in range(150)]
+            put(database, f"{NOW + part:013d}-{n}-{n:04x}{part:04x}.jsonl", *lines)
+
+    troubles: list[str] = []
+
+    def drained(database: tracker.Database) -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(tracker.Busy):
+                report = tracker.drain(database, batch=20, wait=False)
+                troubles.extend(report.troubles)
+                if not report.hits:
+                    break
+        database.close()
+
+    threads = [threading.Thread(target=drained, args=[each]) for each in machines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (events(stage), troubles) == (3 * 3 * 150, [])
+    assert stage.check() == []
+
+
+def test_a_position_that_somebody_else_wrote_meanwhile_is_never_written_over(stage: Stage) -> None:
+    """As where an engine lost a lock: the transaction that read an older position is rolled back."""
+    for before, message in ((0, ""), (5, "drained by somebody else"), (0, "drained by somebody else")):
+        expected = pytest.raises(tracker.Busy, match=message) if message else contextlib.nullcontext()
+        with expected, stage.database.transaction() as connection:
+            tracker.set_position(connection, "s", 7 if message else 3, NOW, before)
+    assert stage.rows("select position from positions") == [(3,)]
+
+
+@pytest.mark.parametrize("moment", ["begin", "work", "commit", "committed"])
+def test_a_connection_that_breaks_loses_no_hit_and_counts_none_twice(
+    stage: Stage, moment: str, monkeypatch: Any
+) -> None:
+    """Also where the commit happened and its answer was lost."""
+    segment(stage, *(hit(stage, f"e{n}", NOW + n) for n in range(10)))
+    commit, record = tracker.PostgresConnection.commit, tracker.record_lines
+
+    def cut(connection: tracker.PostgresConnection) -> None:
+        with socket.fromfd(connection.raw.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as way:
+            way.shutdown(socket.SHUT_RDWR)
+
+    def breaking_commit(connection: tracker.PostgresConnection) -> None:
+        monkeypatch.undo()
+        if moment == "committed":
+            commit(connection)
+        cut(connection)
+        if moment == "committed":
+            raise tracker.StoreError("the answer was lost")
+        commit(connection)
+
+    def breaking_record(connection: Any, *rest: Any) -> None:
+        monkeypatch.undo()
+        cut(connection)
+        record(connection, *rest)
+
+    if moment == "begin":
+        with stage.database.reading() as connection:
+            pass
+        cut(connection)  # type: ignore[arg-type]
+    elif moment == "work":
+        monkeypatch.setattr(tracker, "record_lines", breaking_record)
+    else:
+        monkeypatch.setattr(tracker.PostgresConnection, "commit", breaking_commit)
+    report = tracker.drain(stage.database)
+    assert bool(report.troubles) == (moment != "begin"), report.troubles
+    assert stage.drain().troubles == []
+    assert events(stage) == 10
+    assert stage.check() == []
+
+
+def test_a_machine_that_goes_silent_with_the_lock_holds_up_others_for_seconds_only(stage: Stage) -> None:
+    database = tracker.open_database(stage.settings, patience=5.0)
+    with database.transaction() as connection:
+        limits = [
+            connection.execute(f"show {name}").fetchone()[0]
+            for name in (
+                "idle_in_transaction_session_timeout",
+                "statement_timeout",
+                "lock_timeout",
+                "transaction_isolation",
+            )
+        ]
+        with pytest.raises(tracker.Busy), stage.database.transaction(wait=False):
+            pass
+    database.close()
+    assert limits == ["5s", "20s", "5s", "read committed"]
+
+
+def statements_of(stage: Stage, hits: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many statements a batch of so many hits runs, of which a third are clicks."""
+    lines = [
+        (click if n % 3 else hit)(stage, f"{hits}-{n % (hits // 2)}", at=NOW + n, id=f"{hits}{n}") for n in range(hits)
+    ]
+    segment(stage, *lines)
+    said: list[str] = []
+
+    def noted(run: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(connection: tracker.PostgresConnection, sql: str, *given: Any) -> Any:
+            said.append(sql)
+            return run(connection, sql, *given)
+
+        return noting
+
+    with monkeypatch.context() as patch:
+        for name in ("execute", "executemany"):
+            patch.setattr(tracker.PostgresConnection, name, noted(getattr(tracker.PostgresConnection, name)))
+        report = tracker.drain(stage.database, batch=8 * hits, seconds=600)
+    assert (report.hits, report.troubles) == (hits, [])
+    return len(said)
+
+
+def test_a_batch_runs_as_many_statements_however_many_hits_it_has(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tracker.A_DAY, "unregistered", 1_000_000)
+    statements_of(stage, 20, monkeypatch)  # which makes the judgements
+    small, large = (statements_of(stage, hits, monkeypatch) for hits in (200, 2_000))
+    assert small == large <= 30
+
+
+def read_directory(database: tracker.Database) -> Any:
+    return json.loads(Path(database.folder, "tenants.json").read_text())
+
+
+def test_each_machine_hears_of_tenants_and_tells_when_the_others_drained(stage: Stage, monkeypatch: Any) -> None:
+    other = another(stage)
+    tracker.Drainer(other).turn()
+    before = read_directory(other)
+    assert before == read_directory(stage.database)
+    assert Path(other.folder, "secret.key").read_text() == (stage.folder / "secret.key").read_text()
+    with tracker.changing_tenants(stage.database) as connection:
+        tracker.change_tenant(connection, stage.acme.number, suspended=1)
+    monkeypatch.setattr(socket, "gethostname", lambda: "web2")
+    tracker.Drainer(other).turn()
+    assert read_directory(other) == read_directory(stage.database) != before
+    monkeypatch.setattr(socket, "gethostname", lambda: "web1")
+    (told,) = stage.health()["machines"]
+    assert (told["name"], told["waiting_hits"]) == ("web2", 0)
+    assert "2 machines drained within 5 s." in stage.web.get(f"/{stage.acme.id}/dashboard").text
+    with stage.database.transaction() as connection:
+        instance = tracker.read_small_file(other.spool, "instance")
+        tracker.set_mark(connection, f"machine:{instance}", json.dumps(["web2", NOW, 3]))
+    assert "1 machine drained within 5 s; web2 not since" in stage.web.get(f"/{stage.acme.id}/dashboard").text
+    other.close()
+
+
+def test_machines_with_the_same_instance_are_told(stage: Stage, monkeypatch: Any) -> None:
+    other = another(stage)
+    shutil.copy(stage.spool / "instance", Path(other.spool, "instance"))
+    for name in ("web1", "web2"):
+        monkeypatch.setattr(socket, "gethostname", lambda name=name: name)
+        tracker.Drainer(other).turn()
+    assert "spool/instance is also web1's" in tracker.read_state(other.folder)["trouble"]
+    other.close()
+
+
+def test_the_spool_of_a_lost_machine_is_drained_elsewhere_and_it_may_come_back(stage: Stage, monkeypatch: Any) -> None:
+    lost = another(stage, "lost")
+    lines = [hit(stage, f"e{n}", NOW + n) for n in range(20)]
+    name = f"{NOW:013d}-1-00000001.jsonl"
+    put(lost, name, *lines[:19], lines[19][:40])  # its last line was not written to its end yet
+    stage.use(monkeypatch)
+    assert tracker.main(["drain", "--spool", lost.spool]) == 0
+    assert events(stage) == 19
+    assert Path(lost.spool, name).exists()
+    put(lost, name, *lines)
+    assert tracker.drain(lost).hits == 1
+    assert events(stage) == 20
+    lost.close()
+
+
+def test_a_move_to_postgresql_and_back_keeps_everything(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = make_stage(tmp_path)
+    segment(there, *((click if n % 3 else hit)(there, f"e{n % 9}", at=NOW + n * 7_000) for n in range(60)))
+    there.drain()
+    before = content(there.database)
+    waiting = segment(there, hit(there, "late", NOW + 1))
+    there.app.close()
+    there.use(monkeypatch)
+    url = postgres.make()
+    assert tracker.main(["move", url]) == 0
+    assert f"DATA_FOLDER={there.folder}" in capsys.readouterr().out
+    assert tracker.main(["check"]) == 1
+    assert "was moved" in capsys.readouterr().err
+    moved = tracker.open_database(dataclasses.replace(there.settings, database=url, data_folder=str(there.folder)))
+    assert content(moved) == before
+    assert tracker.drain(moved).hits == 1
+    assert not waiting.exists()
+    assert faults_of(moved) == []
+    after = content(moved)
+    moved.close()
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setenv("DATA_FOLDER", str(there.folder))
+    assert tracker.main(["move", f"sqlite:{there.folder}/again.db"]) == 0
+    back = tracker.Database(f"{there.folder}/again.db")
+    assert content(back) == after
+    assert tracker.drain(back).troubles == faults_of(back) == []
+    back.close()
+
+
+def content(database: tracker.Database) -> dict[str, Any]:
+    """All rows but the marks."""
+    with database.reading() as connection:
+        return {
+            table: Counter(map(tuple, connection.execute(f"select * from {table}").fetchall()))
+            for table in tracker.ALL_TABLES
+            if table != "marks"
+        }
+
+
+@pytest.mark.parametrize("words", [["backup", "x.db"], ["restore", "x.db"]])
+def test_what_postgresql_does_by_itself_is_said_in_a_sentence(
+    stage: Stage, words: list[str], monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.use(monkeypatch)
+    assert tracker.main(words) == 1
+    assert "pg_dump" in capsys.readouterr().err
+
+
+def test_check_finds_and_mends_wrong_numbers(
+    stage: Stage, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment(stage, *(hit(stage, f"e{n}", NOW + n) for n in range(5)))
+    stage.drain()
+    stage.use(monkeypatch)
+    assert tracker.main(["check"]) == 0
+    with stage.database.transaction() as connection:
+        connection.execute("update uniques set emails = emails + 1")
+    assert tracker.main(["check"]) == 1
+    assert tracker.main(["check", "--repair"]) in (0, 1)
+    assert tracker.main(["check"]) == 0
+
+
+def test_without_psycopg_a_sentence_says_how_to_get_it(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "psycopg", None)
+    tracker._psycopg.cache_clear()
+    with pytest.raises(tracker.StoreError, match="apt install python3-psycopg"):
+        tracker.open_database(settings("x"), schema="x")
