@@ -5393,10 +5393,6 @@ class Drainer(threading.Thread):
             with contextlib.suppress(OutOfTime):  # the next turn goes on
                 troubles = drain(self.database, until=time.monotonic() + self.TURN_SECONDS).troubles
             self._drained_at = time.monotonic()
-            if self.database.is_shared and self._drained_at - self._told_at > self.TELL_SECONDS:
-                self._machines, shared = tell_of_machine(self.database, self._waiting, now_ms())
-                troubles += [shared] if shared else []
-                self._told_at = -math.inf if shared else self._drained_at
         except Busy as error:  # others write
             if time.monotonic() - self._drained_at > self.LONGEST_BUSY:
                 troubles = [f"nothing could be counted for over a minute: {error}"]
@@ -5407,6 +5403,11 @@ class Drainer(threading.Thread):
         with contextlib.suppress(StoreError, OSError), self.database.reading(wait=False) as connection:
             self._waiting = waiting_hits(self.database, connection)
             self._limits = limits_met(connection, now_ms() // DAY_MS)
+        if self.database.is_shared and not troubles and time.monotonic() - self._told_at > self.TELL_SECONDS:
+            with contextlib.suppress(StoreError):
+                self._machines, clone = tell_of_machine(self.database, self._waiting, now_ms())
+                troubles += [clone] if clone else []
+                self._told_at = -math.inf if clone else time.monotonic()
         trouble = _ascii("; ".join(troubles))
         if trouble != self._trouble:
             log(f"drain: {trouble or 'goes on'}")
@@ -7721,7 +7722,7 @@ def _systemd_socket(address: str) -> str:
 # == Commands ==========================================================================================
 # The command line: each command is a function whose docstring is its help, below its options.
 
-_TOPICS = "instrument postfix api numbers dashboard keep elsewhere privacy costs design"
+_TOPICS = "instrument postfix api numbers dashboard keep scale elsewhere privacy costs design"
 HELP_TOPICS = tuple(_TOPICS.split())
 PIPE_PATIENCE = 5.0  # seconds that `instrument` waits for the database: a mail system waits for it
 REJUDGE_EMAILS = 500  # in one transaction: between two, the service writes
