@@ -27,7 +27,7 @@ from itertools import count, pairwise
 from operator import gt
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from conftest import CHROME, PROGRAM, ROOT, Server
@@ -54,7 +54,14 @@ class Answer:
     body: bytes
 
 
-def ask(server: Server, method: str, path: str, body: object = None, type_: str = "application/json") -> Answer:
+class Listening(Protocol):
+    """A server, or what stands before several."""
+
+    @property
+    def port(self) -> int: ...
+
+
+def ask(server: Listening, method: str, path: str, body: object = None, type_: str = "application/json") -> Answer:
     """One request on a connection of its own."""
     sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
@@ -63,19 +70,19 @@ def ask(server: Server, method: str, path: str, body: object = None, type_: str 
         return Answer(answer.status, answer.headers.get("X-Tracker", ""), answer.read())
 
 
-def health(server: Server) -> dict[str, Any]:
+def health(server: Listening) -> dict[str, Any]:
     said: dict[str, Any] = json.loads(ask(server, "GET", "/health").body)
     return said
 
 
-def settled(server: Server) -> bool:
+def settled(server: Listening) -> bool:
     return bool(health(server)["waiting_hits"] == 0)
 
 
 class Readers:
     """Some who open one mail after the other, each once, and remember which were answered as recorded, and which may be."""
 
-    def __init__(self, server: Server, mail_id: str, many: int = 2, pause: float = 0.004) -> None:
+    def __init__(self, server: Listening, mail_id: str, many: int = 2, pause: float = 0.004) -> None:
         self.answered: list[str] = []
         self.broken: list[str] = []
         self.wrong: list[Answer] = []

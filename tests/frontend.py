@@ -68,50 +68,37 @@ def make_certificate(folder: Path, hosts: Sequence[str]) -> None:
         openssl(*sign, "-extfile", f"{host}/extensions", "-out", f"{host}/fullchain.pem")
 
 
-class Nginx:
-    """nginx before a Server that listens on a unix socket; `server.start()` first, then `start()`."""
+class BareNginx:
+    """nginx with a file of its own in the folder: email-tracker.conf, which somebody writes before it starts."""
 
-    def __init__(self, folder: Path, tracking_hosts: Sequence[str] = (), *options: str, **settings: str) -> None:
+    def __init__(self, folder: Path) -> None:
         if shutil.which("nginx") is None:
             missing("nginx")
         self.folder = folder / "nginx"
         for name in ("logs", "temp", "certificates"):
             (self.folder / name).mkdir(parents=True)
-        self.host = "localhost"
         self.port = free_port()
         self.http_port = free_port(besides=self.port)
-        self.url = f"https://{self.host}:{self.port}"
-        self.socket = folder / "app.sock"
-        make_certificate(self.folder / "certificates", [self.host, *tracking_hosts])
-        self.server = Server(folder, BIND=f"unix:{self.socket}", BASE_URL=self.url, **settings)
-        self.process: subprocess.Popen[bytes] | None = None
         self.connections = 8192
-        self._options = options  # of the command that prints the file
-        self._context: ssl.SSLContext | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
-    def write(self) -> str:
-        """Print the file anew, as one does after a change of tracking hosts; returns it."""
-        text = self.server.run(
-            *("nginx", "--certificates", str(self.folder / "certificates"), "--log-folder", str(self.folder / "logs")),
-            *("--webroot", str(self.folder), "--http-port", str(self.http_port), *self._options),
-        )
+    def lay(self, text: str) -> None:
+        """Write the file, and what stands around it."""
         (self.folder / "email-tracker.conf").write_text(text)
         user = "user root;" if os.geteuid() == 0 else ""  # its workers must get into the test's folder
         main = MAIN.format(folder=self.folder, user=user, connections=self.connections)
         (self.folder / "nginx.conf").write_text(main)
-        return text
 
     def _command(self, *words: str) -> list[str]:
         return ["nginx", "-e", str(self.folder / "logs" / "error.log"), "-c", str(self.folder / "nginx.conf"), *words]
 
-    def start(self) -> Nginx:
+    def launch(self) -> None:
         """Start nginx and wait until it listens: for plain HTTP, as it does even where there is no certificate yet."""
-        self.write()
         self.process = subprocess.Popen(self._command("-g", "daemon off;"), stderr=subprocess.PIPE)
         deadline = time.monotonic() + 20
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.http_port), timeout=5):
-                return self
+                return
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"nginx did not start:\n{(self.folder / 'logs' / 'error.log').read_text()}")
             time.sleep(0.02)
@@ -122,7 +109,7 @@ class Nginx:
         self.process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
-        """Stop nginx, then the server."""
+        """Stop nginx."""
         if self.process is not None:
             self.process.send_signal(signal.SIGQUIT)
             try:
@@ -133,6 +120,39 @@ class Nginx:
             assert self.process.stderr is not None
             self.process.stderr.close()
         self.process = None
+
+
+class Nginx(BareNginx):
+    """nginx before a Server that listens on a unix socket; `server.start()` first, then `start()`."""
+
+    def __init__(self, folder: Path, tracking_hosts: Sequence[str] = (), *options: str, **settings: str) -> None:
+        super().__init__(folder)
+        self.host = "localhost"
+        self.url = f"https://{self.host}:{self.port}"
+        self.socket = folder / "app.sock"
+        make_certificate(self.folder / "certificates", [self.host, *tracking_hosts])
+        self.server = Server(folder, BIND=f"unix:{self.socket}", BASE_URL=self.url, **settings)
+        self._options = options  # of the command that prints the file
+        self._context: ssl.SSLContext | None = None
+
+    def write(self) -> str:
+        """Print the file anew, as one does after a change of tracking hosts; returns it."""
+        text = self.server.run(
+            *("nginx", "--certificates", str(self.folder / "certificates"), "--log-folder", str(self.folder / "logs")),
+            *("--webroot", str(self.folder), "--http-port", str(self.http_port), *self._options),
+        )
+        self.lay(text)
+        return text
+
+    def start(self) -> Nginx:
+        """Start nginx with the file."""
+        self.write()
+        self.launch()
+        return self
+
+    def stop(self) -> None:
+        """Stop nginx, then the server."""
+        super().stop()
         self.server.stop()
         self.server.listener.close()
 
