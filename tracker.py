@@ -2245,6 +2245,7 @@ def stored_secret(connection: sqlite3.Connection, name: str) -> str | None:
 #    URLs                 are unique by their hash: an entry of an index has 2,700 bytes at most
 #    sets                 are JSON here too, which is read otherwise
 #    executemany          is one statement over JSON: a statement a row would be a round trip a row
+#    nearest events       are found by a lateral join: a set that depends on a row would be sought for each pair of rows
 #    sum()                is numeric, and read as a whole number
 #    views' functions     local_day is written in SQL; what Python knows of clients comes in a table: see know_clients
 #    pragma, write.lock   the mark `schema` holds the version, and its row is locked by who writes, on any machine
@@ -2274,6 +2275,10 @@ _IN_STATEMENTS = (
     (r"\?", "%s"),
     ("(?<!:):([a-z_]+)", r"%(\1)s"),
     (r"\burls\.url = (wanted\.target|%\(\w+\)s)", r"md5(urls.url) = md5(\1) and urls.url = \1"),
+    (
+        r"cross join events\s+where events\.id in (\(\s*select near\.id from [^)]+%\(most\)s\))",
+        r"cross join lateral \1 as nearest join events on events.id = nearest.id",
+    ),
 )
 _CONNECT = {  # unless the URL says otherwise: a machine that went silent is noticed within seconds
     "connect_timeout": 5,
