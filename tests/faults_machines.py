@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench import traffic
 from conftest import Postgres, Server, missing
-from faults import NO_LIMIT, Readers, ask, health, lay, lines_of, settled
+from faults import NO_LIMIT, Readers, ask, lay, lines_of, settled
 from frontend import BareNginx, free_port
 from load import data, terminate, wait_until
-from ways import Way
+from ways import Way, on_way
 
 import tracker
 
@@ -34,6 +35,7 @@ REGISTERED = 3_000  # of the keys that readers ask for
 CLICKS, SESSIONS = 900, 300  # of each machine, in emails that all of them know
 CUTS = 100
 GONE_SECONDS, LOADED_SECONDS = 20, 60
+BATCHES, MOST_STATEMENTS = (200, 200, 2_000, 20_000), 30  # the first one brings all that is new
 
 FRONT = """
 upstream machines {{ {servers} }}
@@ -57,14 +59,13 @@ class Machines:
         self.front = BareNginx(folder)
         self.port = self.front.http_port
         self.ways, self.servers, self.kills = [], [], 0
-        [name] = re.findall("/(test[0-9]+)", self.url)
         for n in range(MACHINES):
             place, port = folder / f"machine{n}", free_port(besides=self.port)
             place.mkdir()
-            way = Way(Path(postgres.folder) / ".s.PGSQL.5432").start()
+            way = Way(socket_of(postgres)).start()
             server = Server(
                 place,
-                DATABASE_URL=f"postgresql://postgres@127.0.0.1:{way.port}/{name}?sslmode=disable",
+                DATABASE_URL=over(way, self.url),
                 DATA_FOLDER=str(place / "data"),
                 BASE_URL=f"http://127.0.0.1:{self.port}",
                 BIND=f"127.0.0.1:{port}",
@@ -196,6 +197,16 @@ def segment_paths(server: Server) -> list[Path]:
     return sorted((data(server) / "spool").rglob("*.jsonl"))
 
 
+def socket_of(postgres: Postgres) -> Path:
+    return Path(postgres.folder) / ".s.PGSQL.5432"
+
+
+def over(way: Way, url: str) -> str:
+    """The URL of a database by a way."""
+    [name] = re.findall("/(test[0-9]+)", url)
+    return f"postgresql://postgres@127.0.0.1:{way.port}/{name}?sslmode=disable"
+
+
 def drained_by(server: Server) -> int:
     """How many segments a machine counted to their ends itself, as it alone puts them aside."""
     return len(segment_paths(server)) - len([*(data(server) / "spool").glob("*.jsonl")])
@@ -312,3 +323,30 @@ def test_what_a_lost_machine_spooled_is_counted_elsewhere_and_not_again_when_it_
         machines.ways[2].open.set()
         time.sleep(2)
         machines.start(lost)
+
+
+# == What a batch runs ==
+
+
+def test_a_batch_of_any_size_runs_the_same_statements(postgres: Postgres, tmp_path: Path) -> None:
+    found: list[tuple[int, int]] = []
+    with on_way(socket_of(postgres)) as way:
+        place = traffic.Place(tmp_path / "data", url=over(way, postgres.make()))
+        place.register(traffic.registrations(sum(BATCHES)))
+        for first, count in zip(itertools.accumulate(BATCHES, initial=0), BATCHES, strict=False):
+            statements, trips = way.statements, way.trips
+            run_batch(place, first, count)
+            found.append((way.statements - statements, way.trips - trips))
+        place.database.close()
+    print(f"\nstatements and round trips of batches of {BATCHES}: {found}")
+    assert len(set(found[1:])) == 1
+    assert max(statements for statements, _ in found) <= MOST_STATEMENTS
+
+
+def run_batch(place: traffic.Place, first: int, count: int) -> None:
+    """Record so many opens of as many emails in one transaction."""
+    writer = traffic.Writer(count)
+    asked = [traffic.Asked(writer.chance.choice(traffic.READERS), writer.address()) for _ in range(count)]
+    lines = [writer.line(traffic.BEGIN + n, n, each) for n, each in enumerate(asked, first)]
+    with place.database.transaction() as connection:
+        tracker.record_lines(connection, [tracker.parse_line(line) for line in lines], traffic.BEGIN)

@@ -30,7 +30,7 @@ class Way:
         self.freezes = False  # at the next commit, before it is passed on
         self.cuts: Iterator[str] = iter(())  # how each commit from now on ends: "" well; otherwise see _commit
         self.ended = Counter[str]()  # how commits ended
-        self.sent = 0  # bytes that clients sent
+        self.statements = self.trips = 0  # so far, of all connections
         self._target = str(target)
         self._links: set[Link] = set()
 
@@ -76,6 +76,7 @@ class Link:
     def __init__(self, way: Way, client: socket.socket, server: socket.socket) -> None:
         self._way, self._ends = way, (client, server)
         self._is_deaf = False  # the client hears nothing any more
+        self._asked, self._is_begun, self._is_asking = bytearray(), False, False
         self._mutex, self._running = threading.Lock(), 4
         for source, target in ((client, server), (server, client)):
             waiting: Waiting = queue.SimpleQueue()
@@ -105,7 +106,25 @@ class Link:
 
     def _read(self, source: socket.socket, waiting: Waiting) -> None:
         while data := source.recv(1 << 18):
+            if source is self._ends[0]:
+                self._note(data)
+            else:
+                self._is_asking = False
             waiting.put((time.monotonic() + self._way.delay, data))
+
+    def _note(self, data: bytes) -> None:
+        """Count what runs statements (the messages Query and Execute), and how often the client waits for an answer."""
+        self._way.trips += not self._is_asking
+        self._is_asking = True
+        self._asked += data
+        while len(self._asked) >= 5:
+            of_type = int(self._is_begun)  # the first message has none
+            length = int.from_bytes(self._asked[of_type : of_type + 4], "big") + of_type
+            if len(self._asked) < length:
+                return
+            self._way.statements += self._is_begun and self._asked[0] in b"QE"
+            self._is_begun = True
+            del self._asked[:length]
 
     def _pass_on(self, target: socket.socket, waiting: Waiting) -> None:
         while True:
@@ -116,7 +135,6 @@ class Link:
                 time.sleep(left)
             self._way.open.wait()
             if target is self._ends[1]:
-                self._way.sent += len(data)
                 if COMMIT.search(data) and self._commit(target, data):
                     return
             elif self._is_deaf:  # the commit was answered, and nobody is told
@@ -136,3 +154,13 @@ class Link:
         if how == "sent":
             target.sendall(data)
         return how in ("unsent", "sent")
+
+
+@contextlib.contextmanager
+def on_way(target: Path) -> Iterator[Way]:
+    """A way for a while."""
+    way = Way(target).start()
+    try:
+        yield way
+    finally:
+        way.stop()

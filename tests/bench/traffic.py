@@ -5,6 +5,7 @@ A workload is a list of steps: what is registered, and what is then in the spool
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sys
@@ -165,12 +166,16 @@ def new_emails(count: int) -> Workload:
 
 
 class Place:
-    """A new database with one tenant, into which workloads are laid."""
+    """A new database with one tenant, into which workloads are laid; with a URL, that of an empty one of PostgreSQL."""
 
-    def __init__(self, folder: Path, zone: str = "UTC") -> None:
+    def __init__(self, folder: Path, zone: str = "UTC", url: str = "") -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        self.folder = folder
-        self.database = tracker.create_database(str(folder / "tracking.db"), tracker.resource("schema.sql").decode())
+        self.folder, schema = folder, tracker.resource("schema.sql").decode()
+        if url:
+            environ = {"DATABASE_URL": url, "DATA_FOLDER": str(folder), "BASE_URL": "https://track.example.com"}
+            self.database = tracker.open_database(tracker.load_settings(environ, os.devnull), schema=schema)
+        else:  # as older versions can too
+            self.database = tracker.create_database(str(folder / "tracking.db"), schema)
         with tracker.changing_tenants(self.database) as connection:
             self.tenant = tracker.add_tenant(connection, "Acme", BEGIN - DAY, any_domain=True)
             tracker.change_tenant(connection, self.tenant.number, id=DASHBOARD_ID, mail_id=MAIL_ID, tz=zone)
