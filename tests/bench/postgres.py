@@ -20,10 +20,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import traffic
-from bench.servers import Load, free_ports, gunicorn, nginx, run_wrk, write_paths
 from conftest import Postgres
 from ways import Way
+
+from bench import traffic
+from bench.servers import Load, free_ports, gunicorn, nginx, run_wrk, write_paths
 
 HITS = 60_000
 MORE_THAN_HELLO, AT_2_MS = 1.7, 0.6
