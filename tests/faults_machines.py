@@ -22,8 +22,8 @@ from typing import Any
 
 import pytest
 from bench import traffic
-from conftest import Postgres, Server, missing
-from faults import NO_LIMIT, Readers, ask, lay, lines_of, settled
+from conftest import SERVE, Postgres, Server, missing
+from faults import NO_LIMIT, Readers, ask, health, lay, lines_of, settled
 from frontend import BareNginx, free_port
 from load import data, terminate, wait_until
 from ways import Way, on_way
@@ -323,6 +323,17 @@ def test_what_a_lost_machine_spooled_is_counted_elsewhere_and_not_again_when_it_
         machines.ways[2].open.set()
         time.sleep(2)
         machines.start(lost)
+
+
+def test_two_machines_with_one_instance_are_told_of(machines: Machines) -> None:
+    first, clone, other = machines.servers
+    machines.kill(clone)
+    (data(clone) / "spool" / "instance").write_bytes((data(first) / "spool" / "instance").read_bytes())
+    clone.launch("unshare", "--uts", "sh", "-c", 'hostname clone && exec "$@"', "sh", *SERVE)
+    wait_until(lambda: listens(clone), clone)
+    wait_until(lambda: any("spool/instance" in why for why in health(clone)["why"]), clone)
+    wait_until(lambda: any("spool/instance is also clone" in why for why in health(first)["why"]), first)
+    assert health(other)["why"] == []
 
 
 # == What a batch runs ==
