@@ -78,7 +78,7 @@ test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
 
 # One after the other: what is timed needs both cores. Its figures are printed.
 test-faults: test-packages ## kill, crowd and restore real servers for some minutes
-	@$(VENV)/bin/python -m pytest -s tests/faults.py tests/faults_limits.py $(ARGS)
+	@$(VENV)/bin/python -m pytest -s tests/faults.py tests/faults_limits.py tests/faults_machines.py $(ARGS)
 
 bench: bench-packages node-packages ## compare with others, time pages with a year of mail; less: make bench ARGS=--quick
 	@.make/debian nginx wrk

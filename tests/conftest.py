@@ -200,9 +200,9 @@ class Postgres:
         return f"postgresql://postgres@/test{self._made}?host={self.folder}"
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """A running PostgreSQL."""
+@contextlib.contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for a while."""
     folder = tempfile.mkdtemp(prefix="postgres-")
     try:
         made = Postgres(folder)
@@ -210,6 +210,13 @@ def postgres() -> Iterator[Postgres]:
         made.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL."""
+    with running_postgres() as made:
+        yield made
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

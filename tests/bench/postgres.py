@@ -1,7 +1,7 @@
 """What PostgreSQL costs: the drain, beside the least that gunicorn can serve, on loopback and over slower ways.
 
 The bars: 1.7 hits drained for each request that hello answers; over a way of 2 ms, 0.6 of that. PostgreSQL is started and
-tuned as for tests, and is on the same cores. With --pages, the pages too: see pages.py.
+tuned as for tests, and is on the same cores. For pages see pages.py.
 """
 
 from __future__ import annotations
@@ -9,18 +9,16 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import Postgres
+from conftest import Postgres, running_postgres
 from ways import Way
 
 from bench import traffic
@@ -29,18 +27,6 @@ from bench.servers import Load, free_ports, gunicorn, nginx, run_wrk, write_path
 HITS = 60_000
 MORE_THAN_HELLO, AT_2_MS = 1.7, 0.6
 WAYS = (None, 0.0, 2.0, 10.0, 50.0)  # milliseconds of a round trip; None without a proxy
-
-
-@contextmanager
-def running() -> Iterator[Postgres]:
-    """A PostgreSQL for a while."""
-    folder = tempfile.mkdtemp(prefix="postgres-")
-    try:
-        server = Postgres(folder)
-        yield server
-        server.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def hello_rate(folder: Path, seconds: float) -> float:
@@ -83,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a trial")
     args = parser.parse_args(argv)
     hits, seconds = (10_000, 2.0) if args.quick else (HITS, 6.0)
-    with tempfile.TemporaryDirectory(prefix="bench-") as temporary, running() as postgres:
+    with tempfile.TemporaryDirectory(prefix="bench-") as temporary, running_postgres() as postgres:
         folder = Path(temporary)
         hello = hello_rate(folder, seconds)
         print(f"hello answers {hello:,.0f} requests a second, {os.cpu_count()} cores", flush=True)
