@@ -49,7 +49,7 @@ define install
 fi
 endef
 
-.PHONY: help run demo dist test test-faults screenshots bench lint format clean venv runtime-packages test-packages bench-packages node-packages lint-packages
+.PHONY: help run demo dist test test-faults test-machines screenshots bench lint format clean venv runtime-packages test-packages bench-packages node-packages lint-packages
 
 help: ## print this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -78,7 +78,11 @@ test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
 
 # One after the other: what is timed needs both cores. Its figures are printed.
 test-faults: test-packages ## kill, crowd and restore real servers for some minutes
-	@$(VENV)/bin/python -m pytest -s tests/faults.py tests/faults_limits.py tests/faults_machines.py $(ARGS)
+	@$(VENV)/bin/python -m pytest -s tests/faults.py tests/faults_limits.py $(ARGS)
+
+test-machines: test-packages ## kill and cut off servers that share a PostgreSQL, for some minutes
+	@.make/debian nginx postgresql
+	@$(VENV)/bin/python -m pytest -s tests/faults_machines.py $(ARGS)
 
 bench: bench-packages node-packages ## compare with others, time pages with a year of mail; less: make bench ARGS=--quick
 	@.make/debian nginx wrk

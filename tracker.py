@@ -5117,6 +5117,11 @@ def take_slots(spool: str, pause: int) -> None:
                 os.rename(os.path.join(folder, slot), os.path.join(spool, name))
 
 
+def may_grow(name: str) -> bool:
+    """Whether nginx may still write a line into a segment that it had opened before we took it."""
+    return "-nginx" in name and now_ms() - int(name[:13]) < SLOT_GROWS_SECONDS * 1000
+
+
 def await_replay(database: Database, connection: sqlite3.Connection) -> None:
     """Raises Busy while a restored database has not read all that was said of emails: later words come after those."""
     if any(each.kept and "-emails" in each.name for each in waiting_segments(database, connection, [])):
@@ -5209,7 +5214,8 @@ class Drain:
         try:
             with open(os.open(path, flags), "rb", READ_BYTES) as file:
                 # Lines are only written to a kept one by who holds the lock; nobody is told so while we lock the other.
-                finished = not self.database.is_foreign and (waiting.kept or take_lock(file.fileno()))
+                finished = waiting.kept or (not may_grow(waiting.name) and take_lock(file.fileno()))
+                finished = finished and not self.database.is_foreign
                 # Now the end, and not before: a hit could have been written in between.
                 goal = os.fstat(file.fileno()).st_size if finished else waiting.size
                 segment = Segment(self.database.spool, waiting.name, file, goal, finished)
