@@ -4048,15 +4048,16 @@ class Batch:
 
     # -- Registering, deleting, judging anew
 
-    def register(self, tenant: int, registrations: Iterable[Registration]) -> int:
+    def register(self, tenant: int, registrations: Collection[Registration]) -> int:
         """Register emails, or update those whose key is known; returns how many are new."""
         new = [each if each.at else each._replace(at=self.now) for each in registrations]
         known = find_emails(self.connection, tenant, {each.key for each in new})
         said = self._said_before(known.values())
-        gone = self._gone(tenant, {each.key for each in new if each.key not in known})
+        # Of what is said now nothing was deleted, whatever the clock says; of what is read again, that of before.
+        gone = self._gone(tenant, {each.key for each in registrations if each.at and each.key not in known})
         began: dict[str, int] = {}  # when emails were first spoken of that were not registered
         for each in new:
-            if each.at > gone.get(each.key, -FAR):
+            if each.at >= gone.get(each.key, -FAR):
                 if each.key not in said:
                     began[each.key] = each.at if each.at != UNDATED else self.now
                 said[each.key] = said.get(each.key, each).joined(each)
@@ -4265,7 +4266,7 @@ class Batch:
 
 
 def register_emails(
-    connection: sqlite3.Connection, tenant: int, registrations: Iterable[Registration], now: int
+    connection: sqlite3.Connection, tenant: int, registrations: Collection[Registration], now: int
 ) -> int:
     """Register emails, or update those whose key is known; returns how many are new."""
     with Batch(connection, now) as changes:

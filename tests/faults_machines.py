@@ -1,7 +1,7 @@
 """Three machines with one PostgreSQL, nginx before them, under load, while one of them, the database or its way fails.
 
 After each: every answered hit is counted once, no reader saw an error, and the numbers are those that SQLite makes of the
-same spools. `make test-faults` runs it and prints figures.
+same spools. `make test-machines` runs it and prints figures.
 """
 
 from __future__ import annotations

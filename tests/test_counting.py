@@ -602,6 +602,17 @@ def test_a_stranger_fills_at_most_150_bytes_a_hit_after_the_allowance_of_a_day(
 # -- Removal
 
 
+@pytest.mark.parametrize("after", [0, -60_000])
+def test_an_email_that_is_registered_again_after_its_deletion_is_there_whatever_the_clock_says(
+    stage: Stage, after: int
+) -> None:
+    register(stage, tracker.Registration("e1"))
+    with stage.database.transaction() as connection:
+        tracker.delete_emails(stage.settings.folder, connection, stage.acme.number, ["e1"], NOW)
+    assert register(stage, tracker.Registration("e1", subject="again"), at=NOW + after) == 1
+    assert stage.rows("select key, subject from emails") == [("e1", "again")]
+
+
 def test_a_deleted_email_leaves_a_database_that_never_had_it(stage: Stage, memory: Path) -> None:
     season = Season(stage, memory)
     whole = season.played(1, "among")
