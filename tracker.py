@@ -2244,9 +2244,8 @@ def stored_secret(connection: sqlite3.Connection, name: str) -> str | None:
 #    types, identities    bigint, since SQLite's integers have 64 bits; texts are in the order of their bytes, as there
 #    URLs                 are unique by their hash: an entry of an index has 2,700 bytes at most
 #    sets                 are JSON here too, which is read otherwise
-#    sessions             are read by a lateral join: an `in` that depends on the outer row is run for every event
 #    executemany          is one statement over JSON: a statement a row would be a round trip a row
-#    nearest events       are found by a lateral join: a set that depends on a row would be sought for each pair of rows
+#    nearest events       are read by a lateral join: an `in` that depends on the outer row is run for every event
 #    sum()                is numeric, and read as a whole number
 #    views' functions     local_day is written in SQL; what Python knows of clients comes in a table: see know_clients
 #    pragma, write.lock   the mark `schema` holds the version, and its row is locked by who writes, on any machine
@@ -2273,13 +2272,13 @@ _BEFORE_SCHEMA = """
         $$ select (timezone(zone, to_timestamp(900 * quarter))::date - date '1970-01-01')::bigint $$;
 """
 _IN_STATEMENTS = (
+    (
+        r"(?s)cross join events\s+where events\.id in \(\s*select near\.id (.*?)\)\s+limit :",
+        r"cross join lateral (select near.* \1) as events limit :",
+    ),
     (r"\?", "%s"),
     ("(?<!:):([a-z_]+)", r"%(\1)s"),
     (r"\burls\.url = (wanted\.target|%\(\w+\)s)", r"md5(urls.url) = md5(\1) and urls.url = \1"),
-    (
-        r"cross join events\s+where events\.id in (\(\s*select near\.id from [^)]+%\(most\)s\))",
-        r"cross join lateral \1 as nearest join events on events.id = nearest.id",
-    ),
 )
 _CONNECT = {  # unless the URL says otherwise: a machine that went silent is noticed within seconds
     "connect_timeout": 5,
@@ -2313,9 +2312,6 @@ def _set_in_postgres(match: re.Match[str]) -> str:
 def translated(sql: str) -> str:
     """A statement as psycopg and PostgreSQL read it."""
     sql = re.sub(r"\(select ((?:(?!select).)+) from json_each\(:wanted\)\) as wanted", _set_in_postgres, sql)
-    # PostgreSQL would run this anew for each event that there is.
-    near = r"cross join events\s+where events\.id in \(\s*select near\.id (.*?)\)\s+limit :"
-    sql = re.sub(near, r"cross join lateral (select near.* \1) as events limit :", sql, flags=re.DOTALL)
     parts = re.split("('(?:[^']|'')*')", sql.replace("%", "%%"))
     for pattern, instead in _IN_STATEMENTS:
         parts[::2] = [re.sub(pattern, instead, part) for part in parts[::2]]
