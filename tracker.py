@@ -4755,7 +4755,7 @@ def iso_time(at: int | None) -> str | None:
 
 SEGMENT = re.compile(r"[0-9]{13}-[0-9]+-[0-9a-f]{8,}(-emails|-ingest|-nginx)?\.jsonl")
 SLOT = re.compile(r"[0-9]{7}\.jsonl")  # what nginx logs, where it answers pixels
-SLOT_SECONDS = 15  # between two looks at those: each makes segments
+SLOT_SECONDS = 15  # between two looks at those, by who drains again and again
 SLOT_GROWS_SECONDS = 60  # after the look: nginx may be about to write a line into it
 MAX_HIT_LINE = 16_384  # bytes with the newline; what we write
 MAX_PURPOSE = 20  # characters of that header, which anybody can write: "prefetch;prerender" has 18
@@ -5101,7 +5101,10 @@ def waiting_segments(database: Database, connection: sqlite3.Connection, trouble
 
 
 def take_slots(spool: str, pause: int) -> None:
-    """Give what nginx has logged a name of its own in the spool, before a byte is read; nginx then begins another file."""
+    """Give what nginx has logged a name of its own in the spool, before a byte is read; nginx then begins another file.
+
+    Not sooner than `pause` seconds after the last time: who drains again and again would make a segment each time.
+    """
     folder = os.path.join(spool, "nginx")
     if not os.path.isdir(folder):
         return
@@ -5147,7 +5150,7 @@ def drain(
     elif differs:
         with changing_tenants(database):
             log("tenants.json differed from the database; it is written anew")
-    take_slots(database.spool, 0 if wait else SLOT_SECONDS)
+    take_slots(database.spool, SLOT_SECONDS if until < math.inf else 0)
     with database.reading(wait=wait) as connection:
         waiting = waiting_segments(database, connection, work.troubles)
     collects = gc.isenabled()
@@ -5362,7 +5365,7 @@ class Drainer(threading.Thread):
 
     FOLLOW_SECONDS = 5.0  # after which workers drain that see no more of `drain --follow`
     WAKE_SECONDS = 0.5
-    TURN_SECONDS = 1.0  # after which it looks anew which segment has the least to drain
+    TURN_SECONDS = 1.0  # after which it looks anew what there is to drain
     TIDY_SECONDS = 60.0
     TELL_SECONDS = 1.5
     LONGEST_BUSY = 60.0

@@ -158,6 +158,22 @@ def test_reloads_rotations_and_killed_workers_cost_no_hit_that_nginx_answered(tm
         assert len(answered) > 100
 
 
+def test_the_drain_of_a_worker_takes_what_nginx_logs_in_large_pieces_and_a_command_at_once(stage: Stage) -> None:
+    folder = stage.spool / "nginx"
+    folder.mkdir()
+    drainer = tracker.Drainer(stage.database)
+    taken = []
+    for n, drain in enumerate((drainer.turn, drainer.turn, stage.drain)):
+        uri = f"/{stage.acme.mail_id}/pixel/e{n}.gif"
+        line = {"id": f"{n:032}", "t": tracker.now_ms() / 1000, "method": "GET", "uri": uri, "ua": CHROME}
+        with (folder / "1795932.jsonl").open("ab") as file:
+            file.write(tracker.hit_line(line))
+        drain()
+        taken.append(len(list(stage.spool.glob("*-nginx.jsonl"))))
+    assert taken == [1, 1, 2]
+    assert stage.rows("select count(*) from event_details") == [(3,)]
+
+
 def test_what_nginx_logged_is_kept_like_other_segments_once_nobody_writes_it(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
