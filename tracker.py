@@ -6989,7 +6989,9 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
     if not re.fullmatch("[0-9]{1,6}", limit) or not 1 <= int(limit) <= MAX_ROWS:
         raise HTTPError(400, f"limit: expected a whole number from 1 to {MAX_ROWS}")
     with app.numbers() as (connection, _):  # drained, so that the export is complete
-        asked = asked._replace(most=int(limit), days=period_of(connection, tenant, view.asked, view.now).days)
+        asked = asked._replace(most=int(limit))
+        if "range" in table.filters:
+            asked = asked._replace(days=period_of(connection, tenant, view.asked, view.now).days)
     rows = export_rows(app.database, tenant.number, table, form, asked)
     alone = partial(heavy, app.settings.folder) if asked.most > HEAVY_ROWS else contextlib.nullcontext
     body = _sent(rows, alone, request.environ["wsgi.errors"])
