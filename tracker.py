@@ -3047,18 +3047,18 @@ def directory_faults(database: Database, connection: sqlite3.Connection) -> list
 
 
 @contextlib.contextmanager
-def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
-    """A transaction that changes tenants; tenants.json is written as soon as it is committed.
+def changing_tenants(database: Database, *, elsewhere: bool = False) -> Iterator[sqlite3.Connection]:
+    """A transaction that changes tenants, or in which it is seen that another machine did; then tenants.json is written.
 
     A kill between the two leaves a file that is one change behind, and the database knows that change: whoever drains
     writes it anew.
     """
     path = os.path.join(database.folder, "tenants.json")
     with database.transaction() as connection:
-        if database.is_shared:  # and right, whatever a file of one of its machines says
-            set_mark(connection, "tenants", secrets.token_hex(8))
-        else:
+        if not database.is_shared:  # else it is right, whatever a file of one of its machines says
             take_over_tenants(database.folder, connection)
+        elif not elsewhere:
+            set_mark(connection, "tenants", secrets.token_hex(8))
         yield connection
         outcome = "nothing was changed"
         try:
@@ -3069,16 +3069,6 @@ def changing_tenants(database: Database) -> Iterator[sqlite3.Connection]:
             sync_folder(database.folder)
         except OSError as error:
             raise StoreError(f"can't write to {path}: {error.strerror}; {outcome}") from error
-
-
-def renew_directory(database: Database) -> None:
-    """Write tenants.json where another machine changed tenants; in a transaction, so that no older one comes later."""
-    path = os.path.join(database.folder, "tenants.json")
-    with database.transaction() as connection:
-        try:
-            write_small_file(path, json.dumps(directory_of(connection), indent=1) + "\n", 0o640)
-        except OSError as error:
-            raise StoreError(f"can't write to {path}: {error.strerror}") from error
 
 
 def told_change(folder: str) -> str | None:
@@ -5143,16 +5133,14 @@ def drain(
     else writes, and StoreError where there is no database.
     """
     work = Drain(database, batch, seconds, wait, until)
-    with database.reading(wait=wait) as connection:
-        differs = told_change(database.folder) != marks_of(connection).get("tenants")
-    if differs and database.is_shared:
-        renew_directory(database)
-    elif differs:
-        with changing_tenants(database):
-            log("tenants.json differed from the database; it is written anew")
     take_slots(database.spool, SLOT_SECONDS if until < math.inf else 0)
     with database.reading(wait=wait) as connection:
+        differs = told_change(database.folder) != marks_of(connection).get("tenants")
         waiting = waiting_segments(database, connection, work.troubles)
+    if differs:
+        with changing_tenants(database, elsewhere=database.is_shared):
+            if not database.is_shared:
+                log("tenants.json differed from the database; it is written anew")
     collects = gc.isenabled()
     gc.disable()  # thousands of hits come and go, none of them in a cycle; to look for such takes a twentieth of the time
     try:
@@ -5169,7 +5157,7 @@ def drain(
 
 def _keep(segment: Segment) -> None:
     """Move a segment that is drained to its end to spool/kept."""
-    path, kept = (os.path.join(segment.folder, *place, segment.name) for place in ((), ("kept",)))
+    path, kept = os.path.join(segment.folder, segment.name), os.path.join(segment.folder, "kept", segment.name)
     if os.path.lexists(kept):
         raise FileExistsError(errno.EEXIST, "another segment of its name is in spool/kept; move one away")
     os.rename(path, kept)  # not by a link, since nginx's files are not ours
@@ -5289,9 +5277,8 @@ class Drain:
             room = DRAIN_EVENTS if self.seconds < math.inf and len(good) > 1 else ALL_EVENTS
             record_lines(connection, good, now, room)
             set_position(connection, segment.name, position, now, begin)
-            os.fdatasync(
-                segment.file.fileno()
-            )  # a position must never be ahead of what a power failure leaves of the segment
+            # A position must never be ahead of what a power failure leaves of the segment.
+            os.fdatasync(segment.file.fileno())
         self.hits += (hits := sum(isinstance(line, Hit) for line in good))
         self.emails += len(good) - hits
         self.rejected += rejected
