@@ -7669,16 +7669,15 @@ def nginx_file(
     match = re.fullmatch("(https?)://.*?(:([0-9]+))?", settings.base_url or "")
     scheme, shown_port, port = match.groups("") if match else ("https", "", "")
     owners = {entry["tracking_host"]: mail_id for mail_id, entry in (tenants or {}).items()}
+    cache_control = dict(PIXEL_HEADERS)["Cache-Control"]
+    answering = partial(server_file, "_nginx_pixel.conf", cache_control=cache_control, spool=settings.spool)
     servers = []
     for host, is_certified in hosts.items():
         # A longer name keeps nginx from starting. Larger buckets are a setting that all its sites share and that must
         # not stand twice, so such a name becomes a pattern, which needs none.
         server_name = host if len(host) <= LONGEST_HASHED_NAME else f'"~^{re.escape(host)}$"'
-        pixels = ""
-        if tenants is not None:
-            whose = f" = {owners[host]}" if host in owners else ""  # a tracking host answers for its tenant alone
-            cache_control = dict(PIXEL_HEADERS)["Cache-Control"]
-            pixels = server_file("_nginx_pixel.conf", whose=whose, cache_control=cache_control, spool=settings.spool)
+        whose = f" = {owners[host]}" if host in owners else ""  # a tracking host answers for its tenant alone
+        pixels = "" if tenants is None else answering(whose=whose)
         server = partial(server_file, server_name=server_name, pixels=pixels, **places)
         certificate, listen = "", _nginx_listen(port or http_port)
         if scheme == "https":
@@ -7688,8 +7687,8 @@ def nginx_file(
             listen = _nginx_listen(port or DEFAULT_PORTS["https"], " ssl")
         if scheme == "http" or is_certified:
             servers.append(server("_nginx_server.conf", listen=listen, certificate=certificate))
-    pixels = "" if tenants is None else _nginx_pixels(settings, tenants)
-    return server_file("nginx.conf", upstream=upstream, servers="\n".join(servers), pixels=pixels)
+    logged = "" if tenants is None else _nginx_pixels(settings, tenants)
+    return server_file("nginx.conf", upstream=upstream, servers="\n".join(servers), pixels=logged)
 
 
 def _nginx_listen(port: object, options: str = "") -> str:
