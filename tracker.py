@@ -43,6 +43,7 @@ import threading
 import time
 import traceback
 import unicodedata
+import weakref
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -1963,6 +1964,7 @@ def write_lock(folder: str, patience: float) -> Iterator[None]:
 
 
 FileId = tuple[int, int]  # device and inode
+_DATABASES: weakref.WeakSet[Database] = weakref.WeakSet()  # SQLite shares a -shm among a process's connections
 _ABANDONED: set[object] = set()  # which must never be closed, not even by being forgotten
 _HEADERS: dict[FileId, int] = {}  # descriptors of databases: to close one would drop SQLite's locks in this process
 
@@ -2087,6 +2089,7 @@ class Database:
         self._header = -1  # a descriptor of the file, of _HEADERS
         self._size = 0  # of the file when all was in it
         self._patience = patience
+        _DATABASES.add(self)
 
     def _connect(self, *, locked: bool = False) -> sqlite3.Connection:
         """The connection, where it is to the files that are there, else a new one. Raises StoreError."""
@@ -2102,6 +2105,8 @@ class Database:
         if self._connection is not None:
             _ABANDONED.add(self._connection)  # it must not be used or closed on the far side of a fork
         self._connection, self._pid = None, os.getpid()
+        if any(other.has_others(found) for other in list(_DATABASES)):
+            raise self._end()
         wal = f"{self.path}-wal"
         if found[0] != self._files[0] and found[1] == self._files[1] is not None and os.stat(wal).st_size:
             raise StoreError(f"{self.path} was replaced, but beside it is the -wal of the one before; {WAY_OUT}")
@@ -2124,6 +2129,16 @@ class Database:
         """Which files are there now, by `stat` alone."""
         return [file_id(self.path + end) for end in ("", "-wal", "-shm")]
 
+    def has_others(self, found: list[FileId | None]) -> bool:
+        """Whether this process has the database open here, but with another -wal or -shm than are found."""
+        is_open = self._connection is not None and self._pid == os.getpid()
+        return is_open and found[0] == self._files[0] and found != self._files
+
+    def _end(self) -> StoreError:
+        """Let this process end; returns what to raise until it has."""
+        self.leave()
+        return StoreError(f"{self.path}: its -wal or -shm was taken away while it was open; this process must end")
+
     def _disconnect(self, found: list[FileId | None], locked: bool) -> None:
         """Close the connection, unless others see another -wal or -shm than it has. Raises StoreError then.
 
@@ -2131,13 +2146,12 @@ class Database:
         another yet: a checkpoint rescues all that is in it. A database that is not in its place is left as it is.
         """
         assert self._connection is not None
-        if found[0] == self._files[0] and found != self._files:
+        if self.has_others(found):
             _ABANDONED.add(self._connection)
             atexit.register(os._exit, 1)
             if found[1] is None and found[2] == self._files[2]:
                 self._checkpoint(self._connection, locked)
-            self.leave()
-            raise StoreError(f"{self.path}: its -wal or -shm was taken away while it was open; this process must end")
+            raise self._end()
         self._connection.close()
         self._connection = None
 

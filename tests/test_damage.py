@@ -131,6 +131,35 @@ def test_a_wal_that_is_deleted_while_it_serves_costs_nothing_and_needs_no_restor
     assert rows(server, "select subject from emails where key = 'e1'") == [("Said",)]
 
 
+TWO_IN_ONE_PROCESS = """
+import os, sys, tracker
+path = sys.argv[1]
+first, second = tracker.Database(path), tracker.Database(path)
+with first.reading():
+    pass
+for end in ("-wal", "-shm"):
+    os.unlink(path + end)
+second.leave = lambda: print("leaves")
+try:
+    with second.transaction() as connection:
+        connection.execute("insert into marks values ('x', 'y')")
+    print("wrote")
+except tracker.StoreError as error:
+    print(error)
+os._exit(0)
+"""
+
+
+def test_a_process_that_has_what_was_taken_away_open_elsewhere_writes_nothing_and_ends(server: Server) -> None:
+    assert terminate(server) == 0
+    path = str(data(server) / "tracking.db")
+    command = [sys.executable, "-c", TWO_IN_ONE_PROCESS, path]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    [leaves, why] = said.stdout.splitlines()
+    assert (leaves, said.stderr) == ("leaves", "")
+    assert why == f"{path}: its -wal or -shm was taken away while it was open; this process must end"
+
+
 def test_pages_that_meet_damage_are_503_and_check_names_it_while_links_work(servers: Callable[..., Server]) -> None:
     server = servers()
     made = server.tenant("Acme")
