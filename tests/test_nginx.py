@@ -753,12 +753,13 @@ def unread_answers(front: Front, stack: ExitStack) -> Iterator[None]:
     exports = f"/{front.id('Slow')}/emails"
     for _ in range(3):
         for _ in range(20):  # one is read at a time, and who is refused may ask again
-            connections.append(connect())
-            connections[-1].sendall(request(f"{exports}.json", "GET", "Connection: close"))
-            if (begins := connections[-1].recv(15)) != b"HTTP/1.1 503 Se":
+            connection = connect()
+            connection.sendall(request(f"{exports}.json", "GET", "Connection: close"))
+            if (begins := connection.recv(15)) != b"HTTP/1.1 503 Se":
                 break
             time.sleep(0.2)
         assert begins == b"HTTP/1.1 200 OK"
+        connections.append(connection)
         # It is out of the tracker's hands at once, although the client has it not, and never will.
         is_free = lambda: front.ask(f"{exports}.csv?limit=1001").status == 200  # noqa: E731
         wait_until(is_free, front.server, SECONDS_FOR_A_PIXEL)
