@@ -2538,13 +2538,6 @@ def open_database(settings: Settings, patience: float = math.inf, schema: str = 
     return database
 
 
-ALL_TABLES = (  # each after those that it refers to
-    *("secrets", "marks", "tenants", "tenant_rules", "retired_ids", "emails", "campaign_sends", "agents", "urls"),
-    *("judgements", "events", "email_counts", "link_counts", "uniques", "reasons", "cohorts", "campaigns", "links"),
-    *("clients", "named_hosts", "allowances", "dropped", "positions", "ingested", "gone"),
-)
-
-
 @contextlib.contextmanager
 def moving(settings: Settings, target: str, schema: str) -> Iterator[sqlite3.Connection]:
     """Copy all into an empty database of the other engine, to be looked at before the old one is used no more."""
@@ -2568,7 +2561,7 @@ def moving(settings: Settings, target: str, schema: str) -> Iterator[sqlite3.Con
             if connection.execute("select count(*) from tenants").fetchone()[0]:
                 raise StoreError(f"{database.path} has tenants; expected an empty database")
             connection.execute("delete from secrets")
-            for table in ALL_TABLES:
+            for table in re.findall(r"^create table (\w+)", schema, re.MULTILINE):  # each after what it refers to
                 _copy_table(old, connection, table)
             yield connection
         if isinstance(old, PostgresConnection):
