@@ -233,7 +233,7 @@ def degraded(stage: Stage) -> list[str]:
 IN_PLACE = {  # what stands in the place of the database, and what is said of it
     "nothing": (str, "no database at"),
     "another": (
-        lambda path: tracker._build_database(str(path), tracker.resource("schema.sql").decode()),
+        lambda path: tracker.build_database(str(path), tracker.resource("schema.sql").decode()),
         "belong|replaced",
     ),
     "no database": (lambda path: path.write_bytes(b"not a database " * 1000), "is not a database|replaced"),

@@ -972,7 +972,7 @@ def test_while_the_database_is_replaced_hits_are_recorded_and_when_it_is_back_ea
         with stage.database.reading() as connection, contextlib.closing(sqlite3.connect(copy)) as target:
             connection.backup(target)
     elif by == "another":
-        tracker._build_database(str(copy), tracker.resource("schema.sql").decode())
+        tracker.build_database(str(copy), tracker.resource("schema.sql").decode())
     stage.pixel("e2")
     stage.drain()
     path.rename(kept)
