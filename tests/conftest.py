@@ -163,21 +163,13 @@ class Postgres:
     """A PostgreSQL server of the session's own, and databases in it."""
 
     def __init__(self, folder: str) -> None:
-        servers = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-        if not servers or os.geteuid() or "postgres" not in [each.pw_name for each in pwd.getpwall()]:
-            missing("PostgreSQL, and root to start it")
-        self.folder, self._bin, self._made = folder, servers[-1].parent, 0
+        self.folder, self._made = folder, 0
         shutil.chown(folder, "postgres", "postgres")
         self._run("initdb", "-D", f"{folder}/data", "-A", "trust", "-N", "-E", "UTF8", "--locale=C.UTF-8")
         self.start()
 
     def _run(self, program: str, *words: str) -> None:
-        subprocess.run(
-            ["runuser", "-u", "postgres", "--", str(self._bin / program), *words],
-            check=True,
-            cwd=self.folder,
-            stdout=subprocess.DEVNULL,
-        )
+        subprocess.run(as_postgres(program, *words), check=True, cwd=self.folder, stdout=subprocess.DEVNULL)
 
     def start(self) -> None:
         """Start it; it listens on a socket in its folder."""
@@ -190,8 +182,7 @@ class Postgres:
 
     def psql(self, *words: str) -> list[str]:
         """A command that runs statements."""
-        as_postgres = ("runuser", "-u", "postgres", "--", str(self._bin / "psql"), "-h", self.folder)
-        return [*as_postgres, "-v", "ON_ERROR_STOP=0", "-q", "-X", "postgres", *words]
+        return as_postgres("psql", "-h", self.folder, "-v", "ON_ERROR_STOP=0", "-q", "-X", "postgres", *words)
 
     def make(self) -> str:
         """The URL of a new database."""
@@ -200,16 +191,28 @@ class Postgres:
         return f"postgresql://postgres@/test{self._made}?host={self.folder}"
 
 
+def as_postgres(program: str, *words: str) -> list[str]:
+    """A command of PostgreSQL, run as the user that it wants to be."""
+    servers = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not servers or os.geteuid() or "postgres" not in [each.pw_name for each in pwd.getpwall()]:
+        missing("PostgreSQL, and root to start it")
+    return ["runuser", "-u", "postgres", "--", str(servers[-1].parent / program), *words]
+
+
+# Its end does not depend on ours: however that comes, the pipe from us is closed then.
+AFTERWARDS = 'folder=$1; shift; read -r _; "$@" >/dev/null 2>&1; rm -rf "$folder"'
+
+
 @contextlib.contextmanager
 def running_postgres() -> Iterator[Postgres]:
-    """A PostgreSQL for a while."""
+    """A PostgreSQL for a while. Nothing is left of it, even where we are killed, with all that we started."""
+    if importlib.util.find_spec("psycopg") is None:
+        missing("psycopg")
     folder = tempfile.mkdtemp(prefix="postgres-")
-    try:
-        made = Postgres(folder)
-        yield made
-        made.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    stop = as_postgres("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
+    afterwards = ["sh", "-c", AFTERWARDS, "sh", folder, *stop]
+    with subprocess.Popen(afterwards, stdin=subprocess.PIPE, start_new_session=True, cwd="/"):
+        yield Postgres(folder)
 
 
 @pytest.fixture(scope="session")
@@ -223,7 +226,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests in files that say BOTH_ENGINES run on each, but for those that are marked as of files of SQLite."""
     if "engine" in metafunc.fixturenames:
         both = getattr(metafunc.module, "BOTH_ENGINES", False) and not metafunc.definition.get_closest_marker("sqlite")
-        metafunc.parametrize("engine", ("sqlite", "postgresql")[: 1 + both], indirect=True)
+        engines = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
+        metafunc.parametrize("engine", engines[: 1 + both], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what else runs on PostgreSQL, so that it can be left out."""
+    for item in items:
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.postgresql)
 
 
 Engine = Callable[[Path], dict[str, str]]  # the settings of a new database in a folder
@@ -239,8 +250,6 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     """Where a test's database is."""
     if request.param == "sqlite":
         return on_sqlite
-    if importlib.util.find_spec("psycopg") is None:
-        missing("psycopg")
     postgres = request.getfixturevalue("postgres")
     return lambda folder: {"DATABASE_URL": postgres.make(), "DATA_FOLDER": str(folder / "data")}
 

@@ -7,7 +7,6 @@ same spools. `make test-machines` runs it and prints figures.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
 import json
 import os
@@ -22,7 +21,7 @@ from typing import Any
 
 import pytest
 from bench import traffic
-from conftest import SERVE, Postgres, Server, missing
+from conftest import SERVE, Postgres, Server
 from faults import NO_LIMIT, Readers, ask, health, lay, lines_of, settled
 from frontend import BareNginx, free_port
 from load import data, terminate, wait_until
@@ -223,8 +222,6 @@ def spooled_keys(server: Server) -> Iterator[str]:
 @pytest.fixture
 def machines(tmp_path: Path, postgres: Postgres) -> Iterator[Machines]:
     """Three running machines."""
-    if importlib.util.find_spec("psycopg") is None:
-        missing("psycopg")
     made = Machines(tmp_path, postgres)
     yield made
     made.stop()

@@ -20,8 +20,6 @@ from conftest import NOW, ROOT, Postgres, Stage, click, faults_of, hit, make_sta
 
 import tracker
 
-pytest.importorskip("psycopg", reason="psycopg is missing")
-
 
 @pytest.fixture
 def settings(postgres: Postgres, tmp_path: Path) -> Callable[[str], tracker.Settings]:
