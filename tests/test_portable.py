@@ -24,7 +24,7 @@ ALONE = {  # statements that are SQLite's alone, by how they begin, with the rea
     "begin": "a transaction that writes is begun as one",
     "rollback": "as begun",
 }
-BESIDE_SQLITE = ("# -- PostgreSQL", "def integrity_faults")  # between these lines
+BESIDE_SQLITE = ("# == PostgreSQL", "# == Tenants")  # between these lines
 SOURCE = (ROOT / "tracker.py").read_text(encoding="utf-8")
 
 
