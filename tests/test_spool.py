@@ -1219,12 +1219,14 @@ def test_who_asks_for_numbers_leaves_a_backlog_to_the_drain(stage: Stage, waitin
 
 def test_a_writer_that_waits_writes_when_the_other_has_ended(stage: Stage) -> None:
     stage.pixel("e1")
-    other = threading.Thread(target=tracker.drain, args=[tracker.Database(stage.database.path)])
+    database = tracker.Database(stage.database.path)
+    other = threading.Thread(target=tracker.drain, args=[database])
     with holding(stage, "write.lock"):
         other.start()
         other.join(0.1)
         assert other.is_alive() and stage.rows("select key from emails") == []
     other.join(LONGEST)
+    database.close()
     assert stage.rows("select key from emails") == [("e1",)]
 
 
@@ -1284,8 +1286,10 @@ def trouble(stage: Stage) -> str:
 
 def test_what_waits_is_told_also_while_others_write(stage: Stage) -> None:
     stage.pixel("e1")
+    database = tracker.Database(stage.database.path, patience=0)
     with holding(stage, "write.lock"):
-        tracker.Drainer(tracker.Database(stage.database.path, patience=0)).turn()
+        tracker.Drainer(database).turn()
+    database.close()
     said = tracker.read_state(str(stage.folder))
     assert (said["trouble"], said["waiting"]) == ("", 1)
 
