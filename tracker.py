@@ -2588,6 +2588,7 @@ _IN_STATEMENTS = (
         r"(?s)cross join events\s+where events\.id in \(\s*select near\.id (.*?)\)\s+limit :",
         r"cross join lateral (select near.* \1) as events limit :",
     ),
+    (r"\bgroup_concat\b", "string_agg"),
     (r"\?", "%s"),
     ("(?<!:):([a-z_]+)", r"%(\1)s"),
     (r"\burls\.url = (wanted\.target|%\(\w+\)s)", r"md5(urls.url) = md5(\1) and urls.url = \1"),
@@ -2861,6 +2862,8 @@ def moving(settings: Settings, target: str, schema: str) -> Iterator[sqlite3.Con
             connection.execute("delete from secrets")
             for table in re.findall(r"^create table (\w+)", schema, re.MULTILINE):  # each after what it refers to
                 _copy_table(old, connection, table)
+            if isinstance(connection, PostgresConnection):
+                connection.run("analyze")  # or nothing is known of the tables for a minute, and all of them are read
             yield connection
         if isinstance(old, PostgresConnection):
             old.execute("update marks set value = ? where name = 'schema'", (str(MOVED),))
@@ -4369,15 +4372,27 @@ def uniques_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[
     return connection.execute(sql, {"tenant": tenant, **span._asdict()}).fetchall()
 
 
-def hits_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[tuple[str, str, int, int, int]]:
-    """(verdict, reason, type, state, hits)."""
-    # Grouped by one number: by two, a year of quarters takes a third longer.
+def hits_in(
+    connection: sqlite3.Connection, tenant: int, spans: Sequence[Span]
+) -> list[list[tuple[str, str, int, int, int]]]:
+    """Of each of the spans, which are of one grain: (verdict, reason, type, state, hits)."""
+    # Each is summed up alone, and by one number: to sort a year of quarters, or by two, takes a third longer.
     sql = f"""
-        select verdict, reason, pair % 2 + 1, state, hits from (
-            select 2 * judgement + type - 1 as pair, sum(hits) as hits from reasons where {_IN_SPAN} group by 1
-        ) as sums join judgements on judgements.id = pair / 2
+        select (
+            select group_concat(pair || ' ' || hits, ',') from (
+                select 2 * judgement + type - 1 as pair, sum(hits) as hits from reasons
+                where tenant = :tenant and grain = :by_day and time >= since and time < until group by 1
+            ) as sums
+        ) from {wanted("place", "since", "until")} order by place
     """
-    return connection.execute(sql, {"tenant": tenant, **span._asdict()}).fetchall()
+    judged: dict[str, tuple[str, str, int, int]] = {}
+    for id_, verdict, reason, state in connection.execute("select id, verdict, reason, state from judgements"):
+        judged |= {str(2 * id_ + type_ - 1): (verdict, reason, type_, state) for type_ in TYPES}
+    places = ((place, span.start, span.end) for place, span in enumerate(spans))
+    found = for_each(connection, places, sql, tenant=tenant, by_day=spans[0].by_day)
+    return [
+        [(*judged[pair], int(hits)) for pair, hits in re.findall("([^ ,]+) ([^,]+)", sums or "")] for (sums,) in found
+    ]
 
 
 def first_quarter(connection: sqlite3.Connection, tenant: int) -> int | None:
@@ -5746,11 +5761,10 @@ def counts_of(rows: Iterable[Sequence[Any]], states: Mapping[int, str] = STATE_N
 
 def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -> Stats:
     """Read a period's numbers from the roll-ups; events are never counted here."""
-    number, span, before = tenant.number, period.span(tenant.tz), None
-    if period.name != "all":  # as long a time before it, of which as much has passed
-        past = span._replace(start=2 * span.start - span.end, end=span.start)
-        before = totals_of(cohort_in(connection, number, past)), counts_of(hits_in(connection, number, past))
-    steps = [hits_in(connection, number, some) for some in period.spans(tenant.tz)]
+    number, span = tenant.number, period.span(tenant.tz)
+    past = span._replace(start=2 * span.start - span.end, end=span.start)  # as long, and as much of it has passed
+    hits_before, *steps = hits_in(connection, number, [past, *period.spans(tenant.tz)])
+    before = totals_of(cohort_in(connection, number, past)), counts_of(hits_before)
     sums: Counter[tuple[int, str, str, int]] = Counter()
     for verdict, reason, type_, state, hits in chain(*steps):
         sums[type_, verdict, reason, state] += hits
@@ -5772,7 +5786,7 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
         dropped=dropped_hits(connection, number),
         over={what: recent[f"{what}-limit"] for what in A_DAY if f"{what}-limit" in recent},
         last_hit_at=last_hit_at(connection, number),
-        before=before,
+        before=None if period.name == "all" else before,
         machines=[*machines_of(connection, now_ms()).values()],
     )
 
