@@ -4932,6 +4932,7 @@ def _mended(text: str) -> str:
     return data.decode("utf-8", "backslashreplace").replace("\0", "\\x00")  # a NUL ends a text in other programs
 
 
+@lru_cache(maxsize=256)
 def host_name(host: str) -> str:
     """The host of a Host header: lower case, without port and final dot."""
     host = host.strip().lower()
@@ -7568,7 +7569,7 @@ def run_gunicorn(settings: Settings, app: App) -> None:
 
         def run(self) -> None:
             """Serve, with settings that stand: to look them up took gunicorn a fifth of each request."""
-            vars(self.cfg).update({name: setting.get() for name, setting in self.cfg.settings.items()})
+            self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()})
             super().run()
 
         def accept(self, listener: Any) -> None:
@@ -7678,34 +7679,16 @@ def has_certificate(folder: str, host: str) -> bool:
         raise StoreError(f"can't look for certificates in {folder}: {error.strerror}; expected to be root") from error
 
 
-CUT_ADDRESSES = {  # what nginx keeps of an address, as kept_address does
-    "full": (("default", "$remote_addr"),),
-    "none": (("default", '""'),),
-    "truncated": (
-        ("default", '""'),
-        (r'"~^(?:::ffff:)?(?<email_tracker_3>\d+\.\d+\.\d+)\.\d+$"', "$email_tracker_3.0"),
-        ('"~^(?<email_tracker_2>[0-9a-f]+:[0-9a-f]+):(?:0:|:)"', "$email_tracker_2::"),
-        ('"~^(?<email_tracker_6>[0-9a-f]+(?::[0-9a-f]+){2}):"', "$email_tracker_6::"),
-        ('"~^(?<email_tracker_1>[0-9a-f]*)::"', "$email_tracker_1::"),
-    ),
-}
-
-
 def _nginx_pixels(settings: Settings, tenants: Mapping[str, Any]) -> str:
     """How nginx logs pixels: what is kept of an address, and which addresses are the senders' own."""
-    blocks, own = "", [("default", "false")]
+    kept = {"full": "$remote_addr", "none": "", "truncated": "$email_tracker_cut_address"}[settings.ip_addresses]
+    blocks = own = ""
     for number, (mail_id, entry) in enumerate(tenants.items()):
         if entry["own"]:
-            own.append((mail_id, f"$email_tracker_own_{number}"))
-            networks = [("default", "false"), *((network, "true") for network in entry["own"])]
-            blocks += _nginx_block(f"geo {own[-1][1]}", networks)
-    blocks += _nginx_block("map $email_tracker_pixel $email_tracker_own", own)
-    blocks += _nginx_block("map $remote_addr $email_tracker_kept_address", CUT_ADDRESSES[settings.ip_addresses])
-    return server_file("_nginx_pixels.conf", longest=str(MAX_KEY), blocks=blocks.rstrip())
-
-
-def _nginx_block(head: str, lines: Iterable[tuple[str, str]]) -> str:
-    return f"{head} {{\n" + "".join(f"    {key} {value};\n" for key, value in lines) + "}\n"
+            networks = "".join(f"\n    {network} true;" for network in entry["own"])
+            blocks += f"\ngeo $email_tracker_own_{number} {{\n    default false;{networks}\n}}"
+            own += f"\n    {mail_id} $email_tracker_own_{number};"
+    return server_file("_nginx_pixels.conf", longest=str(MAX_KEY), kept=kept, blocks=blocks, own=own)
 
 
 def nginx_file(

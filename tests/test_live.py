@@ -122,7 +122,8 @@ def fire(server: Server, requests: Iterable[Sent], kills: Sequence[int] = (), *,
         clients = [pool.submit(client) for _ in range(CLIENTS)]
         for number in kills:
             wait_until(lambda: len(outcome.answered) >= number or any(each.done() for each in clients), server, 120)  # noqa: B023
-            outcome.killed.append(next(pid for pid in server.workers() if pid not in outcome.killed))  # it may be a zombie
+            # A worker that was killed may be a zombie still.
+            outcome.killed.append(next(pid for pid in server.workers() if pid not in outcome.killed))
             os.kill(outcome.killed[-1], signal.SIGKILL)
     for each in clients:
         each.result()  # raises what it was ended by
