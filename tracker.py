@@ -7809,7 +7809,8 @@ def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file
     state = re.fullmatch("/var/lib/([^/]+)", settings.folder)
     mode = "0751" if os.path.isdir(os.path.join(settings.spool, "nginx")) else "0750"  # whether nginx passes through
     written = f"StateDirectory={state[1]}\nStateDirectoryMode={mode}" if state else f"ReadWritePaths={settings.folder}"
-    process = server_file("_systemd_process.service", env_file=env_file, written=written)
+    network = " AF_INET AF_INET6" if settings.is_shared else "\nPrivateNetwork=yes"
+    process = server_file("_systemd_process.service", env_file=env_file, written=written, network=network)
     return server_file(f"systemd.{name}", command=" ".join(command), process=process, folder=settings.folder)
 
 
@@ -8683,9 +8684,11 @@ def cmd_nginx(args: Namespace, settings: Settings) -> None:
 )
 def cmd_systemd(args: Namespace, settings: Settings) -> None:
     """Print a unit: of the service, its socket, or daily backups (a service and its timer); or the line of its user."""
-    if not settings.is_shared and not os.path.isabs(settings.database):
-        expected = f"an absolute path, such as sqlite:/var/lib/email-tracker/tracking.db, in {ENV_FILE}"
-        raise StoreError(f"DATABASE_URL depends on where a command is started; expected {expected}")
+    if not os.path.isabs(settings.data_folder or "" if settings.is_shared else settings.database):
+        names = "DATABASE_URL, such as sqlite:/var/lib/email-tracker/tracking.db, or with PostgreSQL in DATA_FOLDER"
+        raise StoreError(f"what is meant depends on the folder; expected an absolute path in {names}, in {ENV_FILE}")
+    if args.file.startswith("backup"):
+        _only_sqlite(settings)
     command = (sys.executable, "-I", os.path.abspath(args.program))
     _put_out(args.output, systemd_file(settings, args.file, command, os.path.abspath(args.env or ENV_FILE)))
 
