@@ -4455,9 +4455,9 @@ def hits_in(
 
 def first_quarter(connection: sqlite3.Connection, tenant: int) -> int | None:
     """The quarter with which a tenant's numbers begin: the first sending or the first hit."""
-    sql = "select min(time) from {} where tenant = ? and grain = 0 and time >= 0"
-    firsts = (connection.execute(sql.format(table), (tenant,)).fetchone()[0] for table in ("reasons", "cohorts"))
-    return min((first for first in firsts if first is not None), default=None)
+    sql = "select time from {} where tenant = ? and grain = 0 and time >= 0 order by time limit 1"
+    rows = (connection.execute(sql.format(table), (tenant,)).fetchone() for table in ("reasons", "cohorts"))
+    return min((row[0] for row in rows if row), default=None)
 
 
 def named_clicks(connection: sqlite3.Connection, tenant: int) -> list[tuple[str, str, int]]:
@@ -4479,8 +4479,8 @@ def limits_met(connection: sqlite3.Connection, since: int) -> list[str]:
 
 
 def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
-    found: int | None = connection.execute("select max(at) from events where tenant = ?", (tenant,)).fetchone()[0]
-    return found
+    sql = "select at from events where tenant = ? order by at desc limit 1"
+    return next((row[0] for row in connection.execute(sql, (tenant,))), None)
 
 
 _LAST = "\U0010ffff"  # behind whatever a text goes on with
@@ -4752,7 +4752,7 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     found = None
     if asked.search and "search" in table.scopes:
         newest, older = search_emails(connection, tenant, asked)
-        values["wanted"], found = as_set(newest + older), (len(newest), len(older))
+        values["wanted"], found = f"[{','.join(newest + older)}]", (len(newest), len(older))
     sort = table.orders.get(order, "0")
     sql = table.ids.format(scope=scope, source=table.source, shown=SHOWN[asked.shown][1], sort=sort)
     if order:
@@ -4779,7 +4779,7 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     return Rows(table, [rows[id_] for id_ in page], following, found, links)
 
 
-def search_emails(connection: sqlite3.Connection, tenant: int, asked: Wanted) -> tuple[list[int], list[int]]:
+def search_emails(connection: sqlite3.Connection, tenant: int, asked: Wanted) -> tuple[list[str], list[str]]:
     """Those of the newest MOST_SEARCHED emails that have a text in them, and older ones whose key or recipient begins so."""
     piece = re.sub(r"([%_\\])", r"\\\1", fold_text(asked.search))
     values = {"tenant": tenant, "campaign": asked.campaign, "text": asked.search, "end": asked.search + _LAST}
@@ -4787,17 +4787,17 @@ def search_emails(connection: sqlite3.Connection, tenant: int, asked: Wanted) ->
     some = f"{EMAILS.scopes['campaign'] if asked.campaign else 'tenant = :tenant'} and not ({_A_TEST})"
     texts = "case when search = '' then lower(key) else search end" if asked.people else "lower(key)"
     sql = f"""
-        select id from (
+        select group_concat(id || '', ',') from (
             select id, {texts} as text from emails where {some} order by created_at desc, id desc limit :looked
         ) as newest where text like :piece escape '\\'
     """
-    newest = [row[0] for row in connection.execute(sql, values)]
+    newest = re.findall("[0-9]+", connection.execute(sql, values).fetchone()[0] or "")
     keys = f"select id from emails where {some} and key >= :text and key < :end limit :most"
     recipients = f"""
         select id from emails where {some} and recipient <> ''
         and lower(recipient) >= lower(:text) and lower(recipient) < lower(:end) limit :most
     """
-    older = {row[0] for sql in (keys, recipients)[: 1 + asked.people] for row in connection.execute(sql, values)}
+    older = {str(row[0]) for sql in (keys, recipients)[: 1 + asked.people] for row in connection.execute(sql, values)}
     return newest, list(older.difference(newest))
 
 
