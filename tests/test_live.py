@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -17,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from random import Random
@@ -27,6 +27,7 @@ from urllib.parse import quote
 import pytest
 from conftest import CHROME, PROGRAM, ROOT, SERVE, Server, missing
 from load import (
+    PIXEL,
     Sent,
     counted,
     counted_keys,
@@ -122,8 +123,7 @@ def fire(server: Server, requests: Iterable[Sent], kills: Sequence[int] = (), *,
         clients = [pool.submit(client) for _ in range(CLIENTS)]
         for number in kills:
             wait_until(lambda: len(outcome.answered) >= number or any(each.done() for each in clients), server, 120)  # noqa: B023
-            # A worker that was killed may be a zombie still.
-            outcome.killed.append(next(pid for pid in server.workers() if pid not in outcome.killed))
+            outcome.killed.append(server.workers()[0])
             os.kill(outcome.killed[-1], signal.SIGKILL)
     for each in clients:
         each.result()  # raises what it was ended by
@@ -431,13 +431,53 @@ def test_workers_leave_draining_to_drain_follow_while_it_lives_and_take_it_up_ag
             wait_until(lambda: drains(follower.pid), server)
             outcome = fire(server, pixels(made["mail_id"], "during", 50))
             wait_until(lambda: counted(server) == 50, server)
+            with open(data(server) / "write.lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                outcome.answered += fire(server, pixels(made["mail_id"], "locked", 50)).answered
+                for _ in range(5):  # it goes on saying that it lives
+                    told_at = (data(server) / "drain.follow").stat().st_mtime_ns
+                    wait_until(lambda: (data(server) / "drain.follow").stat().st_mtime_ns > told_at, server)  # noqa: B023
             assert drains(follower.pid)
         finally:
             follower.kill()
     outcome_after = fire(server, pixels(made["mail_id"], "after", 50))
     wait_until(lambda: any(map(drains, server.workers())), server)
-    wait_until(lambda: counted(server) == 100, server)
+    wait_until(lambda: counted(server) == 150, server)
     assert_counted_once(server, outcome, outcome_after)
+
+
+def asking(server: Server, path: str) -> socket.socket:
+    """A connection on which something was asked for."""
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: {CHROME}\r\n\r\n".encode())
+    return connection
+
+
+def test_nobody_waits_until_others_close_their_connections(server: Server) -> None:
+    path = f"/{server.first_tenant()}/pixel/"
+    with contextlib.ExitStack() as kept:
+        for n in range(100):
+            kept.enter_context(asking(server, f"{path}k{n}.gif"))
+        wait_until(lambda: counted(server) == 100, server)  # gunicorn by itself waits for two seconds each time
+    assert terminate(server) == 0
+
+
+def test_hits_are_answered_before_a_page_that_was_asked_for_sooner_but_not_all_of_them(
+    servers: Callable[..., Server],
+) -> None:
+    server = servers(WEB_CONCURRENCY="1")
+    made = server.tenant("Acme")
+    server.start()
+    [worker] = server.workers()
+    os.kill(worker, signal.SIGSTOP)
+    with contextlib.ExitStack() as kept:
+        page = kept.enter_context(asking(server, f"/{made['id']}/stats.json?range=all"))
+        hits = [kept.enter_context(asking(server, f"/{made['mail_id']}/pixel/k{n:02}.gif")) for n in range(20)]
+        os.kill(worker, signal.SIGCONT)
+        stats = json.loads(page.makefile("rb").read().partition(b"\r\n\r\n")[2])
+        assert [hit.makefile("rb").read().endswith(PIXEL) for hit in hits] == [True] * 20
+    assert 0 < stats["waiting_hits"] + sum(stats["activity"]["opens"]["hits"].values()) < 20
+    assert terminate(server) == 0
 
 
 def test_a_tenant_made_while_the_server_runs_is_served_without_a_restart(server: Server) -> None:
@@ -447,33 +487,6 @@ def test_a_tenant_made_while_the_server_runs_is_served_without_a_restart(server:
     wait_until(lambda: get(server.port, path)[0] == 302, server)
     assert first.wrong == []
     assert get(server.port, f"/{made['id']}/dashboard")[0] == 200
-
-
-def heard(client: socket.socket) -> tuple[int, bytes]:
-    """The status and the body of an answer, up to where the server hangs up; the body is as long as was said."""
-    head, _, body = b"".join(iter(partial(client.recv, 65_536), b"")).partition(b"\r\n\r\n")
-    assert f"Content-Length: {len(body)}".encode() in head
-    return int(head.split()[1]), body
-
-
-def test_who_does_not_hang_up_holds_up_no_worker(server: Server) -> None:
-    sender = server.tenant("Acme")
-    with contextlib.ExitStack() as held:
-        clients = [
-            held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30)) for _ in range(80)
-        ]
-        for n, client in enumerate(clients):
-            client.sendall(f"GET /{sender['mail_id']}/pixel/k{n}.gif HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        answers = {heard(client) for client in reversed(clients)}  # two seconds for each would be too long
-    assert len(answers) == 1 and answers.pop()[0] == 200
-
-
-def test_an_answer_comes_whole_where_nobody_reads_the_body_of_its_request(server: Server) -> None:
-    for _ in range(20):
-        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
-            client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30000\r\n\r\n")
-            client.sendall(b"x" * 30_000)
-            assert heard(client)[0] == 404
 
 
 def test_the_next_page_of_an_export_can_be_asked_for_as_soon_as_one_has_come(servers: Callable[..., Server]) -> None:
