@@ -122,7 +122,7 @@ def database_place(text: str) -> str:
     # sqlite:///x is relative to some programs and absolute to others: don't guess where the data is.
     if path in (text, "", ":memory:") or re.search(r"[\0?]|^//(?!//)", path):
         example = "sqlite:data/tracking.db or sqlite:/srv/tracker/tracking.db"
-        raise ValueError(f"expected sqlite:PATH, for example {example}, or postgresql://USER:PASSWORD@HOST/DATABASE")
+        raise BadInput(f"expected sqlite:PATH, for example {example}, or postgresql://USER:PASSWORD@HOST/DATABASE")
     return re.sub("^/+", "/", path)
 
 
@@ -2348,7 +2348,9 @@ def create_database(path: str, schema: str) -> Database:
             if not os.path.exists(database.path):
                 if (nothing := NoDatabase(database.path, folder)).trace:
                     raise nothing
-                build_database(database.path, schema)
+                with building(database.path, schema) as connection:
+                    made = [(name, secrets.token_hex(32)) for name in ("link", "instance")]
+                    connection.executemany("insert into secrets (name, value) values (?, ?)", made)
             _upgrade_database(database.path)
             with contextlib.closing(open_connection(database.path)) as connection, _plain_errors(database.path):
                 adopt_folder(database, *(stored_secret(connection, name) for name in ("instance", "link")))
@@ -2359,17 +2361,24 @@ def create_database(path: str, schema: str) -> Database:
     return database
 
 
-def build_database(path: str, schema: str, instance: str | None = None) -> None:
-    """Build under another name and rename, so that nobody ever opens a half-made database."""
-    temporary = f"{path}.{secrets.token_hex(6)}.new"
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))  # recipients' addresses come into it
-    with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
-        connection.executescript(schema)
-        for row in (("link", secrets.token_hex(32)), ("instance", instance or secrets.token_hex(32))):
-            connection.execute("insert into secrets (name, value) values (?, ?)", row)
-        connection.execute("pragma journal_mode = wal")
-    os.rename(temporary, path)
-    sync_folder(os.path.dirname(path))
+@contextlib.contextmanager
+def building(path: str, schema: str) -> Iterator[sqlite3.Connection]:
+    """A transaction in a new database, which gets its name at the end: nobody ever opens a half-made one."""
+    new = f"{path}.new"
+    os.close(os.open(new, os.O_CREAT | os.O_TRUNC, 0o600))  # recipients' addresses come into it
+    try:
+        with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
+            connection.executescript(schema)
+        with contextlib.closing(open_connection(new)) as connection, _plain_errors(new):
+            connection.execute("begin")
+            yield connection
+            connection.commit()
+            connection.execute("pragma journal_mode = wal")
+        os.rename(new, path)
+        sync_folder(os.path.dirname(path))
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
 
 
 def _upgrade_database(path: str) -> None:
@@ -2515,6 +2524,8 @@ def tell_of_machine(database: Database, waiting: int | None, now: int) -> tuple[
     with database.transaction(wait=False) as connection:
         others = machines_of(connection, now)
         before = others.pop(instance, None)
+        if before and (link := stored_secret(connection, "link")) != read_small_file(database.folder, "secret.key"):
+            write_small_file(os.path.join(database.folder, "secret.key"), f"{link}\n", 0o600)
         set_mark(connection, f"machine:{instance}", json.dumps([name, now, waiting]))
     if before and before.name != name and now - before.at < 10_000:
         return [*others.values()], f"spool/instance is also {before.name}'s: delete it on one of them and restart that"
@@ -2570,19 +2581,15 @@ _IN_SCHEMA = (
     (r"\binteger\b", "bigint"),
     (r"\btext\b", 'text collate "C"'),
     (r"\) without rowid", ")"),
+    (
+        r"create table (\w+) ([^;]+?\n *(\w+) .*) references (.*\))([^;]+;)",
+        r"create table \1 \2\5 alter table \1 add foreign key (\3) references \4;",
+    ),
     (r"\b0 as at\b", "0::bigint as at"),  # a number alone has 32 bits
     (r",\s*unique \(tenant, url\)\s*\)", ");\ncreate unique index urls_by_url on urls (tenant, md5(url))"),
-    ("pragma user_version = ([0-9]+)", r"insert into marks values ('schema', '\1')"),
+    ("pragma user_version = ([0-9]+)", r"update marks set value = '\1' where name = 'schema'"),
 )
-_BEFORE_SCHEMA = """
-    create table agent_clients (agent text collate "C" primary key, client text not null, device text not null);
-    create function client_name(agent text) returns text language sql stable as
-        'select client from agent_clients where agent_clients.agent = $1';
-    create function client_device(agent text) returns text language sql stable as
-        'select device from agent_clients where agent_clients.agent = $1';
-    create function local_day(zone text, quarter bigint) returns bigint language sql stable as
-        $$ select (timezone(zone, to_timestamp(900 * quarter))::date - date '1970-01-01')::bigint $$;
-"""
+_IN_COPY = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 _IN_STATEMENTS = (
     (
         r"(?s)cross join events\s+where events\.id in \(\s*select near\.id (.*?)\)\s+limit :",
@@ -2604,11 +2611,23 @@ _CONNECT = {  # unless the URL says otherwise: a machine that went silent is not
 }
 
 
-def postgres_schema(schema: str) -> str:
-    """The schema as PostgreSQL reads it."""
+def _as_postgres(schema: str) -> str:
+    """A schema, or what brings one up to date, as PostgreSQL reads it."""
     for pattern, instead in _IN_SCHEMA:
         schema = re.sub(pattern, instead, schema, flags=re.MULTILINE)
-    return _BEFORE_SCHEMA + schema
+    return schema
+
+
+def tables_of(schema: str) -> list[str]:
+    """The names of the tables, each behind those it refers to."""
+    return re.findall(r"^create table (\w+)", schema, re.MULTILINE)
+
+
+def postgres_schema(schema: str) -> tuple[str, str]:
+    """The schema as PostgreSQL reads it: its tables, and what is better made when they are full."""
+    schema, table = _as_postgres(schema), "create table [^;]+;"
+    rest = resource("templates/schema/postgresql.sql").decode().replace("@@schema", re.sub(table, "", schema))
+    return "\n".join(re.findall(table, schema)), rest
 
 
 def _set_in_postgres(match: re.Match[str]) -> str:
@@ -2651,7 +2670,7 @@ def _psycopg() -> Any:
     except ImportError as error:
         raise StoreError(
             f"DATABASE_URL says postgresql, for which psycopg 3.1 or later is needed ({error}): "
-            f"`apt install python3-psycopg`, or `{sys.executable} -m pip install psycopg`"
+            f"`apt install python3-psycopg`, or `{sys.executable} -m pip install psycopg[binary]`"
         ) from None
     as_number = dict.fromkeys(("dump", "quote"), lambda _, value: b"%d" % value)
     number = type("Number", (psycopg.adapt.Dumper,), as_number)
@@ -2685,9 +2704,13 @@ class PostgresConnection:
         if self.raw.info.transaction_status:
             self.raw.execute("commit")
 
-    def run(self, statements: str) -> Any:
-        """Run several statements in one round trip; the row that the last one found."""
-        cursor = self.raw.execute(statements)
+    def run(self, statements: str, lines: Iterable[str] = ()) -> Any:
+        """Run several statements in one round trip, or a `copy` of lines; the row that the last one found."""
+        cursor = self.raw.cursor()
+        if lines:
+            with cursor.copy(statements) as copy:
+                return any(map(copy.write, lines))
+        cursor.execute(statements)
         while cursor.nextset():
             pass
         return cursor.fetchone() if cursor.description else None
@@ -2791,15 +2814,29 @@ class Postgres(Database):
                 self._postgres.raw.close()
                 self._postgres = None
 
-    def build(self, schema: str, *, moved: bool = False) -> None:
-        """Make the tables where there are none. Raises StoreError where this machine knows of a database, unless it moved."""
-        with self._errors(), contextlib.closing(PostgresConnection(self._url).raw) as raw, raw.transaction():
-            raw.execute("select pg_advisory_xact_lock(hashtext('email-tracker'))")  # others may be about to do so
-            if raw.execute("select to_regclass('marks')").fetchone()[0] is None:
-                if (nothing := NoDatabase(self.path, self.folder)).trace and not moved:
+    @contextlib.contextmanager
+    def building(self) -> Iterator[tuple[PostgresConnection, int | None]]:
+        """A transaction in which nobody else makes or changes tables; and the version of those that are there."""
+        with self._errors():
+            connection = PostgresConnection(self._url)
+            with contextlib.closing(connection.raw), connection.raw.transaction():
+                connection.run("select pg_advisory_xact_lock(hashtext('email-tracker'))")
+                found = connection.run("select to_regclass('marks')")
+                if found[0]:
+                    found = connection.run("select value from marks where name = 'schema' for no key update")
+                yield connection, found[0] and int(found[0])
+
+    def build(self, schema: str) -> None:
+        """Make the tables, or bring them up to date. Raises StoreError where there are none any more."""
+        with self.building() as (connection, version):
+            if version is None:
+                if (nothing := NoDatabase(self.path, self.folder)).trace:
                     raise nothing
                 made = ", ".join(f"('{name}', '{secrets.token_hex(32)}')" for name in ("link", "instance"))
-                raw.execute(f"{postgres_schema(schema)}; insert into secrets values {made}")
+                connection.run(f"{''.join(postgres_schema(schema))}; insert into secrets values {made}")
+            elif version >= FIRST_VERSION:
+                for later in range(version + 1, SCHEMA_VERSION + 1):
+                    connection.run(_as_postgres(resource(f"templates/schema/{later}.sql").decode()))
 
 
 @contextlib.contextmanager
@@ -2837,6 +2874,43 @@ def open_database(settings: Settings, patience: float = math.inf, schema: str = 
     return database
 
 
+def _rows_of(connection: sqlite3.Connection, table: str) -> Iterator[Any]:
+    """The names of a table's columns, then its rows, but for the version; never all in memory."""
+    cursor = connection.raw.cursor(table) if isinstance(connection, PostgresConnection) else connection.cursor()
+    with contextlib.closing(cursor):
+        cursor.execute(f"select * from {table}" + " where name <> 'schema'" * (table == "marks"))
+        yield [column[0] for column in cursor.description]
+        while some := cursor.fetchmany(1000):
+            yield from some
+
+
+def copying(connection: sqlite3.Connection, schema: str) -> Iterator[tuple[str, Iterable[str]]]:
+    """What makes a copy of a database in PostgreSQL: statements, each with the lines that are to follow it."""
+    tables, rest = postgres_schema(schema)
+    yield tables, ()
+    for table in tables_of(schema):
+        first, *others = next(rows := _rows_of(connection, table))
+        yield f"copy {table} ({', '.join((first, *others))}) from stdin", _copy_lines(rows)
+        if first in ("id", "number"):
+            yield f"select setval(pg_get_serial_sequence('{table}', '{first}'), max({first})) from {table}", ()
+    yield f"{rest}; analyze", ()  # else nothing is known of the tables for a minute, and all of them are read
+
+
+def _copy_lines(rows: Iterator[Sequence[Any]]) -> Iterator[str]:
+    while some := [*islice(rows, 1000)]:
+        cells = ((r"\N" if value is None else str(value).translate(_IN_COPY) for value in row) for row in some)
+        yield "".join("\t".join(row) + "\n" for row in cells)
+    yield "\\.\n"
+
+
+def psql_script(connection: sqlite3.Connection, schema: str) -> Iterator[bytes]:
+    """A copy of a database for psql, which makes all of it or, where the database is not empty, nothing."""
+    yield b"\\set ON_ERROR_STOP on\n\\o /dev/null\nset client_encoding = 'UTF8';\nbegin;\n"
+    for statement, lines in chain(copying(connection, schema), [("commit", ())]):
+        yield f"{statement};\n".encode()
+        yield from map(str.encode, lines)
+
+
 @contextlib.contextmanager
 def moving(settings: Settings, target: str, schema: str) -> Iterator[sqlite3.Connection]:
     """Copy all into an empty database of the other engine, to be looked at before the old one is used no more."""
@@ -2845,42 +2919,26 @@ def moving(settings: Settings, target: str, schema: str) -> Iterator[sqlite3.Con
         place = f"a file in {settings.folder}, where the spool is"
         raise StoreError(f"expected {place if settings.is_shared else 'postgresql://USER:PASSWORD@HOST/DATABASE'}")
     with contextlib.closing(open_database(settings)) as source, source.transaction() as old:
-        instance = stored_secret(old, "instance")
         if new.is_shared:
-            Postgres(target, new.folder).build(schema, moved=True)
-        elif os.path.exists(target):
-            raise StoreError(f"{target} is there already; expected none")
-        else:
-            build_database(target, schema, instance)
-            write_small_file(os.path.join(source.spool, "instance"), f"{instance}\n", 0o640)
-        with contextlib.closing(open_database(new)) as database, database.transaction() as connection:
-            for each in (old, connection):
-                if isinstance(each, PostgresConnection):
-                    each.run("set local idle_in_transaction_session_timeout = 0")  # while the other one works
-            if connection.execute("select count(*) from tenants").fetchone()[0]:
-                raise StoreError(f"{database.path} has tenants; expected an empty database")
-            connection.execute("delete from secrets")
-            for table in re.findall(r"^create table (\w+)", schema, re.MULTILINE):  # each after what it refers to
-                _copy_table(old, connection, table)
-            if isinstance(connection, PostgresConnection):
-                connection.run("analyze")  # or nothing is known of the tables for a minute, and all of them are read
-            yield connection
-        if isinstance(old, PostgresConnection):
-            old.execute("update marks set value = ? where name = 'schema'", (str(MOVED),))
-        else:
+            with Postgres(target, new.folder).building() as (copy, version):
+                if version is not None:
+                    raise StoreError(f"{new.database_url} has tables of this program; expected an empty database")
+                for statement, lines in copying(old, schema):
+                    copy.run(statement, lines)
+                yield cast("sqlite3.Connection", copy)
             old.execute(f"pragma user_version = {MOVED}")
-
-
-def _copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str) -> None:
-    cursor = old.raw.cursor("rows") if isinstance(old, PostgresConnection) else old.cursor()  # never all in memory
-    with contextlib.closing(cursor):
-        cursor.execute(f"select * from {table}" + " where name <> 'schema'" * (table == "marks"))
-        columns = [column[0] for column in cursor.description]
-        insert = f"insert into {table} ({', '.join(columns)}) values ({', '.join('?' * len(columns))})"
-        while rows := cursor.fetchmany(10_000):
-            new.executemany(insert, rows)
-    if isinstance(new, PostgresConnection) and columns[0] in ("id", "number"):
-        new.run(f"select setval(pg_get_serial_sequence('{table}', '{columns[0]}'), max({columns[0]})) from {table}")
+            return
+        if os.path.exists(target):
+            raise StoreError(f"{target} is there already; expected none")
+        old.execute("set local idle_in_transaction_session_timeout = 0")  # while the copy is looked at
+        with building(target, schema) as file:
+            for table in tables_of(schema):
+                columns = next(rows := _rows_of(old, table))
+                marks = ", ".join("?" * len(columns))
+                file.executemany(f"insert into {table} ({', '.join(columns)}) values ({marks})", rows)
+            yield file
+            write_small_file(os.path.join(source.spool, "instance"), f"{stored_secret(old, 'instance')}\n", 0o640)
+        set_mark(old, "schema", str(MOVED))
 
 
 # == Tenants ===========================================================================================
@@ -4397,9 +4455,9 @@ def hits_in(
 
 def first_quarter(connection: sqlite3.Connection, tenant: int) -> int | None:
     """The quarter with which a tenant's numbers begin: the first sending or the first hit."""
-    sql = "select min(time) from {} where tenant = ? and grain = 0 and time >= 0"
-    firsts = (connection.execute(sql.format(table), (tenant,)).fetchone()[0] for table in ("reasons", "cohorts"))
-    return min((first for first in firsts if first is not None), default=None)
+    sql = "select time from {} where tenant = ? and grain = 0 and time >= 0 order by time limit 1"
+    rows = (connection.execute(sql.format(table), (tenant,)).fetchone() for table in ("reasons", "cohorts"))
+    return min((row[0] for row in rows if row), default=None)
 
 
 def named_clicks(connection: sqlite3.Connection, tenant: int) -> list[tuple[str, str, int]]:
@@ -4421,8 +4479,8 @@ def limits_met(connection: sqlite3.Connection, since: int) -> list[str]:
 
 
 def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
-    found: int | None = connection.execute("select max(at) from events where tenant = ?", (tenant,)).fetchone()[0]
-    return found
+    sql = "select at from events where tenant = ? order by at desc limit 1"
+    return next((row[0] for row in connection.execute(sql, (tenant,))), None)
 
 
 _LAST = "\U0010ffff"  # behind whatever a text goes on with
@@ -4694,7 +4752,7 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     found = None
     if asked.search and "search" in table.scopes:
         newest, older = search_emails(connection, tenant, asked)
-        values["wanted"], found = as_set(newest + older), (len(newest), len(older))
+        values["wanted"], found = f"[{','.join(newest + older)}]", (len(newest), len(older))
     sort = table.orders.get(order, "0")
     sql = table.ids.format(scope=scope, source=table.source, shown=SHOWN[asked.shown][1], sort=sort)
     if order:
@@ -4721,7 +4779,7 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     return Rows(table, [rows[id_] for id_ in page], following, found, links)
 
 
-def search_emails(connection: sqlite3.Connection, tenant: int, asked: Wanted) -> tuple[list[int], list[int]]:
+def search_emails(connection: sqlite3.Connection, tenant: int, asked: Wanted) -> tuple[list[str], list[str]]:
     """Those of the newest MOST_SEARCHED emails that have a text in them, and older ones whose key or recipient begins so."""
     piece = re.sub(r"([%_\\])", r"\\\1", fold_text(asked.search))
     values = {"tenant": tenant, "campaign": asked.campaign, "text": asked.search, "end": asked.search + _LAST}
@@ -4729,17 +4787,17 @@ def search_emails(connection: sqlite3.Connection, tenant: int, asked: Wanted) ->
     some = f"{EMAILS.scopes['campaign'] if asked.campaign else 'tenant = :tenant'} and not ({_A_TEST})"
     texts = "case when search = '' then lower(key) else search end" if asked.people else "lower(key)"
     sql = f"""
-        select id from (
+        select group_concat(id || '', ',') from (
             select id, {texts} as text from emails where {some} order by created_at desc, id desc limit :looked
         ) as newest where text like :piece escape '\\'
     """
-    newest = [row[0] for row in connection.execute(sql, values)]
+    newest = re.findall("[0-9]+", connection.execute(sql, values).fetchone()[0] or "")
     keys = f"select id from emails where {some} and key >= :text and key < :end limit :most"
     recipients = f"""
         select id from emails where {some} and recipient <> ''
         and lower(recipient) >= lower(:text) and lower(recipient) < lower(:end) limit :most
     """
-    older = {row[0] for sql in (keys, recipients)[: 1 + asked.people] for row in connection.execute(sql, values)}
+    older = {str(row[0]) for sql in (keys, recipients)[: 1 + asked.people] for row in connection.execute(sql, values)}
     return newest, list(older.difference(newest))
 
 
@@ -4932,6 +4990,7 @@ def _mended(text: str) -> str:
     return data.decode("utf-8", "backslashreplace").replace("\0", "\\x00")  # a NUL ends a text in other programs
 
 
+@lru_cache(maxsize=256)
 def host_name(host: str) -> str:
     """The host of a Host header: lower case, without port and final dot."""
     host = host.strip().lower()
@@ -7522,11 +7581,36 @@ def one_line(record: logging.LogRecord) -> str:
 asks_little = re.compile(rb"(GET|HEAD) (/health|/[^/]+/(pixel|click)/)").match
 
 
-def peek(client: socket.socket) -> bytes:
-    """What can be read from a connection at once, up to some bytes, without reading it."""
-    with contextlib.suppress(OSError):
-        return client.recv(128, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    return b""
+class Connection(socket.socket):
+    """One whose answer leaves in one piece, and who then hangs up; gunicorn's would wait until the other side has.
+
+    To hang up cuts off an answer only where something of the request is unread.
+    """
+
+    held = b""
+    is_whole = False  # the request was read, and has no body
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data = b"" if self.is_whole else super().recv(size, flags)
+        self.is_whole = self.is_whole or (data.startswith((b"GET ", b"HEAD ")) and data.endswith(b"\r\n\r\n"))
+        return data
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        self.held += data
+        if len(self.held) > 65_536:
+            super().sendall(self.held)
+            self.held = b""
+
+    def shutdown(self, how: int) -> None:
+        super().sendall(self.held)
+        if not self.is_whole:
+            super().shutdown(how)
+
+    def begins(self) -> bytes:
+        """What has come and is not read yet, up to some bytes."""
+        with contextlib.suppress(OSError):
+            return super().recv(128, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return b""
 
 
 def run_gunicorn(settings: Settings, app: App) -> None:
@@ -7556,6 +7640,11 @@ def run_gunicorn(settings: Settings, app: App) -> None:
     class Worker(SyncWorker):  # type: ignore[misc]  # gunicorn has no types
         said_at = -math.inf
 
+        def run(self) -> None:
+            """Serve, with settings that stand: to look them up took gunicorn a fifth of each request."""
+            self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()})
+            super().run()
+
         def notify(self) -> None:
             """Tell the master that this worker lives: once a second, not before each request."""
             if time.monotonic() - self.said_at >= 1:
@@ -7567,14 +7656,15 @@ def run_gunicorn(settings: Settings, app: App) -> None:
 
             Who sends something may take seconds. Behind him nobody is taken in, since another worker may be free.
             """
-            others: list[tuple[bytes, Any, Any]] = []
+            others: list[tuple[bytes, Connection, Any]] = []
             while self.alive or others:
                 try:
                     for _ in range(LOOK_AHEAD - len(others)):
                         if not self.alive or any(not asked.startswith(b"GET") for asked, *_ in others):
                             break
-                        client, address = listener.accept()
-                        if asks_little(asked := peek(client)):
+                        descriptor, address = listener._accept()  # closed on exec, and waits, without being told
+                        client = Connection(listener.family, listener.type, fileno=descriptor)
+                        if asks_little(asked := client.begins()):
                             self.handle(listener, client, address)
                         else:
                             others.append((asked, client, address))
@@ -7584,12 +7674,6 @@ def run_gunicorn(settings: Settings, app: App) -> None:
                 self.notify()
                 if others:
                     self.handle(listener, *others.pop(0)[1:])
-
-        def handle_request(self, listener: Any, request: Any, client: Any, address: Any) -> None:
-            """Close by ourselves where all is read: gunicorn would wait for up to two seconds until the client does."""
-            super().handle_request(listener, request, client, address)
-            if not peek(client):
-                client.close()
 
     class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         def load_config(self) -> None:
@@ -7687,34 +7771,16 @@ def has_certificate(folder: str, host: str) -> bool:
         raise StoreError(f"can't look for certificates in {folder}: {error.strerror}; expected to be root") from error
 
 
-CUT_ADDRESSES = {  # what nginx keeps of an address, as kept_address does
-    "full": (("default", "$remote_addr"),),
-    "none": (("default", '""'),),
-    "truncated": (
-        ("default", '""'),
-        (r'"~^(?:::ffff:)?(?<email_tracker_3>\d+\.\d+\.\d+)\.\d+$"', "$email_tracker_3.0"),
-        ('"~^(?<email_tracker_2>[0-9a-f]+:[0-9a-f]+):(?:0:|:)"', "$email_tracker_2::"),
-        ('"~^(?<email_tracker_6>[0-9a-f]+(?::[0-9a-f]+){2}):"', "$email_tracker_6::"),
-        ('"~^(?<email_tracker_1>[0-9a-f]*)::"', "$email_tracker_1::"),
-    ),
-}
-
-
 def _nginx_pixels(settings: Settings, tenants: Mapping[str, Any]) -> str:
     """How nginx logs pixels: what is kept of an address, and which addresses are the senders' own."""
-    blocks, own = "", [("default", "false")]
+    kept = {"full": "$remote_addr", "none": "", "truncated": "$email_tracker_cut_address"}[settings.ip_addresses]
+    blocks = own = ""
     for number, (mail_id, entry) in enumerate(tenants.items()):
         if entry["own"]:
-            own.append((mail_id, f"$email_tracker_own_{number}"))
-            networks = [("default", "false"), *((network, "true") for network in entry["own"])]
-            blocks += _nginx_block(f"geo {own[-1][1]}", networks)
-    blocks += _nginx_block("map $email_tracker_pixel $email_tracker_own", own)
-    blocks += _nginx_block("map $remote_addr $email_tracker_kept_address", CUT_ADDRESSES[settings.ip_addresses])
-    return server_file("_nginx_pixels.conf", longest=str(MAX_KEY), blocks=blocks.rstrip())
-
-
-def _nginx_block(head: str, lines: Iterable[tuple[str, str]]) -> str:
-    return f"{head} {{\n" + "".join(f"    {key} {value};\n" for key, value in lines) + "}\n"
+            networks = "".join(f"\n    {network} true;" for network in entry["own"])
+            blocks += f"\ngeo $email_tracker_own_{number} {{\n    default false;{networks}\n}}"
+            own += f"\n    {mail_id} $email_tracker_own_{number};"
+    return server_file("_nginx_pixels.conf", longest=str(MAX_KEY), kept=kept, blocks=blocks, own=own)
 
 
 def nginx_file(
@@ -7777,7 +7843,8 @@ def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file
     state = re.fullmatch("/var/lib/([^/]+)", settings.folder)
     mode = "0751" if os.path.isdir(os.path.join(settings.spool, "nginx")) else "0750"  # whether nginx passes through
     written = f"StateDirectory={state[1]}\nStateDirectoryMode={mode}" if state else f"ReadWritePaths={settings.folder}"
-    process = server_file("_systemd_process.service", env_file=env_file, written=written)
+    network = " AF_INET AF_INET6" if settings.is_shared else "\nPrivateNetwork=yes"
+    process = server_file("_systemd_process.service", env_file=env_file, written=written, network=network)
     return server_file(f"systemd.{name}", command=" ".join(command), process=process, folder=settings.folder)
 
 
@@ -8238,8 +8305,9 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
 
 
 @command(
-    TENANT,
-    option("table", "which table", choices=("emails", "events", "links", "campaigns")),
+    option("tenant TENANT", "a tenant's dashboard id, mail id or name", nargs="?"),
+    option("table", "which table", choices=("emails", "events", "links", "campaigns"), nargs="?"),
+    option("--postgresql", "instead: all tables of all tenants, as SQL that `psql -f` makes a database of"),
     option("--format", "how it is written", choices=EXPORT_TYPES, default="csv"),
     option("--output FILE", "a new file (default: standard output)"),
     option("--campaign NAME", "emails and links of this campaign only"),
@@ -8249,17 +8317,25 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
 )
 def cmd_export(args: Namespace, settings: Settings) -> None:
     """Write a whole table of a tenant, newest first, as CSV or JSON; in constant memory, however long it is."""
-    filters, options = TABLES[args.table].filters, {"campaign": "campaign", "q": "search", "show": "show", "key": "key"}
+    if {args.tenant is None, args.table is None} != {args.postgresql}:
+        raise BadInput("expected TENANT and the name of a table, or --postgresql alone")
+    options = {"campaign": "campaign", "q": "search", "show": "show", "key": "key"}
+    filters = () if args.postgresql else TABLES[args.table].filters
     for parameter, name in options.items():
         text = getattr(args, name)
         if text is not None and parameter not in filters:
             takes = ", ".join(f"--{options[each]}" for each in filters) or "none"
-            raise BadInput(f"--{name} is no filter of the table {args.table}; its filters: {takes}")
+            raise BadInput(f"--{name} is no filter of {args.table or 'all tables'}; its filters: {takes}")
         if UNFIT.search(text or ""):
             raise BadInput(f"--{name}: expected text in one line, in UTF-8")
-    output = _new_file(args.output, 0o666) if args.output else contextlib.nullcontext(sys.stdout.buffer)
+    mode = 0o600 if args.postgresql else 0o666
+    output = _new_file(args.output, mode) if args.output else contextlib.nullcontext(sys.stdout.buffer)
     with output as file, _opened(settings, drained=True) as database:
         with database.reading() as connection:
+            if args.postgresql:
+                file.writelines(psql_script(connection, resource("schema.sql").decode()))
+                _tell("note: the key that signs links is in it; keep it like a password")
+                return
             tenant = find_tenant(connection, args.tenant).number
         asked = Wanted(args.campaign, args.key, args.search or "", args.show or "all")
         for piece in export_rows(database, tenant, TABLES[args.table], args.format, asked):
@@ -8578,14 +8654,10 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
 @command(option("to URL", "postgresql://USER:PASSWORD@HOST/DATABASE, or sqlite:PATH"))
 def cmd_move(args: Namespace, settings: Settings) -> None:
     """Copy the database to PostgreSQL, or from there into a file: sqlite:PATH. The server may go on: hits wait meanwhile."""
-    try:
-        target = database_place(args.to)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
     schema = resource("schema.sql").decode()
-    with acting_as_owner(settings), moving(settings, target, schema) as connection:
+    with acting_as_owner(settings), moving(settings, database_place(args.to), schema) as connection:
         if differences := [*integrity_faults(connection), *rollup_differences(connection)]:
-            raise StoreError(f"nothing was moved, for the copy does not agree with itself: {differences[0]}")
+            raise StoreError(f"nothing was moved; first `check --repair` has to mend this: {differences[0]}")
     print("All was moved, and the old database refuses to be used. Change the settings so, and restart the server:")
     print(f"DATABASE_URL={without_password(args.to)}")
     print(f"DATA_FOLDER={'' if settings.is_shared else settings.folder}")
@@ -8650,9 +8722,11 @@ def cmd_nginx(args: Namespace, settings: Settings) -> None:
 )
 def cmd_systemd(args: Namespace, settings: Settings) -> None:
     """Print a unit: of the service, its socket, or daily backups (a service and its timer); or the line of its user."""
-    if not settings.is_shared and not os.path.isabs(settings.database):
-        expected = f"an absolute path, such as sqlite:/var/lib/email-tracker/tracking.db, in {ENV_FILE}"
-        raise StoreError(f"DATABASE_URL depends on where a command is started; expected {expected}")
+    if not os.path.isabs(settings.data_folder or "" if settings.is_shared else settings.database):
+        names = "DATABASE_URL, such as sqlite:/var/lib/email-tracker/tracking.db, or with PostgreSQL in DATA_FOLDER"
+        raise StoreError(f"what is meant depends on the folder; expected an absolute path in {names}, in {ENV_FILE}")
+    if args.file.startswith("backup"):
+        _only_sqlite(settings)
     command = (sys.executable, "-I", os.path.abspath(args.program))
     _put_out(args.output, systemd_file(settings, args.file, command, os.path.abspath(args.env or ENV_FILE)))
 

@@ -81,6 +81,12 @@ def faults_of(database: tracker.Database) -> list[str]:
         return tracker.integrity_faults(connection) + tracker.rollup_differences(connection)
 
 
+def another_database(path: Path) -> None:
+    """A database that belongs to nothing here."""
+    with tracker.building(str(path), tracker.resource("schema.sql").decode()):
+        pass
+
+
 @dataclass
 class Stage:
     """A database with Acme (domain acme.com) and Globex (any domain), and an App over it without a drain thread."""

@@ -560,9 +560,9 @@ def test_ago_is_said_in_one_unit() -> None:
 
 
 FAILURES = {
-    "Acme events --campaign spring": "--campaign is no filter of the table events; its filters: --key",
-    "Acme emails --key e1": "--key is no filter of the table emails; its filters: --campaign, --search, --show",
-    "Acme campaigns --show all": "--show is no filter of the table campaigns; its filters: none",
+    "Acme events --campaign spring": "--campaign is no filter of events; its filters: --key",
+    "Acme emails --key e1": "--key is no filter of emails; its filters: --campaign, --search, --show",
+    "Acme campaigns --show all": "--show is no filter of campaigns; its filters: none",
     "Nobody emails": "no tenant 'Nobody'",
     "Acme emails --search \udcff": "--search: expected text",
     "Acme links --campaign \udcff": "--campaign: expected text",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import webtest
 from asking import Page, assert_private, call, database_away, get, spooled
-from conftest import BASE, CHROME, NOW, Stage, hit, segment
+from conftest import BASE, CHROME, NOW, Stage, another_database, hit, segment
 
 import tracker
 
@@ -233,7 +233,7 @@ def degraded(stage: Stage) -> list[str]:
 IN_PLACE = {  # what stands in the place of the database, and what is said of it
     "nothing": (str, "no database at"),
     "another": (
-        lambda path: tracker.build_database(str(path), tracker.resource("schema.sql").decode()),
+        another_database,
         "belong|replaced",
     ),
     "no database": (lambda path: path.write_bytes(b"not a database " * 1000), "is not a database|replaced"),

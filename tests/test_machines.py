@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 import shutil
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NOW, ROOT, Postgres, Stage, click, faults_of, hit, make_stage, segment
+from conftest import NOW, Postgres, Stage, click, hit, make_stage, segment
 
 import tracker
 
@@ -231,47 +229,6 @@ def test_the_spool_of_a_lost_machine_is_drained_elsewhere_and_it_may_come_back(s
     assert tracker.drain(lost).hits == 1
     assert events(stage) == 20
     lost.close()
-
-
-def test_a_move_to_postgresql_and_back_keeps_everything(
-    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    there = make_stage(tmp_path)
-    segment(there, *((click if n % 3 else hit)(there, f"e{n % 9}", at=NOW + n * 7_000) for n in range(60)))
-    there.drain()
-    before = content(there.database)
-    waiting = segment(there, hit(there, "late", NOW + 1))
-    there.app.close()
-    there.use(monkeypatch)
-    url = postgres.make()
-    assert tracker.main(["move", url]) == 0
-    assert f"DATA_FOLDER={there.folder}" in capsys.readouterr().out
-    assert tracker.main(["check"]) == 1
-    assert "was moved" in capsys.readouterr().err
-    moved = tracker.open_database(dataclasses.replace(there.settings, database=url, data_folder=str(there.folder)))
-    assert content(moved) == before
-    assert tracker.drain(moved).hits == 1
-    assert not waiting.exists()
-    assert faults_of(moved) == []
-    after = content(moved)
-    moved.close()
-    monkeypatch.setenv("DATABASE_URL", url)
-    monkeypatch.setenv("DATA_FOLDER", str(there.folder))
-    assert tracker.main(["move", f"sqlite:{there.folder}/again.db"]) == 0
-    back = tracker.Database(f"{there.folder}/again.db")
-    assert content(back) == after
-    assert tracker.drain(back).troubles == faults_of(back) == []
-    back.close()
-
-
-def content(database: tracker.Database) -> dict[str, Any]:
-    """All rows but the marks."""
-    with database.reading() as connection:
-        return {
-            table: Counter(map(tuple, connection.execute(f"select * from {table}").fetchall()))
-            for table in re.findall(r"^create table (\w+)", (ROOT / "schema.sql").read_text(), re.MULTILINE)
-            if table != "marks"
-        }
 
 
 @pytest.mark.parametrize("words", [["backup", "x.db"], ["restore", "x.db"]])

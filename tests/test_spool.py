@@ -31,7 +31,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from conftest import CHROME, NOW, Stage, click, faults_of, hit, segment, small_disk
+from conftest import CHROME, NOW, Stage, another_database, click, faults_of, hit, segment, small_disk
 
 import tracker
 
@@ -972,7 +972,7 @@ def test_while_the_database_is_replaced_hits_are_recorded_and_when_it_is_back_ea
         with stage.database.reading() as connection, contextlib.closing(sqlite3.connect(copy)) as target:
             connection.backup(target)
     elif by == "another":
-        tracker.build_database(str(copy), tracker.resource("schema.sql").decode())
+        another_database(copy)
     stage.pixel("e2")
     stage.drain()
     path.rename(kept)
