@@ -3573,8 +3573,9 @@ _EMAIL_FACTS = f"""
         and campaign_sends.campaign = emails.campaign
 """
 _EVENT_FACTS = """
-    select events.email, events.id, events.judgement, events.url, events.agent, events.at, events.type, events.method,
+    select events.email, events.at, events.id, events.judgement, events.url, events.agent, events.type, events.method,
            events.address, events.purpose, events.own, events.fixed
+    from {} cross join events
 """
 
 
@@ -3636,10 +3637,10 @@ def network_of(hit: Hit) -> int:
 # -- The session of a hit
 
 
-def _reaches(stored: Mapping[int, Stored], since: int, at: int) -> bool:
+def _reaches(times: Iterable[int], since: int, at: int) -> bool:
     """Whether a session up to a time may have begun before what was read of it."""
     begin = at
-    for earlier in sorted((each.hit.at for each in stored.values() if each.hit.at <= at), reverse=True):
+    for earlier in sorted((time_ for time_ in times if time_ <= at), reverse=True):
         if begin - earlier > SESSION_GAP_MS:
             return False
         begin = earlier
@@ -3694,20 +3695,24 @@ def _concerned(session: Session) -> set[int]:
 ALL_EVENTS = 1 << 40
 
 
-# What is stored once: how its numbers are looked up, and new ones inserted.
-_INTERNED: dict[str, tuple[str, str, Callable[[int, str], tuple[Any, ...]]]] = {
+# What is stored once: how its numbers are looked up, and how it is inserted.
+_INTERNED = {
     "agent": (
         f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent",
-        "insert into agents (agent) values (?) on conflict do nothing",
-        lambda _, agent: (agent,),
+        f"""
+        insert into agents (agent) select wanted.agent from {wanted("agent")} where 1 = 1
+        on conflict do nothing returning agent, id
+        """,
     ),
     "url": (
         f"""
         select urls.url, urls.id from {wanted("target")} cross join urls
         where urls.tenant = :tenant and urls.url = wanted.target
         """,
-        "insert into urls (tenant, url, host) values (?, ?, ?) on conflict do nothing",
-        lambda tenant, url: (tenant, url, url_host(url)),
+        f"""
+        insert into urls (tenant, url, host) select :tenant, wanted.target, wanted.host from {wanted("target", "host")}
+        where 1 = 1 on conflict do nothing returning url, id
+        """,
     ),
 }
 
@@ -3736,6 +3741,10 @@ class Batch:
         self._began: dict[int, int] = {}  # emails that were first spoken of earlier than was known
         self._firsts: list[tuple[Tally, Email, int, int, int | None]] = []  # tallies whose first hit went
         self._left: set[tuple[int, str]] = set()  # campaigns that an email left, perhaps with their last hit
+        self._used: list[tuple[Any, ...]] = []  # of allowances
+        self._tenants: dict[
+            int, tuple[str, int | None]
+        ] = {}  # those of hits: their zones, and what they may have a day
         self._numbers: dict[Judgement, tuple[int, int]] = {}  # and their states
         self._judgements: dict[int, Judgement] = {}
         for number, verdict, reason in connection.execute("select id, verdict, reason from judgements"):
@@ -3758,11 +3767,6 @@ class Batch:
             number = self.connection.execute(sql, row).fetchone()[0]
             self._numbers[judgement], self._judgements[number] = (number, judgement.state), judgement
         return self._numbers[judgement]
-
-    def _texts(self, table: str, id_: str, text: str, ids: Iterable[int | None]) -> dict[int, str]:
-        """What is stored once, by number."""
-        rows = f"{wanted('id')} cross join {table} where {table}.{id_} = wanted.id"
-        return dict(for_each(self.connection, ids, f"select {table}.{id_}, {table}.{text} from {rows}"))
 
     # -- Recording hits
 
@@ -3797,17 +3801,19 @@ class Batch:
 
     def _interned(self, tenant: int, what: str, emails: Iterable[tuple[Email, list[Hit]]]) -> dict[str, int]:
         """The numbers of agents or URLs of hits, which are stored once; those of new ones over a limit are that of OTHER."""
-        look_up, insert, row = _INTERNED[what]
+        look_up, insert = _INTERNED[what]
         texts = dict.fromkeys(getattr(hit, what) for _, hits in emails for hit in hits)
         texts.pop(None, None)
-        known = dict(for_each(self.connection, texts, look_up, tenant=tenant))
+        known = dict(for_each(self.connection, {*texts, OTHER}, look_up, tenant=tenant))
         if new := dict.fromkeys(text for text in texts if text not in known):
             pairs = [(email, hit) for email, hits in emails for hit in hits if getattr(hit, what) in new]
             others = self._over_texts(tenant, what, pairs)
-            stored = [*(text for text in new if text not in others), *((OTHER,) if others else ())]
-            self.connection.executemany(insert, (row(tenant, text) for text in stored))
-            known |= for_each(self.connection, stored, look_up, tenant=tenant)
-            known |= {text: known[OTHER if text in others else text] for text in new}
+            stored = [text for text in new if text not in others]
+            if others and OTHER not in known:
+                stored.append(OTHER)
+            rows = [(text, url_host(text)) for text in stored] if what == "url" else stored
+            known |= for_each(self.connection, rows, insert, tenant=tenant)
+            known |= dict.fromkeys(others, known.get(OTHER, 0))
         return known
 
     def _over_texts(self, tenant: int, what: str, pairs: list[tuple[Email, Hit]]) -> set[str]:
@@ -3827,7 +3833,7 @@ class Batch:
         may have on the day of the hit. Of each, one network has no more than half of what others leave."""
         if not new:
             return set()
-        [(a_day,)] = self.connection.execute("select unregistered_a_day from tenants where number = ?", (tenant,))
+        _, a_day = self._tenants[tenant]
         of_day = A_DAY[what] if a_day is None else a_day if what == "unregistered" else max(a_day, A_DAY[what])
         tries = [
             (text, most, (whose, day, ALL_NETWORKS), (whose, day, network_of(hit)))
@@ -3854,8 +3860,7 @@ class Batch:
             else:
                 continue
             over.remove(text)
-        rows = [(tenant, what, *each, number) for each, number in used.items() if number != before[each]]
-        upsert(self.connection, "allowances", ("tenant", "what", "whose", "day", "network"), ("used",), rows)
+        self._used += ((tenant, what, *each, number) for each, number in used.items() if number != before[each])
         return over
 
     def _within(self, tenant: int, hit: Hit, judgement: Judgement, **numbers: Mapping[str, int]) -> Hit:
@@ -3872,14 +3877,16 @@ class Batch:
         """Hits that can become events, by tenant, and by key and campaign; others are dropped by the first reason that fits."""
         hits = [*hits]
         sql = f"""
-            select tenants.number, tenants.mail_id, tenants.id, tenants.tracking_host, tenants.id_in_mail_at
+            select tenants.number, tenants.mail_id, tenants.id, tenants.tracking_host, tenants.id_in_mail_at,
+                   tenants.tz, tenants.unregistered_a_day
             from {wanted("word")} cross join tenants
             where tenants.mail_id = wanted.word or tenants.id = wanted.word or tenants.tracking_host = wanted.word
         """
         tenants = for_each(self.connection, {word for hit in hits for word in (hit.mail_id, hit.host)}, sql)
         by_mail_id = {mail_id: number for number, mail_id, *_ in tenants}
-        by_id = {id_: (number, last or 0) for number, _, id_, _, last in tenants}
-        owners = {host: mail_id for _, mail_id, _, host, _ in tenants if host}
+        by_id = {id_: (number, last or 0) for number, _, id_, _, last, *_ in tenants}
+        owners = {host: mail_id for _, mail_id, _, host, *_ in tenants if host}
+        self._tenants = {number: (tz, a_day) for number, *_, tz, a_day in tenants}
         found: dict[int, dict[tuple[str, str], list[Hit]]] = defaultdict(lambda: defaultdict(list))
         in_mail: dict[int, int] = {}
         for hit in hits:
@@ -3955,7 +3962,7 @@ class Batch:
             where campaign_sends.sent is not null
                 or exists (select 1 from campaigns where tenant = :tenant and campaigns.campaign = wanted.campaign)
         """
-        known = dict(for_each(self.connection, {*campaigns.values()}, sql, tenant=tenant))
+        known = dict(for_each(self.connection, {*campaigns.values()}, sql, tenant=tenant)) if campaigns else {}
         room = {key: (known[campaign], campaign, NO_DAY) for key, campaign in campaigns.items() if known.get(campaign)}
         over = self._over(tenant, "unregistered", firsts, room)
         made = [key for key in firsts if key not in over]
@@ -3998,42 +4005,58 @@ class Batch:
         if not joined:
             return
         # Nearly all sessions are short; of the others all is read.
-        self._read_near([(email, max(since, at - MOSTLY_MS), at) for email, since, at in before], "desc", joined)
-        self._read_near([each for each in before if _reaches(joined[each[0]].stored, *each[1:])], "desc", joined)
-        self._read_near(after, "asc", joined)
+        rows = self._read_near([(email, max(since, at - MOSTLY_MS), at) for email, since, at in before], "desc")
+        times: dict[int, list[int]] = defaultdict(list)
+        for row in rows:
+            times[row[0]].append(row[1])
+        rows += self._read_near([each for each in before if _reaches(times[each[0]], *each[1:])], "desc")
+        self._take_events(rows + self._read_near(after, "asc"), joined)
 
-    def _read_near(self, spans: Sequence[tuple[int, int, int]], order: str, emails: Mapping[int, Email]) -> None:
+    def _read_near(self, spans: Sequence[tuple[int, int, int]], order: str) -> list[Sequence[Any]]:
         """Read events later than the first and up to the second of two times, from that end on which `order` begins.
 
         Raises TooMuch where they are more than may be read in one transaction.
         """
-        if spans:
-            sql = f"""
-                {_EVENT_FACTS} from {wanted("email", "since", "until")} cross join events
-                where events.id in (
-                    select near.id from events as near
-                    where near.email = wanted.email and near.at > wanted.since and near.at <= wanted.until
-                    order by near.at {order} limit :most)
-                limit :room
-            """
-            rows = for_each(self.connection, spans, sql, most=MAX_SESSION + 1, room=self.room + 1)
-            self.room -= len(rows)
-            if self.room < 0:
-                raise TooMuch("more hits are stored around these than may be read at once")
-            self._take_events(rows, emails)
+        if not spans:
+            return []
+        sql = f"""
+            {_EVENT_FACTS.format(wanted("email", "since", "until"))} where events.id in (
+                select near.id from events as near
+                where near.email = wanted.email and near.at > wanted.since and near.at <= wanted.until
+                order by near.at {order} limit :most)
+            limit :room
+        """
+        rows = for_each(self.connection, spans, sql, most=MAX_SESSION + 1, room=self.room + 1)
+        self.room -= len(rows)
+        if self.room < 0:
+            raise TooMuch("more hits are stored around these than may be read at once")
+        return rows
 
     def _take_events(self, rows: Collection[Sequence[Any]], emails: Mapping[int, Email]) -> None:
         """Give emails their events, from rows as _EVENT_FACTS has them."""
         if not rows:
             return
-        agents = self._texts("agents", "id", "agent", {row[4] for row in rows})
-        urls = self._texts("urls", "id", "url", {row[3] for row in rows})
-        for email, id_, number, url, agent, at, type_, method, address, purpose, own, fixed in rows:
+        agents, urls = self._texts({row[5] for row in rows}, {row[4] for row in rows})
+        for email, at, id_, number, url, agent, type_, method, address, purpose, own, fixed in rows:
             judgement = self._judgements[number]
             why = judgement.reason if judgement.reason in NAMING_REASONS else ""
             said = method or "GET", "", "", url and urls[url], "", address or "", agents[agent], purpose or "", "", why
             hit = _new(Hit, ("", at, type_, *said, "", own == 1, judgement if fixed else None, False))
             emails[email].stored[id_] = Stored(id_, number, url, hit)
+
+    def _texts(self, agents: Iterable[int], urls: Iterable[int | None]) -> tuple[dict[int, str], dict[int, str]]:
+        """What is stored once, by number."""
+        sql = f"""
+            select wanted.n, wanted.id, coalesce(agents.agent, urls.url) from {wanted("n", "id")}
+            left join agents on wanted.n = 0 and agents.id = wanted.id
+            left join urls on wanted.n = 1 and urls.id = wanted.id
+        """
+        found: tuple[dict[int, str], dict[int, str]] = {}, {}
+        for n, id_, text in for_each(
+            self.connection, [*((0, id_) for id_ in agents), *((1, id_) for id_ in urls)], sql
+        ):
+            found[n][id_] = text
+        return found
 
     def _read_links(self, judged: Iterable[Judged], urls: Mapping[str, int]) -> None:
         """The tallies of links that are clicked now, or were by a hit that is judged otherwise now."""
@@ -4060,7 +4083,7 @@ class Batch:
         sql = f"select link_counts.* from {wanted('id')} cross join link_counts where link_counts.email = wanted.id"
         for id_, url, *counts in for_each(self.connection, by_id, sql):
             by_id[id_].links[url] = counts, [*counts]
-        sql = f"{_EVENT_FACTS} from {wanted('id')} cross join events where events.email = wanted.id"
+        sql = _EVENT_FACTS.format(wanted("id")) + "where events.email = wanted.id"
         self._take_events(for_each(self.connection, by_id, sql), by_id)
 
     # -- Counting
@@ -4245,6 +4268,7 @@ class Batch:
                 where campaigns.tenant = wanted.tenant and campaigns.campaign = wanted.campaign
             """
             self.connection.execute(sql, {"wanted": as_set(left)})
+        upsert(self.connection, "allowances", ("tenant", "what", "whose", "day", "network"), ("used",), self._used)
         dropped = [(*key, hits) for key, hits in self.dropped.items()]
         upsert(self.connection, "dropped", ("tenant", "reason", "day"), ("hits",), dropped, ADDED)
 
@@ -4307,8 +4331,10 @@ class Batch:
         upsert(self.connection, "campaigns", ("tenant", "campaign"), ("last_at",), latest, LATER)
 
     def _write_cells(self) -> None:
-        tenants = {shape[0] for shape in self._shapes} | {standing.tenant for standing in self._standings}
-        zones = self._texts("tenants", "number", "tz", tenants)
+        zones = {number: tz for number, (tz, _) in self._tenants.items()}
+        if others := {tenant for tenant, *_ in chain(self._shapes, self._standings)} - zones.keys():
+            sql = f"select number, tz from {wanted('id')} cross join tenants where number = wanted.id"
+            zones |= for_each(self.connection, others, sql)
         for columns, times in self._shapes.items():
             if times:
                 shape = Shape._make(columns)
@@ -4375,17 +4401,18 @@ def record_lines(
     for line in lines:
         if isinstance(line, SpooledEmail):
             spooled[line.mail_id].append(line.registration)
-    with Batch(connection, now) as registered:
-        for mail_id, registrations in spooled.items():
-            row = connection.execute("select number from tenants where mail_id = ?", (mail_id,)).fetchone()
-            if row:
-                registered.register(row[0], registrations)
-            else:
-                registered.dropped[0, "unknown-tenant", now // DAY_MS] += len(registrations)
-    with Batch(connection, now, room) as recorded:
-        recorded.record([line for line in lines if isinstance(line, Hit)])
+    unknown = 0
+    for mail_id, registrations in spooled.items():
+        if row := connection.execute("select number from tenants where mail_id = ?", (mail_id,)).fetchone():
+            register_emails(connection, row[0], registrations, now)
+        else:
+            unknown += len(registrations)
+    with Batch(connection, now, room) as batch:
+        if unknown:
+            batch.dropped[0, "unknown-tenant", now // DAY_MS] = unknown
+        batch.record([line for line in lines if isinstance(line, Hit)])
     dropped: Counter[str] = Counter()
-    for (_, reason, _), hits in chain(registered.dropped.items(), recorded.dropped.items()):
+    for (_, reason, _), hits in batch.dropped.items():
         dropped[reason] += hits
     return dropped
 

@@ -62,6 +62,7 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         *(hit(stage, f"e{n}", NOW + n) for n in range(4)),
         *(click(stage, "e1", at=NOW + n) for n in range(3)),
         *(hit(stage, "x", uri=f"/{stage.acme.id}/pixel/e1.gif"), hit(stage, "u")),
+        hit(stage, "v", uri=f"/{stage.acme.mail_id}/pixel/v.gif?campaign=Spring"),
         click(stage, "u", "https://other.example/", answer="named", why="destination-not-allowed"),
         *(click(stage, "e5", at=NOW + 100_000 + n * 3_600_000) for n in range(2)),
         click(stage, "e5", at=NOW + 101_000, method="HEAD"),  # the first click was a scanner's
