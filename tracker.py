@@ -2060,9 +2060,14 @@ def wanted(*columns: str) -> str:
 as_set = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
+def ask(connection: sqlite3.Connection, rows: Iterable[Any], sql: str, **values: Any) -> sqlite3.Cursor:
+    """Run a statement for a set of values or rows. What is asked before rows are fetched takes one round trip together."""
+    return connection.execute(sql, {"wanted": as_set([*rows]), **values})
+
+
 def for_each(connection: sqlite3.Connection, rows: Iterable[Any], sql: str, **values: Any) -> list[Any]:
     """The rows that a statement finds for a set of values or rows."""
-    return connection.execute(sql, {"wanted": as_set([*rows]), **values}).fetchall()
+    return ask(connection, rows, sql, **values).fetchall()
 
 
 class Database:
@@ -2456,7 +2461,8 @@ def restoring(path: str, backup: BinaryIO) -> Iterator[tuple[sqlite3.Connection,
 
 def position_of(connection: sqlite3.Connection, segment: str) -> int:
     """How many bytes of a segment are in the database."""
-    return positions_of(connection, [segment]).get(segment, 0)
+    row = connection.execute("select position from positions where segment = ? /* for update */", (segment,)).fetchone()
+    return int(row[0]) if row else 0
 
 
 def positions_of(connection: sqlite3.Connection, segments: Iterable[str]) -> dict[str, int]:
@@ -2472,10 +2478,10 @@ def set_position(
     sql = """
         insert into positions values (:segment, :position, :now) on conflict (segment) do update
         set position = excluded.position, updated_at = excluded.updated_at
-        where positions.position = coalesce(:before, positions.position)
+        where positions.position = coalesce(:before, positions.position) returning 1
     """
     asked = {"segment": segment, "position": position, "now": now, "before": before}
-    if connection.execute(sql, asked).rowcount != 1:
+    if not connection.execute(sql, asked).fetchall():
         raise Busy(f"{segment} was drained by somebody else meanwhile")
 
 
@@ -2596,6 +2602,7 @@ _IN_STATEMENTS = (
         r"cross join lateral (select near.* \1) as events limit :",
     ),
     (r"\bgroup_concat\b", "string_agg"),
+    (r"/\* (for update) \*/", r"\1"),
     (r"\?", "%s"),
     ("(?<!:):([a-z_]+)", r"%(\1)s"),
     (r"\burls\.url = (wanted\.target|%\(\w+\)s)", r"md5(urls.url) = md5(\1) and urls.url = \1"),
@@ -2841,8 +2848,9 @@ class Postgres(Database):
 
 @contextlib.contextmanager
 def pipelined(connection: sqlite3.Connection) -> Iterator[None]:
-    """Statements in here need no answers, and wait for none where the database is far away."""
-    with connection.raw.pipeline() if isinstance(connection, PostgresConnection) else contextlib.nullcontext():
+    """Statements in here wait for no answers but those whose rows are fetched, where the database may be far away."""
+    raw = connection.raw if isinstance(connection, PostgresConnection) else None
+    with raw.pipeline() if raw and not raw.info.pipeline_status else contextlib.nullcontext():
         yield
 
 
@@ -3647,6 +3655,12 @@ def _reaches(times: Iterable[int], since: int, at: int) -> bool:
     return since < at - MOSTLY_MS and begin - SESSION_GAP_MS < at - MOSTLY_MS
 
 
+def _take_links(rows: Iterable[Sequence[Any]], emails: Mapping[int, Email]) -> None:
+    """Give emails the tallies of their links."""
+    for id_, url, *counts in rows:
+        emails[id_].links[url] = counts, [*counts]
+
+
 # An email, its new hits, what they are judged, and which stored ones are judged otherwise now than they were.
 Judged = tuple[Email, list[Hit], list[Judgement], list[tuple[Stored, Judgement]]]
 Session = list[tuple[Hit, Stored | None]]  # hits in order, each with its event if it is stored already
@@ -3747,9 +3761,7 @@ class Batch:
         ] = {}  # those of hits: their zones, and what they may have a day
         self._numbers: dict[Judgement, tuple[int, int]] = {}  # and their states
         self._judgements: dict[int, Judgement] = {}
-        for number, verdict, reason in connection.execute("select id, verdict, reason from judgements"):
-            judgement = self._judgements[number] = judgement_of(verdict, reason)
-            self._numbers[judgement] = number, judgement.state
+        self._texts: dict[str, dict[int | None, Any]] = {"agent": {}, "url": {None: None}}  # by number, as far as known
 
     def __enter__(self) -> Batch:
         return self
@@ -3758,6 +3770,11 @@ class Batch:
         if error is None:
             with pipelined(self.connection):
                 self.write()
+
+    def _read_judgements(self) -> None:
+        for number, verdict, reason in self.connection.execute("select id, verdict, reason from judgements"):
+            judgement = self._judgements[number] = judgement_of(verdict, reason)
+            self._numbers[judgement] = number, judgement.state
 
     def _number(self, judgement: Judgement) -> tuple[int, int]:
         """The number of a judgement, and its state; of a pair that never occurred, in a new row."""
@@ -3773,15 +3790,24 @@ class Batch:
     def record(self, hits: Iterable[Hit]) -> None:
         """Judge hits, those of each email together, and count them."""
         for tenant, groups in self._by_tenant(hits).items():
+            asked = {what: self._ask_interned(tenant, what, groups.values()) for what in _INTERNED}
             emails = self._emails_of(tenant, groups)
-            self._read_stored(emails)
-            agents, urls = (self._interned(tenant, what, emails) for what in ("agent", "url"))
+            by_id = {email.id: email for email, _ in emails}
+            agents, urls = (self._interned(tenant, what, *asked[what], emails) for what in ("agent", "url"))
             is_over = OTHER in agents or OTHER in urls
+            links = self._ask_links(
+                [(email, urls[hit.url]) for email, new in emails for hit in new if hit.url is not None]
+            )
+            self._read_stored(emails, by_id)
             judged: list[Judged] = []
             for email, new in emails:
                 judgements, again = judge_together(email, new)
                 judged.append((email, new, judgements, self._otherwise(again) if again else []))
-            self._read_links(judged, urls)
+            _take_links(links, by_id)
+            others = [
+                (email, each.url) for email, _, _, revised in judged for each, _ in revised if each.url is not None
+            ]
+            _take_links(self._ask_links([(email, url) for email, url in others if url not in email.links]), by_id)
             for email, new, judgements, revised in judged:
                 self._revise(email, revised)
                 for hit, judgement in zip(new, judgements):  # noqa: B905  # as long as each other
@@ -3799,22 +3825,27 @@ class Batch:
                 if not email.registered and new[0].at < email.created_at:
                     self._began[email.id] = email.created_at = new[0].at
 
-    def _interned(self, tenant: int, what: str, emails: Iterable[tuple[Email, list[Hit]]]) -> dict[str, int]:
-        """The numbers of agents or URLs of hits, which are stored once; those of new ones over a limit are that of OTHER."""
-        look_up, insert = _INTERNED[what]
-        texts = dict.fromkeys(getattr(hit, what) for _, hits in emails for hit in hits)
-        texts.pop(None, None)
-        known = dict(for_each(self.connection, {*texts, OTHER}, look_up, tenant=tenant))
-        if new := dict.fromkeys(text for text in texts if text not in known):
+    def _ask_interned(self, tenant: int, what: str, hits: Iterable[list[Hit]]) -> tuple[set[str], sqlite3.Cursor]:
+        """Ask for the numbers of agents or URLs of hits, which are stored once."""
+        texts = {getattr(hit, what) for some in hits for hit in some} - {None}
+        return texts, ask(self.connection, {*texts, OTHER}, _INTERNED[what][0], tenant=tenant)
+
+    def _interned(
+        self, tenant: int, what: str, texts: set[str], asked: sqlite3.Cursor, emails: Iterable[tuple[Email, list[Hit]]]
+    ) -> dict[str, int]:
+        """Their numbers; those of new ones over a limit are that of OTHER."""
+        known = dict(asked.fetchall())
+        others: set[str] = set()
+        if new := texts - known.keys():
             pairs = [(email, hit) for email, hits in emails for hit in hits if getattr(hit, what) in new]
             others = self._over_texts(tenant, what, pairs)
-            stored = [text for text in new if text not in others]
+            stored = [text for text in dict.fromkeys(getattr(hit, what) for _, hit in pairs) if text not in others]
             if others and OTHER not in known:
                 stored.append(OTHER)
             rows = [(text, url_host(text)) for text in stored] if what == "url" else stored
-            known |= for_each(self.connection, rows, insert, tenant=tenant)
-            known |= dict.fromkeys(others, known.get(OTHER, 0))
-        return known
+            known |= for_each(self.connection, rows, _INTERNED[what][1], tenant=tenant)
+        self._texts[what].update((number, text) for text, number in known.items())
+        return known | dict.fromkeys(others, known.get(OTHER, 0))
 
     def _over_texts(self, tenant: int, what: str, pairs: list[tuple[Email, Hit]]) -> set[str]:
         """Those of new agents or URLs that are over a limit: no URL that we signed, nor the first ones of a registered email."""
@@ -3882,7 +3913,9 @@ class Batch:
             from {wanted("word")} cross join tenants
             where tenants.mail_id = wanted.word or tenants.id = wanted.word or tenants.tracking_host = wanted.word
         """
-        tenants = for_each(self.connection, {word for hit in hits for word in (hit.mail_id, hit.host)}, sql)
+        asked = ask(self.connection, {word for hit in hits for word in (hit.mail_id, hit.host)}, sql)
+        self._read_judgements()
+        tenants = asked.fetchall()
         by_mail_id = {mail_id: number for number, mail_id, *_ in tenants}
         by_id = {id_: (number, last or 0) for number, _, id_, _, last, *_ in tenants}
         owners = {host: mail_id for _, mail_id, _, host, *_ in tenants if host}
@@ -3986,39 +4019,31 @@ class Batch:
 
     # -- The session of a hit
 
-    def _read_stored(self, emails: Iterable[tuple[Email, list[Hit]]]) -> None:
+    def _read_stored(self, emails: Iterable[tuple[Email, list[Hit]]], by_id: Mapping[int, Email]) -> None:
         """Read the stored hits of the sessions that new hits come into: up to MAX_SESSION and one on each side of a hit."""
         before: list[tuple[int, int, int]] = []  # emails, and after which and up to which time
         after: list[tuple[int, int, int]] = []
-        joined: dict[int, Email] = {}
         for email, hits in emails:
             last_at = -FAR if email.last_at is None else email.last_at
             floor = -FAR
             for n, hit in enumerate(hits):
                 if floor >= last_at or hit.at > last_at + SESSION_GAP_MS:
                     break
-                joined[email.id] = email
                 before.append((email.id, floor, hit.at))
                 if hit.at < last_at:
                     after.append((email.id, hit.at, hits[n + 1].at if n + 1 < len(hits) else FAR))
                 floor = hit.at
-        if not joined:
-            return
         # Nearly all sessions are short; of the others all is read.
-        rows = self._read_near([(email, max(since, at - MOSTLY_MS), at) for email, since, at in before], "desc")
+        mostly = self._ask_near([(email, max(since, at - MOSTLY_MS), at) for email, since, at in before], "desc")
+        rows = self._near(mostly, self._ask_near(after, "asc"))
         times: dict[int, list[int]] = defaultdict(list)
         for row in rows:
             times[row[0]].append(row[1])
-        rows += self._read_near([each for each in before if _reaches(times[each[0]], *each[1:])], "desc")
-        self._take_events(rows + self._read_near(after, "asc"), joined)
+        rows += self._near(self._ask_near([each for each in before if _reaches(times[each[0]], *each[1:])], "desc"))
+        self._take_events(rows, by_id)
 
-    def _read_near(self, spans: Sequence[tuple[int, int, int]], order: str) -> list[Sequence[Any]]:
-        """Read events later than the first and up to the second of two times, from that end on which `order` begins.
-
-        Raises TooMuch where they are more than may be read in one transaction.
-        """
-        if not spans:
-            return []
+    def _ask_near(self, spans: Sequence[tuple[int, int, int]], order: str) -> Iterable[Sequence[Any]]:
+        """Ask for events later than the first and up to the second of two times, from that end on which `order` begins."""
         sql = f"""
             {_EVENT_FACTS.format(wanted("email", "since", "until"))} where events.id in (
                 select near.id from events as near
@@ -4026,7 +4051,11 @@ class Batch:
                 order by near.at {order} limit :most)
             limit :room
         """
-        rows = for_each(self.connection, spans, sql, most=MAX_SESSION + 1, room=self.room + 1)
+        return ask(self.connection, spans, sql, most=MAX_SESSION + 1, room=self.room + 1) if spans else ()
+
+    def _near(self, *asked: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
+        """The rows. Raises TooMuch where they are more than may be read in one transaction."""
+        rows = [*chain(*asked)]
         self.room -= len(rows)
         if self.room < 0:
             raise TooMuch("more hits are stored around these than may be read at once")
@@ -4034,55 +4063,39 @@ class Batch:
 
     def _take_events(self, rows: Collection[Sequence[Any]], emails: Mapping[int, Email]) -> None:
         """Give emails their events, from rows as _EVENT_FACTS has them."""
-        if not rows:
-            return
-        agents, urls = self._texts({row[5] for row in rows}, {row[4] for row in rows})
+        agents, urls = self._texts.values()
+        unknown = {("agent", row[5]) for row in rows if row[5] not in agents}
+        if unknown := unknown | {("url", row[4]) for row in rows if row[4] not in urls}:
+            sql = f"""
+                select wanted.word, wanted.id, coalesce(agents.agent, urls.url) from {wanted("word", "id")}
+                left join agents on wanted.word = 'agent' and agents.id = wanted.id
+                left join urls on wanted.word = 'url' and urls.id = wanted.id
+            """
+            for what, id_, text in for_each(self.connection, unknown, sql):
+                self._texts[what][id_] = text
         for email, at, id_, number, url, agent, type_, method, address, purpose, own, fixed in rows:
             judgement = self._judgements[number]
             why = judgement.reason if judgement.reason in NAMING_REASONS else ""
-            said = method or "GET", "", "", url and urls[url], "", address or "", agents[agent], purpose or "", "", why
+            said = method or "GET", "", "", urls[url], "", address or "", agents[agent], purpose or "", "", why
             hit = _new(Hit, ("", at, type_, *said, "", own == 1, judgement if fixed else None, False))
             emails[email].stored[id_] = Stored(id_, number, url, hit)
 
-    def _texts(self, agents: Iterable[int], urls: Iterable[int | None]) -> tuple[dict[int, str], dict[int, str]]:
-        """What is stored once, by number."""
+    def _ask_links(self, clicked: Collection[tuple[Email, int]]) -> Iterable[Sequence[Any]]:
+        """Ask for the tallies of links of emails."""
+        for email, url in clicked:
+            email.links[url] = [*_NO_TALLY], [*_NO_TALLY]
         sql = f"""
-            select wanted.n, wanted.id, coalesce(agents.agent, urls.url) from {wanted("n", "id")}
-            left join agents on wanted.n = 0 and agents.id = wanted.id
-            left join urls on wanted.n = 1 and urls.id = wanted.id
+            select link_counts.* from {wanted("email", "url")} cross join link_counts
+            where link_counts.email = wanted.email and link_counts.url = wanted.url
         """
-        found: tuple[dict[int, str], dict[int, str]] = {}, {}
-        for n, id_, text in for_each(
-            self.connection, [*((0, id_) for id_ in agents), *((1, id_) for id_ in urls)], sql
-        ):
-            found[n][id_] = text
-        return found
-
-    def _read_links(self, judged: Iterable[Judged], urls: Mapping[str, int]) -> None:
-        """The tallies of links that are clicked now, or were by a hit that is judged otherwise now."""
-        emails: dict[int, Email] = {}
-        asked: set[tuple[int, int]] = set()
-        for email, new, _, revised in judged:
-            clicked = [urls[hit.url] for hit in new if hit.url is not None] if urls else []
-            clicked += [stored.url for stored, _ in revised if stored.url is not None]
-            for url in clicked:
-                emails[email.id] = email
-                email.links[url] = [*_NO_TALLY], [*_NO_TALLY]
-                asked.add((email.id, url))
-        if asked:
-            sql = f"""
-                select link_counts.* from {wanted("email", "url")} cross join link_counts
-                where link_counts.email = wanted.email and link_counts.url = wanted.url
-            """
-            for id_, url, *counts in for_each(self.connection, sorted(asked), sql):
-                emails[id_].links[url] = counts, [*counts]
+        return ask(self.connection, sorted({(email.id, url) for email, url in clicked}), sql) if clicked else ()
 
     def _read_all(self, emails: Iterable[Email]) -> None:
         """The tallies of all links of emails, and all their events."""
+        self._read_judgements()
         by_id = {email.id: email for email in emails}
         sql = f"select link_counts.* from {wanted('id')} cross join link_counts where link_counts.email = wanted.id"
-        for id_, url, *counts in for_each(self.connection, by_id, sql):
-            by_id[id_].links[url] = counts, [*counts]
+        _take_links(for_each(self.connection, by_id, sql), by_id)
         sql = _EVENT_FACTS.format(wanted("id")) + "where events.email = wanted.id"
         self._take_events(for_each(self.connection, by_id, sql), by_id)
 
@@ -5184,10 +5197,11 @@ def waiting_segments(database: Database, connection: sqlite3.Connection, trouble
     found = {(name, False): about for name, about in segments_in(database.spool).items()}
     kept = os.path.join(database.spool, "kept")
     changed_at = os.stat(kept).st_mtime_ns if os.path.isdir(kept) else -1
+    since = 0  # then and later, each position is remembered
     if changed_at != database.kept_seen:
         found |= {(name, True): about for name, about in segments_in(kept).items()}
+        since = int(marks_of(connection).get("positions_since", 0))
     positions = positions_of(connection, [name for name, _ in found])
-    since = int(marks_of(connection).get("positions_since", 0))  # then and later, each position is remembered
     waiting = []
     for (name, is_kept), about in found.items():
         position, size = positions.get(name, 0), about.st_size
@@ -5361,7 +5375,7 @@ class Drain:
         """Record so many lines in one transaction, or put them aside; returns whether there is more before the goal."""
         good: list[Hit | SpooledEmail] = []
         taken = rejected = 0
-        with self.database.transaction(wait=self.wait) as connection:
+        with self.database.transaction(wait=self.wait) as connection, pipelined(connection):
             begin = position = position_of(connection, segment.name)
             now, about = now_ms(), os.fstat(segment.file.fileno())
             if position > max(segment.goal, about.st_size):
