@@ -73,7 +73,7 @@ def content(settings: tracker.Settings) -> dict[str, Any]:
     with contextlib.closing(tracker.open_database(settings)) as database, database.reading() as connection:
         return {
             table: Counter(map(tuple, connection.execute(f"select * from {table}").fetchall()))
-            for table in tracker.tables_of(SCHEMA)
+            for table in tracker.tables()
             if table != "marks"
         }
 
@@ -124,7 +124,7 @@ def test_psql_makes_of_an_export_a_database_that_agrees_with_itself_and_a_server
     assert content(new) == before
     assert main(new, "check") == "all is well\n"
     assert stats(new, main) == numbers
-    tracker.open_database(dataclasses.replace(fresh, data_folder=str(tmp_path / "fresh")), schema=SCHEMA).close()
+    tracker.open_database(dataclasses.replace(fresh, data_folder=str(tmp_path / "fresh")), make=True).close()
     assert (said := shape(postgres, new.database)) == shape(postgres, fresh.database)
     assert said.count("FOREIGN KEY") == SCHEMA.count("not null references ") > 0
     assert said.count("CREATE INDEX") == SCHEMA.count("\ncreate index ") > 0
@@ -134,6 +134,22 @@ def test_psql_makes_of_an_export_a_database_that_agrees_with_itself_and_a_server
     server.stop()
     assert sum(content(new)["events"].values()) == sum(before["events"].values()) + 1
     assert main(new, "check") == "all is well\n"
+
+
+def test_what_came_after_a_copy_was_made_is_counted_from_what_the_spool_keeps(
+    there: Stage, postgres: Postgres, main: Main
+) -> None:
+    """As after pg_restore."""
+    source, restored = on(postgres.make(), there), on(postgres.make(), there)
+    there.app.close()
+    main(there.settings, "move", source.database)
+    script = main(source, "export", "--postgresql").rpartition("tracker.py: note")[0]
+    segment(there, *(hit(there, f"later{n}") for n in range(3)))
+    assert "drained 3 hits" in main(source, "drain")
+    psql(postgres, restored.database, file=script)
+    assert "drained 3 hits" in main(restored, "drain")
+    assert content(restored)["emails"].keys() == content(source)["emails"].keys()
+    assert main(restored, "check") == "all is well\n"
 
 
 def test_what_stands_in_the_tables_as_numbers_is_read_as_times_and_words_in_views(
@@ -198,7 +214,7 @@ def test_a_target_in_which_something_is_is_left_as_it_is_and_the_source_goes_on(
     there: Stage, postgres: Postgres, main: Main
 ) -> None:
     full, foreign = on(postgres.make(), there), on(postgres.make(), there)
-    tracker.open_database(dataclasses.replace(full, data_folder=f"{there.folder}-2"), schema=SCHEMA).close()
+    tracker.open_database(dataclasses.replace(full, data_folder=f"{there.folder}-2"), make=True).close()
     psql(postgres, foreign.database, "create table events (a int)")
     assert "expected an empty database" in main(there.settings, "move", full.database, status=1)
     assert "already exists" in main(there.settings, "move", foreign.database, status=1)
