@@ -2251,6 +2251,22 @@ class Database:
                     until_closed.enter_context(write_lock(self.folder, self._patience if wait else 0))
                 self._disconnect(self._ids(), locked=True)
 
+    def build(self) -> None:
+        """Make the database, its spool and its secret where there are none, or bring it up to date.
+
+        Raises StoreError if traces say that a database was here: a new one would hide the loss.
+        """
+        with write_lock(self.folder, math.inf):
+            if not os.path.exists(self.path):
+                if (nothing := NoDatabase(self.path, self.folder)).trace:
+                    raise nothing
+                with building(self.path) as connection:
+                    made = [(name, secrets.token_hex(32)) for name in ("link", "instance")]
+                    connection.executemany("insert into secrets (name, value) values (?, ?)", made)
+            _upgrade_database(self.path)
+            with contextlib.closing(open_connection(self.path)) as connection, _plain_errors(self.path):
+                adopt_folder(self, *(stored_secret(connection, name) for name in ("instance", "link")))
+
 
 def stored_secret(connection: sqlite3.Connection, name: str) -> str | None:
     """One of the secrets that the database holds: `link`, which signs links, or `instance`."""
@@ -2340,40 +2356,14 @@ def sync_folder(folder: str) -> None:
         os.close(fd)
 
 
-def create_database(path: str, schema: str) -> Database:
-    """Make the database, its spool and its secret where there are none; open them where they belong together.
-
-    Raises StoreError if traces say that a database was here: a new one would hide the loss.
-    """
-    database = Database(path)
-    folder = database.folder
-    try:
-        os.makedirs(folder, mode=0o750, exist_ok=True)
-        with write_lock(folder, math.inf):
-            if not os.path.exists(database.path):
-                if (nothing := NoDatabase(database.path, folder)).trace:
-                    raise nothing
-                with building(database.path, schema) as connection:
-                    made = [(name, secrets.token_hex(32)) for name in ("link", "instance")]
-                    connection.executemany("insert into secrets (name, value) values (?, ?)", made)
-            _upgrade_database(database.path)
-            with contextlib.closing(open_connection(database.path)) as connection, _plain_errors(database.path):
-                adopt_folder(database, *(stored_secret(connection, name) for name in ("instance", "link")))
-    except OSError as error:
-        raise StoreError(
-            f"can't write to {folder}: {error.strerror}; expected a folder this user may write to"
-        ) from error
-    return database
-
-
 @contextlib.contextmanager
-def building(path: str, schema: str) -> Iterator[sqlite3.Connection]:
+def building(path: str) -> Iterator[sqlite3.Connection]:
     """A transaction in a new database, which gets its name at the end: nobody ever opens a half-made one."""
     new = f"{path}.new"
     os.close(os.open(new, os.O_CREAT | os.O_TRUNC, 0o600))  # recipients' addresses come into it
     try:
         with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
-            connection.executescript(schema)
+            connection.executescript(resource("schema.sql").decode())
         with contextlib.closing(open_connection(new)) as connection, _plain_errors(new):
             connection.execute("begin")
             yield connection
@@ -2618,21 +2608,22 @@ _CONNECT = {  # unless the URL says otherwise: a machine that went silent is not
 }
 
 
-def _as_postgres(schema: str) -> str:
-    """A schema, or what brings one up to date, as PostgreSQL reads it."""
+def _as_postgres(name: str) -> str:
+    """The schema, or what brings one up to date, as PostgreSQL reads it."""
+    schema = resource(name).decode()
     for pattern, instead in _IN_SCHEMA:
         schema = re.sub(pattern, instead, schema, flags=re.MULTILINE)
     return schema
 
 
-def tables_of(schema: str) -> list[str]:
+def tables() -> list[str]:
     """The names of the tables, each behind those it refers to."""
-    return re.findall(r"^create table (\w+)", schema, re.MULTILINE)
+    return re.findall(r"^create table (\w+)", resource("schema.sql").decode(), re.MULTILINE)
 
 
-def postgres_schema(schema: str) -> tuple[str, str]:
+def postgres_schema() -> tuple[str, str]:
     """The schema as PostgreSQL reads it: its tables, and what is better made when they are full."""
-    schema, table = _as_postgres(schema), "create table [^;]+;"
+    schema, table = _as_postgres("schema.sql"), "create table [^;]+;"
     rest = resource("templates/schema/postgresql.sql").decode().replace("@@schema", re.sub(table, "", schema))
     return "\n".join(re.findall(table, schema)), rest
 
@@ -2833,17 +2824,19 @@ class Postgres(Database):
                     found = connection.run("select value from marks where name = 'schema' for no key update")
                 yield connection, found[0] and int(found[0])
 
-    def build(self, schema: str) -> None:
-        """Make the tables, or bring them up to date. Raises StoreError where there are none any more."""
+    def build(self) -> None:
+        """Make the tables, or bring them up to date, and this machine's spool. Raises StoreError where all is gone."""
         with self.building() as (connection, version):
             if version is None:
                 if (nothing := NoDatabase(self.path, self.folder)).trace:
                     raise nothing
                 made = ", ".join(f"('{name}', '{secrets.token_hex(32)}')" for name in ("link", "instance"))
-                connection.run(f"{''.join(postgres_schema(schema))}; insert into secrets values {made}")
+                connection.run(f"{''.join(postgres_schema())}; insert into secrets values {made}")
             elif version >= FIRST_VERSION:
                 for later in range(version + 1, SCHEMA_VERSION + 1):
-                    connection.run(_as_postgres(resource(f"templates/schema/{later}.sql").decode()))
+                    connection.run(_as_postgres(f"templates/schema/{later}.sql"))
+            link = stored_secret(cast("sqlite3.Connection", connection), "link")
+        adopt_folder(self, secrets.token_hex(32), link)
 
 
 @contextlib.contextmanager
@@ -2865,20 +2858,17 @@ def know_clients(connection: sqlite3.Connection) -> None:
         )
 
 
-def open_database(settings: Settings, patience: float = math.inf, schema: str = "") -> Database:
-    """The database of the settings; with its schema, made where there is none. Raises StoreError."""
-    if not settings.is_shared:
-        return create_database(settings.database, schema) if schema else Database(settings.database, patience)
-    database = Postgres(settings.database, settings.folder, patience)
-    if schema:
+def open_database(settings: Settings, patience: float = math.inf, *, make: bool = False) -> Database:
+    """The database of the settings; if that is wanted, made where there is none. Raises StoreError."""
+    place, folder = settings.database, settings.folder
+    database = Postgres(place, folder, patience) if settings.is_shared else Database(place, patience)
+    if make:
         try:
             os.makedirs(database.folder, mode=0o750, exist_ok=True)
-            database.build(schema)
-            with database.reading() as connection:
-                link = stored_secret(connection, "link")
-            adopt_folder(database, secrets.token_hex(32), link)
+            database.build()
         except OSError as error:
-            raise StoreError(f"can't write to {database.folder}: {error.strerror}") from error
+            told = f"{error.strerror}; expected a folder this user may write to"
+            raise StoreError(f"can't write to {database.folder}: {told}") from error
     return database
 
 
@@ -2892,11 +2882,11 @@ def _rows_of(connection: sqlite3.Connection, table: str) -> Iterator[Any]:
             yield from some
 
 
-def copying(connection: sqlite3.Connection, schema: str) -> Iterator[tuple[str, Iterable[str]]]:
+def copying(connection: sqlite3.Connection) -> Iterator[tuple[str, Iterable[str]]]:
     """What makes a copy of a database in PostgreSQL: statements, each with the lines that are to follow it."""
-    tables, rest = postgres_schema(schema)
-    yield tables, ()
-    for table in tables_of(schema):
+    made, rest = postgres_schema()
+    yield made, ()
+    for table in tables():
         first, *others = next(rows := _rows_of(connection, table))
         yield f"copy {table} ({', '.join((first, *others))}) from stdin", _copy_lines(rows)
         if first in ("id", "number"):
@@ -2911,16 +2901,16 @@ def _copy_lines(rows: Iterator[Sequence[Any]]) -> Iterator[str]:
     yield "\\.\n"
 
 
-def psql_script(connection: sqlite3.Connection, schema: str) -> Iterator[bytes]:
+def psql_script(connection: sqlite3.Connection) -> Iterator[bytes]:
     """A copy of a database for psql, which makes all of it or, where the database is not empty, nothing."""
     yield b"\\set ON_ERROR_STOP on\n\\o /dev/null\nset client_encoding = 'UTF8';\nbegin;\n"
-    for statement, lines in chain(copying(connection, schema), [("commit", ())]):
+    for statement, lines in chain(copying(connection), [("commit", ())]):
         yield f"{statement};\n".encode()
         yield from map(str.encode, lines)
 
 
 @contextlib.contextmanager
-def moving(settings: Settings, target: str, schema: str) -> Iterator[sqlite3.Connection]:
+def moving(settings: Settings, target: str) -> Iterator[sqlite3.Connection]:
     """Copy all into an empty database of the other engine, to be looked at before the old one is used no more."""
     new = replace(settings, database=target, data_folder=settings.folder)
     if new.is_shared == settings.is_shared or new.folder != settings.folder:
@@ -2931,7 +2921,7 @@ def moving(settings: Settings, target: str, schema: str) -> Iterator[sqlite3.Con
             with Postgres(target, new.folder).building() as (copy, version):
                 if version is not None:
                     raise StoreError(f"{new.database_url} has tables of this program; expected an empty database")
-                for statement, lines in copying(old, schema):
+                for statement, lines in copying(old):
                     copy.run(statement, lines)
                 yield cast("sqlite3.Connection", copy)
             old.execute(f"pragma user_version = {MOVED}")
@@ -2939,8 +2929,8 @@ def moving(settings: Settings, target: str, schema: str) -> Iterator[sqlite3.Con
         if os.path.exists(target):
             raise StoreError(f"{target} is there already; expected none")
         old.execute("set local idle_in_transaction_session_timeout = 0")  # while the copy is looked at
-        with building(target, schema) as file:
-            for table in tables_of(schema):
+        with building(target) as file:
+            for table in tables():
                 columns = next(rows := _rows_of(old, table))
                 marks = ", ".join("?" * len(columns))
                 file.executemany(f"insert into {table} ({', '.join(columns)}) values ({marks})", rows)
@@ -7984,14 +7974,12 @@ def _opened(
     settings: Settings, *, make: bool = False, drained: bool = False, patience: float = math.inf
 ) -> Iterator[Database]:
     """The database, touched as its owner; if that is wanted, made where there is none, or what waits counted first."""
-    with acting_as_owner(settings):
-        schema = resource("schema.sql").decode()
-        with contextlib.closing(open_database(settings, patience, schema if make else "")) as database:
-            with database.reading():
-                pass  # a missing database is named before anything else that is missing with it
-            if drained:
-                _drain_first(database)
-            yield database
+    with acting_as_owner(settings), contextlib.closing(open_database(settings, patience, make=make)) as database:
+        with database.reading():
+            pass  # a missing database is named before anything else that is missing with it
+        if drained:
+            _drain_first(database)
+        yield database
 
 
 def _drain_first(database: Database) -> None:
@@ -8374,7 +8362,7 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
     with output as file, _opened(settings, drained=True) as database:
         with database.reading() as connection:
             if args.postgresql:
-                file.writelines(psql_script(connection, resource("schema.sql").decode()))
+                file.writelines(psql_script(connection))
                 _tell("note: the key that signs links is in it; keep it like a password")
                 return
             tenant = find_tenant(connection, args.tenant).number
@@ -8695,8 +8683,7 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
 @command(option("to URL", "postgresql://USER:PASSWORD@HOST/DATABASE, or sqlite:PATH"))
 def cmd_move(args: Namespace, settings: Settings) -> None:
     """Copy the database to PostgreSQL, or from there into a file: sqlite:PATH. The server may go on: hits wait meanwhile."""
-    schema = resource("schema.sql").decode()
-    with acting_as_owner(settings), moving(settings, database_place(args.to), schema) as connection:
+    with acting_as_owner(settings), moving(settings, database_place(args.to)) as connection:
         if differences := [*integrity_faults(connection), *rollup_differences(connection)]:
             raise StoreError(f"nothing was moved; first `check --repair` has to mend this: {differences[0]}")
     print("All was moved, and the old database refuses to be used. Change the settings so, and restart the server:")

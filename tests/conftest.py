@@ -83,7 +83,7 @@ def faults_of(database: tracker.Database) -> list[str]:
 
 def another_database(path: Path) -> None:
     """A database that belongs to nothing here."""
-    with tracker.building(str(path), tracker.resource("schema.sql").decode()):
+    with tracker.building(str(path)):
         pass
 
 
@@ -263,7 +263,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 def make_stage(folder: Path, engine: Engine = on_sqlite, **settings: str) -> Stage:
     """A stage in a folder; settings by their variables."""
     made = tracker.load_settings({"BASE_URL": BASE, **engine(folder), **settings}, os.devnull)
-    database = tracker.open_database(made, schema=tracker.resource("schema.sql").decode())
+    database = tracker.open_database(made, make=True)
     with tracker.changing_tenants(database) as connection:
         acme = tracker.add_tenant(connection, "Acme", NOW, allow=["acme.com"])
         globex = tracker.add_tenant(connection, "Globex", NOW, any_domain=True)

@@ -209,8 +209,7 @@ def batches(whole: Sequence[Any]) -> Iterator[Sequence[Any]]:
 def main() -> int:
     """Fill the database that DATABASE_URL names, which must be empty."""
     settings = tracker.load_settings(os.environ, os.devnull, local=True)
-    schema = tracker.resource("schema.sql").decode()
-    with contextlib.closing(tracker.create_database(settings.database, schema)) as database:
+    with contextlib.closing(tracker.open_database(settings, make=True)) as database:
         with tracker.changing_tenants(database) as connection:
             if tracker.list_tenants(connection):
                 sys.exit(f"{database.path} has tenants already; expected an empty one: set DATABASE_URL to a new one")

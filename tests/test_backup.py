@@ -120,7 +120,7 @@ def test_a_backup_that_was_put_in_place_says_to_start_the_server_which_makes_its
         assert (said.status, said.out) == (1, "")
         assert f"{restored} has no spool" in said.err and "`serve` makes one: start it" in said.err
     # What `serve` does first.
-    database = tracker.create_database(str(restored), tracker.resource("schema.sql").decode())
+    database = tracker.open_database(tracker.Settings(database=str(restored)), make=True)
     with contextlib.closing(database), tracker.changing_tenants(database):
         pass
     assert run("check").out == "all is well\n"

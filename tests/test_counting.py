@@ -921,7 +921,7 @@ def test_a_database_of_the_version_before_is_brought_up_to_date_and_counts_on(tm
     path, fresh = tmp_path / "older" / "tracking.db", tmp_path / "fresh" / "tracking.db"
     path.parent.mkdir()
     schema = tracker.resource("schema.sql").decode()
-    tracker.create_database(str(fresh), schema).close()
+    tracker.open_database(tracker.Settings(database=str(fresh)), make=True).close()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
         old.executescript(as_of_version_5(schema))
         old.executescript("""
@@ -933,7 +933,10 @@ def test_a_database_of_the_version_before_is_brought_up_to_date_and_counts_on(tm
         old.execute("pragma journal_mode = wal")
     with pytest.raises(tracker.StoreError, match="was made by an older version: start `serve`"):
         tracker.open_connection(str(path))
-    with contextlib.closing(tracker.create_database(str(path), schema)) as database, database.reading() as connection:
+    with (
+        contextlib.closing(tracker.open_database(tracker.Settings(database=str(path)), make=True)) as database,
+        database.reading() as connection,
+    ):
         assert connection.execute("select * from allowances").fetchall() == [
             (1, -1, "unregistered", "Spring", -1, 1),
             (1, 20_000, "unregistered", "", -1, 7),

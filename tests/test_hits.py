@@ -339,7 +339,7 @@ def test_an_app_that_is_older_than_its_database_learns_the_secret(tmp_path: Path
     app = tracker.App(settings)
     web = webtest.TestApp(tracker.wsgi(app))
     assert web.get("/health").json["status"] == "degraded"
-    database = tracker.create_database(settings.database, tracker.resource("schema.sql").decode())
+    database = tracker.open_database(settings, make=True)
     with tracker.changing_tenants(database) as connection:
         acme = tracker.add_tenant(connection, "Acme", NOW)
     database.close()

@@ -39,8 +39,7 @@ def stage(postgres: Postgres, tmp_path: Path) -> Iterator[Stage]:
 def another(stage: Stage, name: str = "two") -> tracker.Database:
     """The same database, as another machine has it."""
     folder = str(stage.folder.parent / name)
-    schema = tracker.resource("schema.sql").decode()
-    return tracker.open_database(dataclasses.replace(stage.settings, data_folder=folder), schema=schema)
+    return tracker.open_database(dataclasses.replace(stage.settings, data_folder=folder), make=True)
 
 
 def put(database: tracker.Database, name: str, *lines: bytes) -> None:
@@ -258,4 +257,4 @@ def test_without_psycopg_a_sentence_says_how_to_get_it(settings: Any, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "psycopg", None)
     tracker._psycopg.cache_clear()
     with pytest.raises(tracker.StoreError, match="apt install python3-psycopg"):
-        tracker.open_database(settings("x"), schema="x")
+        tracker.open_database(settings("x"), make=True)

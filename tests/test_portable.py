@@ -158,7 +158,7 @@ def for_psql(sql: str) -> str:
 
 def test_postgresql_takes_the_schema_and_every_statement(postgres: Postgres, said: dict[str, None]) -> None:
     wanted = [sql for sql in said if not sql.lower().startswith(tuple(ALONE))]
-    script = [*tracker.postgres_schema((ROOT / "schema.sql").read_text(encoding="utf-8"))]
+    script = [*tracker.postgres_schema()]
     script += [f"\\echo --{n}\nprepare s{n} as {for_psql(sql)};" for n, sql in enumerate(wanted)]
     done = subprocess.run(postgres.psql(), input="\n".join(script), capture_output=True, text=True, cwd="/")
     errors = re.findall(r"ERROR: .*(?:\n(?!psql|ERROR).*)*", done.stderr)

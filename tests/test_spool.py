@@ -991,7 +991,7 @@ def test_while_the_database_is_replaced_hits_are_recorded_and_when_it_is_back_ea
         tracker.drain(stage.database)
     if by == "nothing":
         with pytest.raises(tracker.StoreError, match="there was one: put it back, or restore it from a backup"):
-            tracker.create_database(stage.settings.database, tracker.resource("schema.sql").decode())
+            tracker.open_database(stage.settings, make=True)
     assert {*stage.folder.iterdir()} == before
 
     stage.app.close()
@@ -1011,7 +1011,7 @@ def test_a_link_key_that_differs_from_the_databases_or_is_nowhere_is_refused_wit
     assert tracker.main(["--env", os.devnull, "serve"]) == 1
     assert f"if the database is right, move {key_file} away" in capsys.readouterr().err
     key_file.unlink()
-    tracker.create_database(stage.settings.database, tracker.resource("schema.sql").decode()).close()
+    tracker.open_database(stage.settings, make=True).close()
     assert (key_file.read_text(), key_file.stat().st_mode & 0o777) == (own, 0o600)
     key_file.unlink()
     with stage.database.transaction() as connection:

@@ -258,7 +258,7 @@ def _insert(connection: sqlite3.Connection, mailings: Sequence[Mailing], hits: H
 def fill(folder: Path, emails: int = EMAILS, events: int = EVENTS) -> None:
     """Make a database in a folder and fill it, up to now."""
     now, chance = tracker.now_ms(), random.Random(1)
-    database = tracker.create_database(str(folder / "tracking.db"), tracker.resource("schema.sql").decode())
+    database = tracker.open_database(tracker.Settings(database=str(folder / "tracking.db")), make=True)
     try:
         with tracker.changing_tenants(database) as connection:
             tenant = tracker.add_tenant(connection, "Acme", now - DAYS * tracker.DAY_MS, any_domain=True)

@@ -5,7 +5,6 @@ A workload is a list of steps: what is registered, and what is then in the spool
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import sys
@@ -170,12 +169,12 @@ class Place:
 
     def __init__(self, folder: Path, zone: str = "UTC", url: str = "") -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        self.folder, schema = folder, tracker.resource("schema.sql").decode()
-        if url:
-            environ = {"DATABASE_URL": url, "DATA_FOLDER": str(folder), "BASE_URL": "https://track.example.com"}
-            self.database = tracker.open_database(tracker.load_settings(environ, os.devnull), schema=schema)
-        else:  # as older versions can too
-            self.database = tracker.create_database(str(folder / "tracking.db"), schema)
+        self.folder, path = folder, str(folder / "tracking.db")
+        if make := getattr(tracker, "create_database", None):  # in an older version
+            self.database = make(path, tracker.resource("schema.sql").decode())
+        else:
+            settings = tracker.Settings(database=url or path, data_folder=str(folder) if url else None)
+            self.database = tracker.open_database(settings, make=True)
         with tracker.changing_tenants(self.database) as connection:
             self.tenant = tracker.add_tenant(connection, "Acme", BEGIN - DAY, any_domain=True)
             tracker.change_tenant(connection, self.tenant.number, id=DASHBOARD_ID, mail_id=MAIL_ID, tz=zone)
