@@ -13,6 +13,7 @@ import os
 import random
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count, pairwise
 from operator import gt
@@ -39,6 +40,7 @@ import tracker
 KILLS, KILLING_SECONDS = 400, 300
 HELD_SECONDS = 120  # that a reader keeps checkpoints from ending
 PHASE_SECONDS, PIXELS_A_SECOND = 12, 50
+ASSERTED = 100, 2_000, 500
 SESSION, SESSIONS = 250, 200  # hits in one, of so many emails
 BACKLOG, BACKLOG_SEGMENTS = 500_000, 20
 NO_LIMIT = ("--unregistered-a-day", "10000000")  # each hit here is of an email of its own, all from one network
@@ -62,12 +64,17 @@ class Listening(Protocol):
 
 
 def ask(server: Listening, method: str, path: str, body: object = None, type_: str = "application/json") -> Answer:
-    """One request on a connection of its own."""
-    sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
-        connection.request(method, path, sent, {"User-Agent": CHROME, **({"Content-Type": type_} if sent else {})})
-        answer = connection.getresponse()
-        return Answer(answer.status, answer.headers.get("X-Tracker", ""), answer.read())
+    """One request on a connection of its own; by hand, since http.client would take more of the cores than a pixel does."""
+    sent = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    about = f"Content-Type: {type_}\r\nContent-Length: {len(sent)}\r\n" if sent else ""
+    head = f"{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{server.port}\r\nUser-Agent: {CHROME}\r\n{about}\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(head.encode() + sent)
+        top, _, got = b"".join(iter(partial(connection.recv, 1 << 16), b"")).partition(b"\r\n\r\n")
+    told = dict(line.lower().split(b": ", 1) for line in top.split(b"\r\n")[1:])
+    if len(got) != int(told.get(b"content-length", -1)):
+        raise http.client.IncompleteRead(got)
+    return Answer(int(top[9:12]), told.get(b"x-tracker", b"").decode(), got)
 
 
 def health(server: Listening) -> dict[str, Any]:
@@ -202,25 +209,27 @@ def test_whoever_is_killed_under_load_every_answered_hit_is_counted_once(servers
 # == Crowding ==
 
 
-@dataclass
 class Crowd:
     """What others do while somebody is measured: each again and again, in a process of its own."""
 
-    works: list[Callable[[], bool]]
-    done: dict[str, tuple[int, int]] = field(default_factory=dict)
+    def __init__(self, works: list[Callable[[], bool]]) -> None:
+        self.works = works
+        self.well = self.refused = 0
+        self.asking = self.commands = 0.0  # seconds of a processor, of themselves and of what they started
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         context = multiprocessing.get_context("fork")
         ended = context.Event()
-        counts: list[tuple[Any, Any, Any]] = [(work, context.Value("i"), context.Value("i")) for work in self.works]
+        told = [context.Array("d", 4) for _ in self.works]
 
-        def again(work: Callable[[], bool], well: Any, refused: Any) -> None:
+        def again(work: Callable[[], bool], told: Any) -> None:
             while not ended.is_set():
-                counted = well if work() else refused
-                counted.value += 1
+                told[0 if work() else 1] += 1
+                times = os.times()
+                told[2:] = times.user + times.system, times.children_user + times.children_system
 
-        made = [context.Process(target=again, args=each, daemon=True) for each in counts]
+        made = [context.Process(target=again, args=each, daemon=True) for each in zip(self.works, told, strict=True)]
         for process in made:
             process.start()
         try:
@@ -231,8 +240,8 @@ class Crowd:
                 process.join(60)
                 process.kill()  # by now it has ended
                 process.join()
-            well, refused = (sum(each[place].value for each in counts) for place in (1, 2))
-            self.done["requests"] = (well, refused)
+            well, refused, self.asking, self.commands = map(sum, zip(*told, strict=True)) if told else (0, 0, 0, 0)
+            self.well, self.refused = int(well), int(refused)
 
 
 def flood(server: Server, mail_id: str, numbers: Iterator[int]) -> bool:
@@ -320,13 +329,13 @@ class Measured:
         return median(self.pixels), quantiles(self.pixels, n=100)[98], max(self.healths)
 
 
-def processor_seconds(server: Server) -> tuple[float, float]:
-    """What a server's workers have taken, and what they have who ask it, backups included."""
+def processor_seconds(server: Server) -> float:
+    """What a server's workers have taken."""
     took = 0
     for pid in server.workers():
         *_, user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:13]
         took += int(user) + int(system)
-    return took / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
+    return took / os.sysconf("SC_CLK_TCK")
 
 
 def test_no_tenant_waits_long_for_what_others_do(servers: Callable[..., Server]) -> None:
@@ -353,25 +362,31 @@ def test_no_tenant_waits_long_for_what_others_do(servers: Callable[..., Server])
     print(
         "\nasked on two cores:           median <= 20, p99 <= 300, /health <= 50 ms, the backlog >= 5,000 hits a second"
     )
-    print("asserted, since a machine may be slow: three times as long, a third as fast")
+    print("asserted, since a machine may be slow: median <= {}, others <= {} ms; >= {} hits a second".format(*ASSERTED))
     for name, works in phases.items():
         if name == "a backlog":
             lines = [*lines_of(initech["mail_id"], BACKLOG, 20_000, 12 * 3600, "/{mail_id}/pixel/{key}.gif")]
             length = sum(map(len, lines)) / BACKLOG
             lay(server, lines, 3, BACKLOG_SEGMENTS)
-        before, crowd, took = drained_bytes(server, 3), Crowd(works), processor_seconds(server)
+        before, crowd, took, own = (
+            drained_bytes(server, 3),
+            Crowd(works),
+            processor_seconds(server),
+            time.process_time(),
+        )
         with crowd.at_work():
             measured = Measured(server, acme["mail_id"], name.replace(" ", "-"))
-        shares = [(end - begin) / measured.seconds for begin, end in zip(took, processor_seconds(server), strict=True)]
+            took, own = processor_seconds(server) - took, time.process_time() - own
+        shares = [each / measured.seconds for each in (took, crowd.commands, crowd.asking + own)]
         found[name] = measured.row()
         answered += measured.keys
         told = "{:7.1f} ms {:9.1f} ms {:12.1f} ms".format(*found[name])
-        told += "  cores: server {:.2f}, who ask {:.2f}".format(*shares)
+        told += "  cores: server {:.2f}, backups {:.2f}, who ask {:.2f}".format(*shares)
         if drained := drained_bytes(server, 3) - before:
             falls[name] = drained / length / measured.seconds
             told += f"  backlog {falls[name]:,.0f} hits/s"
         if works:
-            told += "  {} well, {} refused".format(*crowd.done["requests"])
+            told += f"  {crowd.well} well, {crowd.refused} refused"
         if not drained:
             began = time.monotonic()
             wait_until(lambda: settled(server), server, 60)
@@ -386,11 +401,9 @@ def test_no_tenant_waits_long_for_what_others_do(servers: Callable[..., Server])
     server.start()
     wait_until(lambda: Counter(key for (key,) in rows(server, wanted)) == keys, server, 20)
     server.kill()  # else it would go on with the backlog
-    slow = {
-        name: each for name, each in found.items() if any(map(gt, each, (500, 3_000, 3_000)))
-    }  # a machine may be slow
-    assert slow == {}
-    assert min(falls["a backlog"], falls["all together"]) > 500
+    longest, other, least = ASSERTED
+    assert {name: each for name, each in found.items() if any(map(gt, each, (longest, other, other)))} == {}
+    assert min(falls["a backlog"], falls["all together"]) > least
 
 
 # == A slow machine ==
