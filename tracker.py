@@ -5334,7 +5334,10 @@ class Drain:
         except Busy:
             raise
         except Exception as error:
-            self.troubles.append(f"segment {waiting.name}: {getattr(error, 'strerror', None) or repr(error)}")
+            told = f"segment {waiting.name}: {getattr(error, 'strerror', None) or repr(error)}"
+            if waiting.kept and "-emails" in waiting.name:
+                told += "; nothing can be registered until it is read, or moved out of spool/kept"
+            self.troubles.append(told)
         return False
 
     def _drain_batch(self, segment: Segment) -> bool:
@@ -5460,6 +5463,10 @@ def ingest(database: Database, lines: Iterable[bytes]) -> tuple[Counter[str], li
     return outcome, troubles
 
 
+# What state.json says: when it was written, what troubles the drain, what tidying cut, and what there is of each.
+NO_NEWS = {"at": 0.0, "trouble": "", "cut": "", "waiting": None, "rejected": None, "limits": (), "machines": ()}
+
+
 class Drainer(threading.Thread):
     """A daemon thread that drains while its worker serves: in one worker, while that lives, which alone needs the memory.
 
@@ -5479,16 +5486,12 @@ class Drainer(threading.Thread):
         self._follows = follows
         self.database = database
         self._keep = days, megabytes
-        self._cut = ""  # what tidying said
-        self._waiting: int | None = None
-        self._limits: list[str] = []
-        self._machines: list[Machine] = []  # the others
+        self._state: dict[str, Any] = dict(NO_NEWS)
         self._told_at = -math.inf
         self._tidy_at = -math.inf
         self._clock = math.inf  # how far the clock is ahead of the time since boot
         self._drained_at = time.monotonic()
         self._lock = -1
-        self._trouble = ""
         self._ended = threading.Event()
 
     def stop(self) -> None:
@@ -5503,11 +5506,11 @@ class Drainer(threading.Thread):
             with contextlib.suppress(OSError):  # a full disk must not end the thread: it is tried again
                 if self._is_ours():
                     self.turn()
-            self._ended.wait(0.1 if (self._waiting or 0) > DRAIN_BATCH else self.WAKE_SECONDS)
+            self._ended.wait(0.1 if (self._state["waiting"] or 0) > DRAIN_BATCH else self.WAKE_SECONDS)
 
     def turn(self) -> None:
         """Tidy where it is time, drain for a second, and write down how things are. Raises OSError if that can't be."""
-        troubles = []
+        state, troubles = self._state, []
         try:
             self._tidy()
             with contextlib.suppress(OutOfTime):  # the next turn goes on
@@ -5517,30 +5520,21 @@ class Drainer(threading.Thread):
             if time.monotonic() - self._drained_at > self.LONGEST_BUSY:
                 troubles = [f"nothing could be counted for over a minute: {error}"]
         except StoreError as error:
-            troubles, self._waiting = [str(error)], None
+            troubles, state["waiting"] = [str(error)], None
         except Exception as error:  # the thread must outlive whatever happens, and says what it was
             troubles = [f"{type(error).__name__}: {error}"]
         with contextlib.suppress(StoreError, OSError), self.database.reading(wait=False) as connection:
-            self._waiting = waiting_hits(self.database, connection)
-            self._limits = limits_met(connection, now_ms() // DAY_MS)
+            state["waiting"] = waiting_hits(self.database, connection)
+            state["limits"] = limits_met(connection, now_ms() // DAY_MS)
         if self.database.is_shared and not troubles and time.monotonic() - self._told_at > self.TELL_SECONDS:
             with contextlib.suppress(StoreError):
-                self._machines, clone = tell_of_machine(self.database, self._waiting, now_ms())
+                state["machines"], clone = tell_of_machine(self.database, state["waiting"], now_ms())
                 troubles += [clone] if clone else []
                 self._told_at = -math.inf if clone else time.monotonic()
         trouble = _ascii("; ".join(troubles))
-        if trouble != self._trouble:
+        if trouble != state["trouble"]:
             log(f"drain: {trouble or 'goes on'}")
-            self._trouble = trouble
-        state = {
-            "at": time.time(),
-            "trouble": trouble,
-            "cut": self._cut,
-            "waiting": self._waiting,
-            "rejected": rejected_lines(self.database.folder),
-            "limits": self._limits,
-            "machines": self._machines,
-        }
+        state |= {"at": time.time(), "trouble": trouble, "rejected": rejected_lines(self.database.folder)}
         write_small_file(os.path.join(self.database.folder, "state.json"), json.dumps(state), 0o640, sync=False)
 
     def _tidy(self) -> None:
@@ -5550,7 +5544,7 @@ class Drainer(threading.Thread):
         clock = time.time() - time.monotonic()
         leapt = abs(clock - self._clock) > DAY_MS / 1000
         with contextlib.suppress(Busy):  # a reader is in the way: the next turn tries again
-            self._cut = tidy_spool(self.database, *self._keep, delete=not leapt)
+            self._state["cut"] = tidy_spool(self.database, *self._keep, delete=not leapt)
             self._clock, self._tidy_at = clock, time.monotonic() + self.TIDY_SECONDS
 
     def _is_ours(self) -> bool:
@@ -5641,8 +5635,7 @@ LATEST_NEWS = 10.0  # seconds after which what is in state.json is old, and that
 
 def read_state(folder: str) -> dict[str, Any]:
     """How things are, as the worker wrote that drains: what troubles it, what was cut, waits and was rejected."""
-    state: dict[str, Any] = {"at": 0.0, "trouble": "", "cut": "", "waiting": None, "rejected": None, "limits": []}
-    state["machines"] = []
+    state: dict[str, Any] = dict(NO_NEWS)
     with contextlib.suppress(ValueError, TypeError):
         state |= json.loads(read_small_file(folder, "state.json") or "{}")
     if not abs(time.time() - state["at"]) <= LATEST_NEWS:

@@ -938,6 +938,30 @@ def test_a_segment_that_cannot_be_read_is_named_and_the_others_are_drained(
     assert counted(stage) == ["e1", "e2"]
 
 
+def test_while_what_was_said_of_emails_cannot_be_read_it_is_told_how_to_register_others(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register = partial(stage.web.post_json, f"/{stage.acme.id}/emails")
+    register({"key": "e1"}, status=201)
+    [told] = (stage.spool / "kept").glob("*-emails.jsonl")
+    with stage.database.transaction() as connection:
+        connection.execute("delete from positions")  # as in a database that was restored
+    opened = os.open
+
+    def refusing(path: str, *more: Any) -> int:
+        if path == str(told):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refusing)  # root may read whatever the permission bits say
+        [why] = drained(stage)[2]
+        register({"key": "e2"}, status=503)
+    assert why.endswith("Permission denied; nothing can be registered until it is read, or moved out of spool/kept")
+    told.rename(stage.folder / told.name)
+    register({"key": "e2"}, status=201)
+
+
 @pytest.mark.parametrize("error", [EOFError("ended"), sqlite3.OperationalError("connection lost")])
 def test_a_segment_at_which_the_unforeseen_or_the_database_fails_is_no_bad_line_and_stops_no_other(
     error: Exception, stage: Stage, monkeypatch: pytest.MonkeyPatch
