@@ -2597,6 +2597,8 @@ _IN_STATEMENTS = (
     ("(?<!:):([a-z_]+)", r"%(\1)s"),
     (r"\burls\.url = (wanted\.target|%\(\w+\)s)", r"md5(urls.url) = md5(\1) and urls.url = \1"),
 )
+# Statements are planned to read few rows of large tables, and to compile one takes longer than to run it.
+_FOR_FEW_ROWS = "set local random_page_cost = 1.1; set local jit = off"
 _CONNECT = {  # unless the URL says otherwise: a machine that went silent is noticed within seconds
     "connect_timeout": 5,
     "keepalives_idle": 4,
@@ -2779,7 +2781,7 @@ class Postgres(Database):
         """
         of_worker = self._patience < math.inf
         begin = f"""
-            begin isolation level read committed;
+            begin isolation level read committed; {_FOR_FEW_ROWS};
             set local lock_timeout = {500 if not wait else int(self._patience * 1000) if of_worker else 0};
             set local idle_in_transaction_session_timeout = '{5 if of_worker else 60}s';
             set local statement_timeout = '{20 if of_worker else 0}s';
@@ -2798,8 +2800,8 @@ class Postgres(Database):
     @contextlib.contextmanager
     def reading(self, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
         """One consistent view of the database; nothing is written but what know_clients tells."""
-        begin = "begin isolation level repeatable read; select value from marks where name = 'schema'"
-        with self._transaction(begin) as connection:
+        select = "select value from marks where name = 'schema'"
+        with self._transaction(f"begin isolation level repeatable read; {_FOR_FEW_ROWS}; {select}") as connection:
             yield connection
 
     def enlarge_cache(self, mebibytes: int) -> None:
@@ -4781,8 +4783,7 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     scope = table.scopes[next(name for name in table.scopes if not name or getattr(asked, name))]
     found = None
     if asked.search and "search" in table.scopes:
-        newest, older = search_emails(connection, tenant, asked)
-        values["wanted"], found = f"[{','.join(newest + older)}]", (len(newest), len(older))
+        values["wanted"], found = search_emails(connection, asked, values)
     sort = table.orders.get(order, "0")
     sql = table.ids.format(scope=scope, source=table.source, shown=SHOWN[asked.shown][1], sort=sort)
     if order:
@@ -4809,26 +4810,33 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     return Rows(table, [rows[id_] for id_ in page], following, found, links)
 
 
-def search_emails(connection: sqlite3.Connection, tenant: int, asked: Wanted) -> tuple[list[str], list[str]]:
-    """Those of the newest MOST_SEARCHED emails that have a text in them, and older ones whose key or recipient begins so."""
+def search_emails(
+    connection: sqlite3.Connection, asked: Wanted, values: Mapping[str, Any]
+) -> tuple[str, tuple[int, int]]:
+    """The set of emails that are found, without those that will not be looked at; and how many there are.
+
+    Those of the newest MOST_SEARCHED that have a text in them, and older ones whose key or recipient begins so.
+    """
     piece = re.sub(r"([%_\\])", r"\\\1", fold_text(asked.search))
-    values = {"tenant": tenant, "campaign": asked.campaign, "text": asked.search, "end": asked.search + _LAST}
-    values |= {"piece": f"%{piece}%", "looked": MOST_SEARCHED, "most": MOST_BEGIN}
+    values = {**values, "text": asked.search, "end": asked.search + _LAST, "piece": f"%{piece}%"}
     some = f"{EMAILS.scopes['campaign'] if asked.campaign else 'tenant = :tenant'} and not ({_A_TEST})"
     texts = "case when search = '' then lower(key) else search end" if asked.people else "lower(key)"
     sql = f"""
-        select group_concat(id || '', ',') from (
-            select id, {texts} as text from emails where {some} order by created_at desc, id desc limit :looked
+        select count(case when (at, id) >= (:at, :id) then 1 end), group_concat(id || '', ',') from (
+            select created_at as at, id, {texts} as text from emails
+            where {some} order by created_at desc, id desc limit {MOST_SEARCHED}
         ) as newest where text like :piece escape '\\'
     """
-    newest = re.findall("[0-9]+", connection.execute(sql, values).fetchone()[0] or "")
-    keys = f"select id from emails where {some} and key >= :text and key < :end limit :most"
+    before, ids = connection.execute(sql, values).fetchone()
+    newest = ids.split(",") if ids else []
+    keys = f"select id from emails where {some} and key >= :text and key < :end limit {MOST_BEGIN}"
     recipients = f"""
         select id from emails where {some} and recipient <> ''
-        and lower(recipient) >= lower(:text) and lower(recipient) < lower(:end) limit :most
+        and lower(recipient) >= lower(:text) and lower(recipient) < lower(:end) limit {MOST_BEGIN}
     """
-    older = {str(row[0]) for sql in (keys, recipients)[: 1 + asked.people] for row in connection.execute(sql, values)}
-    return newest, list(older.difference(newest))
+    rows = (row for sql in (keys, recipients)[: 1 + asked.people] for row in connection.execute(sql, values))
+    older = {str(id_) for (id_,) in rows}.difference(newest)
+    return f"[{','.join([*newest[before:][: values['looked']], *older])}]", (len(newest), len(older))
 
 
 def clicked_links(connection: sqlite3.Connection, emails: Iterable[int]) -> dict[int, list[str]]:
