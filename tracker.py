@@ -4463,26 +4463,25 @@ def uniques_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[
 
 
 def hits_in(
-    connection: sqlite3.Connection, tenant: int, spans: Sequence[Span]
-) -> list[list[tuple[str, str, int, int, int]]]:
-    """Of each of the spans, which are of one grain: (verdict, reason, type, state, hits)."""
-    # Each is summed up alone, and by one number: to sort a year of quarters, or by two, takes a third longer.
+    connection: sqlite3.Connection, tenant: int, steps: Sequence[Sequence[Span]]
+) -> list[list[tuple[Any, ...]]]:
+    """Of each step, in the spans that it is made of: (verdict, reason, type, state, hits)."""
+    # Each span is summed up alone, and by one number: to sort a year of quarters, or by two, takes a third longer.
     sql = f"""
-        select (
-            select group_concat(pair || ' ' || hits, ',') from (
+        select place, (
+            select group_concat('[' || pair || ',' || hits || ']', ',') from (
                 select 2 * judgement + type - 1 as pair, sum(hits) as hits from reasons
-                where tenant = :tenant and grain = :by_day and time >= since and time < until group by 1
+                where tenant = :tenant and grain = by_day and time >= since and time < until group by 1
             ) as sums
-        ) from {wanted("place", "since", "until")} order by place
+        ) from {wanted("place", "by_day", "since", "until")}
     """
-    judged: dict[str, tuple[str, str, int, int]] = {}
-    for id_, verdict, reason, state in connection.execute("select id, verdict, reason, state from judgements"):
-        judged |= {str(2 * id_ + type_ - 1): (verdict, reason, type_, state) for type_ in TYPES}
-    places = ((place, span.start, span.end) for place, span in enumerate(spans))
-    found = for_each(connection, places, sql, tenant=tenant, by_day=spans[0].by_day)
-    return [
-        [(*judged[pair], int(hits)) for pair, hits in re.findall("([^ ,]+) ([^,]+)", sums or "")] for (sums,) in found
-    ]
+    rows = connection.execute("select id, verdict, reason, state from judgements")
+    judged = {2 * row[0] + type_ - 1: (row[1], row[2], type_, row[3]) for row in rows for type_ in TYPES}
+    found: list[list[tuple[Any, ...]]] = [[] for _ in steps]
+    spans = [(place, *span) for place, spans in enumerate(steps) for span in spans]
+    for place, sums in for_each(connection, spans, sql, tenant=tenant):
+        found[place] += [(*judged[pair], hits) for pair, hits in json.loads(f"[{sums or ''}]")]
+    return found
 
 
 def first_quarter(connection: sqlite3.Connection, tenant: int) -> int | None:
@@ -4810,13 +4809,8 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     return Rows(table, [rows[id_] for id_ in page], following, found, links)
 
 
-def search_emails(
-    connection: sqlite3.Connection, asked: Wanted, values: Mapping[str, Any]
-) -> tuple[str, tuple[int, int]]:
-    """The set of emails that are found, without those that will not be looked at; and how many there are.
-
-    Those of the newest MOST_SEARCHED that have a text in them, and older ones whose key or recipient begins so.
-    """
+def search_emails(connection: sqlite3.Connection, asked: Wanted, values: dict[str, Any]) -> tuple[str, tuple[int, int]]:
+    """The emails found that may be looked at; how many of the newest have a text in them; how many older begin so."""
     piece = re.sub(r"([%_\\])", r"\\\1", fold_text(asked.search))
     values = {**values, "text": asked.search, "end": asked.search + _LAST, "piece": f"%{piece}%"}
     some = f"{EMAILS.scopes['campaign'] if asked.campaign else 'tenant = :tenant'} and not ({_A_TEST})"
@@ -4827,7 +4821,7 @@ def search_emails(
             where {some} order by created_at desc, id desc limit {MOST_SEARCHED}
         ) as newest where text like :piece escape '\\'
     """
-    before, ids = connection.execute(sql, values).fetchone()
+    before, ids = connection.execute(sql, values).fetchone()  # ids newest first, as they were found
     newest = ids.split(",") if ids else []
     keys = f"select id from emails where {some} and key >= :text and key < :end limit {MOST_BEGIN}"
     recipients = f"""
@@ -5725,6 +5719,15 @@ class Period:
             bounds = [*(local_day(tenant_zone, quarter) for quarter in bounds[:-1]), self.days[1]]
         return [Span(int(by_day), *each) for each in pairwise(bounds)]
 
+    @staticmethod
+    def parts(span: Span, tenant_zone: str) -> list[Span]:
+        """A span, with the whole days of the tenant's own zone that are in it as days: the fewest rows."""
+        if span.by_day or (zone := zone_named(tenant_zone)) is None:
+            return [span]
+        first, last = local_day(tenant_zone, span.start - 1) + 1, local_day(tenant_zone, span.end)
+        begin, end = (-(-_midnight(date.fromordinal(FIRST_DAY + day), zone) // QUARTER_MS) for day in (first, last))
+        return [Span(0, span.start, begin), Span(1, first, last), Span(0, end, span.end)] if first < last else [span]
+
     def span(self, tenant_zone: str) -> Span:
         spans = self.spans(tenant_zone)
         return spans[0]._replace(end=spans[-1].end)
@@ -5858,7 +5861,9 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
     """Read a period's numbers from the roll-ups; events are never counted here."""
     number, span = tenant.number, period.span(tenant.tz)
     past = span._replace(start=2 * span.start - span.end, end=span.start)  # as long, and as much of it has passed
-    hits_before, *steps = hits_in(connection, number, [past, *period.spans(tenant.tz)])
+    hits_before, *steps = hits_in(
+        connection, number, [period.parts(each, tenant.tz) for each in (past, *period.spans(tenant.tz))]
+    )
     before = totals_of(cohort_in(connection, number, past)), counts_of(hits_before)
     sums: Counter[tuple[int, str, str, int]] = Counter()
     for verdict, reason, type_, state, hits in chain(*steps):
