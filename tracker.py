@@ -5223,11 +5223,6 @@ def take_slots(spool: str, pause: int) -> None:
                 os.rename(os.path.join(folder, slot), os.path.join(spool, name))
 
 
-def may_grow(name: str) -> bool:
-    """Whether nginx may still write a line into a segment that it had opened before we took it."""
-    return "-nginx" in name and now_ms() - int(name[:13]) < SLOT_GROWS_SECONDS * 1000
-
-
 def await_replay(database: Database, connection: sqlite3.Connection) -> None:
     """Raises Busy while a restored database has not read all that was said of emails: later words come after those."""
     if any(each.kept and "-emails" in each.name for each in waiting_segments(database, connection, [])):
@@ -5318,8 +5313,9 @@ class Drain:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             with open(os.open(path, flags), "rb", READ_BYTES) as file:
+                grows = "-nginx" in waiting.name and now_ms() - int(waiting.name[:13]) < SLOT_GROWS_SECONDS * 1000
                 # Lines are only written to a kept one by who holds the lock; nobody is told so while we lock the other.
-                finished = waiting.kept or (not may_grow(waiting.name) and take_lock(file.fileno()))
+                finished = waiting.kept or (not grows and take_lock(file.fileno()))
                 finished = finished and not self.database.is_foreign
                 # Now the end, and not before: a hit could have been written in between.
                 goal = os.fstat(file.fileno()).st_size if finished else waiting.size
@@ -5355,6 +5351,8 @@ class Drain:
         except (TooMuch, *LINE_FAULTS) as error:
             if lines > 1:
                 self.paces[segment.name] = lines // 2
+                if isinstance(error, TooMuch):
+                    self.batch = lines // 2  # it would be as much again
                 return True
             about = f"{type(error).__name__}: {error}"
             log("a line of the spool can't be counted and goes to spool/rejected", error=about)
@@ -6946,15 +6944,15 @@ def asset(app: App, request: Request, name: str) -> Response:
 def health(app: App, request: Request) -> Response:
     """Whether hits are recorded and counted, and why not; by what was written down a moment ago, so it waits for nobody."""
     state, folder, known = read_state(app.settings.folder), app.settings.folder, app.directory.refresh()
-    has_slots = os.path.isdir(os.path.join(app.settings.spool, "nginx"))
+    slots = os.path.join(app.settings.spool, "nginx")
     faults = {
         f"drain: {state['trouble']}": state["trouble"],
         "spool: can't be written; hits are printed to stderr as `unspooled`, replay them with `ingest`": not app.spool.works(),
         f"{known.trouble}; workers go by what they knew": known.trouble,
         f"drain: about {state['waiting']} hits wait to be counted": (state["waiting"] or 0) > BACKLOG,
         f"spool: {state['cut']}": state["cut"],
-        "disk: less than a tenth is free, and where it is full, hits that nginx answers are lost": has_slots
-        and is_nearly_full(app.settings.spool),
+        "disk: less than a tenth is free, and where it is full, hits that nginx answers are lost": os.path.isdir(slots)
+        and shutil.disk_usage(slots).free < shutil.disk_usage(slots).total / 10,
         f"spool: {state['rejected']} lines could not be read and were put into spool/rejected": state["rejected"],
     }
     why = [fault for fault, is_so in faults.items() if is_so]
@@ -6973,11 +6971,6 @@ def health(app: App, request: Request) -> Response:
             dict(zip(names, (name, iso_time(at), waiting), strict=True)) for name, at, waiting in state["machines"]
         ]
     return json_response(503 if why and "strict" in request.parameters() else 200, value)
-
-
-def is_nearly_full(folder: str) -> bool:
-    about = os.statvfs(folder)
-    return about.f_bavail < about.f_blocks / 10
 
 
 def has_key(app: App, request: Request, tenant: Tenant) -> bool:
@@ -7624,11 +7617,11 @@ class Connection(socket.socket):
     To hang up cuts off an answer only where something of the request is unread.
     """
 
-    held = b""
+    begun = held = b""
     is_whole = False  # the request was read, and has no body
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        data = b"" if self.is_whole else super().recv(size, flags)
+        data, self.begun = self.begun or (b"" if self.is_whole else super().recv(size, flags)), b""
         self.is_whole = self.is_whole or (data.startswith((b"GET ", b"HEAD ")) and data.endswith(b"\r\n\r\n"))
         return data
 
@@ -7644,10 +7637,10 @@ class Connection(socket.socket):
             super().shutdown(how)
 
     def begins(self) -> bytes:
-        """What has come and is not read yet, up to some bytes."""
+        """What has come, as recv will give it."""
         with contextlib.suppress(OSError):
-            return super().recv(128, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        return b""
+            self.begun = super().recv(8_192, socket.MSG_DONTWAIT)
+        return self.begun
 
 
 def run_gunicorn(settings: Settings, app: App) -> None:
@@ -7661,11 +7654,15 @@ def run_gunicorn(settings: Settings, app: App) -> None:
         from gunicorn.app.base import BaseApplication
     except ImportError:
         raise StoreError("gunicorn is not installed for this Python; use `make run`, or .venv/bin/python") from None
+    from gunicorn import http, util
     from gunicorn.glogging import Logger
-    from gunicorn.http import message
     from gunicorn.workers.sync import SyncWorker
 
-    message.MAX_REQUEST_LINE = MAX_REQUEST_LINE  # it would cap limit_request_line at 8,190
+    http.message.MAX_REQUEST_LINE = MAX_REQUEST_LINE  # it would cap limit_request_line at 8,190
+    # What it would make for each request, though it stays the same for a second, and for ever.
+    http_date = lru_cache(maxsize=1)(util.http_date)
+    util.http_date = lambda: http_date(int(time.time()))
+    http.wsgi.WSGIErrorsWrapper = lru_cache(maxsize=1)(http.wsgi.WSGIErrorsWrapper)
 
     class StdoutLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
         def setup(self, cfg: Any) -> None:
@@ -7694,13 +7691,14 @@ def run_gunicorn(settings: Settings, app: App) -> None:
             Who sends something may take seconds. Behind him nobody is taken in, since another worker may be free.
             """
             others: list[tuple[bytes, Connection, Any]] = []
+            kind = listener.family, listener.type
             while self.alive or others:
                 try:
                     for _ in range(LOOK_AHEAD - len(others)):
                         if not self.alive or any(not asked.startswith(b"GET") for asked, *_ in others):
                             break
                         descriptor, address = listener._accept()  # closed on exec, and waits, without being told
-                        client = Connection(listener.family, listener.type, fileno=descriptor)
+                        client = Connection(*kind, fileno=descriptor)
                         if asks_little(asked := client.begins()):
                             self.handle(listener, client, address)
                         else:
@@ -8476,7 +8474,6 @@ def counted_faults(database: Database, tenant: Tenant, key: str, address: str) -
 def cmd_drain(args: Namespace, settings: Settings) -> int:
     """Move the hits that wait in the spool into the database, in large batches; for a backlog."""
     with _opened(settings, patience=1.0 if args.follow else math.inf) as database:
-        database.enlarge_cache(64)
         if args.spool:
             if not settings.is_shared:
                 raise BadInput("--spool: expected a database that machines share, of which this is another's spool")
@@ -8486,6 +8483,7 @@ def cmd_drain(args: Namespace, settings: Settings) -> int:
         if args.follow:
             database.leave = partial(os.kill, os.getpid(), signal.SIGTERM)
             Drainer(database, settings.keep_spool_days, settings.keep_spool_mb, follows=True).run()
+        database.enlarge_cache(64)
         report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
     print(f"drained {report.hits} hits, put {report.rejected} lines into spool/rejected", flush=True)
     for trouble in report.troubles:
