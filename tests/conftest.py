@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.util
 import json
 import os
@@ -18,8 +19,10 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import webtest
@@ -38,6 +41,9 @@ LOCAL_NAME = "localhost"  # else both ends of SMTP ask the DNS who they are, whi
 PROGRAM = (sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull)
 SERVE = (*PROGRAM, "serve")
 NOW = 1_795_544_485_430  # a Tuesday in November 2026
+# A folder in memory, where there is such a thing with room.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 1 << 30 else None
+ON_SQLITE = partial(pytest.param, marks=pytest.mark.sqlite)  # one of many examples, which is enough there
 
 
 def missing(what: str) -> None:
@@ -58,8 +64,7 @@ def shared() -> Path:
 @pytest.fixture
 def memory() -> Iterator[Path]:
     """A folder in memory, where there is such a thing: what a process leaves behind is the same, and a sync costs nothing."""
-    shm = "/dev/shm"
-    with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         yield Path(folder)
 
 
@@ -87,6 +92,19 @@ def another_database(path: Path) -> None:
         pass
 
 
+READY = "a database that has its tables"
+
+
+class Engine(Protocol):
+    """Where a test's databases are: the settings of a new one in a folder, or of a copy of another."""
+
+    def __call__(self, folder: Path, model: str = "") -> dict[str, str]: ...
+
+
+def on_sqlite(folder: Path, model: str = "") -> dict[str, str]:
+    return {"DATABASE_URL": f"sqlite:{folder / 'data' / 'tracking.db'}"}
+
+
 @dataclass
 class Stage:
     """A database with Acme (domain acme.com) and Globex (any domain), and an App over it without a drain thread."""
@@ -96,6 +114,7 @@ class Stage:
     acme: tracker.Tenant
     globex: tracker.Tenant
     web: webtest.TestApp
+    engine: Engine = on_sqlite
     database: tracker.Database = field(init=False)
 
     def __post_init__(self) -> None:
@@ -153,6 +172,20 @@ class Stage:
             tracker.change_tenant(connection, tenant.number, **changes)
         self.refresh()
 
+    def another(self) -> tracker.Database:
+        """The database, as another process has it."""
+        return tracker.open_database(self.settings)
+
+    @contextlib.contextmanager
+    def copied(self, folder: Path) -> Iterator[tracker.Settings]:
+        """The settings of a copy of the database, which nobody has open, and of what belongs to it, for a while."""
+        shutil.copytree(self.folder, folder / "data")
+        made = tracker.load_settings({"BASE_URL": BASE, **self.engine(folder, self.settings.database)}, os.devnull)
+        yield made
+        shutil.rmtree(folder)
+        if made.is_shared:
+            execute_on_server(made.database, f"drop database {name_of(made.database)} with (force)")
+
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let commands in this process work on the stage's database."""
         is_shared, database = self.settings.is_shared, self.settings.database
@@ -169,7 +202,7 @@ class Postgres:
     """A PostgreSQL server of the session's own, and databases in it."""
 
     def __init__(self, folder: str) -> None:
-        self.folder, self._made = folder, 0
+        self.folder, self._made, self._numbers = folder, list[str](), count(1)
         shutil.chown(folder, "postgres", "postgres")
         self._run("initdb", "-D", f"{folder}/data", "-A", "trust", "-N", "-E", "UTF8", "--locale=C.UTF-8")
         self.start()
@@ -190,11 +223,40 @@ class Postgres:
         """A command that runs statements."""
         return as_postgres("psql", "-h", self.folder, "-v", "ON_ERROR_STOP=0", "-q", "-X", "postgres", *words)
 
-    def make(self) -> str:
-        """The URL of a new database."""
-        self._made += 1
-        subprocess.run(self.psql("-c", f"create database test{self._made}"), check=True, cwd="/")
-        return f"postgresql://postgres@/test{self._made}?host={self.folder}"
+    @cached_property
+    def ready(self) -> str:
+        """A database that has its tables: a copy of it is made sooner than tables are."""
+        tracker.Postgres(url := self.make(), "/nowhere").build(tracker.resource("schema.sql").decode())
+        self._made.remove(url)
+        return url
+
+    def make(self, model: str = "") -> str:
+        """The URL of a new database, or of a copy of another that nobody has open."""
+        name = f"test{next(self._numbers)}"
+        template = name_of(self.ready if model == READY else model) if model else "template1"
+        url = f"postgresql://postgres@/{name}?host={self.folder}"
+        execute_on_server(url, f"create database {name} template {template} strategy file_copy")
+        self._made.append(url)
+        return url
+
+    def drop(self) -> None:
+        """Remove what was made so far, whoever is connected."""
+        while self._made:
+            url = self._made.pop()
+            execute_on_server(url, f"drop database if exists {name_of(url)} with (force)")
+
+
+def name_of(url: str) -> str:
+    """The name of a database that a test made."""
+    [name] = re.findall("/(test[0-9]+)", url)
+    return str(name)
+
+
+def execute_on_server(url: str, sql: str) -> None:
+    """Run a statement where a database is, but not in it."""
+    psycopg = importlib.import_module("psycopg")
+    with contextlib.closing(psycopg.connect(url, dbname="postgres", autocommit=True)) as connection:
+        connection.execute(sql)
 
 
 def as_postgres(program: str, *words: str) -> list[str]:
@@ -214,7 +276,7 @@ def running_postgres() -> Iterator[Postgres]:
     """A PostgreSQL for a while. Nothing is left of it, even where we are killed, with all that we started."""
     if importlib.util.find_spec("psycopg") is None:
         missing("psycopg")
-    folder = tempfile.mkdtemp(prefix="postgres-")
+    folder = tempfile.mkdtemp(prefix="postgres-", dir=MEMORY)
     stop = as_postgres("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
     afterwards = ["sh", "-c", AFTERWARDS, "sh", folder, *stop]
     with subprocess.Popen(afterwards, stdin=subprocess.PIPE, start_new_session=True, cwd="/"):
@@ -229,47 +291,43 @@ def postgres() -> Iterator[Postgres]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests in files that say BOTH_ENGINES run on each, but for those that are marked as of files of SQLite."""
+    """Tests in files that say BOTH_ENGINES run on each."""
     if "engine" in metafunc.fixturenames:
-        both = getattr(metafunc.module, "BOTH_ENGINES", False) and not metafunc.definition.get_closest_marker("sqlite")
-        engines = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
-        metafunc.parametrize("engine", engines[: 1 + both], indirect=True)
+        both = getattr(metafunc.module, "BOTH_ENGINES", False)
+        metafunc.parametrize("engine", ("sqlite", "postgresql")[: 1 + both], indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what else runs on PostgreSQL, so that it can be left out."""
-    for item in items:
-        if "postgres" in getattr(item, "fixturenames", ()):
+    """Mark what needs PostgreSQL, so that it can be left out; and take out what is marked as SQLite's alone."""
+    for item in [*items]:
+        on_postgres = "[postgresql" in item.name
+        if on_postgres and item.get_closest_marker("sqlite"):
+            items.remove(item)
+        elif on_postgres or "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.postgresql)
 
 
-Engine = Callable[[Path], dict[str, str]]  # the settings of a new database in a folder
-
-
-def on_sqlite(folder: Path) -> dict[str, str]:
-    """The settings of a new SQLite database in a folder."""
-    return {"DATABASE_URL": f"sqlite:{folder / 'data' / 'tracking.db'}"}
-
-
 @pytest.fixture
-def engine(request: pytest.FixtureRequest) -> Engine:
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Where a test's database is."""
     if request.param == "sqlite":
-        return on_sqlite
-    postgres = request.getfixturevalue("postgres")
-    return lambda folder: {"DATABASE_URL": postgres.make(), "DATA_FOLDER": str(folder / "data")}
+        yield on_sqlite
+    else:
+        postgres = request.getfixturevalue("postgres")
+        yield lambda folder, model="": {"DATABASE_URL": postgres.make(model), "DATA_FOLDER": str(folder / "data")}
+        postgres.drop()
 
 
 def make_stage(folder: Path, engine: Engine = on_sqlite, **settings: str) -> Stage:
     """A stage in a folder; settings by their variables."""
-    made = tracker.load_settings({"BASE_URL": BASE, **engine(folder), **settings}, os.devnull)
+    made = tracker.load_settings({"BASE_URL": BASE, **engine(folder, READY), **settings}, os.devnull)
     database = tracker.open_database(made, make=True)
     with tracker.changing_tenants(database) as connection:
         acme = tracker.add_tenant(connection, "Acme", NOW, allow=["acme.com"])
         globex = tracker.add_tenant(connection, "Globex", NOW, any_domain=True)
     database.close()
     app = tracker.App(made)
-    return Stage(made, app, acme, globex, webtest.TestApp(tracker.wsgi(app)))
+    return Stage(made, app, acme, globex, webtest.TestApp(tracker.wsgi(app)), engine)
 
 
 @pytest.fixture
@@ -422,23 +480,23 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path, engine: Engine) -> Iterator[Server]:
     """A running server with two workers."""
-    made = Server(tmp_path).start()
+    made = Server(tmp_path, **engine(tmp_path)).start()
     yield made
     made.stop()
     made.listener.close()
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def servers(tmp_path: Path, engine: Engine) -> Iterator[Callable[..., Server]]:
     """Makes servers that are not started yet, each in a folder of its own."""
     made: list[Server] = []
 
     def make(**settings: str) -> Server:
         folder = tmp_path / f"server{len(made)}"
         folder.mkdir()
-        made.append(Server(folder, **settings))
+        made.append(Server(folder, **{**engine(folder), **settings}))
         return made[-1]
 
     yield make

@@ -7,9 +7,8 @@ import dataclasses
 import json
 import shutil
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,11 @@ def settings(postgres: Postgres, tmp_path: Path) -> Callable[[str], tracker.Sett
 @pytest.fixture
 def stage(postgres: Postgres, tmp_path: Path) -> Iterator[Stage]:
     """A machine with tenants, hits and mail."""
-    made = make_stage(tmp_path, lambda folder: {"DATABASE_URL": postgres.make(), "DATA_FOLDER": str(folder / "one")})
+
+    def engine(folder: Path, model: str = "") -> dict[str, str]:
+        return {"DATABASE_URL": postgres.make(model), "DATA_FOLDER": str(folder / "one")}
+
+    made = make_stage(tmp_path, engine)
     yield made
     made.app.close()
 
@@ -58,24 +61,17 @@ def test_machines_take_turns_and_count_each_hit_once(stage: Stage) -> None:
             lines = [hit(stage, f"e{n}-{part}-{i % 7}", NOW + i, id=f"{n}{part}{i}") for i in range(150)]
             put(database, f"{NOW + part:013d}-{n}-{n:04x}{part:04x}.jsonl", *lines)
 
-    troubles: list[str] = []
-
-    def drained(database: tracker.Database) -> None:
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
+    def drained(database: tracker.Database) -> list[str]:
+        troubles: list[str] = []
+        while not troubles and tracker.segments_in(database.spool):
             with contextlib.suppress(tracker.Busy):
-                report = tracker.drain(database, batch=20, wait=False)
-                troubles.extend(report.troubles)
-                if not report.hits:
-                    break
+                troubles += tracker.drain(database, batch=20, wait=False).troubles
         database.close()
+        return troubles
 
-    threads = [threading.Thread(target=drained, args=[each]) for each in machines]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (events(stage), troubles) == (3 * 3 * 150, [])
+    with ThreadPoolExecutor(len(machines)) as pool:
+        troubles = [*pool.map(drained, machines)]
+    assert (events(stage), troubles) == (3 * 3 * 150, [[]] * 3)
     assert stage.check() == []
 
 
