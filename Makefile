@@ -49,7 +49,7 @@ define install
 fi
 endef
 
-.PHONY: help run demo dist test test-faults test-machines screenshots bench lint format clean venv runtime-packages test-packages bench-packages node-packages lint-packages
+.PHONY: help run demo dist test test-faults screenshots bench lint format clean venv runtime-packages test-packages bench-packages node-packages lint-packages
 
 help: ## print this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -76,13 +76,11 @@ screenshots: test-packages ## make the two pictures of README anew
 test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-# One after the other: what is timed needs both cores. Its figures are printed.
-test-faults: test-packages ## kill, crowd and restore real servers for some minutes
-	@$(VENV)/bin/python -m pytest -s tests/faults.py tests/faults_limits.py $(ARGS)
-
-test-machines: test-packages ## kill and cut off servers that share a PostgreSQL, for some minutes
+# What is timed needs both cores, and goes first; of the others, which kill and wait, two run at a time. They print figures.
+test-faults: test-packages ## kill, crowd, cut off and restore real servers for some minutes
 	@.make/debian nginx postgresql
-	@$(VENV)/bin/python -m pytest -s tests/faults_machines.py $(ARGS)
+	@$(VENV)/bin/python -m pytest -s -m timed tests/faults.py $(ARGS) || [ $$? -eq 5 ]  # none was asked for
+	@$(VENV)/bin/python -m pytest -n 2 --dist worksteal -rP -m "not timed" tests/faults*.py $(ARGS) || [ $$? -eq 5 ]
 
 bench: bench-packages node-packages ## compare with others, time pages with a year of mail; less: make bench ARGS=--quick
 	@.make/debian nginx wrk

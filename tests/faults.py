@@ -31,6 +31,7 @@ from statistics import median, quantiles
 from typing import Any, Protocol
 from urllib.parse import quote
 
+import pytest
 from conftest import CHROME, PROGRAM, ROOT, Server
 from load import counted_keys, data, rows, segments, terminate, wait_until
 from test_restore import DAMAGE
@@ -338,6 +339,7 @@ def processor_seconds(server: Server) -> float:
     return took / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.timed
 def test_no_tenant_waits_long_for_what_others_do(servers: Callable[..., Server]) -> None:
     server = servers()
     acme, globex, initech = (server.tenant(name, "--any-domain", *NO_LIMIT) for name in ("Acme", "Globex", "Initech"))

@@ -1,7 +1,7 @@
 """Three machines with one PostgreSQL, nginx before them, under load, while one of them, the database or its way fails.
 
 After each: every answered hit is counted once, no reader saw an error, and the numbers are those that SQLite makes of the
-same spools. `make test-machines` runs it and prints figures.
+same spools. `make test-faults` runs it and prints figures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ MACHINES, READERS = 3, 3
 REGISTERED = 3_000  # of the keys that readers ask for
 CLICKS, SESSIONS = 900, 300  # of each machine, in emails that all of them know
 CUTS = 100
-GONE_SECONDS, SILENT_SECONDS, LOADED_SECONDS = 20, 9, 60
+GONE_SECONDS, SILENT_SECONDS, LOADED_SECONDS = 60, 9, 60
 BATCHES, MOST_STATEMENTS = (200, 200, 2_000, 20_000), 30  # the first one brings all that is new
 
 FRONT = """
@@ -75,7 +74,7 @@ class Machines:
         self.options = ("Acme", "--any-domain", *NO_LIMIT)
         self.acme = self.servers[0].tenant(*self.options)
         for server in self.servers:
-            self.start(server)
+            server.start()
         told = " ".join(f"server 127.0.0.1:{each.port} fail_timeout=0;" for each in self.servers)
         self.front.lay(FRONT.format(servers=told, port=self.port))
         self.front.launch()
@@ -93,11 +92,6 @@ class Machines:
 
     def counted(self) -> int:
         return int(self.rows("select count(*) from events")[0][0])
-
-    def start(self, server: Server) -> None:
-        """Start a machine. A child of its master is no sign: to find libpq, one runs for a moment."""
-        server.start()
-        wait_until(lambda: listens(server), server)
 
     def kill(self, server: Server) -> None:
         server.kill()
@@ -185,12 +179,6 @@ class Machines:
         return server
 
 
-def listens(server: Server) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", server.port), timeout=5):
-        return True
-    return False
-
-
 def segment_paths(server: Server) -> list[Path]:
     """All segments that a machine has, counted or not."""
     return sorted((data(server) / "spool").rglob("*.jsonl"))
@@ -230,27 +218,39 @@ def machines(tmp_path: Path, postgres: Postgres) -> Iterator[Machines]:
 # == What fails ==
 
 
-def test_all_is_counted_once_under_load_with_all_three_draining(machines: Machines) -> None:
+def test_under_load_all_three_drain_however_long_the_way_to_the_database_is(machines: Machines) -> None:
     with machines.loaded() as readers:
-        began, before = time.monotonic(), machines.counted()
-        for _ in range(LOADED_SECONDS):
-            time.sleep(1)
-        took = time.monotonic() - began
-        print(f"\n{(machines.counted() - before) / took:.0f} hits counted a second", end=": ")
+        for milliseconds in (0, 2, 50):
+            for way in machines.ways:
+                way.delay = milliseconds / 2000
+            began, counted = time.monotonic(), machines.counted()
+            time.sleep(LOADED_SECONDS / 3)
+            pace = (machines.counted() - counted) / (time.monotonic() - began)
+            print(f"\n{milliseconds} ms of round trip: {pace:.0f} hits counted a second", end="; ")
     assert all(drained_by(server) for server in machines.servers)
-    assert len(readers.answered) > 50 * LOADED_SECONDS
+    assert len(readers.answered) > 20 * LOADED_SECONDS
 
 
-def test_a_machine_that_is_killed_takes_no_hit_with_it(machines: Machines) -> None:
-    print("\nkilled", end=": ")
+def test_machines_that_are_killed_and_ways_that_break_in_commits_lose_no_hit_and_double_none(
+    machines: Machines,
+) -> None:
+    cuts = itertools.chain.from_iterable(
+        zip(("done", "unsent", "", "sent", "done") * CUTS, [""] * 5 * CUTS, strict=True)
+    )
     with machines.loaded():
         for server in machines.servers[:2]:
             machines.kill(server)
             time.sleep(2)
-            machines.start(server)
+            server.start()
+        for way in machines.ways:
+            way.cuts = cuts
+        wait_until(lambda: sum(machines.cut().values()) >= CUTS, machines.servers[2], 120)
+        for way in machines.ways:
+            way.cuts = iter(())
+        print(f"\n{machines.kills} killed, cut in commits {dict(machines.cut())}", end=": ")
 
 
-def test_the_database_may_be_restarted_and_be_gone(machines: Machines) -> None:
+def test_the_database_may_be_restarted_and_be_gone_for_a_minute(machines: Machines) -> None:
     print("\nthe database restarted and gone", end=": ")
     with machines.loaded():
         for seconds in (0, GONE_SECONDS):
@@ -260,66 +260,34 @@ def test_the_database_may_be_restarted_and_be_gone(machines: Machines) -> None:
             time.sleep(3)
 
 
-@pytest.mark.parametrize("milliseconds", [2, 50])
-def test_the_way_to_the_database_may_be_slow(milliseconds: int, machines: Machines) -> None:
-    for way in machines.ways:
-        way.delay = milliseconds / 2000
-    print(f"\n{milliseconds} ms of round trip", end=": ")
-    with machines.loaded(seconds=4):
-        pass
-
-
-def test_a_way_that_breaks_in_the_middle_of_commits_counts_no_hit_twice(machines: Machines) -> None:
-    cuts = itertools.chain.from_iterable(
-        zip(("done", "unsent", "", "sent", "done") * CUTS, [""] * 5 * CUTS, strict=True)
-    )
-    for way in machines.ways:
-        way.cuts = cuts
-    with machines.loaded():
-        deadline = time.monotonic() + 60
-        while sum(machines.cut().values()) < CUTS and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for way in machines.ways:
-            way.cuts = iter(())
-        print(f"\ncut in commits {dict(machines.cut())}", end=": ")
-    assert sum(machines.cut().values()) >= CUTS
-
-
-def test_a_machine_that_falls_silent_while_it_writes_stops_the_others_for_seconds_only(machines: Machines) -> None:
-    way, longest = machines.ways[0], 0.0
+def test_a_machine_that_falls_silent_while_it_writes_stops_the_others_for_seconds_only_and_may_be_lost(
+    machines: Machines, tmp_path: Path
+) -> None:
+    """What it spooled is counted elsewhere, and not again when it is back."""
+    lost, other = machines.servers[2], machines.servers[0]
+    way, longest, copy = machines.ways[2], 0.0, tmp_path / "copy"
     with machines.loaded():
         way.freezes = True
-        wait_until(lambda: not way.open.is_set(), machines.servers[0])
+        wait_until(lambda: not way.open.is_set(), lost)
         counted, since, began = machines.counted(), time.monotonic(), time.monotonic()
         while time.monotonic() < began + SILENT_SECONDS:
             time.sleep(0.1)
             if (now := machines.counted()) > counted:
                 longest, counted, since = max(longest, time.monotonic() - since), now, time.monotonic()
         longest = max(longest, time.monotonic() - since)
-        way.open.set()
-        print(f"\none silent for {SILENT_SECONDS} s, nothing counted for {longest:.1f} s", end=": ")
-    assert longest < SILENT_SECONDS
-
-
-def test_what_a_lost_machine_spooled_is_counted_elsewhere_and_not_again_when_it_is_back(
-    machines: Machines, tmp_path: Path
-) -> None:
-    lost, other = machines.servers[2], machines.servers[0]
-    copy = tmp_path / "copy"
-    with machines.loaded():
-        machines.ways[2].open.clear()
-        time.sleep(2)
+        print(f"\none silent for {SILENT_SECONDS} s, nothing counted for {longest:.1f} s", end="; ")
         machines.kill(lost)
         shutil.copytree(data(lost) / "spool", copy)
         newest = max(copy.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
         os.truncate(newest, newest.stat().st_size - 40)  # as where a copy was under way
         before = machines.counted()
         said = other.run("drain", "--spool", str(copy))
-        print(f"\nlost and drained elsewhere, {said.strip()}", end=": ")
+        print(f"drained elsewhere, {said.strip()}", end=": ")
         assert machines.counted() > before
-        machines.ways[2].open.set()
+        way.open.set()
         time.sleep(2)
-        machines.start(lost)
+        lost.start()
+    assert longest < SILENT_SECONDS
 
 
 def test_two_machines_with_one_instance_are_told_of(machines: Machines) -> None:
@@ -327,7 +295,6 @@ def test_two_machines_with_one_instance_are_told_of(machines: Machines) -> None:
     machines.kill(clone)
     (data(clone) / "spool" / "instance").write_bytes((data(first) / "spool" / "instance").read_bytes())
     clone.launch("unshare", "--uts", "sh", "-c", 'hostname clone && exec "$@"', "sh", *SERVE)
-    wait_until(lambda: listens(clone), clone)
     wait_until(lambda: any("spool/instance" in why for why in health(clone)["why"]), clone)
     wait_until(lambda: any("spool/instance is also clone" in why for why in health(first)["why"]), first)
     assert health(other)["why"] == []

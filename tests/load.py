@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import signal
+import os
 import sqlite3
 import time
 from collections import Counter
@@ -13,7 +13,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from conftest import CHROME, ROOT, SHARED, Server
+from conftest import CHROME, ROOT, SHARED, Server, hears_signals
+
+import tracker
 
 PIXEL = (ROOT / "pixel.gif").read_bytes()
 # Where the folder with real user agents is missing.
@@ -39,8 +41,16 @@ def segments(server: Server) -> list[str]:
     return sorted(path.name for path in (data(server) / "spool").glob("*.jsonl"))
 
 
+def database_of(server: Server) -> tracker.Database:
+    """A server's database, as another process has it."""
+    return tracker.open_database(tracker.load_settings(server.environ, os.devnull))
+
+
 def rows(server: Server, sql: str) -> list[tuple[Any, ...]]:
     """Ask a server's database, whether the server runs or not."""
+    if server.is_shared:
+        with contextlib.closing(database_of(server)) as database, database.reading() as connection:
+            return connection.execute(sql).fetchall()
     with contextlib.closing(sqlite3.connect(data(server) / "tracking.db", timeout=10)) as connection:
         return connection.execute(sql).fetchall()
 
@@ -62,17 +72,6 @@ def wait_until(true: Callable[[], bool], server: Server, seconds: float = 30) ->
         ended = server.process is not None and server.process.poll() is not None
         assert not ended and time.monotonic() < deadline, f"waited in vain:\n{server.log.read_text()}"
         time.sleep(0.02)
-
-
-def hears_signals(worker: int) -> bool:
-    """Whether a worker is past the moment after its birth in which gunicorn would lose a signal, and then wait 30 s.
-
-    SIGABRT is the last that a worker learns to catch, and its master never does.
-    """
-    with contextlib.suppress(OSError):
-        caught = Path(f"/proc/{worker}/status").read_text().partition("SigCgt:")[2].split()[0]
-        return bool(int(caught, 16) >> (signal.SIGABRT - 1) & 1)
-    return False
 
 
 def terminate(server: Server) -> int:

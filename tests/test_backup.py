@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import BASE, PROGRAM, Server, Stage, hit, segment, small_disk, without_settings
-from load import Sent, counted, counted_keys, data, hears_signals, locked, rows, segments, terminate, wait_until
+from conftest import BASE, PROGRAM, Server, Stage, hears_signals, hit, segment, small_disk, without_settings
+from load import Sent, counted, counted_keys, data, locked, rows, segments, terminate, wait_until
 from test_dist import build
 from test_live import assert_counted_once, fire, get, pixels, post
 

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
-from conftest import BASE, CHROME, Server
+from conftest import BASE, CHROME, Server, hears_signals
 from frontend import Nginx
-from load import PIXEL, data, hears_signals, locked, rows, segments, terminate, wait_until
+from load import PIXEL, data, locked, rows, segments, terminate, wait_until
 from test_raw import Answer, read_answers
 
 import tracker
