@@ -2820,11 +2820,13 @@ class Postgres(Database):
         with self._errors():
             connection = PostgresConnection(self._url)
             with contextlib.closing(connection.raw), connection.raw.transaction():
-                connection.run("select pg_advisory_xact_lock(hashtext('email-tracker'))")
-                found = connection.run("select to_regclass('marks')")
-                if found[0]:
-                    found = connection.run("select value from marks where name = 'schema' for no key update")
-                yield connection, found[0] and int(found[0])
+                lock = "select pg_advisory_xact_lock(hashtext('email-tracker'))"
+                [version] = connection.run(f"{lock}; select to_regclass('marks')")
+                if version is not None:
+                    [version] = connection.run(
+                        "select value::bigint from marks where name = 'schema' for no key update"
+                    )
+                yield connection, version
 
     def build(self) -> None:
         """Make the tables, or bring them up to date, and this machine's spool. Raises StoreError where all is gone."""
@@ -2875,13 +2877,13 @@ def open_database(settings: Settings, patience: float = math.inf, *, make: bool 
 
 
 def _rows_of(connection: sqlite3.Connection, table: str) -> Iterator[Any]:
-    """The names of a table's columns, then its rows, but for the version; never all in memory."""
+    """The names of a table's columns, then its rows, some at a time, but for the version."""
     cursor = connection.raw.cursor(table) if isinstance(connection, PostgresConnection) else connection.cursor()
     with contextlib.closing(cursor):
         cursor.execute(f"select * from {table}" + " where name <> 'schema'" * (table == "marks"))
         yield [column[0] for column in cursor.description]
         while some := cursor.fetchmany(1000):
-            yield from some
+            yield some
 
 
 def copying(connection: sqlite3.Connection) -> Iterator[tuple[str, Iterable[str]]]:
@@ -2889,15 +2891,13 @@ def copying(connection: sqlite3.Connection) -> Iterator[tuple[str, Iterable[str]
     made, rest = postgres_schema()
     yield made, ()
     for table in tables():
-        first, *others = next(rows := _rows_of(connection, table))
-        yield f"copy {table} ({', '.join((first, *others))}) from stdin", _copy_lines(rows)
-        if first in ("id", "number"):
-            yield f"select setval(pg_get_serial_sequence('{table}', '{first}'), max({first})) from {table}", ()
+        columns = ", ".join(next(rows := _rows_of(connection, table)))
+        yield f"copy {table} ({columns}) from stdin", _copy_lines(rows)
     yield f"{rest}; analyze", ()  # else nothing is known of the tables for a minute, and all of them are read
 
 
-def _copy_lines(rows: Iterator[Sequence[Any]]) -> Iterator[str]:
-    while some := [*islice(rows, 1000)]:
+def _copy_lines(rows: Iterator[Iterable[Sequence[Any]]]) -> Iterator[str]:
+    for some in rows:
         cells = ((r"\N" if value is None else str(value).translate(_IN_COPY) for value in row) for row in some)
         yield "".join("\t".join(row) + "\n" for row in cells)
     yield "\\.\n"
@@ -2905,7 +2905,7 @@ def _copy_lines(rows: Iterator[Sequence[Any]]) -> Iterator[str]:
 
 def psql_script(connection: sqlite3.Connection) -> Iterator[bytes]:
     """A copy of a database for psql, which makes all of it or, where the database is not empty, nothing."""
-    yield b"\\set ON_ERROR_STOP on\n\\o /dev/null\nset client_encoding = 'UTF8';\nbegin;\n"
+    yield b"\\set ON_ERROR_STOP on\nset client_encoding = 'UTF8';\nbegin;\n"
     for statement, lines in chain(copying(connection), [("commit", ())]):
         yield f"{statement};\n".encode()
         yield from map(str.encode, lines)
@@ -2935,7 +2935,8 @@ def moving(settings: Settings, target: str) -> Iterator[sqlite3.Connection]:
             for table in tables():
                 columns = next(rows := _rows_of(old, table))
                 marks = ", ".join("?" * len(columns))
-                file.executemany(f"insert into {table} ({', '.join(columns)}) values ({marks})", rows)
+                insert = f"insert into {table} ({', '.join(columns)}) values ({marks})"
+                file.executemany(insert, chain.from_iterable(rows))
             yield file
             write_small_file(os.path.join(source.spool, "instance"), f"{stored_secret(old, 'instance')}\n", 0o640)
         set_mark(old, "schema", str(MOVED))

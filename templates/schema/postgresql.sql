@@ -13,6 +13,16 @@ create function state_name(state bigint) returns text language sql immutable as
     $$ select (array['person', 'unconfirmed', 'machine', 'set_aside'])[state] $$;
 insert into marks values ('schema', '');
 @@schema
+do $$                                    -- numbers go on behind those of a copy
+declare each record;
+begin
+    for each in select table_name, column_name from information_schema.columns
+                where table_schema = current_schema() and is_identity = 'YES'
+    loop
+        execute format('select setval(pg_get_serial_sequence(%1$L, %2$L), max(%2$I)) from %1$I',
+                       each.table_name, each.column_name);
+    end loop;
+end $$;
 create view readable_emails as
 select tenants.name as tenant, key, subject, recipient, campaign, registered = 1 as registered,
        time_of(email_details.created_at) as created_at, time_of(sent_at) as sent_at, time_of(delivered_at) as delivered_at,
