@@ -6715,6 +6715,7 @@ class App:
         """Begin to drain in this process, once."""
         if self._started_in != os.getpid():
             self._started_in = os.getpid()
+            sys.setswitchinterval(0.0005)  # the drain gives way to a request so often, and not after 5 ms each time
             own = open_database(self.settings, patience=1.0)  # a connection that no request waits for
             self.database.leave = own.leave = partial(os.kill, os.getpid(), signal.SIGTERM)
             self.drainer = Drainer(own, self.settings.keep_spool_days, self.settings.keep_spool_mb)
