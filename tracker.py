@@ -2783,7 +2783,7 @@ class Postgres(Database):
         begin = f"""
             begin isolation level read committed; {_FOR_FEW_ROWS};
             set local lock_timeout = {500 if not wait else int(self._patience * 1000) if of_worker else 0};
-            set local idle_in_transaction_session_timeout = '{5 if of_worker else 60}s';
+            set local idle_in_transaction_session_timeout = '{1 if of_worker else 60}s';
             set local statement_timeout = '{20 if of_worker else 0}s';
             select value from marks where name = 'schema' for no key update
         """
@@ -3416,20 +3416,22 @@ ROLLUPS = {  # in the order in which their recounts build on each other
 
 
 def add_to_rollups(connection: sqlite3.Connection, cells: Mapping[Cell, int]) -> None:
-    """Add numbers, positive and negative, to roll-ups: one upsert a table."""
+    """Add numbers, positive and negative, to roll-ups, and set the times that are no sums: one upsert a table."""
     tables: dict[str, dict[tuple[Any, ...], dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     for (table, key, column), number in cells.items():
         if number:
             tables[table][key][column] = number
     for table, rows in tables.items():
-        keys, columns, _ = ROLLUPS[table]
-        values = [(*key, *(row.get(column, 0) for column in columns)) for key, row in rows.items()]
-        upsert(connection, table, keys, columns, values, ADDED)
+        keys, columns, times = ROLLUPS[table]
+        values = [
+            (*key, *(row.get(column, 0) for column in columns), *map(row.get, times)) for key, row in rows.items()
+        ]
+        upsert(connection, table, keys, columns, values, ADDED, times)
 
 
 INSTEAD = "excluded.{column}"
 ADDED = "{table}.{column} + excluded.{column}"
-LATER = "case when {table}.{column} > excluded.{column} then {table}.{column} else excluded.{column} end"
+LATER = "case when excluded.{column} > coalesce({table}.{column}, 0) then excluded.{column} else {table}.{column} end"
 
 
 def upsert(
@@ -3439,11 +3441,14 @@ def upsert(
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
     change: str = INSTEAD,
+    times: Sequence[str] = (),
 ) -> None:
-    """Insert rows of these keys and columns; where the keys are there, change the columns so."""
-    changes = (f"{column} = {change.format(table=table, column=column)}" for column in columns)
+    """Insert rows of these keys, columns and times; where the keys are there, change the columns so, and times to later."""
+    changes = [f"{column} = {change.format(table=table, column=column)}" for column in columns]
+    changes += [f"{column} = {LATER.format(table=table, column=column)}" for column in times]
+    names = *keys, *columns, *times
     connection.executemany(
-        f"insert into {table} ({', '.join((*keys, *columns))}) values ({', '.join('?' * (len(keys) + len(columns)))})"
+        f"insert into {table} ({', '.join(names)}) values ({', '.join('?' * len(names))})"
         f" on conflict ({', '.join(keys)}) do update set {', '.join(changes)}",
         rows,
     )
@@ -3749,9 +3754,7 @@ class Batch:
         self._firsts: list[tuple[Tally, Email, int, int, int | None]] = []  # tallies whose first hit went
         self._left: set[tuple[int, str]] = set()  # campaigns that an email left, perhaps with their last hit
         self._used: list[tuple[Any, ...]] = []  # of allowances
-        self._tenants: dict[
-            int, tuple[str, int | None]
-        ] = {}  # those of hits: their zones, and what they may have a day
+        self._tenants: dict[int, tuple[str, int | None]] = {}  # of hits: zones, and how many new emails a day
         self._numbers: dict[Judgement, tuple[int, int]] = {}  # and their states
         self._judgements: dict[int, Judgement] = {}
         self._texts: dict[str, dict[int | None, Any]] = {"agent": {}, "url": {None: None}}  # by number, as far as known
@@ -4311,7 +4314,6 @@ class Batch:
         """What is counted of emails and of their links, and where they stand now."""
         counts: list[tuple[Any, ...]] = []
         links: list[tuple[Any, ...]] = []
-        last: dict[tuple[int, str], int] = {}
         for email in self._emails:
             campaign = email.campaign
             if email.before is not None and (now := email.standing()) != email.before:
@@ -4327,14 +4329,12 @@ class Batch:
                     links.append((email.id, url, *new))
             if email.last_at is not None:
                 counts.append((email.id, *email.opens, *email.clicks, email.last_at))
-                key = email.tenant, email.campaign
-                if email.campaign and email.last_at > last.get(key, 0) and not email.key.startswith(TEST_KEY):
-                    last[key] = email.last_at
+                if email.campaign and not email.key.startswith(TEST_KEY):
+                    cell = "campaigns", (email.tenant, email.campaign), "last_at"
+                    self._cells[cell] = max(self._cells[cell], email.last_at)
         upsert(self.connection, "email_counts", ("email",), (*TALLY_COLUMNS, "last_at"), counts)
         upsert(self.connection, "link_counts", ("email", "url"), CLICK_COLUMNS, links)
         self._set("emails", "created_at", [*self._began.items()])
-        latest = [(*key, at) for key, at in last.items()]
-        upsert(self.connection, "campaigns", ("tenant", "campaign"), ("last_at",), latest, LATER)
 
     def _write_cells(self) -> None:
         zones = {number: tz for number, (tz, _) in self._tenants.items()}
@@ -4870,6 +4870,7 @@ SEGMENT_SECONDS = 3600
 RETRY_SECONDS = 1.0  # between two tries to open a segment while none can be written
 DRAIN_BATCH = 4_000  # lines a transaction, at most: enough for one fsync; more would cost little less each
 DRAIN_SECONDS = 0.25  # that a transaction should take, at most: meanwhile nobody else writes, and pages wait
+TRIPS = 6  # to the database and back, that one needs at least
 DRAIN_EVENTS = 20_000  # stored hits that it may read: judging those of long sessions anew takes that long
 BACKLOG_BATCH = 50_000  # lines for the command `drain`, which has nobody to wait for it
 READ_BYTES = 1 << 20  # of a segment, at a time
@@ -5247,7 +5248,9 @@ def drain(
     work = Drain(database, batch, seconds, wait, until)
     take_slots(database.spool, SLOT_SECONDS if until < math.inf else 0)
     with database.reading(wait=wait) as connection:
+        began = time.monotonic()
         differs = told_change(database.folder) != marks_of(connection).get("tenants")
+        work.trip = time.monotonic() - began
         waiting = waiting_segments(database, connection, work.troubles)
     if differs:
         with changing_tenants(database, elsewhere=database.is_shared):
@@ -5287,6 +5290,7 @@ class Drain:
     wait: bool
     until: float
     paces: dict[str, int] = field(default_factory=dict)  # lines that a transaction of each segment takes
+    trip: float = 0.0  # seconds to the database and back
     synced: set[tuple[str, int]] = field(default_factory=set)  # segments up to their goals
     hits: int = 0
     emails: int = 0
@@ -5358,10 +5362,10 @@ class Drain:
             about = f"{type(error).__name__}: {error}"
             log("a line of the spool can't be counted and goes to spool/rejected", error=about)
             more = self.record_some(segment, lines, reject=True)
-        took = max(time.monotonic() - began, 0.001)
-        fit = round(lines * min(self.seconds / took, 4.0 if more else 1.0))
-        least = 500 if self.database.is_shared else 1  # the way to a server takes its time, however few they are
-        self.paces[segment.name] = min(max(fit, lines // 2, least), self.batch)
+        took = time.monotonic() - began
+        own = max(took - TRIPS * self.trip, 0.001)  # the way to a server takes its time, however few they are
+        fit = round(lines * min(self.seconds / own, 4.0 if more else 1.0))
+        self.paces[segment.name] = min(max(fit, lines // 2, 1), self.batch)
         time.sleep(took / 10 if more else 0)  # for others to write
         return more
 
@@ -5369,6 +5373,10 @@ class Drain:
         """Record so many lines in one transaction, or put them aside; returns whether there is more before the goal."""
         good: list[Hit | SpooledEmail] = []
         taken = rejected = 0
+        # A position must never be ahead of what a power failure leaves of the segment; nobody has to wait for that.
+        if (segment.name, segment.goal) not in self.synced:
+            os.fdatasync(segment.file.fileno())
+            self.synced.add((segment.name, segment.goal))
         with self.database.transaction(wait=self.wait) as connection, pipelined(connection):
             begin = position = position_of(connection, segment.name)
             now, about = now_ms(), os.fstat(segment.file.fileno())
@@ -5396,10 +5404,7 @@ class Drain:
             room = DRAIN_EVENTS if self.seconds < math.inf and len(good) > 1 else ALL_EVENTS
             record_lines(connection, good, now, room)
             set_position(connection, segment.name, position, now, begin)
-            # A position must never be ahead of what a power failure leaves of the segment.
-            if (segment.name, segment.goal) not in self.synced:
-                os.fdatasync(segment.file.fileno())
-                self.synced.add((segment.name, segment.goal))
+            connection.commit()  # in the pipeline
         self.hits += (hits := sum(isinstance(line, Hit) for line in good))
         self.emails += len(good) - hits
         self.rejected += rejected

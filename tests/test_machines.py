@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NOW, Postgres, Stage, click, hit, make_stage, segment
+from conftest import NOW, Postgres, Stage, hit, make_stage, segment
+from ways import on_way
 
 import tracker
 
@@ -140,39 +142,69 @@ def test_a_machine_that_goes_silent_with_the_lock_holds_up_others_for_seconds_on
         with pytest.raises(tracker.Busy), stage.database.transaction(wait=False):
             pass
     database.close()
-    assert limits == ["5s", "20s", "5s", "read committed"]
+    assert limits == ["1s", "20s", "5s", "read committed"]
 
 
-def statements_of(stage: Stage, hits: int, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many statements a batch of so many hits runs, of which a third are clicks."""
-    lines = [
-        (click if n % 3 else hit)(stage, f"{hits}-{n % (hits // 2)}", at=NOW + n, id=f"{hits}{n}") for n in range(hits)
-    ]
-    segment(stage, *lines)
-    said: list[str] = []
+def batch_of(stage: Stage, name: str, hits: int, *, new: bool) -> tuple[list[bytes], list[bytes]]:
+    """So many hits in a batch: of registered emails, in sessions of hits that have to be counted before, which come first.
 
-    def noted(run: Callable[..., Any]) -> Callable[..., Any]:
-        def noting(connection: tracker.PostgresConnection, sql: str, *given: Any) -> Any:
-            said.append(sql)
-            return run(connection, sql, *given)
+    With what is new: of emails that nobody registered, with links that nobody clicked, and some that are dropped.
+    """
+    keys = [f"{name}-{n}" for n in range(hits // (7 if new else 4))]
+    with stage.database.transaction() as connection:
+        emails = [tracker.Registration(key, campaign="Spring", sent_at=NOW - 3_600_000) for key in keys]
+        tracker.register_emails(connection, stage.acme.number, emails, NOW)
 
-        return noting
+    def clicked(key: str, at: int, link: str, **more: str) -> bytes:
+        return hit(stage, key, at, uri=f"/{stage.acme.mail_id}/click/{key}/{link}", answer="302", **more)
 
-    with monkeypatch.context() as patch:
-        for name in ("execute", "executemany"):
-            patch.setattr(tracker.PostgresConnection, name, noted(getattr(tracker.PostgresConnection, name)))
-        report = tracker.drain(stage.database, batch=8 * hits, seconds=600)
-    assert (report.hits, report.troubles) == (hits, [])
-    return len(said)
+    old, fresh = (
+        tracker.signed_target(stage.app.secrets[0], stage.acme.mail_id, f"https://acme.com/{each}")
+        for each in ("", name)
+    )
+    laid = [line for key in keys for line in (hit(stage, key), clicked(key, NOW + 100_000, old))]
+    lines = []
+    for key in keys:
+        lines += [
+            hit(stage, key, NOW - 600_000),  # late
+            clicked(key, NOW + 101_000, old, method="HEAD"),  # so the click before was a scanner's
+            *(hit(stage, key, NOW + 900_000), clicked(key, NOW + 905_000, old)),
+        ]
+        if new:
+            of_one = f"new-{key}"
+            lines += [
+                hit(stage, of_one),
+                clicked(of_one, NOW + 9_000, fresh),
+                hit(stage, key, uri="/nobody/pixel/x.gif"),
+            ]
+    return laid, lines
 
 
-def test_a_batch_runs_as_many_statements_however_many_hits_it_has(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("new", "statements", "trips"), [(False, 22, 7), (True, 30, 12)])
+def test_a_batch_runs_as_few_statements_in_as_few_round_trips_however_many_hits_it_has(
+    new: bool, statements: int, trips: int, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(tracker.A_DAY, "unregistered", 1_000_000)
-    statements_of(stage, 20, monkeypatch)  # which makes the judgements
-    small, large = (statements_of(stage, hits, monkeypatch) for hits in (200, 2_000))
-    assert small == large
+    monkeypatch.setattr(tracker, "DRAIN_EVENTS", 1_000_000)
+    found = set()
+    with on_way(Path(postgres.folder) / ".s.PGSQL.5432") as way:
+        name = postgres.make().partition("?")[0].rpartition("/")[2]
+        url = f"postgresql://postgres@127.0.0.1:{way.port}/{name}?sslmode=disable"
+        stage = make_stage(tmp_path, lambda folder, *_: {"DATABASE_URL": url, "DATA_FOLDER": str(folder / "one")})
+        for hits in (20, 200, 2_000, 20_000):
+            laid, lines = batch_of(stage, str(hits), hits, new=new)
+            segment(stage, *laid)
+            assert tracker.drain(stage.database, batch=8 * hits, seconds=600).troubles == []
+            segment(stage, *lines)
+            with stage.database.reading() as connection:
+                [waiting] = tracker.waiting_segments(stage.database, connection, [])
+            before = way.statements, way.trips
+            work = tracker.Drain(stage.database, 8 * hits, 600, True, math.inf)
+            assert (work.drain_some(waiting), work.hits, work.troubles) == (False, len(lines), [])
+            if hits > 20:  # the first one brings judgements
+                found.add((way.statements - before[0], way.trips - before[1]))
+        stage.app.close()
+    assert found == {(statements, trips)}
 
 
 def read_directory(database: tracker.Database) -> Any:

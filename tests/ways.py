@@ -76,7 +76,7 @@ class Link:
     def __init__(self, way: Way, client: socket.socket, server: socket.socket) -> None:
         self._way, self._ends = way, (client, server)
         self._is_deaf = False  # the client hears nothing any more
-        self._asked, self._is_begun, self._is_asking = bytearray(), False, False
+        self._asked, self._is_begun, self._last = bytearray(), False, b""
         self._mutex, self._running = threading.Lock(), 4
         for source, target in ((client, server), (server, client)):
             waiting: Waiting = queue.SimpleQueue()
@@ -108,21 +108,21 @@ class Link:
         while data := source.recv(1 << 18):
             if source is self._ends[0]:
                 self._note(data)
-            else:
-                self._is_asking = False
             waiting.put((time.monotonic() + self._way.delay, data))
 
     def _note(self, data: bytes) -> None:
-        """Count what runs statements (the messages Query and Execute), and how often the client waits for an answer."""
-        self._way.trips += not self._is_asking
-        self._is_asking = True
+        """Count what runs statements (the messages Query and Execute), and what makes the server answer: Query, Sync, and a
+        Flush that is not for a Sync's answer."""
         self._asked += data
         while len(self._asked) >= 5:
             of_type = int(self._is_begun)  # the first message has none
             length = int.from_bytes(self._asked[of_type : of_type + 4], "big") + of_type
             if len(self._asked) < length:
                 return
-            self._way.statements += self._is_begun and self._asked[0] in b"QE"
+            type_ = bytes(self._asked[:of_type])
+            self._way.statements += type_ in (b"Q", b"E")
+            self._way.trips += type_ in (b"Q", b"S") or (type_ == b"H" and self._last != b"S")
+            self._last = type_
             self._is_begun = True
             del self._asked[:length]
 
