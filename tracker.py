@@ -2670,7 +2670,7 @@ def _psycopg() -> Any:
     except ImportError as error:
         raise StoreError(
             f"DATABASE_URL says postgresql, for which psycopg 3.1 or later is needed ({error}): "
-            f"`apt install python3-psycopg`, or `{sys.executable} -m pip install psycopg[binary]`"
+            f"`apt install python3-psycopg`, or `{sys.executable} -m pip install 'psycopg[binary]'`"
         ) from None
     as_number = dict.fromkeys(("dump", "quote"), lambda _, value: b"%d" % value)
     number = type("Number", (psycopg.adapt.Dumper,), as_number)

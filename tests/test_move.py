@@ -241,6 +241,11 @@ def test_what_does_not_agree_with_itself_is_not_moved(there: Stage, postgres: Po
     main(there.settings, "check", "--repair")
     main(there.settings, "move", url)
     assert main(on(url, there), "check") == "all is well\n"
+    psql(postgres, url, "update uniques set emails = emails + 1")
+    path = Path(there.folder, "again.db")
+    assert "nothing was moved" in main(on(url, there), "move", f"sqlite:{path}", status=1)
+    assert [each for each in there.folder.iterdir() if each.name.startswith(path.name)] == []
+    main(on(url, there), "check", "--repair")
 
 
 def test_a_move_that_is_killed_leaves_all_as_it_was_and_is_run_again(
