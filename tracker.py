@@ -663,7 +663,13 @@ SESSION_GAP_MS = 900_000  # of quiet between two sessions of an email
 MAX_SESSION = 50  # hits; in a longer one each is judged by itself, so that nobody can make judging slow
 CROWD_NEAR = 20  # hits of such a session, before and after a click, that are looked at
 BURST_MS = 3_000
+COMPANY_MS = 10_000  # from a hit to what belongs to it
 SOON_MS = 2_000  # Mautic takes 2 s, Marketo 1 s
+REPEAT_MS = (
+    60_000  # Outlook and proxies ask again for up to a minute: ahoy_email#138 saw 2 to 86 times, Litmus 4 of Yahoo's
+)
+UNCONFIRMED_VOTES = {OPEN: 2, CLICK: 4}  # signs against a person that make it doubtful; signs.txt says what each counts
+SCANNER_VOTES = 6
 
 
 class Judgement(NamedTuple):
@@ -733,8 +739,11 @@ class VerdictData(NamedTuple):
 
     programs: list[Programs]  # of which the first that fits decides
     chrome_years: list[tuple[int, int]]  # a year, and the first version in it
-    filters: dict[str, list[Network]]  # networks of mail filters, by the first part of their addresses
+    filters: dict[
+        str, list[tuple[Network, str]]
+    ]  # networks, each with its certainty, by the first part of their addresses
     reasons: dict[str, tuple[str, str]]  # certainty and sentence
+    signs: dict[str, tuple[int, str]]  # votes against a person, and what is told of it
     shapes: dict[str, re.Pattern[str]]  # of user agents and headers
 
 
@@ -747,13 +756,14 @@ def verdict_data() -> VerdictData:
         patterns = "|".join(word[1:-1] for word in words if word.startswith("/"))
         names = [word for word in words if not word.startswith("/")]
         programs.append(Programs(section, family, names, re.compile(patterns) if patterns else None))
-    for _, _, text in _lines("networks.txt"):
+    for certainty, _, text in _lines("networks.txt"):
         for network in text.split(", "):
-            filters[re.split("[.:]", network)[0]].append(ipaddress.ip_network(network))
+            filters[re.split("[.:]", network)[0]].append((ipaddress.ip_network(network), certainty))
     years = [(int(year), int(version)) for _, year, version in _lines("chrome.txt")]
     reasons = {reason: (certainty, text) for certainty, reason, text in _lines("reasons.txt")}
+    signs = {sign: (int(text.split()[0]), text.partition(" ")[2]) for _, sign, text in _lines("signs.txt")}
     shapes = {name: re.compile(pattern) for _, name, pattern in _lines("shapes.txt")}
-    return VerdictData(programs, years, filters, reasons, shapes)
+    return VerdictData(programs, years, filters, reasons, signs, shapes)
 
 
 def _lines(name: str) -> Iterator[tuple[str, str, str]]:
@@ -822,9 +832,9 @@ def filter_network(address: str) -> str | None:
     whole, cut = (128, 48) if ":" in address else (32, 24)
     length = cut if address.endswith(TRUNCATED) else whole
     with contextlib.suppress(ValueError):  # of a line that another program wrote
-        for network in verdict_data().filters.get(address.replace(":", ".").partition(".")[0], ()):
+        for network, certainty in verdict_data().filters.get(address.replace(":", ".").partition(".")[0], ()):
             if network.overlaps(ipaddress.ip_network(f"{address}/{length}", strict=False)):
-                return CERTAIN if network.prefixlen <= length else PROBABLE
+                return certainty if network.prefixlen <= length else PROBABLE
     return None
 
 
@@ -849,27 +859,52 @@ def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
         return _scanner("filter-network")
     if hit.type == CLICK and context.said and context.begin is not None and 0 <= hit.at - context.begin < SOON_MS:
         return _scanner("too-soon")
+    if hit.type == OPEN and by_agent.reason == "browser":
+        # Never a machine's by that alone, and no network speaks against it: mail is read on the web, through many of them.
+        is_doubtful = votes_of(signs_of(hit, context)) >= UNCONFIRMED_VOTES[OPEN]
+        return judgement_of("unconfirmed", "some-signs") if is_doubtful else by_agent
     return by_agent
 
 
-def _weigh(hit: Hit, judgement: Judgement, context: Context, signs: int = 0) -> Judgement:
-    """The last word on a click that seems a person's: a sign of a scanner has 2 votes, half a sign 1."""
+def signs_of(hit: Hit, context: Context) -> list[str]:
+    """What speaks against a person in a hit alone, by the names of signs.txt."""
+    signs = [] if (age := _age(hit)) is None else [age]
+    since = -1 if context.begin is None else hit.at - context.begin
+    if (
+        0 <= since < 60_000 and context.said
+    ):  # a person waiting for a sign-in mail clicks after 8 s: a sign, never a verdict
+        signs.append("soon")
+    elif 0 <= since < 60_000 and hit.type == CLICK:
+        signs.append("soon-registered" if since >= SOON_MS else "at-once-registered")
+    if hit.type == CLICK and filter_network(hit.address) == PROBABLE:
+        signs.append("perhaps-filter")
+    return signs
+
+
+def votes_of(signs: Iterable[str]) -> int:
+    return sum(verdict_data().signs[sign][0] for sign in signs)
+
+
+def _age(hit: Hit) -> str | None:
+    """A scanner's Chrome may be years old; phones are often as old with people."""
+    years = (hit.at - chrome_released_at(hit.agent)) / (365.25 * 86_400_000)
+    return "very-old" if years > 4 else "old" if years > 2 else None
+
+
+def _weigh(hit: Hit, judgement: Judgement, signs: Iterable[str]) -> Judgement:
+    """The last word on a click that seems a person's."""
     if hit.type != CLICK or hit.fixed:
         return judgement
     if judgement.verdict == "human":
-        since = -1 if context.begin is None else hit.at - context.begin
-        if 0 <= since < 60_000:  # a person waiting for a sign-in mail clicks after 8 s: a sign, never a verdict
-            signs += (2 if since >= SOON_MS else 6) // (1 if context.said else 2)
-        signs += _signs_of_age(hit) + 2 * (filter_network(hit.address) == PROBABLE)
-        if signs >= 4:
-            judgement = _scanner("many-signs") if signs >= 6 else judgement_of("unconfirmed", "some-signs")
+        judgement = _by_votes(votes_of(signs), "many-signs", "some-signs") or judgement
     return _named(hit, judgement)
 
 
-def _signs_of_age(hit: Hit) -> int:
-    """A scanner's Chrome may be years old; phones are often as old with people."""
-    years = (hit.at - chrome_released_at(hit.agent)) / (365.25 * 86_400_000)
-    return 4 if years > 4 else 2 if years > 2 else 0
+def _by_votes(votes: int, many: str, some: str) -> Judgement | None:
+    """What votes make of a click: a scanner's for one reason, doubtful for another; None: too few."""
+    if votes >= SCANNER_VOTES:
+        return _scanner(many)
+    return judgement_of("unconfirmed", some) if votes >= UNCONFIRMED_VOTES[CLICK] else None
 
 
 def _named(click: Hit, judgement: Judgement) -> Judgement:
@@ -879,16 +914,20 @@ def _named(click: Hit, judgement: Judgement) -> Judgement:
 
 # -- Hits in the light of their neighbours
 
+_PEOPLES = ("human", "unconfirmed")
 _UNNAMED = {"hidden-link", "head", "with-head", "filter-network", "too-soon"}  # scanners that do not name themselves
 # After these the same address, or the same rare program, is taken for the scanner it was.
 _FOLLOWED = {"hidden-link", "head", "with-head", "with-hidden-link", "burst", "after-scanner"}
 _FOLLOWED |= {"gmail-sampling", "scanner-word", "bot-word"}
+_TELLING = {"hidden-link", "head", "with-head", "burst"}  # what shows whose the opens by the same program were
+
+Signs = dict[int, list[str]]  # that neighbours are of, by a hit's place in its session
 
 
 def judge(hits: Sequence[Hit], context: Context = NO_CONTEXT) -> list[Judgement]:
     """Judge the hits of one email in the light of their sessions, whatever the order they are given in."""
     if len(hits) == 1:
-        return [_weigh(hits[0], _judge_by_itself(hits[0], context), context)]
+        return [_weigh_alone(hits[0], context)]
     judgements: dict[int, Judgement] = {}
     for session in sessions_of(hits):
         judged = judge_session([hits[n] for n in session], context)
@@ -911,23 +950,32 @@ def in_order(hit: Hit) -> tuple[Any, ...]:
     return hit.at, hit.type, hit.url or "", *said
 
 
-def judge_session(hits: Sequence[Hit], context: Context) -> list[Judgement]:
-    """Judge the hits of one session, which are in order, as judge does."""
+def judge_session(hits: Sequence[Hit], context: Context, signs: Signs | None = None) -> list[Judgement]:
+    """Judge the hits of one session, which are in order, as judge does; `signs` is filled with those of neighbours."""
     if len(hits) > MAX_SESSION:
         return judge_crowd(hits, context)
     judged = [_judge_by_itself(hit, context) for hit in hits]
     if any(hit.type == CLICK or judged[n].verdict in ("scanner", "bot") for n, hit in enumerate(hits)):
+        signs = {} if signs is None else signs
         reasons = {each.reason for each in judged}
+        if "mail-client" in reasons:
+            _find_lookups(hits, judged)
         if "head" in reasons:
             _find_company(hits, judged, "head", operator.attrgetter("type", "url", "address", "agent"))
-        _find_bursts(hits, judged, context.links)
+        _find_bursts(hits, judged, context, signs)
         if "hidden-link" in reasons:
             _find_company(hits, judged, "hidden-link", operator.attrgetter("type"))  # mautic#9798
-        _find_followers(hits, judged, context)
-        judged = [_weigh(*pair, context) for pair in zip(hits, judged, strict=True)]
+        _find_followers(hits, judged, signs)
+        for n, hit in enumerate(hits):
+            judged[n] = _weigh(hit, judged[n], [*signs_of(hit, context), *signs.get(n, ())])
         _find_echoes(hits, judged)
     _find_repeats(hits, judged)
     return judged
+
+
+def _weigh_alone(hit: Hit, context: Context) -> Judgement:
+    judgement = _judge_by_itself(hit, context)
+    return judgement if hit.type == OPEN else _weigh(hit, judgement, signs_of(hit, context))
 
 
 def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
@@ -936,7 +984,7 @@ def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
     It is a scanner's where its program or its address asked for several other links near it. A piece of a session
     will do, with CROWD_NEAR + 1 hits on each side of a hit's millisecond, or all within 3 seconds.
     """
-    judged = [_weigh(hit, _judge_by_itself(hit, context), context) for hit in hits]
+    judged = [_weigh_alone(hit, context) for hit in hits]
     times = [hit.at for hit in hits]
     links_near = lru_cache(maxsize=1)(partial(_links_near, hits, times))  # hits of one millisecond share a look
     for n, hit in enumerate(hits):
@@ -963,25 +1011,70 @@ def _links_near(hits: Sequence[Hit], times: Sequence[int], at: int) -> dict[tupl
     return links
 
 
-def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], links: int | None) -> None:
-    """Several links at once are a scanner's, the first as well as the last."""
+def _find_lookups(hits: Sequence[Hit], judged: list[Judgement]) -> None:
+    """A mail program that asks for a link before it hands it to the browser has not clicked: the browser has."""
+    followed: dict[tuple[str | None, str], int] = {}  # when a browser asked for a link, from where
+    for n, hit in reversed([*enumerate(hits)]):
+        place, asked = (hit.url, hit.address), judged[n].reason
+        if hit.type == CLICK and asked == "browser":
+            followed[place] = hit.at
+        elif asked == "mail-client" and not hit.fixed and followed.get(place, math.inf) - hit.at <= COMPANY_MS:
+            judged[n] = judgement_of("bot", "look-up")  # new Outlook: 1.5 s before
+
+
+def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], context: Context, signs: Signs) -> None:
+    """Several links at once: the first is what the last is, a scanner's where enough else speaks for that."""
     windows = [(BURST_MS, 3, 3), (1_000, 3, 2)]  # with so many hits on so many links; autoemails.com, Marketo
-    if links is not None and links >= 3:
-        windows.append((15_000, links, links))  # every link of the mail; mautic#8692: 10 s
+    if context.links is not None and context.links >= 3:
+        windows.append((15_000, context.links, context.links))  # every link of the mail; mautic#8692: 10 s
     fit = [each.verdict == "human" or each.reason in _UNNAMED for each in judged]
     clicks = [n for n, hit in enumerate(hits) if hit.type == CLICK and fit[n]]
-    times = [hits[n].at for n in clicks]
-    together: set[int] = set()
+    for run in _runs(hits, clicks, windows):
+        found = ["several"]
+        if _runs(hits, run, [(1_000, 4, 4)]):
+            found.append("faster-than-hands")
+        elif _runs(hits, run, [(1_000, 3, 3)]):
+            found.append("fast")
+        if len({hits[n].address for n in run}) > 1:  # several programs at one are the people of an office
+            found.append("from-several")
+        if any(judged[n].reason in _UNNAMED for n in run):
+            found.append("with-scanner")
+        if not _was_read(hits, judged, run):
+            found.append("not-opened-there")
+        thought = _by_votes(votes_of(found) + max(votes_of(signs_of(hits[n], context)) for n in run), "burst", "burst")
+        for n in run:
+            signs.setdefault(n, []).extend(found)
+            if thought and judged[n].verdict == "human" and not hits[n].fixed:
+                judged[n] = thought
+    for run in _runs(hits, [n for n in clicks if _age(hits[n]) and n not in signs], [(BURST_MS, 2, 2)]):
+        for n in run:
+            signs[n] = ["two-by-old"]
+
+
+def _was_read(hits: Sequence[Hit], judged: Sequence[Judgement], run: Sequence[int]) -> bool:
+    """Whether a person opened the mail before some clicks, where they came from; a proxy hides where that was."""
+    places = {hits[n].address for n in run}
+    earlier = ((hits[n], judged[n].verdict) for n in range(run[0]) if hits[n].type == OPEN)
+    return any(verdict == "proxy" or (verdict == "human" and hit.address in places) for hit, verdict in earlier)
+
+
+def _runs(hits: Sequence[Hit], clicks: Sequence[int], windows: Iterable[tuple[int, int, int]]) -> list[Sequence[int]]:
+    """Parts of the places of clicks with so many hits on so many links in so short a time; those that overlap are one."""
+    times, spans = [hits[n].at for n in clicks], []
     for window, least_hits, least_links in windows:
         end = 0
         for first, at in enumerate(times):
             last_end, end = end, bisect.bisect_right(times, at + window)
             is_enough = end > last_end and end - first >= least_hits  # else it is a part of the window before
             if is_enough and len({hits[n].url for n in clicks[first:end]}) >= least_links:
-                together.update(clicks[first:end])
-    for n in together:
-        if judged[n].verdict == "human" and not hits[n].fixed:
-            judged[n] = _scanner("burst")
+                spans.append([first, end])
+    runs: list[list[int]] = []
+    for first, end in sorted(spans):
+        if runs and first < runs[-1][1]:
+            runs[-1][1] = max(runs[-1][1], end)
+        else:
+            runs.append([first, end])
+    return [clicks[first:end] for first, end in runs]
 
 
 def _find_company(hits: Sequence[Hit], judged: list[Judgement], reason: str, same: Callable[[Hit], Any]) -> None:
@@ -992,33 +1085,42 @@ def _find_company(hits: Sequence[Hit], judged: list[Judgement], reason: str, sam
             times[same(hit)].append(hit.at)
     for n, hit in enumerate(hits):
         near = times.get(same(hit), ())
-        if judged[n].verdict == "human" and not hit.fixed and any(abs(hit.at - at) <= 10_000 for at in near):
+        if judged[n].verdict in _PEOPLES and not hit.fixed and any(abs(hit.at - at) <= COMPANY_MS for at in near):
             judged[n] = _scanner(f"with-{reason}")
 
 
-def _find_followers(hits: Sequence[Hit], judged: list[Judgement], context: Context) -> None:
-    """What a scanner's address, or its program if that is a rare one, asks for within 15 minutes is its too."""
+def _find_followers(hits: Sequence[Hit], judged: list[Judgement], signs: Signs) -> None:
+    """What a scanner's address, or its program if that is a rare one, asks for within 15 minutes is its too.
+
+    So is what its program opened from there, at any time of the session: filters load the images first.
+    """
     until: dict[tuple[str, str], int] = {}
+    scanners = {(each.address, each.agent) for each, why in zip(hits, judged) if _is_a_scanners(why, _TELLING)}  # noqa: B905
     for n, hit in enumerate(hits):
         places = (hit.address, ""), (hit.address, hit.agent), ("", hit.agent)
-        if judged[n].verdict == "human" and not hit.fixed:
+        if judged[n].verdict in _PEOPLES and not hit.fixed:
             here, same_here, same = (until.get(place, -1) >= hit.at for place in places)
-            is_browser = judged[n].reason == "browser"
+            is_browser, is_rare = judge_agent(hit.agent, hit.type).reason == "browser", _age(hit) is not None
             here, same_here = here and is_browser and hit.address != "", same_here and hit.address != ""
-            same = same and is_browser and _signs_of_age(hit) > 0
-            if same or same_here or (here and not hit.address.endswith(TRUNCATED)):
+            if (same and is_rare) or same_here or (here and not hit.address.endswith(TRUNCATED)):
                 judged[n] = _scanner("after-scanner")
+            elif hit.type == OPEN and places[1] in scanners and (hit.address or is_rare):
+                judged[n] = _scanner("with-scanner")
             elif here and hit.type == CLICK:  # another program in the same network, so doubtful
-                judged[n] = _weigh(hit, judged[n], context, 4)
-        if judged[n].reason in _FOLLOWED and not verdict_data().shapes["device-preview"].search(hit.agent):
+                signs.setdefault(n, []).append("scanner-there")
+        if _is_a_scanners(judged[n], _FOLLOWED) and not verdict_data().shapes["device-preview"].search(hit.agent):
             until.update(dict.fromkeys(places, hit.at + SESSION_GAP_MS))
+
+
+def _is_a_scanners(judgement: Judgement, reasons: Collection[str]) -> bool:
+    return judgement.reason in reasons and judgement.verdict not in _PEOPLES
 
 
 def _find_echoes(hits: Sequence[Hit], judged: list[Judgement]) -> None:
     """A click that repeats a person's at once from another address and system is a scanner's."""
     people: dict[str | None, list[tuple[str, str, int]]] = defaultdict(list)  # who clicked a link, and when
     for n, hit in enumerate(hits):
-        if hit.type == CLICK and judged[n].verdict in ("human", "unconfirmed"):
+        if hit.type == CLICK and judged[n].verdict in _PEOPLES:
             system, earlier = _system(hit.agent), people[hit.url]
             places = {place for place, other, at in earlier if other != system and hit.at - at <= 15_000}
             if places - {"", hit.address} and hit.address and not hit.fixed:  # resend-node#901: 12 s
@@ -1034,12 +1136,12 @@ def _system(agent: str) -> str:
 
 
 def _find_repeats(hits: Sequence[Hit], judged: list[Judgement]) -> None:
-    """Opens by one program within 10 seconds of the first are one: the later ones are in no number."""
+    """Opens by one program within a minute of the first are one: the later ones are in no number."""
     anchors: dict[tuple[str, str], int] = {}
     for n, hit in enumerate(hits):
-        if hit.type == OPEN and judged[n].state != ASIDE:  # proxies fetch it up to four times (Litmus on Yahoo, 2018)
+        if hit.type == OPEN and judged[n].state != ASIDE:
             who = judged[n].verdict, hit.agent
-            if hit.at - anchors.get(who, -math.inf) <= 10_000 and not hit.fixed:
+            if hit.at - anchors.get(who, -math.inf) <= REPEAT_MS and not hit.fixed:
                 judged[n] = judgement_of(judged[n].verdict, "repeat")
             else:
                 anchors[who] = hit.at

@@ -834,7 +834,7 @@ def test_hits_that_an_older_rule_judged_keep_their_verdicts_until_they_are_judge
     named = ("human", "destination-not-allowed", tracker.ASIDE)
     # Each hit, what was thought of it, and what is thought of it now.
     told: list[tuple[bytes, tuple[str, str, int], str]] = [
-        (hit(stage, "e1"), browser, "browser"),
+        (hit(stage, "e1"), browser, "with-scanner"),
         (hit(stage, "e1", NOW + 3_000), browser, "repeat"),
         (click(stage, "e1", at=NOW + 30_000, method="HEAD"), ("bot", "head", machine), "head"),
         (click(stage, "e1", at=NOW + 33_000), browser, "with-head"),
@@ -862,7 +862,7 @@ def test_hits_that_an_older_rule_judged_keep_their_verdicts_until_they_are_judge
     assert sent["opened"] == {"person": 1, "unconfirmed": 1, "machine": 0}
     assert sent["clicked"] == {"person": 2, "unconfirmed": 0, "machine": 0}
     assert sent["clicked_without_open"] == 1
-    for since, otherwise in ((NOW + 33_000, 3), (0, 4), (0, 0)):
+    for since, otherwise in ((NOW + 33_000, 4), (0, 4), (0, 0)):
         with stage.database.transaction() as connection:
             _, changed = tracker.rejudge_emails(connection, 0, since, 100) or (0, 0)
         assert (changed, stage.check()) == (otherwise, [])

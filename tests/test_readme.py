@@ -129,12 +129,17 @@ def test_every_verdict_and_every_reason_is_explained() -> None:
         verdict: {tracker.STATE_NAMES[state].replace("_", " ")} for verdict, state in tracker.VERDICT_STATES.items()
     }
     _, *reasons = columns("numbers", "Reasons").items()
-    assert [(reason, why) for reason, (_, why) in reasons] == [
+    assert [(reason, why) for reason, (*_, why) in reasons] == [
         (reason, tracker.sentence_of(reason)) for reason in dict(reasons)
     ]
     assert set(dict(reasons)) == set(tracker.verdict_data().reasons)
-    named = {verdict for _, (some, _) in reasons for verdict in some.split(", ")}
+    named = {verdict for _, (some, *_) in reasons for verdict in some.split(", ")}
     assert named <= {*tracker.VERDICT_STATES, "any"}
+
+
+def test_every_sign_is_explained_with_its_votes() -> None:
+    told = re.findall("^([0-9])  +(?:both|clicks)  +(.+)$", tracker.help_text("numbers"), re.MULTILINE)
+    assert told == [(str(votes), text) for votes, text in tracker.verdict_data().signs.values() if votes]
 
 
 def test_every_section_is_listed_in_its_order() -> None:

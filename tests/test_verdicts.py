@@ -18,7 +18,7 @@ import pytest
 from conftest import NOW, ROOT, Stage
 
 import tracker
-from tracker import ASIDE, CERTAIN, CLICK, MACHINE, NO_CONTEXT, OPEN, PERSON, PROBABLE, UNCONFIRMED, Context, Hit
+from tracker import ASIDE, CERTAIN, CLICK, MACHINE, NO_CONTEXT, OPEN, PERSON, PROBABLE, TYPES, UNCONFIRMED, Context, Hit
 
 WEBKIT = "AppleWebKit/537.36 (KHTML, like Gecko)"
 IOS = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)"
@@ -162,7 +162,7 @@ AGENTS: list[tuple[list[str], str, str]] = [  # what is thought of an open and o
     ([APPLE_MPP, APPLE_MPP + " "], "prefetch apple-mpp unconfirmed", NO_BROWSER),
     ([GMAIL_PREFETCH], "prefetch gmail-prefetch unconfirmed", SAMPLING),
     ([GMAIL_SAMPLING], SAMPLING, SAMPLING),
-    ([chrome(42, more=" Edge/12.246")], HUMAN_BROWSER, SOME),
+    ([chrome(42, more=" Edge/12.246")], SOME, SOME),
     ([GMAIL_PROXY, "(via ggpht.com)", YAHOO_PROXY, "Mozilla/5.0 AcmeEmailProxy/3"], PROXY, PROXY_CLICK),
     (SECURITY, SCANNER_WORD, SCANNER_WORD),
     (BOTS, BOT_WORD, BOT_WORD),
@@ -222,9 +222,9 @@ NETWORKS: dict[str | None, list[str]] = {  # whether an address is a mail filter
         *("209.222.82.0", "18.184.203.230"),  # Barracuda
         *("2a01:111:f400::25", "2a01:111:f400::"),
     ],
-    PROBABLE: ["52.238.78.0", PARTLY_BARRACUDA],
+    PROBABLE: ["52.238.78.0", PARTLY_BARRACUDA, "40.94.29.84", "40.94.0.0"],
     None: [
-        *("40.94.29.84", "52.104.0.1", "52.238.78.89", "18.184.203.1", "2a01:111:f402::"),  # next to those
+        *("40.95.0.1", "52.104.0.1", "52.238.78.89", "18.184.203.1", "2a01:111:f402::"),  # next to those
         "20.0.0.10",  # a Windows 365 desktop in Azure
         *("", "40.no-address"),  # not stored, and of a line that another program wrote
     ],
@@ -250,7 +250,7 @@ def test_a_click_that_met_the_naming_page_is_set_aside_whoever_made_it(why: str)
     for agent, verdict in ((FIREFOX, "human"), (CURL, "bot"), (OLD, "unconfirmed")):
         assert alone(click(0, 1, agent, why=why)) == f"{verdict} {why} set_aside"
         assert alone(click(0, 1, agent, why=why, method="HEAD")) == f"scanner {why} set_aside"
-    burst, echo = clicks(0, 1, 2, why=why), [click(0, why=why), click(5, 1, IPHONE, CLOUD, why=why)]
+    burst, echo = clicks(0, 0.5, 1, why=why), [click(0, why=why), click(5, 1, IPHONE, CLOUD, why=why)]
     assert [told(each) for each in tracker.judge(burst)] == [f"scanner {why} set_aside"] * 3
     assert [told(each) for each in tracker.judge(echo)] == [f"human {why} set_aside", f"scanner {why} set_aside"]
 
@@ -303,16 +303,39 @@ OLD_WITH_PEOPLE = [
 
 
 @pytest.mark.parametrize("context, agent, address, expected", SIGNS.values(), ids=SIGNS)
-def test_signs_of_a_scanner_weigh_together_on_a_click_and_never_on_an_open(
+def test_signs_of_a_scanner_weigh_together_on_a_click(
     context: Context, agent: str, address: str, expected: str
 ) -> None:
     assert alone(click(0, 1, agent, address), context) == expected
-    assert alone(hit(0, agent, OPEN, address), context) == alone(hit(0, agent))
+
+
+OPENED = {  # since when, the program, where from, what is thought of an open
+    "half a second after delivery": (delivered(0.5), CHROME, HOME, SOME),
+    "within a minute of it": (delivered(59.999), FIREFOX, HOME, SOME),
+    "later": (delivered(60), FIREFOX, HOME, HUMAN_BROWSER),
+    "nobody said when it was delivered": (registered(0.5), FIREFOX, HOME, HUMAN_BROWSER),
+    "before the time that was said": (delivered(-1), CHROME, HOME, HUMAN_BROWSER),
+    "2 years old": (delivered(DAY), TWO_YEARS_OLD, HOME, SOME),
+    "never a machine's by signs alone": (delivered(0.5), OLD, PARTLY_BARRACUDA, SOME),
+    "by no network alone": (delivered(DAY), CHROME, "40.94.29.84", HUMAN_BROWSER),
+    "a mail program at once": (delivered(0.5), OUTLOOK, HOME, HUMAN_CLIENT),
+    "a proxy at once": (delivered(0.5), GMAIL_PROXY, "40.94.29.84", PROXY),
+    "phones are as old with people": (delivered(DAY), OLD_PHONE, HOME, HUMAN_BROWSER),
+}
+
+
+@pytest.mark.parametrize("context, agent, address, expected", OPENED.values(), ids=OPENED)
+def test_a_browsers_open_at_once_or_with_an_old_one_is_doubtful(
+    context: Context, agent: str, address: str, expected: str
+) -> None:
+    assert alone(hit(0, agent, OPEN, address), context) == expected
+    assert told(tracker.judge([hit(0, agent, OPEN, address), click(90, 1, PHONE, OFFICE)], context)[0]) == expected
 
 
 def test_what_is_old_with_people_is_no_sign() -> None:
     found = {agent: alone(click(0, 1, agent), delivered(8)) for agent in OLD_WITH_PEOPLE}
     assert found == dict.fromkeys(OLD_WITH_PEOPLE, HUMAN_BROWSER)
+    assert {alone(hit(0, agent), delivered(DAY)) for agent in OLD_WITH_PEOPLE} == {HUMAN_BROWSER}
 
 
 def test_a_browser_grows_old_with_the_hits_own_time_and_one_beyond_the_table_does_not() -> None:
@@ -326,7 +349,7 @@ def test_a_browser_grows_old_with_the_hits_own_time_and_one_beyond_the_table_doe
 # -- Together
 
 in_cloud = partial(clicks, address=CLOUD)  # a burst, or what may be one
-BURST, OFFICE_BURST = in_cloud(0, 1, 2), clicks(0, 1, 2, address=OFFICES_NETWORK)
+BURST, OFFICE_BURST = in_cloud(0, 0.5, 1), clicks(0, 0.5, 1, address=OFFICES_NETWORK)  # a scanner's: too fast for hands
 BURSTS = "burst burst burst"
 HEAD, TRAPPED, NEXT = click(method="HEAD"), click(0, HIDDEN, address=CLOUD), "198.51.100.8"
 PHONED, IPAD = click(0, 1, PHONE), IPHONE.replace("iPhone", "iPad")
@@ -341,7 +364,7 @@ TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Contex
     "a get of another link": ([HEAD, click(-1, 2)], "head browser"),
     "a get by another program": ([HEAD, click(-1, 1, IPHONE)], "head browser"),
     "a get from another address": ([HEAD, click(-1, 1, CHROME, OFFICE)], "head browser"),
-    "a get of the pixel": ([HEAD, hit(-1)], "head browser"),
+    "a get of the pixel": ([HEAD, hit(-1)], "head with-scanner"),
     "a person next to it, minutes later": ([HEAD, click(0.4), click(300, 1, IPHONE, NEXT)], "head with-head browser"),
     # Bursts: links followed faster than a person can are a scanner's, the first as well as the last
     "3 links in 3 s": (clicks(0, 1.5, 3), "burst " * 3),
@@ -352,7 +375,7 @@ TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Contex
     "all links but one": (clicks(0, 5, 10, 15), "browser " * 4, Context(links=5)),
     "nobody said how many there are": (clicks(0, 5, 10, 15), "browser " * 4),
     "both links of a mail of two": (clicks(0, 10), "browser " * 2, Context(links=2)),
-    "one before and one after": (clicks(-4, 0, 1.5, 3, 7), "browser burst burst burst after-scanner"),
+    "one before and one after": (clicks(-4, 0, 0.5, 1, 7), "browser burst burst burst after-scanner"),
     "two bursts that share a click": (clicks(0, 2, 3, 5, 6), "burst " * 5),
     "3 clicks on 2 links in 1 s": ([click(0, 1), click(0.5, 2), click(1, 1)], "burst " * 3),
     "the same in more": ([click(0, 1), click(0.5, 2), click(1.001, 1)], "browser " * 3),
@@ -425,9 +448,9 @@ TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Contex
         "browser echo browser",
     ),
     "an ipad is an iphone": ([click(0, 1, IPHONE), click(5, 1, IPAD, CLOUD)], "browser browser"),
-    # Opens by the same program within 10 seconds of the first are one: one each 8 seconds would else never count again
+    # Opens by the same program within a minute of the first are one: one each 50 seconds would else never count again
     "repeats are told from the first": (
-        [hit(at, YAHOO_PROXY, address=f"192.0.2.{n}") for n, at in enumerate((0, 8, 10, 10.001, 18, 26))],
+        [hit(at, YAHOO_PROXY, address=f"192.0.2.{n}") for n, at in enumerate((0, 12, 60, 60.001, 110, 121))],
         "image-proxy repeat repeat image-proxy repeat image-proxy",
     ),
     "a bot's": ([hit(at, CURL) for at in (0, 1, DAY)], "bot-word repeat bot-word"),
@@ -436,8 +459,8 @@ TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Contex
     "what is set aside is no first": ([hit(0, own=True), hit(1)], "own-address browser"),
     "another verdict": ([hit(0, purpose="prefetch"), hit(1)], "prefetch-header browser"),
     # Sessions
-    "15 minutes of quiet": ([*BURST, click(902, address=CLOUD)], "burst burst burst after-scanner"),
-    "more of it ends a session": ([*BURST, click(902.001, address=CLOUD)], "burst burst burst browser"),
+    "15 minutes of quiet": ([*BURST, click(901, address=CLOUD)], "burst burst burst after-scanner"),
+    "more of it ends a session": ([*BURST, click(901.001, address=CLOUD)], "burst burst burst browser"),
 }
 
 
@@ -446,6 +469,84 @@ def test_a_hit_is_judged_in_the_light_of_its_neighbours_in_whatever_order(row: t
     hits, expected, *context = row
     assert reasons(hits, *context).split() == expected.split()
     assert tracker.judge(hits[::-1], *context) == tracker.judge(hits, *context)[::-1]
+
+
+READ, READ_BY_PROXY = hit(-300, OUTLOOK), hit(-300, GMAIL_PROXY, address=CLOUD)
+TABS = clicks(0, 1.5, 3)
+HUMAN, UNSURE, SCANNER = "human browser person", "unconfirmed burst unconfirmed", "scanner burst machine"
+SWEEPS: dict[str, tuple[list[Hit], Context, str]] = {  # hits, what is known of the mail, what is thought of all clicks
+    "three tabs, opened there": ([READ, *TABS], NO_CONTEXT, HUMAN),
+    "or in gmail, wherever that is": ([READ_BY_PROXY, *TABS], NO_CONTEXT, HUMAN),
+    "opened somewhere else": ([hit(-300, OUTLOOK, address=OFFICE), *TABS], NO_CONTEXT, UNSURE),
+    "not opened in this session": (TABS, delivered(DAY), UNSURE),
+    "opened after that": ([*TABS[:2], hit(2.9, OUTLOOK), TABS[2]], NO_CONTEXT, UNSURE),
+    "apple loaded the images": ([hit(-300, APPLE_MPP), *TABS], NO_CONTEXT, UNSURE),
+    "soon after delivery": (TABS, delivered(20), SCANNER),
+    "soon, but opened there": ([hit(-5, OUTLOOK), *TABS], delivered(20), UNSURE),
+    "a browser's open so soon proves nothing": ([hit(-5), *TABS], delivered(20), SCANNER),
+    "one before the minute ends is enough": (TABS, delivered(59), SCANNER),
+    "two years old": (clicks(0, 1.5, 3, agent=TWO_YEARS_OLD), NO_CONTEXT, SCANNER),
+    "two years old, opened there": ([READ, *clicks(0, 1.5, 3, agent=TWO_YEARS_OLD)], NO_CONTEXT, UNSURE),
+    "three in a second": (clicks(0, 0.5, 1), NO_CONTEXT, SCANNER),
+    "three in a second, opened there": ([READ, *clicks(0, 0.5, 1)], NO_CONTEXT, UNSURE),
+    "four in a second, opened there": ([READ, *clicks(0, 0.3, 0.6, 1)], NO_CONTEXT, SCANNER),
+    "from several addresses": (
+        [click(0, 1), click(1, 2, CHROME, NEXT), click(2, 3, EDGE, OFFICE)],
+        NO_CONTEXT,
+        SCANNER,
+    ),
+    "all links in 15 s, opened there": ([READ, *clicks(0, 5, 10)], Context(links=3), HUMAN),
+    "all links in 15 s": (clicks(0, 5, 10), Context(links=3), UNSURE),
+    "all links in 15 s, soon": (clicks(0, 5, 10), Context(NOW - 20_000, True, 3), SCANNER),
+    "in a network with a filter": ([READ, *clicks(0, 1.5, 3, address=PARTLY_BARRACUDA)], NO_CONTEXT, SCANNER),
+    "two by a current browser": (clicks(0, 0.1), delivered(DAY), HUMAN),
+    "two by one of two years": (clicks(0, 3, agent=TWO_YEARS_OLD), delivered(DAY), SOME),
+    "two with more between": (clicks(0, 3.001, agent=TWO_YEARS_OLD), delivered(DAY), HUMAN),
+    "two of two years near a filter": (clicks(0, 3, agent=TWO_YEARS_OLD, address="40.94.1.2"), NO_CONTEXT, MANY),
+}
+
+
+@pytest.mark.parametrize("hits, context, expected", SWEEPS.values(), ids=SWEEPS)
+def test_a_sweep_is_a_scanners_only_where_something_else_speaks_for_it(
+    hits: list[Hit], context: Context, expected: str
+) -> None:
+    judged = zip(hits, tracker.judge(hits, context), strict=True)
+    assert {told(each) for one, each in judged if one.type == CLICK} == {expected}
+
+
+OWN_LOOK = click(0, 1, "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Edg/150.0 OneOutlook/1.26")
+TAKEN_BACK: dict[str, tuple[list[Hit], str]] = {  # opens beside what only scanners do, and what is thought of all
+    "before and after a sweep": (
+        [hit(-400, address=CLOUD), *in_cloud(0, 0.3, 0.6, 0.9), hit(400, address=CLOUD)],
+        f"with-scanner burst {BURSTS} after-scanner",
+    ),
+    "before the hidden link": ([hit(-400, address=CLOUD), TRAPPED], "with-scanner hidden-link"),
+    "by another program there": ([hit(-400, FIREFOX, address=CLOUD), *BURST], f"browser {BURSTS}"),
+    "by the same from elsewhere": ([hit(-400), *BURST], f"browser {BURSTS}"),
+    "in another session": ([hit(-901, address=CLOUD), *BURST], f"browser {BURSTS}"),
+    "no addresses, a current browser": ([hit(-400, address=""), *clicks(0, 0.5, 1, address="")], f"browser {BURSTS}"),
+    "no addresses, an old one": (
+        [hit(-400, TWO_YEARS_OLD, address=""), *clicks(0, 0.5, 1, address="", agent=TWO_YEARS_OLD)],
+        f"with-scanner {BURSTS}",
+    ),
+    "a proxy's never": ([hit(-400, GMAIL_PROXY, address=CLOUD), *BURST], f"image-proxy {BURSTS}"),
+    "nor that of who opens tabs": ([hit(-300), *TABS], "browser browser browser browser"),
+    "after a doubtful sweep": ([*TABS, hit(60)], "burst burst burst browser"),
+    "a mail program's own look at a link": ([OWN_LOOK, click(1.5, 1, EDGE)], "look-up browser"),
+    "from the same place only": ([OWN_LOOK, click(1.5, 1, EDGE, OFFICE)], "mail-client browser"),
+    "of the same link only": ([OWN_LOOK, click(1.5, 2, EDGE)], "mail-client browser"),
+    "10 seconds later at most": ([OWN_LOOK, click(10, 1, EDGE), click(20.001, 1, EDGE)], "look-up browser browser"),
+    "later is another click": ([OWN_LOOK, click(10.001, 1, EDGE)], "mail-client browser"),
+    "the browser comes second": ([OWN_LOOK, click(-1, 1, EDGE)], "mail-client browser"),
+}
+
+
+@pytest.mark.parametrize("hits, expected", TAKEN_BACK.values(), ids=TAKEN_BACK)
+def test_a_scanners_program_opened_nothing_and_a_mail_programs_look_up_is_no_click(
+    hits: list[Hit], expected: str
+) -> None:
+    assert reasons(hits).split() == expected.split()
+    assert tracker.judge(hits[::-1]) == tracker.judge(hits)[::-1]
 
 
 FOLLOWED = {
@@ -621,6 +722,7 @@ def test_the_order_in_which_hits_are_given_does_not_matter() -> None:
             dice.shuffle(hits)
             assert sorted(zip(map(tracker.in_order, hits), tracker.judge(hits, context), strict=True)) == expected
     assert seen >= {"burst", "with-hidden-link", "with-head", "after-scanner", "echo", "repeat", "some-signs"}
+    assert seen >= {"with-scanner", "look-up", "many-signs"}
     assert tracker.judge([]) == []
 
 
@@ -643,11 +745,17 @@ def test_every_reason_and_every_verdict_is_given_above_and_said_in_a_sentence() 
     examples: list[tuple[Any, ...]] = [([*CROWD, click()],), *((row[0], *row[2:]) for row in TOGETHER.values())]
     examples += [([make(agent=agents[0])],) for agents, *_ in AGENTS for make in (hit, click)]
     examples += [([click(agent=agent, address=address)], about) for about, agent, address, _ in SIGNS.values()]
-    examples += [([click(answer="404")],)]
+    examples += [([click(answer="404")],), *((hits,) for hits, _ in TAKEN_BACK.values())]
     examples += [([click(why=why)],) for why in tracker.NAMING_REASONS]
-    given = {judged.reason: judged for example in examples for judged in tracker.judge(*example)}
+    pairs = [pair for hits, *about in examples for pair in zip(hits, tracker.judge(hits, *about), strict=True)]
+    given, of = {judged.reason: judged for _, judged in pairs}, {(judged.reason, one.type) for one, judged in pairs}
     given["undated"] = tracker.judgement_of("unconfirmed", "undated")  # which the spool gives
     assert set(given) == set(tracker.verdict_data().reasons)
+    rows = re.findall("^([a-z-]+)  +[a-z, ]+?  +(opens|clicks|both)  ", tracker.help_text("numbers"), re.MULTILINE)
+    types = {(reason, TYPES[type_]) for reason, type_ in of}
+    assert types <= {
+        (reason, type_) for reason, said in rows for type_ in ("open", "click") if said in (f"{type_}s", "both")
+    }
     assert {judged.verdict for judged in given.values()} == set(tracker.VERDICT_STATES)
     assert set(tracker.VERDICT_STATES.values()) == {PERSON, UNCONFIRMED, MACHINE, ASIDE} == set(tracker.STATE_NAMES)
     for code, (certainty, sentence) in tracker.verdict_data().reasons.items():

@@ -52,10 +52,10 @@ def mailing(stage: Stage) -> Stage:
     now = tracker.now_ms()
     names = ("person", "apple", "machine", "nobody")
     emails = (tracker.Registration(name, f"Dear {name}", f"{name}@example.org", "spring") for name in names)
-    register(stage, stage.acme, *emails, at=now - 60_000)
+    register(stage, stage.acme, *emails, at=now - 200_000)
     segment(
         stage,
-        hit(stage, "person", now - 55_000),
+        hit(stage, "person", now - 155_000),
         hit(stage, "person", now - 40_000),
         click(stage, "person", at=now - 30_000),
         click(stage, "person", "https://elsewhere.example/", now - 29_000, answer="named", why="destination-not-allowed"),
