@@ -129,13 +129,28 @@ BROWSERS = [
     *(f"{IOS} Mobile/15E148{app}" for app in ("", " [FBAN/FBIOS;FBAV/5;]", " [LinkedInApp]/9.31", " Snapchat/13.6")),
     f"{IOS} GSA/390.0 Mobile/15E148 Safari/604.1",
     chrome(132, more=" Slack_SSB/4.45").replace("Safari", "Electron/35 Safari"),
+    # A name without a version on a phone, agents that a reader cut short, televisions, consoles, the last century
+    *(f"{IPHONE} Acme", android("SM-A556B", " AcmeMobile-Android"), android("K", " (Acme android@141.0.0.0)")),
+    *("Mozilla/5.0 (Linux; Android 10)", f"AcmeTV/2.1 Mozilla/5.0 (Linux; Tizen 8.0) {WEBKIT} TV Safari/537.36"),
+    *(
+        "HbbTV/1.5.1 (+DRM;Acme;TV55)",
+        "Acme/0.7 (Console; U; de-DE)",
+        "acme browser/3.0",
+        "Mozilla/6.0 (Amiga) Safari 3.1",
+    ),
+    *("Mozilla/3.0 (compatible; Acme/2.2; BeOS)", "Mozilla/5.0 (Macintosh; rv:9.3.0) Acme/20120101 AcmeFox"),
 ]
 MAIL_CLIENTS = [
     *(OUTLOOK, THUNDERBIRD, "Outlook-iOS/729.5", "Outlook-Android/2.1", "CamelHttpStream/1.0 Evolution/3.56"),
     "Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.18827; Pro)",
     *("MacOutlook/16.101 (Intelx64 Mac OS X Version 15.6)", "Microsoft Outlook/16.101 CFNetwork/1568 Darwin/24.6"),
     *("Mail/3826.700 CFNetwork/1568 Darwin/24.6", "Airmail 5.7 rv:712 (Macintosh; Mac OS X 15.6; de_DE)"),
-    "Acme Mail/3.1 (Windows)",  # that no list has
+    *(
+        "Acme Mail/3.1 (Windows)",
+        "Acme/413 (Macintosh; OS X 15.1)",
+        "Acme 1.0 rv:14 (Android 16; Pixel 9)",
+    ),  # in no list
+    *("Nine/5.1.1", "Canary/500", "Android/14-email", "ZohoMail-Desktop/1.6", "PocoMail 4.9 (5000)", "Trojita/0.8"),
 ]
 BOTS = [
     *(CURL, "Wget/1.25.0", "python-requests/2.32.5", "Go-http-client/2.0", "libwww-perl/6.79"),
@@ -144,6 +159,12 @@ BOTS = [
     # Previews, and a proxy of a chat
     *(WHATSAPP, "Chat-LinkExpanding 2.1 (+https://chat.example/robots)"),
     *(f"Mozilla/5.0 ({WINDOWS}) {WEBKIT} BingPreview/1.0b", "Slack-ImgProxy (+https://api.slack.com/robots)"),
+    # A host as a name, within the engine's brackets or before it, engines and models that drive a browser
+    *(chrome(141, more=" acme.example.com/2.0"), chrome(141, more=" Match by acme.net"), "acme.io"),
+    *(CHROME.replace("Gecko)", "Gecko, Acme)"), CHROME.replace("AppleWebKit", "Acme/6.0 AppleWebKit")),
+    *(f"Mozilla/5.0 (linux) {WEBKIT} jsdom/22.1", chrome(141, more=" Agent-Acme/0.9"), "Acme (acme@gmail.com)"),
+    *("Mozilla/5.0 (compatible; MSIE mutant; not Windows)", "AcmeImageProxy/2.0 python-requests/2.25"),
+    *("StartpageImageProxy/3.0", "Mozilla/4.0 (compatible; Acme)", "EmailWolf 2.0"),
 ]
 SECURITY = [
     BARRACUDA,
@@ -152,7 +173,10 @@ SECURITY = [
     chrome(141, more=" AcmeVirusScan"),
 ]
 SHAPELESS = [
-    *("Mozilla/4.0", "Mozilla/5.0 (short)", chrome(141, more=" acme"), "\\xff\\xfe"),
+    *("Mozilla/4.0", "Mozilla/5.0 (short)", "\\xff\\xfe"),
+    *(chrome(141, more=more) for more in (" acme", " Acme-Renderer", " Acme Tester (63c85ddb)")),
+    *(f"{FIREFOX} Acme", CHROME.replace("(Windows", "(acme.tool; Windows"), CHROME.replace(WINDOWS, f"{LINUX}; Acme")),
+    f"Acme/1.0 {CHROME}",
     *("acme-thing/1.0 build 7 of an unknown program", "Mozilla" * 73),  # the latter is as long as is kept
 ]
 AGENTS: list[tuple[list[str], str, str]] = [  # what is thought of an open and of a click by each
@@ -176,7 +200,24 @@ def test_an_agent_is_told_by_its_name_or_shape(agents: list[str], as_open: str, 
     assert found == dict.fromkeys(agents, (as_open, as_click))
 
 
-PIECES = ("mail-", ".mail_", "a.", "a@", "@", "cfnetwork/", "safari/1", "(Windows NT", "mozilla/5.0 (", "rambler")
+PIECES = (
+    "mail-",
+    ".mail_",
+    "a.",
+    "a@",
+    "a.com",
+    "(a",
+    "; u",
+    " a-",
+    ") a/1",
+    "a ",
+    "@",
+    "cfnetwork/",
+    "safari/1",
+    "(Windows NT",
+    "mozilla/5.0 (",
+    "rambler",
+)
 
 
 @pytest.mark.parametrize("piece", PIECES)
@@ -787,29 +828,62 @@ def test_an_event_is_stored_with_the_verdict_that_its_request_deserves(stage: St
 
 # -- Other people's user agents and sequences
 
+PEOPLE = ("human", "proxy")
+
 
 def rows_of(shared: Path) -> list[dict[str, str]]:
-    with (shared / "useragents.tsv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    """Of both lists, each row with the list it is in."""
+    found = []
+    for name in ("useragents.tsv", "useragents2.tsv"):
+        with (shared / name).open(encoding="utf-8", newline="") as file:
+            found += [{**row, "list": name} for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    return found
 
 
-def scenarios_of(shared: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (shared / "scenarios.jsonl").read_text(encoding="utf-8").splitlines()]
+def scenarios_of(shared: Path, name: str = "scenarios.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (shared / name).read_text(encoding="utf-8").splitlines()]
 
 
-def test_user_agents_seen_by_others_are_put_on_the_right_side_and_in_the_right_class(shared: Path) -> None:
+@pytest.mark.parametrize("name, wrong", [("useragents.tsv", 0), ("useragents2.tsv", 0.015)])
+def test_user_agents_seen_by_others_are_put_on_the_right_side_and_in_the_right_class(
+    shared: Path, name: str, wrong: float
+) -> None:
     """Person or not is what the numbers stand on; which program it was exactly matters less."""
-    rows = [(row["label"], tracker.judge_agent(row["user_agent"], OPEN).verdict) for row in rows_of(shared)]
+    rows = [(row["label"], row["user_agent"]) for row in rows_of(shared) if row["list"] == name]
+    judged = [(label, tracker.judge_agent(agent, OPEN).verdict) for label, agent in rows]
     assert len(rows) > 300
-    people = ("human", "proxy")
-    assert len([1 for label, found in rows if (found in people) != (label in people)]) <= 0.03 * len(rows)
-    assert len([1 for label, found in rows if found != label]) <= 0.08 * len(rows)
+    assert len([1 for label, found in judged if (found in PEOPLE) != (label in PEOPLE)]) <= wrong * len(rows)
+    assert len([1 for label, found in judged if found != label]) <= 0.08 * len(rows)
+
+
+def words_of_agents() -> Iterator[tuple[str, str, Any]]:
+    """Each word and each pattern of agents.txt: what it makes of an open, and whether it fits an agent."""
+    section = ""
+    for line in (ROOT / "templates" / "agents.txt").read_text(encoding="utf-8").splitlines():
+        section = line[1:-1].split()[0] if line.startswith("[") else section
+        _, is_rule, words = line.partition(" = ")
+        for word in words.split(", ") if is_rule and section != "family" and not line.startswith("#") else ():
+            yield section, word, re.compile(word[1:-1] if word.startswith("/") else re.escape(word)).search
+
+
+@pytest.mark.parametrize("fifth", range(5))
+def test_the_rules_hold_for_agents_that_they_were_not_written_for(shared: Path, fifth: int) -> None:
+    """Without the words that fit agents of one fifth of the lists only, that fifth is judged nearly as well."""
+    words = [(section, fits) for section, _, fits in words_of_agents()]
+    rows = [(row["label"] in PEOPLE, row["user_agent"].strip().lower()) for row in rows_of(shared)]
+    fitting = [[n for n, (_, fits) in enumerate(words) if fits(agent)] for _, agent in rows]
+    only = set().union(*fitting[fifth::5])
+    only -= set().union(*(some for n, some in enumerate(fitting) if n % 5 != fifth))
+    firsts = [next(n for n in some if n not in only) for some in fitting[fifth::5]]
+    right = [(words[n][0] in PEOPLE) == is_person for n, (is_person, _) in zip(firsts, rows[fifth::5], strict=True)]
+    print(f"fifth {fifth}: {len(only)} words left out, {sum(right)} of {len(right)} right")
+    assert sum(right) >= 0.96 * len(right)
 
 
 def spool_lines(scenario: dict[str, Any]) -> Iterator[bytes]:
     """A scenario as `judge` reads it: what is known of the email, then its hits."""
-    about = scenario["context"]
-    email: dict[str, Any] = {"sent_at": NOW / 1000}
+    about = scenario.get("context", "delivered +0 s")
+    email: dict[str, Any] = {"sent_at": NOW / 1000, "links": scenario.get("links")}
     if said := re.search(r"delivered \+([0-9]+) s", about):
         email["delivered_at"] = NOW / 1000 + int(said[1])
     if said := re.search(r"([0-9]+) links?", about):
@@ -825,24 +899,26 @@ def spool_lines(scenario: dict[str, Any]) -> Iterator[bytes]:
             answer = {"honeypot": "hidden", "bad-token": "404"}.get(name, "302")
         fields = {"id": f"{number:024x}", "t": NOW / 1000 + each["t"], "method": each["method"], "uri": uri}
         fields |= {"host": "track.example.com", "ip": each["ip"], "ua": each["user_agent"], "answer": answer}
-        yield tracker.hit_line({**fields, "purpose": each["headers"].partition(": ")[2]})
+        yield tracker.hit_line({**fields, "purpose": each.get("headers", "").partition(": ")[2]})
 
 
 def test_the_command_judge_says_of_sequences_of_hits_what_a_careful_analyst_does(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scenarios = scenarios_of(shared)
-    assert len(scenarios) == 10
+    scenarios = [*scenarios_of(shared), *scenarios_of(shared, "scenarios2.jsonl")]
+    assert len(scenarios) == 18
     for scenario in scenarios:
         path = tmp_path / f"{scenario['id']}.jsonl"
         path.write_bytes(b"".join(spool_lines(scenario)))
         assert tracker.main(["--env", os.devnull, "judge", str(path), "--json"]) == 0
         for wanted, line in zip(scenario["hits"], capsys.readouterr().out.splitlines(), strict=True):
             found = json.loads(line)
-            assert found["verdict"] in wanted["accept"], (scenario["id"], wanted)
             # What repeats an open is a person's, and stands in no total: the scenario says so in its sum.
-            is_counted = wanted["counts"] and found["reason"] != "repeat"
-            assert (found["counts_as"] == "person") == is_counted, (scenario["id"], wanted)
+            again = "+repeat" * (found["reason"] == "repeat" and "human+repeat" in wanted["accept"])
+            assert found["verdict"] + again in wanted["accept"], (scenario["id"], wanted)
+            if "counts" in wanted:
+                is_counted = wanted["counts"] and found["reason"] != "repeat"
+                assert (found["counts_as"] == "person") == is_counted, (scenario["id"], wanted)
 
 
 def test_no_string_of_theirs_stands_in_the_program(shared: Path) -> None:
@@ -850,7 +926,9 @@ def test_no_string_of_theirs_stands_in_the_program(shared: Path) -> None:
     files = [ROOT / "tracker.py", *(ROOT / "templates").glob("*.txt")]
     source = "".join(file.read_text(encoding="utf-8") for file in files)
     agents = {row["user_agent"] for row in rows_of(shared)}
-    agents |= {each["user_agent"] for scenario in scenarios_of(shared) for each in scenario["hits"]}
+    for name in ("scenarios.jsonl", "scenarios2.jsonl"):
+        agents |= {each["user_agent"] for scenario in scenarios_of(shared, name) for each in scenario["hits"]}
+    assert max(len(word) for _, word, _ in words_of_agents() if not word.startswith("/")) <= 24
     windows = {agent[start : start + 41] for agent in agents for start in range(len(agent) - 40)}
     assert len(windows) > 5_000
     assert sorted(window for window in windows if window in source) == []
