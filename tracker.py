@@ -5919,6 +5919,11 @@ class Totals:
         return self.opened["person"] + self.clicked_without_open
 
     @property
+    def is_exceeded(self) -> bool:
+        """Whether more keys answered than emails were told of: some of them were made up, so there is no rate."""
+        return 0 < self.emails < max(sum(self.opened.values()), sum(self.clicked.values()))
+
+    @property
     def rates(self) -> dict[str, tuple[float, float] | None]:
         """Shares of the emails, and of those that were read: by people at least, and with the unconfirmed at most."""
         opened, clicked = self.opened, self.clicked
@@ -5927,7 +5932,10 @@ class Totals:
             "Clicked": (clicked["person"], clicked["unconfirmed"], self.emails),
             "Click-to-open": (clicked["person"], 0, self.read),
         }
-        return {label: (low / of, (low + more) / of) if of else None for label, (low, more, of) in parts.items()}
+        return {
+            label: (low / of, (low + more) / of) if of and not self.is_exceeded else None
+            for label, (low, more, of) in parts.items()
+        }
 
 
 Counts = dict[str, dict[str, int]]  # by "opens" and "clicks", and by state, as stats.json has them
@@ -6220,10 +6228,13 @@ def text_cell(text: str, whole: str = "", url: str = "", head: bool = False) -> 
     return tag("th" if head else "td", content, scope="row" * head, title=whole or text * (len(text) > SHORT))
 
 
-def share_cell(low: int, unsure: int, of: int) -> Markup:
+def share_cell(row: Row, name: str) -> Markup:
     """How many of some emails people certainly and perhaps opened or clicked, as a small bar and the rate."""
+    low, unsure, of = row[f"{name}_person"], row[f"{name}_unconfirmed"], row["emails"]
+    if low + unsure + row.get(f"{name}_machine", 0) > of:  # keys that nobody was told of: what they make is no rate
+        return tag("td", f"{low:,}" + f", of {of:,} told of" * (of > 0))
     if not of:
-        return tag("td", f"{low:,}" if low else "–")
+        return tag("td", "–")
     certain, rest = (f"{100 * min(count / of, 1):.0f}%" for count in (low, unsure))
     bars = tag("rect", class_="p", width=certain), tag("rect", class_="u", x=certain, width=rest)
     shown = tag("svg", *bars, aria_hidden="true"), f" {told((low / of, (low + unsure) / of))}"
@@ -6245,7 +6256,7 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
     "states": lambda view, row, name: tag("td", made_of(row, f"{name}_", zeros=False)),
     "verdict": lambda view, row, name: tag("td", row[name], title=sentence_of(row["reason"]) or row["reason"]),
     "campaign": lambda view, row, name: text_cell(row[name], url=page_url(view, "campaigns", row[name]), head=True),
-    "share": lambda view, row, name: share_cell(row[f"{name}_person"], row[f"{name}_unconfirmed"], row["emails"]),
+    "share": lambda view, row, name: share_cell(row, name),
     "subject": lambda view, row, name: text_cell(row.get(name) or WITHOUT_SUBJECT[row["registered"]]),
     "email": lambda view, row, name: text_cell(
         row.get(name) or row["key"], url=page_url(view, "emails", row["key"]), head=True
@@ -6399,11 +6410,11 @@ def figures_of(details: Mapping[str, str], now: Mapping[str, Amount], then: Mapp
 
 
 def sent_figures(totals: Totals, before: Totals | None = None) -> list[Figure]:
-    only = totals.clicked_without_open
+    only, of = totals.clicked_without_open, f", of {totals.emails:,} told of" * totals.is_exceeded
     details = {
         "Sent": "emails",
-        "Opened": made_of(totals.opened) + (f"; and {only:,} more by a click" if only else ""),
-        "Clicked": made_of(totals.clicked),
+        "Opened": made_of(totals.opened) + of + (f"; and {only:,} more by a click" if only else ""),
+        "Clicked": made_of(totals.clicked) + of,
         "Click-to-open": f"of {counted(totals.read, 'email')} that people read",
     }
     now, then = ({"Sent": each.emails, **each.rates} if each else {} for each in (totals, before))
@@ -8419,7 +8430,8 @@ def cmd_campaign_list(args: Namespace, settings: Settings) -> None:
         rows = read_table(connection, tenant, CAMPAIGNS, Wanted(order="campaign", ascending=True)).named()
     campaigns = [{name: row[name] for name in ("campaign", "emails", *GROUP_COLUMNS)} for row in rows]
     line = "{campaign}: {emails:,} sent, opened by people {opened_person:,}, clicked by people {clicked_person:,}"
-    _say(args, campaigns, map(line.format_map, campaigns))
+    too_many = "; more keys answered than were told of, so some are made up"
+    _say(args, campaigns, (line.format_map(row) + too_many * totals_of(row).is_exceeded for row in campaigns))
 
 
 @command(

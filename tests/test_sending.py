@@ -665,7 +665,7 @@ def test_one_subscriber_has_an_email_in_each_campaign_also_with_the_longest_keys
     opens(stage, "sub1")
     clicks(stage, "sub1", f"campaign=spring&url={SHOP}")
     opens(stage, "sub1", "")
-    stage.spread(20)
+    stage.spread(70)
     stage.drain()
     rows = stage.rows("select key, open_person, click_person from emails join email_counts on email = id order by id")
     assert [each[1:] for each in rows] == [(2, 0), (1, 0), (2, 0), (1, 0), (1, 1), (1, 0)]
@@ -678,7 +678,7 @@ def test_a_registered_key_keeps_to_what_was_registered(stage: Stage) -> None:
     opens(stage, "e1", "campaign=spring")
     clicks(stage, "e1", f"campaign=autumn&url={SHOP}")
     opens(stage, "e1", "")
-    stage.spread(20)
+    stage.spread(70)
     stage.drain()
     assert emails(stage) == [("e1", "", "", "winter", 1)]
     assert stage.rows("select open_person, click_person from email_counts") == [(2, 1)]
@@ -788,6 +788,27 @@ def test_emails_of_a_declared_campaign_have_room_up_to_twice_the_declared_number
         stage.drain()
         assert stage.rows(counts) == [("autumn", 2), ("spring", number + 1)]  # half, and half of the first tenth
     assert stage.rows("select reason, sum(hits) from dropped group by 1") == [("unregistered-limit", 5)]
+
+
+def test_where_more_keys_answer_than_were_told_of_there_is_no_rate(pipe: Pipe) -> None:
+    """Whoever holds one mail can make up keys."""
+    stage = pipe.stage
+    declare(pipe, "spring", 2)
+    for n in range(3):
+        opens(stage, f"sub{n}")
+        stage.drain()
+        clicks(stage, f"sub{n}", f"campaign=spring&url={SHOP}")
+        stage.drain()
+        page = stage.web.get(f"/{stage.acme.id}/campaigns/spring").text
+        table = stage.web.get(f"/{stage.acme.id}/dashboard?range=all").text
+        sent = stage.web.get(f"/{stage.acme.id}/stats.json?range=all").json["sent"]
+        told, listed = (pipe(*words, "Acme").out.decode() for words in (("stats",), ("campaign", "list")))
+        share = [(n + 1) / 2] * 2 if n < 2 else None
+        assert (sent["open_rate"], sent["click_rate"], sent["opened"]["person"]) == (share, share, n + 1)
+        said = [text.count("3 by people, 0 unconfirmed, 0 by machines, of 2 told of") for text in (page, table, told)]
+        assert said == [0 if share else 2] * 3
+        assert ("3, of 2 told of" in table) == ("more keys answered" in listed) == (share is None)
+        assert not re.search("150|[^0-9]300.?%", page + told)
 
 
 def test_an_email_of_a_campaign_can_be_removed_by_its_key(pipe: Pipe) -> None:
