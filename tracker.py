@@ -668,8 +668,12 @@ SOON_MS = 2_000  # Mautic takes 2 s, Marketo 1 s
 REPEAT_MS = (
     60_000  # Outlook and proxies ask again for up to a minute: ahoy_email#138 saw 2 to 86 times, Litmus 4 of Yahoo's
 )
-UNCONFIRMED_VOTES = {OPEN: 2, CLICK: 4}  # signs against a person that make it doubtful; signs.txt says what each counts
-SCANNER_VOTES = 6
+SIGN_IN_MS = 60_000  # who waits for a mail to sign in clicks after 8 s: so soon is a sign, never a verdict
+OPEN_VOTES, CLICK_VOTES, SCANNER_VOTES = (
+    2,
+    4,
+    6,
+)  # that make an open or a click doubtful, or a click a scanner's: signs.txt
 
 
 class Judgement(NamedTuple):
@@ -859,22 +863,18 @@ def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
         return _scanner("filter-network")
     if hit.type == CLICK and context.said and context.begin is not None and 0 <= hit.at - context.begin < SOON_MS:
         return _scanner("too-soon")
-    if hit.type == OPEN and by_agent.reason == "browser":
-        # Never a machine's by that alone, and no network speaks against it: mail is read on the web, through many of them.
-        is_doubtful = votes_of(signs_of(hit, context)) >= UNCONFIRMED_VOTES[OPEN]
-        return judgement_of("unconfirmed", "some-signs") if is_doubtful else by_agent
-    return by_agent
+    # An open is never a machine's by signs alone, and no network is one: mail is read on the web, through many of them.
+    is_doubtful = hit.type == OPEN and by_agent.reason == "browser" and votes_of(signs_of(hit, context)) >= OPEN_VOTES
+    return judgement_of("unconfirmed", "some-signs") if is_doubtful else by_agent
 
 
 def signs_of(hit: Hit, context: Context) -> list[str]:
     """What speaks against a person in a hit alone, by the names of signs.txt."""
     signs = [] if (age := _age(hit)) is None else [age]
     since = -1 if context.begin is None else hit.at - context.begin
-    if (
-        0 <= since < 60_000 and context.said
-    ):  # a person waiting for a sign-in mail clicks after 8 s: a sign, never a verdict
+    if 0 <= since < SIGN_IN_MS and context.said:
         signs.append("soon")
-    elif 0 <= since < 60_000 and hit.type == CLICK:
+    elif 0 <= since < SIGN_IN_MS and hit.type == CLICK:
         signs.append("soon-registered" if since >= SOON_MS else "at-once-registered")
     if hit.type == CLICK and filter_network(hit.address) == PROBABLE:
         signs.append("perhaps-filter")
@@ -891,20 +891,21 @@ def _age(hit: Hit) -> str | None:
     return "very-old" if years > 4 else "old" if years > 2 else None
 
 
-def _weigh(hit: Hit, judgement: Judgement, signs: Iterable[str]) -> Judgement:
-    """The last word on a click that seems a person's."""
+def _weigh(hit: Hit, judgement: Judgement, context: Context, more: Iterable[str] = ()) -> Judgement:
+    """The last word on a click that seems a person's, by its own signs and more."""
     if hit.type != CLICK or hit.fixed:
         return judgement
     if judgement.verdict == "human":
-        judgement = _by_votes(votes_of(signs), "many-signs", "some-signs") or judgement
+        votes = votes_of(signs_of(hit, context)) + votes_of(more)
+        judgement = _by_votes(votes, judgement, "many-signs", "some-signs")
     return _named(hit, judgement)
 
 
-def _by_votes(votes: int, many: str, some: str) -> Judgement | None:
-    """What votes make of a click: a scanner's for one reason, doubtful for another; None: too few."""
+def _by_votes(votes: int, judgement: Judgement, many: str, some: str) -> Judgement:
+    """What votes make of a click: a scanner's for one reason, doubtful for another, or what it was."""
     if votes >= SCANNER_VOTES:
         return _scanner(many)
-    return judgement_of("unconfirmed", some) if votes >= UNCONFIRMED_VOTES[CLICK] else None
+    return judgement_of("unconfirmed", some) if votes >= CLICK_VOTES else judgement
 
 
 def _named(click: Hit, judgement: Judgement) -> Judgement:
@@ -927,7 +928,7 @@ Signs = dict[int, list[str]]  # that neighbours are of, by a hit's place in its 
 def judge(hits: Sequence[Hit], context: Context = NO_CONTEXT) -> list[Judgement]:
     """Judge the hits of one email in the light of their sessions, whatever the order they are given in."""
     if len(hits) == 1:
-        return [_weigh_alone(hits[0], context)]
+        return [_weigh(hits[0], _judge_by_itself(hits[0], context), context)]
     judgements: dict[int, Judgement] = {}
     for session in sessions_of(hits):
         judged = judge_session([hits[n] for n in session], context)
@@ -966,16 +967,26 @@ def judge_session(hits: Sequence[Hit], context: Context, signs: Signs | None = N
         if "hidden-link" in reasons:
             _find_company(hits, judged, "hidden-link", operator.attrgetter("type"))  # mautic#9798
         _find_followers(hits, judged, signs)
-        for n, hit in enumerate(hits):
-            judged[n] = _weigh(hit, judged[n], [*signs_of(hit, context), *signs.get(n, ())])
+        judged = [_weigh(hit, judged[n], context, signs.get(n, ())) for n, hit in enumerate(hits)]
         _find_echoes(hits, judged)
     _find_repeats(hits, judged)
     return judged
 
 
-def _weigh_alone(hit: Hit, context: Context) -> Judgement:
-    judgement = _judge_by_itself(hit, context)
-    return judgement if hit.type == OPEN else _weigh(hit, judgement, signs_of(hit, context))
+def explain(hits: Sequence[Hit], context: Context) -> list[list[str]]:
+    """What speaks against a person in each hit of an email, and for one, by the names of signs.txt."""
+    found = []
+    for hit in hits:
+        seems_human = judge_agent(hit.agent, hit.type).verdict in ("human", "proxy")
+        late = context.begin is not None and hit.at - context.begin >= SIGN_IN_MS
+        signs = [*signs_of(hit, context), *["later"] * late, *["current"] * (_age(hit) is None)]
+        found.append(signs * seems_human)
+    for session in sessions_of(hits):
+        of_neighbours: Signs = {}
+        judge_session([hits[n] for n in session], context, of_neighbours)
+        for place, names in of_neighbours.items():
+            found[session[place]] += names
+    return found
 
 
 def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
@@ -984,7 +995,7 @@ def judge_crowd(hits: Sequence[Hit], context: Context) -> list[Judgement]:
     It is a scanner's where its program or its address asked for several other links near it. A piece of a session
     will do, with CROWD_NEAR + 1 hits on each side of a hit's millisecond, or all within 3 seconds.
     """
-    judged = [_weigh_alone(hit, context) for hit in hits]
+    judged = [_weigh(hit, _judge_by_itself(hit, context), context) for hit in hits]
     times = [hit.at for hit in hits]
     links_near = lru_cache(maxsize=1)(partial(_links_near, hits, times))  # hits of one millisecond share a look
     for n, hit in enumerate(hits):
@@ -1030,22 +1041,16 @@ def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], context: Context,
     fit = [each.verdict == "human" or each.reason in _UNNAMED for each in judged]
     clicks = [n for n, hit in enumerate(hits) if hit.type == CLICK and fit[n]]
     for run in _runs(hits, clicks, windows):
-        found = ["several"]
-        if _runs(hits, run, [(1_000, 4, 4)]):
-            found.append("faster-than-hands")
-        elif _runs(hits, run, [(1_000, 3, 3)]):
-            found.append("fast")
-        if len({hits[n].address for n in run}) > 1:  # several programs at one are the people of an office
-            found.append("from-several")
-        if any(judged[n].reason in _UNNAMED for n in run):
-            found.append("with-scanner")
-        if not _was_read(hits, judged, run):
-            found.append("not-opened-there")
-        thought = _by_votes(votes_of(found) + max(votes_of(signs_of(hits[n], context)) for n in run), "burst", "burst")
+        found = ["several", "opened-there" if _was_read(hits, judged, run) else "not-opened-there"]
+        fast, faster = (_runs(hits, run, [(1_000, links, links)]) for links in (3, 4))
+        found += ["faster-than-hands"] if faster else ["fast"] if fast else []
+        found += ["from-several"] * (len({hits[n].address for n in run}) > 1)  # several programs at one are an office
+        found += ["with-scanner"] * any(judged[n].reason in _UNNAMED for n in run)
+        votes = votes_of(found) + max(votes_of(signs_of(hits[n], context)) for n in run)
         for n in run:
-            signs.setdefault(n, []).extend(found)
-            if thought and judged[n].verdict == "human" and not hits[n].fixed:
-                judged[n] = thought
+            signs[n] = found
+            if judged[n].verdict == "human" and not hits[n].fixed:
+                judged[n] = _by_votes(votes, judged[n], "burst", "burst")
     for run in _runs(hits, [n for n in clicks if _age(hits[n]) and n not in signs], [(BURST_MS, 2, 2)]):
         for n in run:
             signs[n] = ["two-by-old"]
@@ -1095,7 +1100,8 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], signs: Signs) 
     So is what its program opened from there, at any time of the session: filters load the images first.
     """
     until: dict[tuple[str, str], int] = {}
-    scanners = {(each.address, each.agent) for each, why in zip(hits, judged) if _is_a_scanners(why, _TELLING)}  # noqa: B905
+    is_sure = [each.verdict != "unconfirmed" for each in judged]
+    scanners = {(hit.address, hit.agent) for n, hit in enumerate(hits) if is_sure[n] and judged[n].reason in _TELLING}
     for n, hit in enumerate(hits):
         places = (hit.address, ""), (hit.address, hit.agent), ("", hit.agent)
         if judged[n].verdict in _PEOPLES and not hit.fixed:
@@ -1107,13 +1113,10 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], signs: Signs) 
             elif hit.type == OPEN and places[1] in scanners and (hit.address or is_rare):
                 judged[n] = _scanner("with-scanner")
             elif here and hit.type == CLICK:  # another program in the same network, so doubtful
-                signs.setdefault(n, []).append("scanner-there")
-        if _is_a_scanners(judged[n], _FOLLOWED) and not verdict_data().shapes["device-preview"].search(hit.agent):
+                signs[n] = [*signs.get(n, ()), "scanner-there"]
+        is_followed = judged[n].reason in _FOLLOWED and judged[n].verdict != "unconfirmed"
+        if is_followed and not verdict_data().shapes["device-preview"].search(hit.agent):
             until.update(dict.fromkeys(places, hit.at + SESSION_GAP_MS))
-
-
-def _is_a_scanners(judgement: Judgement, reasons: Collection[str]) -> bool:
-    return judgement.reason in reasons and judgement.verdict not in _PEOPLES
 
 
 def _find_echoes(hits: Sequence[Hit], judged: list[Judgement]) -> None:
@@ -5927,15 +5930,13 @@ class Totals:
     def rates(self) -> dict[str, tuple[float, float] | None]:
         """Shares of the emails, and of those that were read: by people at least, and with the unconfirmed at most."""
         opened, clicked = self.opened, self.clicked
+        emails, read = (0, 0) if self.is_exceeded else (self.emails, self.read)
         parts = {
-            "Opened": (opened["person"], opened["unconfirmed"], self.emails),
-            "Clicked": (clicked["person"], clicked["unconfirmed"], self.emails),
-            "Click-to-open": (clicked["person"], 0, self.read),
+            "Opened": (opened["person"], opened["unconfirmed"], emails),
+            "Clicked": (clicked["person"], clicked["unconfirmed"], emails),
+            "Click-to-open": (clicked["person"], 0, read),
         }
-        return {
-            label: (low / of, (low + more) / of) if of and not self.is_exceeded else None
-            for label, (low, more, of) in parts.items()
-        }
+        return {label: (low / of, (low + more) / of) if of else None for label, (low, more, of) in parts.items()}
 
 
 Counts = dict[str, dict[str, int]]  # by "opens" and "clicks", and by state, as stats.json has them
@@ -6525,11 +6526,31 @@ def campaign_page(view: View, campaign: Rows, links: Rows, emails: Rows) -> str:
     )
 
 
-def timeline_row(view: View, hit: Row, arrived: int | None, arrival: str) -> Markup:
+def evidence_of(row: Row) -> Hit:
+    """A hit as far as a page has it, to say what speaks for and against a person in it."""
+    reason, agent, type_ = row["reason"], row["user_agent"], CLICK if row["event_type"] == "click" else OPEN
+    cut = judgement_of(row["verdict"], reason) if not agent and reason != "no-user-agent" else None
+    said = row["method"], "", "", row["url"], "", row.get("ip_address") or "", agent or ""
+    purpose, own = "prefetch" * (reason == "prefetch-header"), reason == "own-address"
+    return Hit("", row["timestamp"], type_, *said, purpose, "", reason, own=own, fixed=cut)
+
+
+def weighed(signs: Iterable[str]) -> str:
+    """What spoke for and against, in a line."""
+    told = [verdict_data().signs[sign] for sign in signs]
+    sides = {
+        "For a person": [text for votes, text in told if not votes],
+        "Against": [text for votes, text in told if votes],
+    }
+    return " ".join(f"{side}: {'; '.join(texts)}." for side, texts in sides.items() if texts)
+
+
+def timeline_row(view: View, hit: Row, signs: Iterable[str], arrived: int | None, arrival: str) -> Markup:
     at, url, agent, after = hit["timestamp"], hit["url"], hit["user_agent"], ""
     if arrived:
         after = f"{lasting(abs(at - arrived) // 1000)} {'after' if at >= arrived else 'before'} {arrival}"
-    why = tag("b", hit["verdict"]), " ", tag("code", hit["reason"]), tag("small", sentence_of(hit["reason"]))
+    said = (tag("small", text) for text in (sentence_of(hit["reason"]), weighed(signs)) if text)
+    why = tag("b", hit["verdict"]), " ", tag("code", hit["reason"]), *said
     return tag(
         "tr",
         tag("th", tag("time", view.time(at), datetime=iso_time(at)), tag("small", after), scope="row"),
@@ -6541,8 +6562,10 @@ def timeline_row(view: View, hit: Row, arrived: int | None, arrival: str) -> Mar
     )
 
 
-def email_page(view: View, emails: Rows, hits: Rows) -> str:
+def email_page(view: View, emails: Rows, hits: Rows, context: Context) -> str:
     [email] = emails.named(view.people)
+    signs = explain(list(map(evidence_of, hits.named())), context)
+    timeline = zip(reversed(hits.named(view.people)), reversed(signs), strict=True)
     key, subject, campaign = email["key"], email.get("subject"), email["campaign"]
     delivered = email["delivered_at"]
     arrived, arrival = delivered or email["sent_at"], "it was delivered" if delivered else "it was sent"
@@ -6563,7 +6586,7 @@ def email_page(view: View, emails: Rows, hits: Rows) -> str:
         about=joined(
             *(tag("div", tag("dt", name), tag("dd", tag("bdi", about[name]))) for name in about if about[name])
         ),
-        hits=joined(*(timeline_row(view, hit, arrived, arrival) for hit in reversed(hits.named(view.people)))),
+        hits=joined(*(timeline_row(view, *each, arrived, arrival) for each in timeline)),
         count=counted(len(hits.rows), "hit") + (" of more; all are in the export" if hits.next else ""),
         events=f"{view.base}/events",
         key=quote(key, safe=""),
@@ -7193,7 +7216,8 @@ def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response
         if not (email := read_table(connection, tenant.number, EMAILS, Wanted(key=key))).rows:
             raise HTTPError(404, "There is no such email.")
         hits = read_table(connection, tenant.number, EVENTS, Wanted(key=key, most=TIMELINE_ROWS))
-    return html_response(200, email_page(view, email, hits))
+        context = find_emails(connection, tenant.number, [key])[key].context
+    return html_response(200, email_page(view, email, hits, context))
 
 
 def stats_view(app: App, request: Request, tenant: Tenant) -> Response:

@@ -590,6 +590,18 @@ def test_a_scanners_program_opened_nothing_and_a_mail_programs_look_up_is_no_cli
     assert tracker.judge(hits[::-1]) == tracker.judge(hits)[::-1]
 
 
+def test_what_spoke_for_and_against_a_person_is_known_of_each_hit() -> None:
+    hits = [hit(-900, OLD), hit(0, OUTLOOK), *TABS, hit(5, CURL), click(3_600, 1, TWO_YEARS_OLD, PARTLY_BARRACUDA)]
+    tabs, late = ["current", "several", "opened-there"], ["old", "perhaps-filter", "later"]
+    assert tracker.explain(hits, Context(NOW - 930_000, True)) == [
+        *(["very-old", "soon"], ["later", "current"], *[["later", *tabs]] * 3, [], late),
+    ]
+    told = tracker.explain([*BURST, click(60, 1, FIREFOX, CLOUD)], registered(30))
+    swept = ["soon-registered", "current", "several", "not-opened-there", "fast"]
+    assert told == [swept] * 3 + [["later", "current"]]
+    assert tracker.explain([*CROWD, click()], NO_CONTEXT) == [["current"]] * 51
+
+
 FOLLOWED = {
     "hidden-link": [TRAPPED],
     "head": [click(0, method="HEAD", address=CLOUD)],

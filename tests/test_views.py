@@ -72,6 +72,21 @@ def mailing(stage: Stage) -> Stage:
 # -- Pages
 
 
+def test_the_page_of_an_email_says_what_spoke_for_and_against_a_person_in_each_hit(stage: Stage) -> None:
+    register(stage, stage.acme, tracker.Registration("e1", delivered_at=(at := tracker.now_ms() - 9_000_000)))
+    old = (
+        "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/80.0.1.2 Safari/537.36"
+    )
+    links = [click(stage, "e1", f"https://acme.com/{n}", at + 7_200_000 + 200 * n) for n in range(3)]
+    segment(stage, hit(stage, "e1", at + 20_000, ua=old), hit(stage, "e1", at + 30_000, ua="curl/8.0"), *links)
+    stage.drain()
+    page = get(stage, f"/{stage.acme.id}/emails/e1").text
+    late = "For a person: it came later than a minute after the mail; the program is not known to be old. Against: "
+    assert page.count(f"<small>{late}several links were followed at once; nobody had opened") == 3
+    assert "<small>Against: this Chrome is more than 4 years old; it came within a minute of delivery.</small>" in page
+    assert page.count("Against: ") == 4 and "<small></small>" not in page
+
+
 def test_a_page_tells_of_mail_that_nobody_registered_and_of_clicks_that_met_the_naming_page(stage: Stage) -> None:
     page = dashboard(mailing(stage))
     assert page.title == "Acme: opens and clicks"
