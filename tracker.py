@@ -887,7 +887,9 @@ def votes_of(signs: Iterable[str]) -> int:
 
 def _age(hit: Hit) -> str | None:
     """A scanner's Chrome may be years old; phones are often as old with people."""
-    years = (hit.at - chrome_released_at(hit.agent)) / (365.25 * 86_400_000)
+    if (released_at := chrome_released_at(hit.agent)) == math.inf:
+        return None
+    years = (hit.at - released_at) / (365.25 * 86_400_000)
     return "very-old" if years > 4 else "old" if years > 2 else None
 
 
@@ -895,9 +897,8 @@ def _weigh(hit: Hit, judgement: Judgement, context: Context, more: Iterable[str]
     """The last word on a click that seems a person's, by its own signs and more."""
     if hit.type != CLICK or hit.fixed:
         return judgement
-    if judgement.verdict == "human":
-        votes = votes_of(signs_of(hit, context)) + votes_of(more)
-        judgement = _by_votes(votes, judgement, "many-signs", "some-signs")
+    if judgement.verdict == "human" and (signs := [*signs_of(hit, context), *more]):
+        judgement = _by_votes(votes_of(signs), judgement, "many-signs", "some-signs")
     return _named(hit, judgement)
 
 
@@ -959,7 +960,7 @@ def judge_session(hits: Sequence[Hit], context: Context, signs: Signs | None = N
     if any(hit.type == CLICK or judged[n].verdict in ("scanner", "bot") for n, hit in enumerate(hits)):
         signs = {} if signs is None else signs
         reasons = {each.reason for each in judged}
-        if "mail-client" in reasons:
+        if any(hit.type == CLICK and judged[n].reason == "mail-client" for n, hit in enumerate(hits)):
             _find_lookups(hits, judged)
         if "head" in reasons:
             _find_company(hits, judged, "head", operator.attrgetter("type", "url", "address", "agent"))
@@ -1040,6 +1041,8 @@ def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], context: Context,
         windows.append((15_000, context.links, context.links))  # every link of the mail; mautic#8692: 10 s
     fit = [each.verdict == "human" or each.reason in _UNNAMED for each in judged]
     clicks = [n for n, hit in enumerate(hits) if hit.type == CLICK and fit[n]]
+    if len(clicks) < 2:
+        return
     for run in _runs(hits, clicks, windows):
         found = ["several", "opened-there" if _was_read(hits, judged, run) else "not-opened-there"]
         fast, faster = (_runs(hits, run, [(1_000, links, links)]) for links in (3, 4))
@@ -1099,6 +1102,8 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], signs: Signs) 
 
     So is what its program opened from there, at any time of the session: filters load the images first.
     """
+    if _FOLLOWED.isdisjoint([each.reason for each in judged]):
+        return
     until: dict[tuple[str, str], int] = {}
     is_sure = [each.verdict != "unconfirmed" for each in judged]
     scanners = {(hit.address, hit.agent) for n, hit in enumerate(hits) if is_sure[n] and judged[n].reason in _TELLING}
@@ -1106,11 +1111,11 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], signs: Signs) 
         places = (hit.address, ""), (hit.address, hit.agent), ("", hit.agent)
         if judged[n].verdict in _PEOPLES and not hit.fixed:
             here, same_here, same = (until.get(place, -1) >= hit.at for place in places)
-            is_browser, is_rare = judge_agent(hit.agent, hit.type).reason == "browser", _age(hit) is not None
-            here, same_here = here and is_browser and hit.address != "", same_here and hit.address != ""
-            if (same and is_rare) or same_here or (here and not hit.address.endswith(TRUNCATED)):
+            here = here and hit.address != "" and judge_agent(hit.agent, hit.type).reason == "browser"
+            same_here = same_here and hit.address != ""
+            if same_here or (here and not hit.address.endswith(TRUNCATED)) or (same and _age(hit)):
                 judged[n] = _scanner("after-scanner")
-            elif hit.type == OPEN and places[1] in scanners and (hit.address or is_rare):
+            elif hit.type == OPEN and places[1] in scanners and (hit.address or _age(hit)):
                 judged[n] = _scanner("with-scanner")
             elif here and hit.type == CLICK:  # another program in the same network, so doubtful
                 signs[n] = [*signs.get(n, ()), "scanner-there"]
