@@ -665,15 +665,9 @@ CROWD_NEAR = 20  # hits of such a session, before and after a click, that are lo
 BURST_MS = 3_000
 COMPANY_MS = 10_000  # from a hit to what belongs to it
 SOON_MS = 2_000  # Mautic takes 2 s, Marketo 1 s
-REPEAT_MS = (
-    60_000  # Outlook and proxies ask again for up to a minute: ahoy_email#138 saw 2 to 86 times, Litmus 4 of Yahoo's
-)
+REPEAT_MS = 60_000  # proxies and Outlook ask again for up to a minute: ahoy_email#138, Litmus on Yahoo
 SIGN_IN_MS = 60_000  # who waits for a mail to sign in clicks after 8 s: so soon is a sign, never a verdict
-OPEN_VOTES, CLICK_VOTES, SCANNER_VOTES = (
-    2,
-    4,
-    6,
-)  # that make an open or a click doubtful, or a click a scanner's: signs.txt
+OPEN_VOTES, CLICK_VOTES, SCANNER_VOTES = 2, 4, 6  # an open or a click is doubtful, a click a scanner's
 
 
 class Judgement(NamedTuple):
@@ -743,9 +737,7 @@ class VerdictData(NamedTuple):
 
     programs: list[Programs]  # of which the first that fits decides
     chrome_years: list[tuple[int, int]]  # a year, and the first version in it
-    filters: dict[
-        str, list[tuple[Network, str]]
-    ]  # networks, each with its certainty, by the first part of their addresses
+    filters: dict[str, list[tuple[Network, str]]]  # with their certainty, by the first part of their addresses
     reasons: dict[str, tuple[str, str]]  # certainty and sentence
     signs: dict[str, tuple[int, str]]  # votes against a person, and what is told of it
     shapes: dict[str, re.Pattern[str]]  # of user agents and headers
@@ -897,8 +889,9 @@ def _weigh(hit: Hit, judgement: Judgement, context: Context, more: Iterable[str]
     """The last word on a click that seems a person's, by its own signs and more."""
     if hit.type != CLICK or hit.fixed:
         return judgement
-    if judgement.verdict == "human" and (signs := [*signs_of(hit, context), *more]):
-        judgement = _by_votes(votes_of(signs), judgement, "many-signs", "some-signs")
+    if judgement.verdict == "human":
+        votes = votes_of([*signs_of(hit, context), *more])
+        judgement = _by_votes(votes, judgement, "many-signs", "some-signs")
     return _named(hit, judgement)
 
 
