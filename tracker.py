@@ -861,12 +861,13 @@ def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
 
 
 def signs_of(hit: Hit, context: Context) -> list[str]:
-    """What speaks against a person in a hit alone, by the names of signs.txt."""
-    signs = [] if (age := _age(hit)) is None else [age]
-    since = -1 if context.begin is None else hit.at - context.begin
-    if 0 <= since < SIGN_IN_MS and context.said:
+    """What speaks for or against a person in a hit alone, by the names of signs.txt."""
+    signs, since = [_age(hit)], -1 if context.begin is None else hit.at - context.begin
+    if since >= SIGN_IN_MS:
+        signs.append("later")
+    elif since >= 0 and context.said:
         signs.append("soon")
-    elif 0 <= since < SIGN_IN_MS and hit.type == CLICK:
+    elif since >= 0 and hit.type == CLICK:
         signs.append("soon-registered" if since >= SOON_MS else "at-once-registered")
     if hit.type == CLICK and filter_network(hit.address) == PROBABLE:
         signs.append("perhaps-filter")
@@ -877,12 +878,10 @@ def votes_of(signs: Iterable[str]) -> int:
     return sum(verdict_data().signs[sign][0] for sign in signs)
 
 
-def _age(hit: Hit) -> str | None:
+def _age(hit: Hit) -> str:
     """A scanner's Chrome may be years old; phones are often as old with people."""
-    if (released_at := chrome_released_at(hit.agent)) == math.inf:
-        return None
-    years = (hit.at - released_at) / (365.25 * 86_400_000)
-    return "very-old" if years > 4 else "old" if years > 2 else None
+    years = (hit.at - chrome_released_at(hit.agent)) / (365.25 * 86_400_000)
+    return "very-old" if years > 4 else "old" if years > 2 else "current"
 
 
 def _weigh(hit: Hit, judgement: Judgement, context: Context, more: Iterable[str] = ()) -> Judgement:
@@ -890,16 +889,15 @@ def _weigh(hit: Hit, judgement: Judgement, context: Context, more: Iterable[str]
     if hit.type != CLICK or hit.fixed:
         return judgement
     if judgement.verdict == "human":
-        votes = votes_of([*signs_of(hit, context), *more])
-        judgement = _by_votes(votes, judgement, "many-signs", "some-signs")
+        judgement = _by_votes([*signs_of(hit, context), *more], judgement, "many-signs")
     return _named(hit, judgement)
 
 
-def _by_votes(votes: int, judgement: Judgement, many: str, some: str) -> Judgement:
-    """What votes make of a click: a scanner's for one reason, doubtful for another, or what it was."""
-    if votes >= SCANNER_VOTES:
-        return _scanner(many)
-    return judgement_of("unconfirmed", some) if votes >= CLICK_VOTES else judgement
+def _by_votes(signs: Iterable[str], judgement: Judgement, reason: str) -> Judgement:
+    """What signs make of a click: a scanner's for that reason, doubtful, or what it was."""
+    if (votes := votes_of(signs)) >= SCANNER_VOTES:
+        return _scanner(reason)
+    return judgement_of("unconfirmed", "some-signs") if votes >= CLICK_VOTES else judgement
 
 
 def _named(click: Hit, judgement: Judgement) -> Judgement:
@@ -953,7 +951,7 @@ def judge_session(hits: Sequence[Hit], context: Context, signs: Signs | None = N
     if any(hit.type == CLICK or judged[n].verdict in ("scanner", "bot") for n, hit in enumerate(hits)):
         signs = {} if signs is None else signs
         reasons = {each.reason for each in judged}
-        if any(hit.type == CLICK and judged[n].reason == "mail-client" for n, hit in enumerate(hits)):
+        if "mail-client" in reasons and "browser" in reasons:
             _find_lookups(hits, judged)
         if "head" in reasons:
             _find_company(hits, judged, "head", operator.attrgetter("type", "url", "address", "agent"))
@@ -969,12 +967,8 @@ def judge_session(hits: Sequence[Hit], context: Context, signs: Signs | None = N
 
 def explain(hits: Sequence[Hit], context: Context) -> list[list[str]]:
     """What speaks against a person in each hit of an email, and for one, by the names of signs.txt."""
-    found = []
-    for hit in hits:
-        seems_human = judge_agent(hit.agent, hit.type).verdict in ("human", "proxy")
-        late = context.begin is not None and hit.at - context.begin >= SIGN_IN_MS
-        signs = [*signs_of(hit, context), *["later"] * late, *["current"] * (_age(hit) is None)]
-        found.append(signs * seems_human)
+    seem_human = (judge_agent(hit.agent, hit.type).verdict in ("human", "proxy") for hit in hits)
+    found = [signs_of(hit, context) * seems for hit, seems in zip(hits, seem_human, strict=True)]
     for session in sessions_of(hits):
         of_neighbours: Signs = {}
         judge_session([hits[n] for n in session], context, of_neighbours)
@@ -1018,13 +1012,12 @@ def _links_near(hits: Sequence[Hit], times: Sequence[int], at: int) -> dict[tupl
 
 def _find_lookups(hits: Sequence[Hit], judged: list[Judgement]) -> None:
     """A mail program that asks for a link before it hands it to the browser has not clicked: the browser has."""
-    followed: dict[tuple[str | None, str], int] = {}  # when a browser asked for a link, from where
-    for n, hit in reversed([*enumerate(hits)]):
-        place, asked = (hit.url, hit.address), judged[n].reason
-        if hit.type == CLICK and asked == "browser":
-            followed[place] = hit.at
-        elif asked == "mail-client" and not hit.fixed and followed.get(place, math.inf) - hit.at <= COMPANY_MS:
-            judged[n] = judgement_of("bot", "look-up")  # new Outlook: 1.5 s before
+    browsers = [hit for n, hit in enumerate(hits) if hit.type == CLICK and judged[n].reason == "browser"]
+    for n, hit in enumerate(hits):
+        if hit.type == CLICK and judged[n].reason == "mail-client" and not hit.fixed:
+            same = (each.at - hit.at for each in browsers if (each.url, each.address) == (hit.url, hit.address))
+            if any(0 <= later <= COMPANY_MS for later in same):  # new Outlook: 1.5 s before
+                judged[n] = judgement_of("bot", "look-up")
 
 
 def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], context: Context, signs: Signs) -> None:
@@ -1034,20 +1027,18 @@ def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], context: Context,
         windows.append((15_000, context.links, context.links))  # every link of the mail; mautic#8692: 10 s
     fit = [each.verdict == "human" or each.reason in _UNNAMED for each in judged]
     clicks = [n for n, hit in enumerate(hits) if hit.type == CLICK and fit[n]]
-    if len(clicks) < 2:
-        return
     for run in _runs(hits, clicks, windows):
         found = ["several", "opened-there" if _was_read(hits, judged, run) else "not-opened-there"]
         fast, faster = (_runs(hits, run, [(1_000, links, links)]) for links in (3, 4))
         found += ["faster-than-hands"] if faster else ["fast"] if fast else []
         found += ["from-several"] * (len({hits[n].address for n in run}) > 1)  # several programs at one are an office
         found += ["with-scanner"] * any(judged[n].reason in _UNNAMED for n in run)
-        votes = votes_of(found) + max(votes_of(signs_of(hits[n], context)) for n in run)
+        most = max((signs_of(hits[n], context) for n in run), key=votes_of)
         for n in run:
             signs[n] = found
             if judged[n].verdict == "human" and not hits[n].fixed:
-                judged[n] = _by_votes(votes, judged[n], "burst", "burst")
-    for run in _runs(hits, [n for n in clicks if _age(hits[n]) and n not in signs], [(BURST_MS, 2, 2)]):
+                judged[n] = _by_votes([*found, *most], judged[n], "burst")
+    for run in _runs(hits, [n for n in clicks if _age(hits[n]) != "current" and n not in signs], [(BURST_MS, 2, 2)]):
         for n in run:
             signs[n] = ["two-by-old"]
 
@@ -1063,11 +1054,9 @@ def _runs(hits: Sequence[Hit], clicks: Sequence[int], windows: Iterable[tuple[in
     """Parts of the places of clicks with so many hits on so many links in so short a time; those that overlap are one."""
     times, spans = [hits[n].at for n in clicks], []
     for window, least_hits, least_links in windows:
-        end = 0
         for first, at in enumerate(times):
-            last_end, end = end, bisect.bisect_right(times, at + window)
-            is_enough = end > last_end and end - first >= least_hits  # else it is a part of the window before
-            if is_enough and len({hits[n].url for n in clicks[first:end]}) >= least_links:
+            end = bisect.bisect_right(times, at + window)
+            if end - first >= least_hits and len({hits[n].url for n in clicks[first:end]}) >= least_links:
                 spans.append([first, end])
     runs: list[list[int]] = []
     for first, end in sorted(spans):
@@ -1098,22 +1087,20 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], signs: Signs) 
     if _FOLLOWED.isdisjoint([each.reason for each in judged]):
         return
     until: dict[tuple[str, str], int] = {}
-    is_sure = [each.verdict != "unconfirmed" for each in judged]
-    scanners = {(hit.address, hit.agent) for n, hit in enumerate(hits) if is_sure[n] and judged[n].reason in _TELLING}
+    scanners = {(hit.address, hit.agent) for n, hit in enumerate(hits) if judged[n].reason in _TELLING}
     for n, hit in enumerate(hits):
         places = (hit.address, ""), (hit.address, hit.agent), ("", hit.agent)
         if judged[n].verdict in _PEOPLES and not hit.fixed:
             here, same_here, same = (until.get(place, -1) >= hit.at for place in places)
             here = here and hit.address != "" and judge_agent(hit.agent, hit.type).reason == "browser"
-            same_here = same_here and hit.address != ""
-            if same_here or (here and not hit.address.endswith(TRUNCATED)) or (same and _age(hit)):
+            same_here, is_rare = same_here and hit.address != "", _age(hit) != "current"
+            if same_here or (here and not hit.address.endswith(TRUNCATED)) or (same and is_rare):
                 judged[n] = _scanner("after-scanner")
-            elif hit.type == OPEN and places[1] in scanners and (hit.address or _age(hit)):
+            elif hit.type == OPEN and places[1] in scanners and (hit.address or is_rare):
                 judged[n] = _scanner("with-scanner")
             elif here and hit.type == CLICK:  # another program in the same network, so doubtful
                 signs[n] = [*signs.get(n, ()), "scanner-there"]
-        is_followed = judged[n].reason in _FOLLOWED and judged[n].verdict != "unconfirmed"
-        if is_followed and not verdict_data().shapes["device-preview"].search(hit.agent):
+        if judged[n].reason in _FOLLOWED and not verdict_data().shapes["device-preview"].search(hit.agent):
             until.update(dict.fromkeys(places, hit.at + SESSION_GAP_MS))
 
 
@@ -6535,12 +6522,10 @@ def evidence_of(row: Row) -> Hit:
 
 def weighed(signs: Iterable[str]) -> str:
     """What spoke for and against, in a line."""
-    told = [verdict_data().signs[sign] for sign in signs]
-    sides = {
-        "For a person": [text for votes, text in told if not votes],
-        "Against": [text for votes, text in told if votes],
-    }
-    return " ".join(f"{side}: {'; '.join(texts)}." for side, texts in sides.items() if texts)
+    told = {"For a person": list[str](), "Against": list[str]()}
+    for votes, text in map(verdict_data().signs.__getitem__, signs):
+        told["Against" if votes else "For a person"].append(text)
+    return " ".join(f"{side}: {'; '.join(texts)}." for side, texts in told.items() if texts)
 
 
 def timeline_row(view: View, hit: Row, signs: Iterable[str], arrived: int | None, arrival: str) -> Markup:

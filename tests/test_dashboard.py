@@ -217,7 +217,7 @@ def test_a_campaigns_page_has_its_numbers_links_and_recipients(mailing: Stage) -
 
 def test_an_emails_page_tells_all_that_happened_and_why(mailing: Stage) -> None:
     text = page(mailing, "emails/e2")
-    found, signs = rows(text, "timeline"), tracker.weighed(["later", "current"])
+    found, signs = rows(text, "timeline"), tracker.weighed(["current", "later"])
     assert [row[1:4] for row in found] == [
         ["open", f"proxy image-proxy{tracker.sentence_of('image-proxy')}{signs}", "Gmail"],
         ["open", f"proxy repeat{tracker.sentence_of('repeat')}{signs}", "Gmail"],

@@ -408,17 +408,17 @@ TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Contex
     "a get of the pixel": ([HEAD, hit(-1)], "head with-scanner"),
     "a person next to it, minutes later": ([HEAD, click(0.4), click(300, 1, IPHONE, NEXT)], "head with-head browser"),
     # Bursts: links followed faster than a person can are a scanner's, the first as well as the last
-    "3 links in 3 s": (clicks(0, 1.5, 3), "burst " * 3),
+    "3 links in 3 s": (clicks(0, 1.5, 3), "some-signs " * 3),
     "3 links in more": (clicks(0, 1.5, 3.001), "browser " * 3),
     "two tabs in one moment": (clicks(0, 0), "browser " * 2),
-    "all links of the mail in 15 s": (clicks(0, 5, 10, 15), "burst " * 4, Context(links=4)),
+    "all links of the mail in 15 s": (clicks(0, 5, 10, 15), "some-signs " * 4, Context(links=4)),
     "all links in more": (clicks(0, 5, 10, 15.001), "browser " * 4, Context(links=4)),
     "all links but one": (clicks(0, 5, 10, 15), "browser " * 4, Context(links=5)),
     "nobody said how many there are": (clicks(0, 5, 10, 15), "browser " * 4),
     "both links of a mail of two": (clicks(0, 10), "browser " * 2, Context(links=2)),
     "one before and one after": (clicks(-4, 0, 0.5, 1, 7), "browser burst burst burst after-scanner"),
-    "two bursts that share a click": (clicks(0, 2, 3, 5, 6), "burst " * 5),
-    "3 clicks on 2 links in 1 s": ([click(0, 1), click(0.5, 2), click(1, 1)], "burst " * 3),
+    "two bursts that share a click": (clicks(0, 2, 3, 5, 6), "some-signs " * 5),
+    "3 clicks on 2 links in 1 s": ([click(0, 1), click(0.5, 2), click(1, 1)], "some-signs " * 3),
     "the same in more": ([click(0, 1), click(0.5, 2), click(1.001, 1)], "browser " * 3),
     "a link clicked three times in impatience": ([click(0), click(0.2), click(0.4)], "browser " * 3),
     "a double click and another link": ([click(0), click(0.3), click(2, 2)], "browser " * 3),
@@ -446,7 +446,10 @@ TOGETHER: dict[str, tuple[Sequence[Hit], str] | tuple[Sequence[Hit], str, Contex
     "with one more sign": ([*OFFICE_BURST, click(60, 9, TWO_YEARS_OLD, OFFICES_NETWORK)], f"{BURSTS} many-signs"),
     # A scanner that changes its address is known by its program only if that is rare
     **{
-        f"elsewhere, {name}": ([*in_cloud(0, 1, 2, agent=agent), click(60, 9, agent, address)], f"{BURSTS} {expected}")
+        f"elsewhere, {name}": (
+            [*in_cloud(0, 0.5, 1, agent=agent), click(60, 9, agent, address)],
+            f"{BURSTS} {expected}",
+        )
         for name, agent, address, expected in (
             ("a rare program", OLD, OFFICE, "after-scanner"),
             ("also one of two years", TWO_YEARS_OLD, OFFICE, "after-scanner"),
@@ -514,7 +517,7 @@ def test_a_hit_is_judged_in_the_light_of_its_neighbours_in_whatever_order(row: t
 
 READ, READ_BY_PROXY = hit(-300, OUTLOOK), hit(-300, GMAIL_PROXY, address=CLOUD)
 TABS = clicks(0, 1.5, 3)
-HUMAN, UNSURE, SCANNER = "human browser person", "unconfirmed burst unconfirmed", "scanner burst machine"
+HUMAN, UNSURE, SCANNER = "human browser person", "unconfirmed some-signs unconfirmed", "scanner burst machine"
 SWEEPS: dict[str, tuple[list[Hit], Context, str]] = {  # hits, what is known of the mail, what is thought of all clicks
     "three tabs, opened there": ([READ, *TABS], NO_CONTEXT, HUMAN),
     "or in gmail, wherever that is": ([READ_BY_PROXY, *TABS], NO_CONTEXT, HUMAN),
@@ -555,24 +558,28 @@ def test_a_sweep_is_a_scanners_only_where_something_else_speaks_for_it(
     assert {told(each) for one, each in judged if one.type == CLICK} == {expected}
 
 
+FASTER = in_cloud(0, 0.3, 0.6, 0.9)
 OWN_LOOK = click(0, 1, "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Edg/150.0 OneOutlook/1.26")
 TAKEN_BACK: dict[str, tuple[list[Hit], str]] = {  # opens beside what only scanners do, and what is thought of all
     "before and after a sweep": (
-        [hit(-400, address=CLOUD), *in_cloud(0, 0.3, 0.6, 0.9), hit(400, address=CLOUD)],
+        [hit(-400, address=CLOUD), *FASTER, hit(400, address=CLOUD)],
         f"with-scanner burst {BURSTS} after-scanner",
     ),
     "before the hidden link": ([hit(-400, address=CLOUD), TRAPPED], "with-scanner hidden-link"),
-    "by another program there": ([hit(-400, FIREFOX, address=CLOUD), *BURST], f"browser {BURSTS}"),
+    "by another program there": ([hit(-400, FIREFOX, address=CLOUD), *FASTER], f"browser burst {BURSTS}"),
     "by the same from elsewhere": ([hit(-400), *BURST], f"browser {BURSTS}"),
     "in another session": ([hit(-901, address=CLOUD), *BURST], f"browser {BURSTS}"),
-    "no addresses, a current browser": ([hit(-400, address=""), *clicks(0, 0.5, 1, address="")], f"browser {BURSTS}"),
+    "no addresses, a current browser": (
+        [hit(-400, address=""), *clicks(0, 0.3, 0.6, 0.9, address="")],
+        f"browser burst {BURSTS}",
+    ),
     "no addresses, an old one": (
         [hit(-400, TWO_YEARS_OLD, address=""), *clicks(0, 0.5, 1, address="", agent=TWO_YEARS_OLD)],
         f"with-scanner {BURSTS}",
     ),
-    "a proxy's never": ([hit(-400, GMAIL_PROXY, address=CLOUD), *BURST], f"image-proxy {BURSTS}"),
+    "a proxy's never": ([hit(-400, GMAIL_PROXY, address=CLOUD), *FASTER], f"image-proxy burst {BURSTS}"),
     "nor that of who opens tabs": ([hit(-300), *TABS], "browser browser browser browser"),
-    "after a doubtful sweep": ([*TABS, hit(60)], "burst burst burst browser"),
+    "after a doubtful sweep": ([*TABS, hit(60)], "some-signs some-signs some-signs browser"),
     "a mail program's own look at a link": ([OWN_LOOK, click(1.5, 1, EDGE)], "look-up browser"),
     "from the same place only": ([OWN_LOOK, click(1.5, 1, EDGE, OFFICE)], "mail-client browser"),
     "of the same link only": ([OWN_LOOK, click(1.5, 2, EDGE)], "mail-client browser"),
@@ -592,13 +599,13 @@ def test_a_scanners_program_opened_nothing_and_a_mail_programs_look_up_is_no_cli
 
 def test_what_spoke_for_and_against_a_person_is_known_of_each_hit() -> None:
     hits = [hit(-900, OLD), hit(0, OUTLOOK), *TABS, hit(5, CURL), click(3_600, 1, TWO_YEARS_OLD, PARTLY_BARRACUDA)]
-    tabs, late = ["current", "several", "opened-there"], ["old", "perhaps-filter", "later"]
+    tabs, late = ["current", "later", "several", "opened-there"], ["old", "later", "perhaps-filter"]
     assert tracker.explain(hits, Context(NOW - 930_000, True)) == [
-        *(["very-old", "soon"], ["later", "current"], *[["later", *tabs]] * 3, [], late),
+        *(["very-old", "soon"], ["current", "later"], *[tabs] * 3, [], late),
     ]
     told = tracker.explain([*BURST, click(60, 1, FIREFOX, CLOUD)], registered(30))
-    swept = ["soon-registered", "current", "several", "not-opened-there", "fast"]
-    assert told == [swept] * 3 + [["later", "current"]]
+    swept = ["current", "soon-registered", "several", "not-opened-there", "fast"]
+    assert told == [swept] * 3 + [["current", "later"]]
     assert tracker.explain([*CROWD, click()], NO_CONTEXT) == [["current"]] * 51
 
 
@@ -671,7 +678,7 @@ def test_among_too_many_hits_no_click_is_certainly_a_persons(hits: list[Hit], ex
 def test_a_session_has_too_many_hits_from_the_51st_on_and_another_has_not() -> None:
     assert tracker.MAX_SESSION == 50
     assert reasons([*CROWD[1:], click()]).endswith("browser")
-    assert reasons([*CROWD, click(), *clicks(90_000, 90_001, 90_002)]).endswith("crowded burst burst burst")
+    assert reasons([*CROWD, click(), *clicks(90_000, 90_000, 90_001)]).endswith("crowded burst burst burst")
 
 
 def test_a_key_that_very_many_people_read_makes_no_machines_of_them() -> None:

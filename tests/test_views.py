@@ -81,7 +81,7 @@ def test_the_page_of_an_email_says_what_spoke_for_and_against_a_person_in_each_h
     segment(stage, hit(stage, "e1", at + 20_000, ua=old), hit(stage, "e1", at + 30_000, ua="curl/8.0"), *links)
     stage.drain()
     page = get(stage, f"/{stage.acme.id}/emails/e1").text
-    late = "For a person: it came later than a minute after the mail; the program is not known to be old. Against: "
+    late = "For a person: the program is not known to be old; it came later than a minute after the mail. Against: "
     assert page.count(f"<small>{late}several links were followed at once; nobody had opened") == 3
     assert "<small>Against: this Chrome is more than 4 years old; it came within a minute of delivery.</small>" in page
     assert page.count("Against: ") == 4 and "<small></small>" not in page
