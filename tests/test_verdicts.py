@@ -139,6 +139,13 @@ BROWSERS = [
         "Mozilla/6.0 (Amiga) Safari 3.1",
     ),
     *("Mozilla/3.0 (compatible; Acme/2.2; BeOS)", "Mozilla/5.0 (Macintosh; rv:9.3.0) Acme/20120101 AcmeFox"),
+    "Mozilla/4.61 [en] (X11; U) - Acme (2.0)",
+    # Names with spaces before all, brackets that were lost, telephones with keys, and what calls itself a browser
+    *(f"Acme TV/1.0 {android('BOX')}", f"AcmeSign/8.2 (XT1)Mozilla/5.0 (X11; Linux aarch64) {WEBKIT} Chrome/99.0"),
+    *(android("K").replace("(", "").replace(")", ""), "ACME_X2/V1 Linux/4.1 Android/10 Browser/AppleWebKit537.36"),
+    *("Acme-V360/08.B7 MIB/2.2.1 Profile/MIDP-2.0 Configuration/CLDC-1.1", "AcmeBrowser/Mini2.8 (Phone/07.97)"),
+    *(chrome(141, more=" ACMEBROWSER"), f"{chrome(101, LINUX)} TV"),
+    f"Mozilla/5.0 (Console 4 PRO) {WEBKIT.replace('Gecko', 'Gecko, HEVC, UHD')} ACME/1.0",
 ]
 MAIL_CLIENTS = [
     *(OUTLOOK, THUNDERBIRD, "Outlook-iOS/729.5", "Outlook-Android/2.1", "CamelHttpStream/1.0 Evolution/3.56"),
@@ -175,6 +182,7 @@ SECURITY = [
 SHAPELESS = [
     *("Mozilla/4.0", "Mozilla/5.0 (short)", "\\xff\\xfe"),
     *(chrome(141, more=more) for more in (" acme", " Acme-Renderer", " Acme Tester (63c85ddb)")),
+    f"Mozilla/5.0 ({WINDOWS}) AcmeShell/6.0.0",
     *(f"{FIREFOX} Acme", CHROME.replace("(Windows", "(acme.tool; Windows"), CHROME.replace(WINDOWS, f"{LINUX}; Acme")),
     f"Acme/1.0 {CHROME}",
     *("acme-thing/1.0 build 7 of an unknown program", "Mozilla" * 73),  # the latter is as long as is kept
@@ -187,7 +195,11 @@ AGENTS: list[tuple[list[str], str, str]] = [  # what is thought of an open and o
     ([GMAIL_PREFETCH], "prefetch gmail-prefetch unconfirmed", SAMPLING),
     ([GMAIL_SAMPLING], SAMPLING, SAMPLING),
     ([chrome(42, more=" Edge/12.246")], SOME, SOME),
-    ([GMAIL_PROXY, "(via ggpht.com)", YAHOO_PROXY, "Mozilla/5.0 AcmeEmailProxy/3"], PROXY, PROXY_CLICK),
+    (
+        [GMAIL_PROXY, "(via ggpht.com)", YAHOO_PROXY, "Mozilla/5.0 AcmeEmailProxy/3", "Acme/9.1 (via mail.acme.org)"],
+        PROXY,
+        PROXY_CLICK,
+    ),
     (SECURITY, SCANNER_WORD, SCANNER_WORD),
     (BOTS, BOT_WORD, BOT_WORD),
     (SHAPELESS, NO_BROWSER, NO_BROWSER),
