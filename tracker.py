@@ -1047,7 +1047,7 @@ def _was_read(hits: Sequence[Hit], judged: Sequence[Judgement], run: Sequence[in
     """Whether a person opened the mail before some clicks, where they came from; a proxy hides where that was."""
     places = {hits[n].address for n in run}
     earlier = ((hits[n], judged[n].verdict) for n in range(run[0]) if hits[n].type == OPEN)
-    return any(verdict == "proxy" or (verdict == "human" and hit.address in places) for hit, verdict in earlier)
+    return any(verdict == "proxy" or (verdict in _PEOPLES and hit.address in places) for hit, verdict in earlier)
 
 
 def _runs(hits: Sequence[Hit], clicks: Sequence[int], windows: Iterable[tuple[int, int, int]]) -> list[Sequence[int]]:

@@ -539,7 +539,7 @@ SWEEPS: dict[str, tuple[list[Hit], Context, str]] = {  # hits, what is known of 
     "apple loaded the images": ([hit(-300, APPLE_MPP), *TABS], NO_CONTEXT, UNSURE),
     "soon after delivery": (TABS, delivered(20), SCANNER),
     "soon, but opened there": ([hit(-5, OUTLOOK), *TABS], delivered(20), UNSURE),
-    "a browser's open so soon proves nothing": ([hit(-5), *TABS], delivered(20), SCANNER),
+    "soon, but opened there by a browser": ([hit(-5), *TABS], delivered(20), UNSURE),
     "one before the minute ends is enough": (TABS, delivered(59), SCANNER),
     "two years old": (clicks(0, 1.5, 3, agent=TWO_YEARS_OLD), NO_CONTEXT, SCANNER),
     "two years old, opened there": ([READ, *clicks(0, 1.5, 3, agent=TWO_YEARS_OLD)], NO_CONTEXT, UNSURE),
