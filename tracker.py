@@ -1028,10 +1028,14 @@ def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], context: Context,
     fit = [each.verdict == "human" or each.reason in _UNNAMED for each in judged]
     clicks = [n for n, hit in enumerate(hits) if hit.type == CLICK and fit[n]]
     for run in _runs(hits, clicks, windows):
-        found = ["several", "opened-there" if _was_read(hits, judged, run) else "not-opened-there"]
+        places = {hits[n].address for n in run}
+        # A proxy hides where the mail was opened.
+        readers = {hits[n].address for n in range(run[0]) if hits[n].type == OPEN and judged[n].verdict in _PEOPLES}
+        is_read = places & readers or any(judged[n].verdict == "proxy" for n in range(run[0]))
+        found = ["several", "opened-there" if is_read else "not-opened-there"]
         fast, faster = (_runs(hits, run, [(1_000, links, links)]) for links in (3, 4))
         found += ["faster-than-hands"] if faster else ["fast"] if fast else []
-        found += ["from-several"] * (len({hits[n].address for n in run}) > 1)  # several programs at one are an office
+        found += ["from-several"] * (len(places) > 1)  # several programs at one are the people of an office
         found += ["with-scanner"] * any(judged[n].reason in _UNNAMED for n in run)
         most = max((signs_of(hits[n], context) for n in run), key=votes_of)
         for n in run:
@@ -1043,28 +1047,21 @@ def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], context: Context,
             signs[n] = ["two-by-old"]
 
 
-def _was_read(hits: Sequence[Hit], judged: Sequence[Judgement], run: Sequence[int]) -> bool:
-    """Whether a person opened the mail before some clicks, where they came from; a proxy hides where that was."""
-    places = {hits[n].address for n in run}
-    earlier = ((hits[n], judged[n].verdict) for n in range(run[0]) if hits[n].type == OPEN)
-    return any(verdict == "proxy" or (verdict in _PEOPLES and hit.address in places) for hit, verdict in earlier)
-
-
-def _runs(hits: Sequence[Hit], clicks: Sequence[int], windows: Iterable[tuple[int, int, int]]) -> list[Sequence[int]]:
+def _runs(hits: Sequence[Hit], clicks: Sequence[int], windows: Iterable[tuple[int, int, int]]) -> list[list[int]]:
     """Parts of the places of clicks with so many hits on so many links in so short a time; those that overlap are one."""
-    times, spans = [hits[n].at for n in clicks], []
+    times, joined = [hits[n].at for n in clicks], set[int]()  # those in one window with the click before
     for window, least_hits, least_links in windows:
         for first, at in enumerate(times):
             end = bisect.bisect_right(times, at + window)
             if end - first >= least_hits and len({hits[n].url for n in clicks[first:end]}) >= least_links:
-                spans.append([first, end])
+                joined.update(range(first + 1, end))
     runs: list[list[int]] = []
-    for first, end in sorted(spans):
-        if runs and first < runs[-1][1]:
-            runs[-1][1] = max(runs[-1][1], end)
+    for place, n in enumerate(clicks):
+        if place in joined:
+            runs[-1].append(n)
         else:
-            runs.append([first, end])
-    return [clicks[first:end] for first, end in runs]
+            runs.append([n])
+    return [run for run in runs if len(run) > 1]
 
 
 def _find_company(hits: Sequence[Hit], judged: list[Judgement], reason: str, same: Callable[[Hit], Any]) -> None:
