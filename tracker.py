@@ -856,7 +856,7 @@ def _judge_by_itself(hit: Hit, context: Context) -> Judgement:
     if hit.type == CLICK and context.said and context.begin is not None and 0 <= hit.at - context.begin < SOON_MS:
         return _scanner("too-soon")
     # An open is never a machine's by signs alone, and no network is one: mail is read on the web, through many of them.
-    is_doubtful = hit.type == OPEN and by_agent.reason == "browser" and votes_of(signs_of(hit, context)) >= OPEN_VOTES
+    is_doubtful = hit.type == OPEN and by_agent.reason == "browser" and votes_of(*signs_of(hit, context)) >= OPEN_VOTES
     return judgement_of("unconfirmed", "some-signs") if is_doubtful else by_agent
 
 
@@ -874,7 +874,8 @@ def signs_of(hit: Hit, context: Context) -> list[str]:
     return signs
 
 
-def votes_of(signs: Iterable[str]) -> int:
+@lru_cache(maxsize=1024)
+def votes_of(*signs: str) -> int:
     return sum(verdict_data().signs[sign][0] for sign in signs)
 
 
@@ -895,7 +896,7 @@ def _weigh(hit: Hit, judgement: Judgement, context: Context, more: Iterable[str]
 
 def _by_votes(signs: Iterable[str], judgement: Judgement, reason: str) -> Judgement:
     """What signs make of a click: a scanner's for that reason, doubtful, or what it was."""
-    if (votes := votes_of(signs)) >= SCANNER_VOTES:
+    if (votes := votes_of(*signs)) >= SCANNER_VOTES:
         return _scanner(reason)
     return judgement_of("unconfirmed", "some-signs") if votes >= CLICK_VOTES else judgement
 
@@ -967,8 +968,7 @@ def judge_session(hits: Sequence[Hit], context: Context, signs: Signs | None = N
 
 def explain(hits: Sequence[Hit], context: Context) -> list[list[str]]:
     """What speaks against a person in each hit of an email, and for one, by the names of signs.txt."""
-    seem_human = (judge_agent(hit.agent, hit.type).verdict in ("human", "proxy") for hit in hits)
-    found = [signs_of(hit, context) * seems for hit, seems in zip(hits, seem_human, strict=True)]
+    found = [signs_of(hit, context) * (judge_agent(hit.agent, hit.type).verdict in ("human", "proxy")) for hit in hits]
     for session in sessions_of(hits):
         of_neighbours: Signs = {}
         judge_session([hits[n] for n in session], context, of_neighbours)
@@ -1022,11 +1022,13 @@ def _find_lookups(hits: Sequence[Hit], judged: list[Judgement]) -> None:
 
 def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], context: Context, signs: Signs) -> None:
     """Several links at once: the first is what the last is, a scanner's where enough else speaks for that."""
-    windows = [(BURST_MS, 3, 3), (1_000, 3, 2)]  # with so many hits on so many links; autoemails.com, Marketo
+    windows = [(1_000, 3, 2), (BURST_MS, 3, 3)]  # with so many hits on so many links; Marketo, autoemails.com
     if context.links is not None and context.links >= 3:
         windows.append((15_000, context.links, context.links))  # every link of the mail; mautic#8692: 10 s
     fit = [each.verdict == "human" or each.reason in _UNNAMED for each in judged]
     clicks = [n for n, hit in enumerate(hits) if hit.type == CLICK and fit[n]]
+    if all(later.at - hit.at > windows[-1][0] for hit, later in pairwise([hits[n] for n in clicks])):
+        return  # as nearly always
     for run in _runs(hits, clicks, windows):
         places = {hits[n].address for n in run}
         # A proxy hides where the mail was opened.
@@ -1037,7 +1039,7 @@ def _find_bursts(hits: Sequence[Hit], judged: list[Judgement], context: Context,
         found += ["faster-than-hands"] if faster else ["fast"] if fast else []
         found += ["from-several"] * (len(places) > 1)  # several programs at one are the people of an office
         found += ["with-scanner"] * any(judged[n].reason in _UNNAMED for n in run)
-        most = max((signs_of(hits[n], context) for n in run), key=votes_of)
+        most = max((signs_of(hits[n], context) for n in run), key=lambda signs: votes_of(*signs))
         for n in run:
             signs[n] = found
             if judged[n].verdict == "human" and not hits[n].fixed:
@@ -1090,10 +1092,10 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], signs: Signs) 
         if judged[n].verdict in _PEOPLES and not hit.fixed:
             here, same_here, same = (until.get(place, -1) >= hit.at for place in places)
             here = here and hit.address != "" and judge_agent(hit.agent, hit.type).reason == "browser"
-            same_here, is_rare = same_here and hit.address != "", _age(hit) != "current"
-            if same_here or (here and not hit.address.endswith(TRUNCATED)) or (same and is_rare):
+            same_here = same_here and hit.address != ""
+            if same_here or (here and not hit.address.endswith(TRUNCATED)) or (same and _age(hit) != "current"):
                 judged[n] = _scanner("after-scanner")
-            elif hit.type == OPEN and places[1] in scanners and (hit.address or is_rare):
+            elif hit.type == OPEN and places[1] in scanners and (hit.address or _age(hit) != "current"):
                 judged[n] = _scanner("with-scanner")
             elif here and hit.type == CLICK:  # another program in the same network, so doubtful
                 signs[n] = [*signs.get(n, ()), "scanner-there"]
@@ -5906,7 +5908,7 @@ class Totals:
     @property
     def is_exceeded(self) -> bool:
         """Whether more keys answered than emails were told of: some of them were made up, so there is no rate."""
-        return 0 < self.emails < max(sum(self.opened.values()), sum(self.clicked.values()))
+        return 0 < self.emails < max(sum(self.opened.values()), sum(self.clicked.values()), self.read)
 
     @property
     def rates(self) -> dict[str, tuple[float, float] | None]:
