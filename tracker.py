@@ -2149,14 +2149,9 @@ def wanted(*columns: str) -> str:
 as_set = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
-def ask(connection: sqlite3.Connection, rows: Iterable[Any], sql: str, **values: Any) -> sqlite3.Cursor:
-    """Run a statement for a set of values or rows. What is asked before rows are fetched takes one round trip together."""
+def for_each(connection: sqlite3.Connection, rows: Iterable[Any], sql: str, **values: Any) -> sqlite3.Cursor:
+    """Run a statement for a set of values or rows. What is run before rows are fetched takes one round trip together."""
     return connection.execute(sql, {"wanted": as_set([*rows]), **values})
-
-
-def for_each(connection: sqlite3.Connection, rows: Iterable[Any], sql: str, **values: Any) -> list[Any]:
-    """The rows that a statement finds for a set of values or rows."""
-    return ask(connection, rows, sql, **values).fetchall()
 
 
 class Database:
@@ -3913,13 +3908,13 @@ class Batch:
     def _ask_interned(self, tenant: int, what: str, hits: Iterable[list[Hit]]) -> tuple[set[str], sqlite3.Cursor]:
         """Ask for the numbers of agents or URLs of hits, which are stored once."""
         texts = {getattr(hit, what) for some in hits for hit in some} - {None}
-        return texts, ask(self.connection, {*texts, OTHER}, _INTERNED[what][0], tenant=tenant)
+        return texts, for_each(self.connection, {*texts, OTHER}, _INTERNED[what][0], tenant=tenant)
 
     def _interned(
         self, tenant: int, what: str, texts: set[str], asked: sqlite3.Cursor, emails: Iterable[tuple[Email, list[Hit]]]
     ) -> dict[str, int]:
         """Their numbers; those of new ones over a limit are that of OTHER."""
-        known = dict(asked.fetchall())
+        known = dict(asked)
         others: set[str] = set()
         if new := texts - known.keys():
             pairs = [(email, hit) for email, hits in emails for hit in hits if getattr(hit, what) in new]
@@ -3998,7 +3993,7 @@ class Batch:
             from {wanted("word")} cross join tenants
             where tenants.mail_id = wanted.word or tenants.id = wanted.word or tenants.tracking_host = wanted.word
         """
-        asked = ask(self.connection, {word for hit in hits for word in (hit.mail_id, hit.host)}, sql)
+        asked = for_each(self.connection, {word for hit in hits for word in (hit.mail_id, hit.host)}, sql)
         self._read_judgements()
         tenants = asked.fetchall()
         by_mail_id = {mail_id: number for number, mail_id, *_ in tenants}
@@ -4136,7 +4131,7 @@ class Batch:
                 order by near.at {order} limit :most)
             limit :room
         """
-        return ask(self.connection, spans, sql, most=MAX_SESSION + 1, room=self.room + 1) if spans else ()
+        return for_each(self.connection, spans, sql, most=MAX_SESSION + 1, room=self.room + 1) if spans else ()
 
     def _near(self, *asked: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
         """The rows. Raises TooMuch where they are more than may be read in one transaction."""
@@ -4173,7 +4168,7 @@ class Batch:
             select link_counts.* from {wanted("email", "url")} cross join link_counts
             where link_counts.email = wanted.email and link_counts.url = wanted.url
         """
-        return ask(self.connection, sorted({(email.id, url) for email, url in clicked}), sql) if clicked else ()
+        return for_each(self.connection, sorted({(email.id, url) for email, url in clicked}), sql) if clicked else ()
 
     def _read_all(self, emails: Iterable[Email]) -> None:
         """The tallies of all links of emails, and all their events."""
@@ -4182,7 +4177,7 @@ class Batch:
         sql = f"select link_counts.* from {wanted('id')} cross join link_counts where link_counts.email = wanted.id"
         _take_links(for_each(self.connection, by_id, sql), by_id)
         sql = _EVENT_FACTS.format(wanted("id")) + "where events.email = wanted.id"
-        self._take_events(for_each(self.connection, by_id, sql), by_id)
+        self._take_events(for_each(self.connection, by_id, sql).fetchall(), by_id)
 
     # -- Counting
 

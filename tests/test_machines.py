@@ -180,12 +180,11 @@ def batch_of(stage: Stage, name: str, hits: int, *, new: bool) -> tuple[list[byt
     return laid, lines
 
 
-@pytest.mark.parametrize(("new", "statements", "trips"), [(False, 22, 7), (True, 30, 12)])
+@pytest.mark.parametrize(("new", "most"), [(False, (30, 7)), (True, (30, 12))])
 def test_a_batch_runs_as_few_statements_in_as_few_round_trips_however_many_hits_it_has(
-    new: bool, statements: int, trips: int, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new: bool, most: tuple[int, int], postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(tracker.A_DAY, "unregistered", 1_000_000)
-    monkeypatch.setattr(tracker, "DRAIN_EVENTS", 1_000_000)
     found = set()
     with on_way(Path(postgres.folder) / ".s.PGSQL.5432") as way:
         name = postgres.make().partition("?")[0].rpartition("/")[2]
@@ -194,17 +193,18 @@ def test_a_batch_runs_as_few_statements_in_as_few_round_trips_however_many_hits_
         for hits in (20, 200, 2_000, 20_000):
             laid, lines = batch_of(stage, str(hits), hits, new=new)
             segment(stage, *laid)
-            assert tracker.drain(stage.database, batch=8 * hits, seconds=600).troubles == []
+            assert tracker.drain(stage.database, batch=8 * hits, seconds=math.inf).troubles == []
             segment(stage, *lines)
             with stage.database.reading() as connection:
                 [waiting] = tracker.waiting_segments(stage.database, connection, [])
             before = way.statements, way.trips
-            work = tracker.Drain(stage.database, 8 * hits, 600, True, math.inf)
+            work = tracker.Drain(stage.database, 8 * hits, math.inf, True, math.inf)
             assert (work.drain_some(waiting), work.hits, work.troubles) == (False, len(lines), [])
             if hits > 20:  # the first one brings judgements
                 found.add((way.statements - before[0], way.trips - before[1]))
         stage.app.close()
-    assert found == {(statements, trips)}
+    [(statements, trips)] = found  # the same for all
+    assert (statements <= most[0], trips <= most[1]) == (True, True), found
 
 
 def read_directory(database: tracker.Database) -> Any:

@@ -1,12 +1,14 @@
 """What PostgreSQL costs: the drain, beside the least that gunicorn can serve, on loopback and over slower ways.
 
-The bars: 1.7 hits drained for each request that hello answers; over a way of 2 ms, 0.6 of that. PostgreSQL is started and
+The bars: 1.7 hits drained for each request that hello answers; over a way of 2 ms, 0.6 of that. What a drain of one batch
+runs is counted: four or five statements and round trips of these only read what there is to drain. PostgreSQL is started and
 tuned as for tests, and is on the same cores. For pages see pages.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import sys
@@ -19,13 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import Postgres, running_postgres
-from ways import Way
+from ways import Way, on_way
 
 from bench import traffic
 from bench.servers import Load, free_ports, gunicorn, nginx, run_wrk, write_paths
 
 HITS = 60_000
 MORE_THAN_HELLO, AT_2_MS = 1.7, 0.6
+BATCHES = (200, 2_000, 20_000)
 WAYS = (None, 0.0, 2.0, 10.0, 50.0)  # milliseconds of a round trip; None without a proxy
 
 
@@ -38,6 +41,26 @@ def hello_rate(folder: Path, seconds: float) -> float:
         return run_wrk(load, seconds).rate
 
 
+def over(way: Way, url: str) -> str:
+    """The URL of a database, over a way."""
+    name = url.partition("?")[0].rpartition("/")[2]
+    return f"postgresql://postgres@127.0.0.1:{way.port}/{name}?sslmode=disable"
+
+
+def counted(folder: Path, postgres: Postgres, hits: int) -> tuple[int, int]:
+    """Statements and round trips of a drain of so many hits, all in one batch, in emails that have as many already."""
+    with on_way(Path(postgres.folder) / ".s.PGSQL.5432") as way:
+        place = traffic.Place(folder / "data", url=over(way, postgres.make()))
+        [step] = traffic.opens(2 * hits)
+        place.register(step.emails)
+        for lines in (step.lines[::2], step.lines[1::2]):
+            statements, trips = way.statements, way.trips
+            place.spool(lines)
+            place.drain(hits, batch=8 * hits, seconds=math.inf)
+        place.database.close()
+        return way.statements - statements, way.trips - trips
+
+
 def drain_rate(folder: Path, postgres: Postgres, milliseconds: float | None, hits: int) -> float:
     """Hits drained in a second over a way of so many milliseconds; the way is a process of its own."""
     url = postgres.make()
@@ -45,10 +68,8 @@ def drain_rate(folder: Path, postgres: Postgres, milliseconds: float | None, hit
     way.delay = (milliseconds or 0) / 2000
     process = multiprocessing.get_context("fork").Process(target=way.serve, daemon=True)
     process.start()
-    name = url.partition("?")[0].rpartition("/")[2]
-    over = f"postgresql://postgres@127.0.0.1:{way.port}/{name}?sslmode=disable"
     try:
-        place = traffic.Place(folder / "data", url=url if milliseconds is None else over)
+        place = traffic.Place(folder / "data", url=url if milliseconds is None else over(way, url))
         [step] = traffic.opens(hits)
         place.register(step.emails)
         place.spool(step.lines)
@@ -71,6 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     hits, seconds = (10_000, 2.0) if args.quick else (HITS, 6.0)
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary, running_postgres() as postgres:
         folder = Path(temporary)
+        for batch in BATCHES:
+            print(
+                "{:,} hits in a batch: {} statements, {} round trips".format(batch, *counted(folder, postgres, batch))
+            )
         hello = hello_rate(folder, seconds)
         print(f"hello answers {hello:,.0f} requests a second, {os.cpu_count()} cores", flush=True)
         rates: dict[float | None, float] = {}
