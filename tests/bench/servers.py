@@ -27,9 +27,8 @@ ROOT = HERE.parent.parent
 
 WORKERS = 2
 CONNECTIONS = 32
-KEYS = [
-    hashlib.sha256(str(number).encode()).hexdigest()[:22] for number in range(50_000)
-]  # as long as ours; each is asked for some times
+# As long as the tracker's, and so many that none is asked for hundreds of times a minute.
+KEYS = [hashlib.sha256(str(number).encode()).hexdigest()[:22] for number in range(50_000)]
 TARGET = "https://acme.com/sale?a=1&b=2"
 WAIT_SECONDS = 30.0  # for a server to answer first, or to end by itself
 REQUEST_SECONDS = 10.0
