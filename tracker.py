@@ -910,10 +910,9 @@ def _named(click: Hit, judgement: Judgement) -> Judgement:
 
 _PEOPLES = ("human", "unconfirmed")
 _UNNAMED = {"hidden-link", "head", "with-head", "filter-network", "too-soon"}  # scanners that do not name themselves
+_TELLING = {"hidden-link", "head", "burst"}  # what shows whose the opens by the same program were
 # After these the same address, or the same rare program, is taken for the scanner it was.
-_FOLLOWED = {"hidden-link", "head", "with-head", "with-hidden-link", "burst", "after-scanner"}
-_FOLLOWED |= {"gmail-sampling", "scanner-word", "bot-word"}
-_TELLING = {"hidden-link", "head", "with-head", "burst"}  # what shows whose the opens by the same program were
+_FOLLOWED = _TELLING | {"with-head", "with-hidden-link", "after-scanner", "gmail-sampling", "scanner-word", "bot-word"}
 
 Signs = dict[int, list[str]]  # that neighbours are of, by a hit's place in its session
 

@@ -229,6 +229,11 @@ PIECES = (
     "(Windows NT",
     "mozilla/5.0 (",
     "rambler",
+    "android ",
+    "x11) a/1.",
+    "a (a) ",
+    "proxy",
+    " browser",
 )
 
 
