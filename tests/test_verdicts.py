@@ -183,6 +183,7 @@ SHAPELESS = [
     *("Mozilla/4.0", "Mozilla/5.0 (short)", "\\xff\\xfe"),
     *(chrome(141, more=more) for more in (" acme", " Acme-Renderer", " Acme Tester (63c85ddb)")),
     f"Mozilla/5.0 ({WINDOWS}) AcmeShell/6.0.0",
+    *(CHROME.replace("Chrome", "Acme Chrome"), f"Mozilla/5.0 (Unknown; Linux x86_64) {WEBKIT} Acme/1.2"),
     *(f"{FIREFOX} Acme", CHROME.replace("(Windows", "(acme.tool; Windows"), CHROME.replace(WINDOWS, f"{LINUX}; Acme")),
     f"Acme/1.0 {CHROME}",
     *("acme-thing/1.0 build 7 of an unknown program", "Mozilla" * 73),  # the latter is as long as is kept
