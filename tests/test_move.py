@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -21,11 +22,16 @@ from conftest import CHROME, NOW, PROGRAM, Postgres, Server, Stage, click, hit, 
 
 import tracker
 
-pytest.importorskip("psycopg", reason="psycopg is missing")
-
 SCHEMA = tracker.resource("schema.sql").decode()
 ODD_TEXTS = ("back\\slash", "tab\tand\nline\r", r"\N", r"\.", "Grüße \U0001f600 ' \" $$", ":name %s %")
 Main = Callable[..., str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dropped(postgres: Postgres) -> Iterator[None]:
+    """Leave no databases behind."""
+    yield
+    postgres.drop()
 
 
 @pytest.fixture
@@ -252,7 +258,7 @@ def test_a_move_that_is_killed_leaves_all_as_it_was_and_is_run_again(
     there: Stage, postgres: Postgres, main: Main, tmp_path: Path
 ) -> None:
     url, before = postgres.make(), content(there.settings)
-    psycopg = pytest.importorskip("psycopg")
+    psycopg = importlib.import_module("psycopg")
     environ = {**os.environ, "DATABASE_URL": f"sqlite:{there.settings.database}"}
     with contextlib.closing(psycopg.connect(url, autocommit=True)) as raw:
 

@@ -9,15 +9,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import NOW, PROGRAM, ROOT, Postgres, Server
 
 import tracker
-
-pytest.importorskip("psycopg", reason="psycopg is missing")
 
 HIT = {"id": "0" * 24, "t": NOW / 1000, "method": "GET", "host": "h", "uri": "/{}/pixel/e1.gif", "ip": "198.51.100.0"}
 SAID = {  # by command: its other words and its standard input, and what it says; in an order in which all of them work
@@ -48,6 +46,13 @@ SAID = {  # by command: its other words and its standard input, and what it says
     "tenant remove": ("Acme --yes", "", "deleted Acme"),
     "move": ("sqlite:{}/tracking.db", "", "DATABASE_URL=sqlite:"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dropped(postgres: Postgres) -> Iterator[None]:
+    """Leave no databases behind."""
+    yield
+    postgres.drop()
 
 
 @pytest.fixture
