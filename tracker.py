@@ -2764,6 +2764,21 @@ def _psycopg() -> Any:
     return psycopg
 
 
+class _Awaited:
+    """A cursor whose rows have yet to come. PostgreSQL's timeout for who falls silent runs after a sync, not a flush."""
+
+    def __init__(self, cursor: Any, pipeline: Any) -> None:
+        self._cursor, self._pipeline = cursor, pipeline
+
+    def __getattr__(self, name: str) -> Any:
+        if self._cursor.pgresult is None:
+            self._pipeline.sync()
+        return getattr(self._cursor, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.fetchall())
+
+
 class PostgresConnection:
     """What this program uses of sqlite3's connections, on one of psycopg's."""
 
@@ -2771,10 +2786,12 @@ class PostgresConnection:
         asked = dict(parse_qsl(url.partition("?")[2]))
         how = {name: value for name, value in _CONNECT.items() if name not in asked}
         self.raw = _psycopg().connect(url, autocommit=True, prepare_threshold=None, **how)  # for poolers' sake
+        self.pipeline: Any = None  # while statements wait for no answers
 
     def execute(self, sql: str, values: Any = ()) -> Any:
         """Run a statement; its rows."""
-        return self.raw.execute(translated(sql), values)
+        cursor = self.raw.execute(translated(sql), values)
+        return _Awaited(cursor, self.pipeline) if self.pipeline else cursor
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Insert rows by one statement. No key may be twice among them."""
@@ -2929,9 +2946,14 @@ class Postgres(Database):
 @contextlib.contextmanager
 def pipelined(connection: sqlite3.Connection) -> Iterator[None]:
     """Statements in here wait for no answers but those whose rows are fetched, where the database may be far away."""
-    raw = connection.raw if isinstance(connection, PostgresConnection) else None
-    with raw.pipeline() if raw and not raw.info.pipeline_status else contextlib.nullcontext():
+    if not isinstance(connection, PostgresConnection) or connection.pipeline:
         yield
+        return
+    try:
+        with connection.raw.pipeline() as connection.pipeline:
+            yield
+    finally:
+        connection.pipeline = None
 
 
 def know_clients(connection: sqlite3.Connection) -> None:

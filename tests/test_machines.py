@@ -145,6 +145,19 @@ def test_a_machine_that_goes_silent_with_the_lock_holds_up_others_for_seconds_on
     assert limits == ["1s", "20s", "5s", "read committed"]
 
 
+def test_a_machine_that_goes_silent_in_the_middle_of_a_batch_loses_the_lock(stage: Stage) -> None:
+    taken = 0
+    silent, other = (tracker.open_database(stage.settings, patience=30.0) for _ in range(2))
+    with pytest.raises(tracker.StoreError), silent.transaction() as connection, tracker.pipelined(connection):
+        tracker.set_position(connection, "s", 1, NOW)
+        with other.transaction():  # sooner than its patience ends
+            taken += 1
+        connection.commit()
+    for database in (silent, other):
+        database.close()
+    assert (taken, stage.rows("select * from positions")) == (1, [])
+
+
 def batch_of(stage: Stage, name: str, hits: int, *, new: bool) -> tuple[list[bytes], list[bytes]]:
     """So many hits in a batch: of registered emails, in sessions of hits that have to be counted before, which come first.
 
@@ -195,11 +208,12 @@ def test_a_batch_runs_as_few_statements_in_as_few_round_trips_however_many_hits_
             segment(stage, *laid)
             assert tracker.drain(stage.database, batch=8 * hits, seconds=math.inf).troubles == []
             segment(stage, *lines)
-            with stage.database.reading() as connection:
-                [waiting] = tracker.waiting_segments(stage.database, connection, [])
-            before = way.statements, way.trips
-            work = tracker.Drain(stage.database, 8 * hits, math.inf, True, math.inf)
-            assert (work.drain_some(waiting), work.hits, work.troubles) == (False, len(lines), [])
+            with contextlib.closing(stage.another()) as database:  # a command's, which may take its time
+                with database.reading() as connection:
+                    [waiting] = tracker.waiting_segments(database, connection, [])
+                before = way.statements, way.trips
+                work = tracker.Drain(database, 8 * hits, math.inf, True, math.inf)
+                assert (work.drain_some(waiting), work.hits, work.troubles) == (False, len(lines), [])
             if hits > 20:  # the first one brings judgements
                 found.add((way.statements - before[0], way.trips - before[1]))
         stage.app.close()
