@@ -6868,7 +6868,7 @@ class App:
             self.drainer.stop()
             self.drainer = None
             with contextlib.suppress(StoreError):
-                drain_for_reading(self.database, seconds=10.0)
+                drain(self.database, until=time.monotonic() + 10.0)
         with contextlib.suppress(StoreError, OSError):
             self.database.close()
 
@@ -7814,18 +7814,10 @@ def run_gunicorn(settings: Settings, app: App) -> None:
             self.error_log.handlers[:] = [handler]
 
     class Worker(SyncWorker):  # type: ignore[misc]  # gunicorn has no types
-        said_at = -math.inf
-
         def run(self) -> None:
             """Serve, with settings that stand: to look them up took gunicorn a fifth of each request."""
             self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()})
             super().run()
-
-        def notify(self) -> None:
-            """Tell the master that this worker lives: once a second, not before each request."""
-            if time.monotonic() - self.said_at >= 1:
-                self.said_at = time.monotonic()
-                super().notify()
 
         def accept(self, listener: Any) -> None:
             """Answer all who wait: hits and /health before the others, of whom one follows on up to eight of those.
