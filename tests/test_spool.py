@@ -820,10 +820,10 @@ def watched(monkeypatch: pytest.MonkeyPatch, see: Callable[[list[Any]], object])
     tried: list[int] = []
     record = tracker.record_lines
 
-    def record_watched(connection: sqlite3.Connection, lines: list[Any], now: int, room: int) -> None:
+    def record_watched(connection: sqlite3.Connection, lines: list[Any], now: int, room: int) -> Any:
         tried.append(len(lines))
         see(lines)
-        record(connection, lines, now, room)
+        return record(connection, lines, now, room)
 
     monkeypatch.setattr(tracker, "record_lines", record_watched)
     return tried
