@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from conftest import NOW, Postgres, Stage, hit, make_stage, segment
@@ -84,6 +84,12 @@ def test_a_position_that_somebody_else_wrote_meanwhile_is_never_written_over(sta
         with expected, stage.database.transaction() as connection:
             tracker.set_position(connection, "s", 7 if message else 3, NOW, before)
     assert stage.rows("select position from positions") == [(3,)]
+    with (
+        stage.database.transaction() as connection,
+        contextlib.closing(tracker.PostgresConnection(stage.settings.database).raw) as raw,
+    ):
+        assert tracker.position_of(connection, "s") == 3
+        assert raw.execute("select segment from positions for update skip locked").fetchall() == []
 
 
 @pytest.mark.parametrize("moment", ["begin", "work", "commit", "committed"])
@@ -123,6 +129,32 @@ def test_a_connection_that_breaks_loses_no_hit_and_counts_none_twice(
     report = tracker.drain(stage.database)
     assert bool(report.troubles) == (moment != "begin"), report.troubles
     assert stage.drain().troubles == []
+    assert events(stage) == 10
+    assert stage.check() == []
+
+
+REFUSE_TWICE = """
+    create sequence tries;
+    create function refuse() returns trigger language plpgsql as $$ begin
+        if nextval('tries') < 3 then raise exception 'try again' using errcode = '40001'; end if;
+        return new;
+    end $$;
+    create constraint trigger refuse after insert or update on positions
+        deferrable initially {moment} for each row execute function refuse();
+"""
+
+
+@pytest.mark.parametrize("moment", ["immediate", "deferred"])
+def test_a_transaction_that_the_database_refuses_as_of_others_is_tried_again(stage: Stage, moment: str) -> None:
+    """As distributed engines do with 40001, at any statement or at the commit."""
+    with stage.database.transaction() as connection:
+        cast("tracker.PostgresConnection", connection).run(REFUSE_TWICE.format(moment=moment))
+    segment(stage, *(hit(stage, f"e{n}", NOW + n) for n in range(10)))
+    drainer = tracker.Drainer(stage.database)
+    for tried in range(3):
+        assert events(stage) == 0, tried
+        drainer.turn()
+        assert tracker.read_state(str(stage.folder))["trouble"] == ""
     assert events(stage) == 10
     assert stage.check() == []
 
