@@ -196,7 +196,7 @@ def batch_of(stage: Stage, name: str, hits: int, *, new: bool) -> tuple[list[byt
     With what is new: of emails that nobody registered, with links that nobody clicked, and some that are dropped.
     """
     keys = [f"{name}-{n}" for n in range(hits // (7 if new else 4))]
-    with stage.database.transaction() as connection:
+    with contextlib.closing(stage.another()) as database, database.transaction() as connection:
         emails = [tracker.Registration(key, campaign="Spring", sent_at=NOW - 3_600_000) for key in keys]
         tracker.register_emails(connection, stage.acme.number, emails, NOW)
 
@@ -235,19 +235,20 @@ def test_a_batch_runs_as_few_statements_in_as_few_round_trips_however_many_hits_
         name = postgres.make().partition("?")[0].rpartition("/")[2]
         url = f"postgresql://postgres@127.0.0.1:{way.port}/{name}?sslmode=disable"
         stage = make_stage(tmp_path, lambda folder, *_: {"DATABASE_URL": url, "DATA_FOLDER": str(folder / "one")})
+        database = stage.another()  # a command's, which may take its time
         for hits in (20, 200, 2_000, 20_000):
             laid, lines = batch_of(stage, str(hits), hits, new=new)
             segment(stage, *laid)
-            assert tracker.drain(stage.database, batch=8 * hits, seconds=math.inf).troubles == []
+            assert tracker.drain(database, batch=8 * hits, seconds=math.inf).troubles == []
             segment(stage, *lines)
-            with contextlib.closing(stage.another()) as database:  # a command's, which may take its time
-                with database.reading() as connection:
-                    [waiting] = tracker.waiting_segments(database, connection, [])
-                before = way.statements, way.trips
-                work = tracker.Drain(database, 8 * hits, math.inf, True, math.inf)
-                assert (work.drain_some(waiting), work.hits, work.troubles) == (False, len(lines), [])
+            with database.reading() as connection:
+                [waiting] = tracker.waiting_segments(database, connection, [])
+            before = way.statements, way.trips
+            work = tracker.Drain(database, 8 * hits, math.inf, True, math.inf)
+            assert (work.drain_some(waiting), work.hits, work.troubles) == (False, len(lines), [])
             if hits > 20:  # the first one brings judgements
                 found.add((way.statements - before[0], way.trips - before[1]))
+        database.close()
         stage.app.close()
     [(statements, trips)] = found  # the same for all
     assert (statements <= most[0], trips <= most[1]) == (True, True), found
