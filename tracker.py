@@ -3737,7 +3737,6 @@ def url_host(url: str) -> str:
 
 NO_DAY = -1  # of an allowance that is a campaign's
 ALL_NETWORKS = -1
-Allowance = tuple[str, int, int]  # whose it is, of which day and which network
 Rooms = Mapping[str, tuple[int, str, int]]  # by what needs it: for how many, whose it is, and of which day
 NO_ROOMS: Rooms = {}
 
@@ -4090,7 +4089,7 @@ class Batch:
     def _make_unregistered(self, tenant: int, by_key: Mapping[str, list[Hit]]) -> dict[str, Email]:
         """Make the emails that hits speak of, as far as strangers may: beside those of the day, twice as many of a campaign
         as it was said to have."""
-        firsts = {key: min(hits, key=in_order) for key, hits in by_key.items()}
+        firsts = {key: hits[0] for key, hits in by_key.items()}
         campaigns = {key: first.campaign for key, first in firsts.items() if first.campaign and key != first.key}
         sql = f"""
             select wanted.campaign, 2 * coalesce(campaign_sends.sent, 0)
@@ -4453,14 +4452,12 @@ class Batch:
             sql = f"select number, tz from {wanted('id')} cross join tenants where number = wanted.id"
             zones |= for_each(self.connection, others, sql)
         for columns, times in self._shapes.items():
-            if times:
-                shape = Shape._make(columns)
-                for cell in cells_of_hit(shape, self._judgements[shape.judgement], zones[shape.tenant]):
-                    self._cells[cell] += times
+            shape = Shape._make(columns)
+            for cell in cells_of_hit(shape, self._judgements[shape.judgement], zones[shape.tenant]):
+                self._cells[cell] += times
         for standing, times in self._standings.items():
-            if times:
-                for cell in cells_of_email(standing, zones[standing.tenant]):
-                    self._cells[cell] += times
+            for cell in cells_of_email(standing, zones[standing.tenant]):
+                self._cells[cell] += times
         add_to_rollups(self.connection, self._cells)
 
 
