@@ -3818,10 +3818,7 @@ ALL_EVENTS = 1 << 40
 _INTERNED = {
     "agent": (
         f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent",
-        f"""
-        insert into agents (agent) select wanted.agent from {wanted("agent")} where 1 = 1
-        on conflict do nothing returning agent, id
-        """,
+        f"insert into agents (agent) select wanted.agent from {wanted('agent')} returning agent, id",
     ),
     "url": (
         f"""
@@ -3829,8 +3826,8 @@ _INTERNED = {
         where urls.tenant = :tenant and urls.url = wanted.target
         """,
         f"""
-        insert into urls (tenant, url, host) select :tenant, wanted.target, wanted.host from {wanted("target", "host")}
-        where 1 = 1 on conflict do nothing returning url, id
+        insert into urls (tenant, url, host) select :tenant, wanted.target, wanted.host
+        from {wanted("target", "host")} returning url, id
         """,
     ),
 }
