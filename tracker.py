@@ -7691,7 +7691,6 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
 
 GUNICORN_TIMEOUT = 30  # seconds for one request, and for the last ones after SIGTERM
 MAX_REQUEST_LINE = 16_384  # as nginx; a plain link spells a target of 4,096 characters in up to 12,288
-LOOK_AHEAD = 8  # who wait, among whom a worker takes first who asks for little
 LONGEST_HASHED_NAME = 46  # of the 64 bytes that a bucket of nginx's table of names has by itself
 SYSTEMD_FILES = ("service", "socket", "sysusers", "drain.service", "backup.service", "backup.timer")
 HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
@@ -7756,7 +7755,7 @@ def one_line(record: logging.LogRecord) -> str:
     return f"{stamp} [{record.process}] {text}".replace("\n", "\\n")
 
 
-asks_little = re.compile(rb"(GET|HEAD) (/health|/[^/]+/(pixel|click)/)").match
+has_body = re.compile(rb"\r\n(content-length|transfer-encoding):", re.IGNORECASE).search
 
 
 class Connection(socket.socket):
@@ -7765,12 +7764,13 @@ class Connection(socket.socket):
     To hang up cuts off an answer only where something of the request is unread.
     """
 
-    begun = held = b""
+    held = b""
     is_whole = False  # the request was read, and has no body
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        data, self.begun = self.begun or (b"" if self.is_whole else super().recv(size, flags)), b""
-        self.is_whole = self.is_whole or (data.startswith((b"GET ", b"HEAD ")) and data.endswith(b"\r\n\r\n"))
+        data = b"" if self.is_whole else super().recv(size, flags)
+        if data.startswith((b"GET ", b"HEAD ")) and data.endswith(b"\r\n\r\n") and not has_body(data):
+            self.is_whole = True
         return data
 
     def sendall(self, data: Any, flags: int = 0) -> None:
@@ -7783,12 +7783,6 @@ class Connection(socket.socket):
         super().sendall(self.held)
         if not self.is_whole:
             super().shutdown(how)
-
-    def begins(self) -> bytes:
-        """What has come, as recv will give it."""
-        with contextlib.suppress(OSError):
-            self.begun = super().recv(8_192, socket.MSG_DONTWAIT)
-        return self.begun
 
 
 def run_gunicorn(settings: Settings, app: App) -> None:
@@ -7826,29 +7820,8 @@ def run_gunicorn(settings: Settings, app: App) -> None:
             super().run()
 
         def accept(self, listener: Any) -> None:
-            """Answer all who wait: hits and /health before the others, of whom one follows on up to eight of those.
-
-            Who sends something may take seconds. Behind him nobody is taken in, since another worker may be free.
-            """
-            others: list[tuple[bytes, Connection, Any]] = []
-            kind = listener.family, listener.type
-            while self.alive or others:
-                try:
-                    for _ in range(LOOK_AHEAD - len(others)):
-                        if not self.alive or any(not asked.startswith(b"GET") for asked, *_ in others):
-                            break
-                        descriptor, address = listener._accept()  # closed on exec, and waits, without being told
-                        client = Connection(*kind, fileno=descriptor)
-                        if asks_little(asked := client.begins()):
-                            self.handle(listener, client, address)
-                        else:
-                            others.append((asked, client, address))
-                except BlockingIOError:
-                    if not others:
-                        raise
-                self.notify()
-                if others:
-                    self.handle(listener, *others.pop(0)[1:])
+            descriptor, address = listener._accept()  # closed on exec, and waits, without being told
+            self.handle(listener, Connection(listener.family, listener.type, fileno=descriptor), address)
 
     class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         def load_config(self) -> None:
