@@ -86,7 +86,6 @@ HELD = {  # what happens when …, and the tests that hold it
         "test_a_worker_that_is_aborted_breaks_at_most_the_request_in_its_hands",
     ],
     "SIGUSR2 starts a second master": ["test_a_second_master_that_sigusr2_starts_takes_over_without_a_lost_request"],
-    "many read pages at once": ["test_hits_are_answered_before_a_page_that_was_asked_for_sooner_but_not_all_of_them"],
     "one tenant has very many hits": ["test_no_tenant_waits_long_for_what_others_do"],
     "the clock leaps": [
         "test_a_clock_that_leaps_under_a_running_server_deletes_nothing_and_loses_no_hit",
