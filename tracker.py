@@ -2768,12 +2768,12 @@ def _psycopg() -> Any:
 class _Awaited:
     """A cursor whose rows have yet to come. PostgreSQL's timeout for who falls silent runs after a sync, not a flush."""
 
-    def __init__(self, cursor: Any, pipeline: Any) -> None:
-        self._cursor, self._pipeline = cursor, pipeline
+    def __init__(self, cursor: Any, sync: Callable[[], None]) -> None:
+        self._cursor, self._sync = cursor, sync
 
     def __getattr__(self, name: str) -> Any:
         if self._cursor.pgresult is None:
-            self._pipeline.sync()
+            self._sync()
         return getattr(self._cursor, name)
 
     def __iter__(self) -> Iterator[Any]:
@@ -2792,7 +2792,26 @@ class PostgresConnection:
     def execute(self, sql: str, values: Any = ()) -> Any:
         """Run a statement; its rows."""
         cursor = self.raw.execute(translated(sql), values)
-        return _Awaited(cursor, self.pipeline) if self.pipeline else cursor
+        return _Awaited(cursor, self.sync) if self.pipeline else cursor
+
+    def sync(self) -> None:
+        """Send all that was said in a pipeline, and read the answers."""
+        self.send_all()
+        self.pipeline.sync()
+
+    def send_all(self) -> None:
+        """Let the sync that comes next leave nothing unsent.
+
+        psycopg sends its last command with one flush. What that could not send, since the server was busy, it would
+        forget, and both sides would wait for ever; so the last command is one that flushes until nothing is left.
+        """
+        commands = self.pipeline.command_queue
+
+        def send_rest() -> None:
+            if self.raw.pgconn.flush():
+                commands.append(send_rest)
+
+        commands.append(lambda: commands.append(send_rest))  # behind the sync
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Insert rows by one statement. No key may be twice among them."""
@@ -2953,6 +2972,7 @@ def pipelined(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         with connection.raw.pipeline() as connection.pipeline:
             yield
+            connection.send_all()
     finally:
         connection.pipeline = None
 

@@ -8,6 +8,8 @@ import json
 import math
 import shutil
 import socket
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -223,6 +225,27 @@ def batch_of(stage: Stage, name: str, hits: int, *, new: bool) -> tuple[list[byt
                 hit(stage, key, uri="/nobody/pixel/x.gif"),
             ]
     return laid, lines
+
+
+def test_megabytes_of_a_batch_reach_a_server_that_is_busy(postgres: Postgres) -> None:
+    connection, found = tracker.PostgresConnection(postgres.make()), []
+    large = json.dumps(["x" * 40] * 100_000)
+
+    def ask() -> None:
+        for _ in range(2):
+            with tracker.pipelined(cast("sqlite3.Connection", connection)):
+                connection.execute("select pg_sleep(0.3)")  # so the socket's buffer is full meanwhile
+                found.append(
+                    connection.execute("select json_array_length((:large)::json)", {"large": large}).fetchone()
+                )
+                connection.execute("select json_array_length((:large)::json)", {"large": large})
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(60)
+    assert not asking.is_alive(), "both sides wait for each other"
+    assert found == [(100_000,)] * 2
+    connection.raw.close()
 
 
 @pytest.mark.parametrize(("new", "most"), [(False, (30, 7)), (True, (30, 12))])
