@@ -41,7 +41,7 @@ import tracker
 KILLS, KILLING_SECONDS = 400, 420  # twice as long as it takes where nothing else runs
 HELD_SECONDS = 120  # that a reader keeps checkpoints from ending
 PHASE_SECONDS, PIXELS_A_SECOND = 12, 50
-ASSERTED = 100, 2_000, 500
+ASSERTED = 400, 4_000, 500
 SESSION, SESSIONS = 250, 200  # hits in one, of so many emails
 BACKLOG, BACKLOG_SEGMENTS = 500_000, 20
 NO_LIMIT = ("--unregistered-a-day", "10000000")  # each hit here is of an email of its own, all from one network
