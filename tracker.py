@@ -7112,14 +7112,15 @@ def health(app: App, request: Request) -> Response:
     """Whether hits are recorded and counted, and why not; by what was written down a moment ago, so it waits for nobody."""
     state, folder, known = read_state(app.settings.folder), app.settings.folder, app.directory.refresh()
     slots = os.path.join(app.settings.spool, "nginx")
+    disk = shutil.disk_usage(slots) if os.path.isdir(slots) else None
     faults = {
         f"drain: {state['trouble']}": state["trouble"],
         "spool: can't be written; hits are printed to stderr as `unspooled`, replay them with `ingest`": not app.spool.works(),
         f"{known.trouble}; workers go by what they knew": known.trouble,
         f"drain: about {state['waiting']} hits wait to be counted": (state["waiting"] or 0) > BACKLOG,
         f"spool: {state['cut']}": state["cut"],
-        "disk: less than a tenth is free, and where it is full, hits that nginx answers are lost": os.path.isdir(slots)
-        and shutil.disk_usage(slots).free < shutil.disk_usage(slots).total / 10,
+        "disk: less than a tenth is free, and where it is full, hits that nginx answers are lost": disk is not None
+        and disk.free < disk.total / 10,
         f"spool: {state['rejected']} lines could not be read and were put into spool/rejected": state["rejected"],
     }
     why = [fault for fault, is_so in faults.items() if is_so]
@@ -8480,7 +8481,7 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
 
 
 @command(
-    option("tenant TENANT", "a tenant's dashboard id, mail id or name", nargs="?"),
+    ("tenant", {**TENANT[1], "nargs": "?"}),
     option("table", "which table", choices=("emails", "events", "links", "campaigns"), nargs="?"),
     option("--postgresql", "instead: all tables of all tenants, as SQL that `psql -f` makes a database of"),
     option("--format", "how it is written", choices=EXPORT_TYPES, default="csv"),
