@@ -8041,9 +8041,6 @@ def _systemd_socket(address: str) -> str:
 _TOPICS = "instrument postfix api numbers dashboard keep scale elsewhere privacy costs design"
 HELP_TOPICS = tuple(_TOPICS.split())
 PIPE_PATIENCE = 5.0  # seconds that `instrument` waits for the database: a mail system waits for it
-REJUDGE_EMAILS = 500  # in one transaction: between two, the service writes
-SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted
-CLOCK_SECONDS = 120.0  # that two clocks may differ
 
 Option = tuple[str, dict[str, Any]]
 Run = Callable[..., "int | None"]  # takes arguments and settings, returns an exit status
@@ -8084,23 +8081,20 @@ JSON = option("--json", "print JSON, for programs")
 OUTPUT = option("--output FILE", "write the file there, whole or not at all (default: print it)")
 
 
-def _say(args: Namespace, value: Any, lines: Iterable[str]) -> None:
+def say(args: Namespace, value: Any, lines: Iterable[str]) -> None:
     """Print what a command found out: as JSON where that was asked for, else in lines."""
     for line in [json.dumps(value, ensure_ascii=False)] if args.json else lines:
         print(line)
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """Say something to the person at the terminal, beside what is printed."""
     for line in text.splitlines():
         print(f"{PROGRAM}: {line}", file=sys.stderr)
 
 
-def _to_read(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
-    return contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
-
-
 @contextlib.contextmanager
-def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
+def new_file(path: str, mode: int) -> Iterator[BinaryIO]:
     """A file that was not there; nothing is left of it where it does not become whole."""
     try:
         with open(path, "xb", opener=partial(os.open, mode=mode)) as file:
@@ -8116,7 +8110,7 @@ def _new_file(path: str, mode: int) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _opened(
+def database_of(
     settings: Settings, *, make: bool = False, drained: bool = False, patience: float = math.inf
 ) -> Iterator[Database]:
     """The database, touched as its owner; if that is wanted, made where there is none, or what waits counted first."""
@@ -8124,25 +8118,25 @@ def _opened(
         with database.reading():
             pass  # a missing database is named before anything else that is missing with it
         if drained:
-            _drain_first(database)
+            drain_first(database)
         yield database
 
 
-def _drain_first(database: Database) -> None:
+def drain_first(database: Database) -> None:
     """Count what waits before numbers are read; says so, where not all of it could be counted."""
     try:
         is_long = (read_state(database.folder)["waiting"] or 0) > BACKLOG  # a server is at it
         if is_long or not drain_for_reading(database, seconds=10.0):
-            _tell("note: some hits are still waiting to be counted")
+            tell("note: some hits are still waiting to be counted")
     except StoreError as error:
-        _tell(f"note: waiting hits could not be counted: {error}")
+        tell(f"note: waiting hits could not be counted: {error}")
 
 
 @command(LOCAL)
 def cmd_serve(args: Namespace, settings: Settings) -> None:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
     try:
-        with _opened(settings, make=True) as database, changing_tenants(database) as connection:
+        with database_of(settings, make=True) as database, changing_tenants(database) as connection:
             forget_deleted(database.folder, connection)
             if not list_tenants(connection):
                 add_tenant(connection, "default", now_ms())
@@ -8218,27 +8212,27 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
     if args.id is not None and (fault := id_fault(args.id)):
         raise BadInput(f"id: {fault}")
     columns, rules = _read_changes(args, settings)
-    with _opened(settings, make=True) as database, changing_tenants(database) as connection:
+    with database_of(settings, make=True) as database, changing_tenants(database) as connection:
         namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == columns["name"]]
         tenant = add_tenant(connection, now=now_ms(), id=args.id, **columns)
         for rule in rules:
             set_tenant_rules(connection, tenant.number, *rule)
     cmd_tenant_show(args, settings, tenant.id)
     if namesakes:
-        _tell(f"note: there was a tenant of this name already ({namesakes[0]}); name them by their ids")
+        tell(f"note: there was a tenant of this name already ({namesakes[0]}); name them by their ids")
     if tenant.one_id:
         key = f"{PROGRAM} tenant key {tenant.mail_id}"
-        _tell(f"note: every recipient can open this dashboard, so it names nobody, and writing needs an API key: {key}")
+        tell(f"note: every recipient can open this dashboard, so it names nobody, and writing needs an API key: {key}")
     if not args.domain and not args.any_domain:
         allow = f"{PROGRAM} tenant set {tenant.mail_id} --domain acme.com"
-        _tell(f"note: plain links (?url=…) lead to the naming page, signed ones redirect; so that all do: {allow}")
+        tell(f"note: plain links (?url=…) lead to the naming page, signed ones redirect; so that all do: {allow}")
 
 
 @command(TENANT, option("--name NAME", "another name"), *TENANT_OPTIONS)
 def cmd_tenant_set(args: Namespace, settings: Settings) -> None:
     """Change what a tenant is called, where its links may lead, and whether they lead anywhere."""
     columns, rules = _read_changes(args, settings)
-    with _opened(settings) as database, changing_tenants(database) as connection:
+    with database_of(settings) as database, changing_tenants(database) as connection:
         tenant = find_tenant(connection, args.tenant)
         change_tenant(connection, tenant.number, **columns)
         for rule in rules:
@@ -8251,7 +8245,7 @@ def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
     """List tenants with what they sent in 30 days (as in `stats`), what people opened of it, and their last hit."""
     rows, now = [], now_ms()
     lines = ["mail_id                  sent          opened  last hit             name"]
-    with _opened(settings, drained=True) as database, database.reading() as connection:
+    with database_of(settings, drained=True) as database, database.reading() as connection:
         for tenant in list_tenants(connection):
             span = read_period("30d", zone_of(tenant), now, None).span(tenant.tz)
             sums = cohort_in(connection, tenant.number, span)
@@ -8263,13 +8257,13 @@ def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
             opened = f"{people}–{people + unsure}" if unsure else people
             name = tenant.name + " (suspended)" * tenant.suspended
             lines.append(f"{tenant.mail_id:20} {sent:>8} {opened:>15}  {(at or 'none')[:19]:20} {name}")
-    _say(args, rows, lines)
+    say(args, rows, lines)
 
 
 @command(TENANT, LOCAL, JSON)
 def cmd_tenant_show(args: Namespace, settings: Settings, word: str = "") -> None:
     """Print a tenant's ids, URLs and rules."""
-    with _opened(settings) as database, database.reading() as connection:
+    with database_of(settings) as database, database.reading() as connection:
         tenant = find_tenant(connection, word or args.tenant)
         rules = tenant_rules(connection, tenant.number)
     about = {
@@ -8285,25 +8279,25 @@ def cmd_tenant_show(args: Namespace, settings: Settings, word: str = "") -> None
     unknown = "(set BASE_URL, or add --local)"
     shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in about.items()}
     lines = [f"{name:14} {unknown if text is None else text}" for name, text in shown.items() if text != ""]
-    _say(args, about, lines)
+    say(args, about, lines)
 
 
 @command(TENANT, option("--remove", "take the key away"), JSON)
 def cmd_tenant_key(args: Namespace, settings: Settings) -> None:
     """Make a tenant a new API key and print it, this once; the old one stops working."""
     key = None if args.remove else secrets.token_urlsafe(32)
-    with _opened(settings) as database, changing_tenants(database) as connection:
+    with database_of(settings) as database, changing_tenants(database) as connection:
         tenant = find_tenant(connection, args.tenant)
         change_tenant(connection, tenant.number, api_key_hash=key and key_hash(key))
     closed = "writing is closed" if tenant.one_id else "its dashboard id writes"
-    _say(args, {"api_key": key}, [key or f"{tenant.name} has no API key now; {closed}"])
+    say(args, {"api_key": key}, [key or f"{tenant.name} has no API key now; {closed}"])
 
 
 @command(TENANT, LOCAL, JSON)
 def cmd_tenant_rotate(args: Namespace, settings: Settings) -> None:
     """Give a tenant a new dashboard id; the old one opens nothing any more, mail already sent works on."""
     id_ = new_dashboard_id()
-    with _opened(settings) as database, changing_tenants(database) as connection:
+    with database_of(settings) as database, changing_tenants(database) as connection:
         tenant = find_tenant(connection, args.tenant)
         change_tenant(connection, tenant.number, id=id_, id_in_mail_at=None)
     cmd_tenant_show(args, settings, id_)
@@ -8312,14 +8306,14 @@ def cmd_tenant_rotate(args: Namespace, settings: Settings) -> None:
 @command(TENANT, option("--yes", "don't ask"))
 def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
     """Delete a tenant and all its data. Its mail id stays reserved; links in its old mail show the naming page."""
-    with _opened(settings) as database, database.reading() as connection:
+    with database_of(settings) as database, database.reading() as connection:
         tenant = find_tenant(connection, args.tenant)
     if not args.yes:
         print(f"This deletes {tenant.name} and its numbers; its old links will show the naming page.")
         print("Type its name to go on: ", end="", flush=True)
         if sys.stdin.readline().strip() != tenant.name:
             raise StoreError("expected its name on standard input, or --yes; nothing was deleted")
-    with _opened(settings) as database, changing_tenants(database) as connection:
+    with database_of(settings) as database, changing_tenants(database) as connection:
         remove_tenant(connection, find_tenant(connection, tenant.id), now_ms())
     print(f"deleted {tenant.name}; links in its old mail show the naming page from now on")
 
@@ -8361,7 +8355,7 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
         try:
             new, report = _wrapped(args, settings, key, raw, said)
         except StoreError as error:
-            _tell(f"{error}; nothing was written, try again")
+            tell(f"{error}; nothing was written, try again")
             return os.EX_TEMPFAIL
         json.dump({"email": key, **report.as_json()}, report_file, ensure_ascii=False, indent=1)
     sys.stdout.buffer.write(new)
@@ -8371,7 +8365,7 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
         hint = "; HTML that is no message is given with --html" if not args.html and raw.lstrip()[:1] == b"<" else ""
         notes = [f"nothing was changed, so no email was registered ({reasons}){hint}", *notes]
     for each in notes:
-        _tell(f"note: {each}")
+        tell(f"note: {each}")
     return 0
 
 
@@ -8390,7 +8384,7 @@ def _wrapped(args: Namespace, settings: Settings, key: str, raw: bytes, said: di
             message = b"" if args.html else raw
             email = registration_of(message, key, done[1].links, **said)
             if (number := len(said_by_headers(message)[1])) > 1 and "recipient" not in said:
-                _tell(f"note: of {number} recipients, whom opens can't tell apart, {email.recipient} is registered")
+                tell(f"note: of {number} recipients, whom opens can't tell apart, {email.recipient} is registered")
             with acting_as_owner(settings):
                 _register(settings, database, maker.mail_id, email, strict=args.strict)
         return done
@@ -8423,7 +8417,7 @@ def _register(settings: Settings, database: Database, mail_id: str, email: Regis
     except StoreError as error:
         if strict:
             raise
-        _tell(f"note: the email will be registered when the database can be written to again: {error}")
+        tell(f"note: the email will be registered when the database can be written to again: {error}")
         with contextlib.closing(Spool(settings.spool, "-emails")) as spool:
             spool.append(email_line(mail_id, email, now_ms()))
 
@@ -8437,7 +8431,7 @@ def _register(settings: Settings, database: Database, mail_id: str, email: Regis
 def cmd_campaign_add(args: Namespace, settings: Settings) -> None:
     """Say how many emails of a campaign a mailing tool sent under its own ids, which nobody registers."""
     wanted = read_declaration(args.name, args.sent, args.at, "--at")
-    with _opened(settings) as database, database.transaction() as connection:
+    with database_of(settings) as database, database.transaction() as connection:
         tenant = find_tenant(connection, args.tenant)
         with Batch(connection, now_ms()) as changes:
             first = changes.declare(tenant.number, *wanted)
@@ -8447,13 +8441,13 @@ def cmd_campaign_add(args: Namespace, settings: Settings) -> None:
 @command(TENANT, JSON)
 def cmd_campaign_list(args: Namespace, settings: Settings) -> None:
     """Print a tenant's campaigns: emails sent, and how many were opened and clicked."""
-    with _opened(settings, drained=True) as database, database.reading() as connection:
+    with database_of(settings, drained=True) as database, database.reading() as connection:
         tenant = find_tenant(connection, args.tenant).number
         rows = read_table(connection, tenant, CAMPAIGNS, Wanted(order="campaign", ascending=True)).named()
     campaigns = [{name: row[name] for name in ("campaign", "emails", *GROUP_COLUMNS)} for row in rows]
     line = "{campaign}: {emails:,} sent, opened by people {opened_person:,}, clicked by people {clicked_person:,}"
     too_many = "; more keys answered than were told of, so some are made up"
-    _say(args, campaigns, (line.format_map(row) + too_many * totals_of(row).is_exceeded for row in campaigns))
+    say(args, campaigns, (line.format_map(row) + too_many * totals_of(row).is_exceeded for row in campaigns))
 
 
 @command(
@@ -8465,7 +8459,7 @@ def cmd_campaign_list(args: Namespace, settings: Settings) -> None:
 )
 def cmd_stats(args: Namespace, settings: Settings) -> None:
     """Print a tenant's numbers; with --json as stats.json has them."""
-    with _opened(settings, drained=True) as database, database.reading() as connection:
+    with database_of(settings, drained=True) as database, database.reading() as connection:
         tenant = find_tenant(connection, args.tenant)
         period = period_of(connection, tenant, {"range": args.range, "tz": args.tz or ""}, now_ms())
         stats = read_stats(connection, tenant, period)
@@ -8477,7 +8471,7 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
         lines.append(f"{row['hits']:>8,} {what}. {sentence_of(row['reason'])}")
     if waiting:
         lines.append(f"about {waiting} hits are still waiting to be counted")
-    _say(args, stats_json(stats, tenant.name, waiting), lines)
+    say(args, stats_json(stats, tenant.name, waiting), lines)
 
 
 @command(
@@ -8505,17 +8499,29 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
         if UNFIT.search(text or ""):
             raise BadInput(f"--{name}: expected text in one line, in UTF-8")
     mode = 0o600 if args.postgresql else 0o666
-    output = _new_file(args.output, mode) if args.output else contextlib.nullcontext(sys.stdout.buffer)
-    with output as file, _opened(settings, drained=True) as database:
+    output = new_file(args.output, mode) if args.output else contextlib.nullcontext(sys.stdout.buffer)
+    with output as file, database_of(settings, drained=True) as database:
         with database.reading() as connection:
             if args.postgresql:
                 file.writelines(psql_script(connection))
-                _tell("note: the key that signs links is in it; keep it like a password")
+                tell("note: the key that signs links is in it; keep it like a password")
                 return
             tenant = find_tenant(connection, args.tenant).number
         asked = Wanted(args.campaign, args.key, args.search or "", args.show or "all")
         for piece in export_rows(database, tenant, TABLES[args.table], args.format, asked):
             file.write(piece)
+
+
+# == Operating =========================================================================================
+# Commands for who runs a server, and the way from the command line to each.
+
+REJUDGE_EMAILS = 500  # in one transaction: between two, the service writes
+SELFTEST_SECONDS = 10.0  # for an answer, and for hits to be counted
+CLOCK_SECONDS = 120.0  # that two clocks may differ
+
+
+def _to_read(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    return contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
 
 
 class Answer(NamedTuple):
@@ -8530,7 +8536,7 @@ def cmd_selftest(args: Namespace, settings: Settings) -> int:
     """Ask for a pixel and a link through the public address, as a reader would, and look for both in the numbers."""
     from http.client import HTTPException
 
-    with _opened(settings) as database:
+    with database_of(settings) as database:
         with database.reading() as connection:
             tenant = find_tenant(connection, args.tenant)
         if (public := settings.public_url(tenant.tracking_host)) is None:
@@ -8591,7 +8597,7 @@ def counted_faults(database: Database, tenant: Tenant, key: str, address: str) -
     until = time.monotonic() + SELFTEST_SECONDS
     hits: list[dict[str, Any]] = []
     while len(hits) < 3 and time.monotonic() < until:
-        _drain_first(database)
+        drain_first(database)
         with database.reading() as connection:
             hits = read_table(connection, tenant.number, EVENTS, Wanted(key=key, most=10)).named()
         time.sleep(0.1)
@@ -8616,7 +8622,7 @@ def counted_faults(database: Database, tenant: Tenant, key: str, address: str) -
 )
 def cmd_drain(args: Namespace, settings: Settings) -> int:
     """Move the hits that wait in the spool into the database, in large batches; for a backlog."""
-    with _opened(settings, patience=1.0 if args.follow else math.inf) as database:
+    with database_of(settings, patience=1.0 if args.follow else math.inf) as database:
         if args.spool:
             if not settings.is_shared:
                 raise BadInput("--spool: expected a database that machines share, of which this is another's spool")
@@ -8630,7 +8636,7 @@ def cmd_drain(args: Namespace, settings: Settings) -> int:
         report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
     print(f"drained {report.hits} hits, put {report.rejected} lines into spool/rejected", flush=True)
     for trouble in report.troubles:
-        _tell(f"note: {trouble}")
+        tell(f"note: {trouble}")
     return 1 if report.troubles else 0
 
 
@@ -8639,13 +8645,13 @@ def cmd_ingest(args: Namespace, settings: Settings) -> int:
     """Count hits that the server printed as `unspooled`: give it the log. Each hit counts once, however often given."""
     failed = 0
     for path in args.file or ["-"]:
-        with _to_read(path) as lines, _opened(settings) as database:
+        with _to_read(path) as lines, database_of(settings) as database:
             outcome, troubles = ingest(database, lines)
         counted, known = (outcome.pop(name, 0) for name in ("counted", "known"))
         dropped = "".join(f", {number} dropped ({reason})" for reason, number in sorted(outcome.items()))
         print(f"{path}: {counted} hits counted, {known} known already{dropped}, {len(troubles)} not readable")
         for trouble in troubles:
-            _tell(f"note: {path}, {trouble}")
+            tell(f"note: {path}, {trouble}")
         failed |= bool(troubles)
     return failed
 
@@ -8661,13 +8667,13 @@ def cmd_judge(args: Namespace, settings: Settings) -> None:
     with _to_read(args.file) as file:
         about, hits = read_hits_to_judge(file, args.file)
     if len({(hit.mail_id, hit.key) for hit in hits}) > 1:
-        _tell("note: these hits have several keys; they are judged as hits of one email all the same")
+        tell("note: these hits have several keys; they are judged as hits of one email all the same")
     line = "{at}  {event_type:5}  {verdict:11}  {certainty:8}  {:11}  {reason}: {sentence}"
     for hit, judgement in zip(hits, judge(hits, about), strict=True):
         counts_as, sentence = STATE_NAMES[judgement.state], sentence_of(judgement.reason)
         told = {"at": iso_time(hit.at), "event_type": TYPES[hit.type], **judgement._asdict()}
         told |= {"counts_as": counts_as, "sentence": sentence}
-        _say(args, told, [line.format(counts_as.replace("_", " "), **told)])
+        say(args, told, [line.format(counts_as.replace("_", " "), **told)])
 
 
 def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list[Hit]]:
@@ -8691,7 +8697,7 @@ def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list
         except BadInput as error:
             raise BadInput(f"{name}, line {number}: {error}") from None
     if unknown:
-        _tell(f"note: no field of a hit, so ignored: {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
+        tell(f"note: no field of a hit, so ignored: {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
     return context, hits
 
 
@@ -8720,7 +8726,7 @@ def cmd_rejudge(args: Namespace, settings: Settings) -> None:
     since = read_iso_time(args.since, "--since") if args.since else 0
     found: tuple[int, int] | None = (0, 0)
     changed = 0
-    with _opened(settings, drained=True) as database:
+    with database_of(settings, drained=True) as database:
         while found:
             changed += found[1]
             with database.transaction() as connection:
@@ -8751,9 +8757,9 @@ def cmd_backup(args: Namespace, settings: Settings) -> None:
         name = os.path.join(args.file, time.strftime("tracking-%Y-%m-%dT%H%M%SZ.db", time.gmtime()))
     path = os.path.abspath(name)  # :memory: and file:… mean something else to SQLite
     # Opened by whoever asks for the backup, then written to while acting as the owner of the data.
-    with _new_file(name, 0o600) as file:
+    with new_file(name, 0o600) as file:
         copying = contextlib.closing(sqlite3.connect(path, isolation_level=None))
-        with copying as copy, _opened(settings, drained=True) as database, database.reading() as connection:
+        with copying as copy, database_of(settings, drained=True) as database, database.reading() as connection:
             copy_database(connection, copy, name)
         os.fsync(file.fileno())
         sync_folder(os.path.dirname(path))
@@ -8765,9 +8771,9 @@ def cmd_backup(args: Namespace, settings: Settings) -> None:
     size = os.path.getsize(path)
     print(f"{name}: {size:,} bytes, a full backup. Keep it like a password: who has it can sign links as you do.")
     if settings.secret_key:
-        _tell("note: SECRET_KEY is not in it; keep that too, since links in mail already sent are signed with it")
+        tell("note: SECRET_KEY is not in it; keep that too, since links in mail already sent are signed with it")
     if cut := read_state(settings.folder)["cut"]:
-        _tell(f"note: {cut}: back up at least as often")
+        tell(f"note: {cut}: back up at least as often")
 
 
 def _faults(database: Database) -> list[str]:
@@ -8780,7 +8786,7 @@ def _faults(database: Database) -> list[str]:
 @command(option("--repair", "rebuild the roll-ups and tenants.json"))
 def cmd_check(args: Namespace, settings: Settings) -> int:
     """Hold the database against itself: integrity, every roll-up against a recount, positions, tenants.json."""
-    with _opened(settings) as database:
+    with database_of(settings) as database:
         found = _faults(database)
         if args.repair and found:
             with changing_tenants(database) as connection:  # writes tenants.json too
@@ -8809,7 +8815,7 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
             take_over_tenants(settings.folder, connection)
             forget_deleted(settings.folder, connection)
             adopted = [tenant for tenant in list_tenants(connection) if tenant.id not in known]
-    with _opened(settings, make=True) as database:
+    with database_of(settings, make=True) as database:
         report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
         troubles = report.troubles + _faults(database)
         gaps = missing_hours(database, made_at) if made_at else ()
@@ -8817,13 +8823,13 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
     print(f"counted {report.hits} hits and {report.emails} registrations that came since")
     for began, ended in gaps:
         span = f"from {iso_time(began)} to {iso_time(ended)}"
-        _tell(f"note: what came {span}, if any, is neither in the backup nor the spool")
+        tell(f"note: what came {span}, if any, is neither in the backup nor the spool")
     for tenant in adopted:
         about = f"{tenant.name} ({tenant.mail_id}) has a new dashboard id"
-        _tell(f"note: {about}, since it got its own after the backup: {tenant.id}")
-    _tell("note: what was said since the backup of campaigns, keys and settings of tenants is not known; say it again")
+        tell(f"note: {about}, since it got its own after the backup: {tenant.id}")
+    tell("note: what was said since the backup of campaigns, keys and settings of tenants is not known; say it again")
     for trouble in troubles:
-        _tell(f"wrong: {trouble}")
+        tell(f"wrong: {trouble}")
     return 1 if troubles else 0
 
 
@@ -8848,7 +8854,7 @@ def cmd_config(args: Namespace, settings: Settings) -> None:
             shown[variable] = "(set)" if each.metadata["secret"] and value is not None else value
     shown["DATABASE_URL"] = settings.database_url
     texts = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in shown.items()}
-    _say(args, shown, [f"{name}={'(unset)' if text is None else text}" for name, text in texts.items()])
+    say(args, shown, [f"{name}={'(unset)' if text is None else text}" for name, text in texts.items()])
 
 
 def _put_out(path: str | None, text: str) -> None:
@@ -8874,7 +8880,7 @@ def cmd_nginx(args: Namespace, settings: Settings) -> None:
     """Print nginx's configuration: a server for BASE_URL and for each tenant's tracking host."""
     if settings.base_url is None:
         raise StoreError("BASE_URL is not set; expected the public address, such as https://track.example.com")
-    with _opened(settings) as database, database.reading() as connection:
+    with database_of(settings) as database, database.reading() as connection:
         tracking_hosts = sorted(tenant.tracking_host for tenant in list_tenants(connection) if tenant.tracking_host)
     names = (read_origin(settings.base_url)[0], *tracking_hosts)
     hosts = {host: has_certificate(args.certificates, host) for host in names}
@@ -8887,7 +8893,7 @@ def cmd_nginx(args: Namespace, settings: Settings) -> None:
     for host, is_certified in hosts.items():
         if settings.base_url.startswith("https:") and not is_certified:
             ask = f'certbot certonly --webroot -w {args.webroot} -d {host} --deploy-hook "systemctl reload nginx"'
-            _tell(f"note: {host} has no certificate; reload nginx with this file, then: {ask}; then print it anew")
+            tell(f"note: {host} has no certificate; reload nginx with this file, then: {ask}; then print it anew")
 
 
 @command(
@@ -8970,13 +8976,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except (SettingsError, StoreError, BadInput) as error:
-        _tell(str(error))
+        tell(str(error))
         return 2 if isinstance(error, SettingsError) else 1
     except OSError as error:
         # What could not be written must not be tried again at the end of the process.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):  # whoever read our output has gone, and knows
-            _tell(f"{error.filename or 'standard output'}: {error.strerror}")
+            tell(f"{error.filename or 'standard output'}: {error.strerror}")
     except KeyboardInterrupt:
         pass
     return 1

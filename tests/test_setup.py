@@ -20,7 +20,7 @@ import tracker
 TOP_LEVEL = {"tracker.py", "schema.sql", "pixel.gif", "templates", "tests", "Makefile", "README.md"}
 SECTIONS = (
     "Settings, Links, Verdicts, Instrument, Database, PostgreSQL, Tenants, Counting, Recording, Tables, Spool, Stats, "
-    "Pages, Web, Hits, Views, API, Routes and application, Server, Commands"
+    "Pages, Web, Hits, Views, API, Routes and application, Server, Commands, Operating"
 )
 SOURCE = (ROOT / "tracker.py").read_text(encoding="utf-8")
 TREE = ast.parse(SOURCE)
