@@ -391,6 +391,14 @@ def sign(secret: str, mail_id: str, target: str) -> str:
     return base64.urlsafe_b64encode(mac[:12]).decode()
 
 
+def key_of_mail(secret: str, mail_id: str, message_id: str, recipient: str) -> str:
+    """The key of one mail to one recipient: as hard to guess as a new one, and each time the same."""
+    text = message_id.encode()
+    said = b"\0\0\0\5key 1" + len(text).to_bytes(4, "big") + text + recipient.encode()
+    mac = hmac.digest(_tenant_key(secret, mail_id), said, "sha256")
+    return re.sub("^-", "_", base64.urlsafe_b64encode(mac[:18]).decode())
+
+
 def verify(secrets_: Sequence[str], mail_id: str, target: str, signature: str) -> bool:
     """Whether one of the secrets made this signature."""
     given = signature.encode("utf-8", "replace")
@@ -1639,16 +1647,26 @@ def read_headers(text: str) -> email.message.Message:
     return email.parser.HeaderParser().parsestr(SPACED_COLON.sub(r"\1:", text))
 
 
+def _headers_of(raw: bytes) -> email.message.Message:
+    head, *_ = re.split(rb"\r\n\r\n|\n\n|\r\r", raw[:MAX_HEADERS], maxsplit=1)
+    try:
+        return read_headers(head.decode("utf-8"))
+    except UnicodeDecodeError:
+        return read_headers(head.decode("latin-1"))
+
+
+def key_of_message(maker: LinkMaker, raw: bytes, recipient: str) -> str:
+    """The key of a message for a recipient, by its Message-ID: the same at each try. A new one where either is missing."""
+    message_id = str(_headers_of(raw).get("Message-ID", "")).strip()
+    return key_of_mail(maker.secret, maker.mail_id, message_id, recipient) if message_id and recipient else new_key()
+
+
 def said_by_headers(raw: bytes) -> tuple[str, list[str]]:
     """Read the subject of a message and the addresses of To, Cc and Bcc; "" and none where they can't be read."""
     import email.header
     import email.utils
 
-    head, *_ = re.split(rb"\r\n\r\n|\n\n|\r\r", raw[:MAX_HEADERS], maxsplit=1)
-    try:
-        headers = read_headers(head.decode("utf-8"))
-    except UnicodeDecodeError:
-        headers = read_headers(head.decode("latin-1"))
+    headers = _headers_of(raw)
 
     def decoded(value: object) -> str:
         text = str(value)
@@ -7506,11 +7524,12 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     if request.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() not in ("message/rfc822", ""):
         raise HTTPError(415, "Content-Type: expected message/rfc822")
     said = read_fields(request.parameters(), _MESSAGE_FIELDS)
-    key, force = said.pop("key", "") or new_key(), said.pop("force", False)
+    given, force = said.pop("key", ""), said.pop("force", False)
     place, links, hidden = said.pop("pixel", "bottom"), said.pop("links", True), said.pop("hidden_link", False)
-    how = Instrumenting(maker, key, place, links, hidden)
     if not (raw := request.body()):
         raise HTTPError(400, "expected a message: its headers, an empty line and its body")
+    key = given or key_of_message(maker, raw, said.get("recipient", ""))
+    how = Instrumenting(maker, key, place, links, hidden)
     message, report = instrument_message(raw, how, force=force)
     if report.edits:
         with app.database.transaction() as connection:
@@ -8323,7 +8342,7 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
 
 @command(
     TENANT,
-    option("--email KEY", "the key of the email (default: a new one)"),
+    option("--email KEY", "the key of the email (default: by Message-ID and --recipient, or a new one)"),
     option("--key-placeholder TEXT", "a mailing tool's mark for its own ids; registers nothing"),
     option("--recipient RECIPIENT", "the recipient's address (default: the first of the headers)"),
     option("--subject SUBJECT", "the subject (default: that of the headers)"),
@@ -8346,14 +8365,14 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
         raise BadInput(f"--key-placeholder: {fault}")
     if mark and "email" in said:
         raise BadInput("--email and --key-placeholder: expected one of them")
-    key = said.pop("email", mark) or new_key()
+    given_key = said.pop("email", mark)
     # Nothing but the message may get into the message.
     with contextlib.redirect_stdout(sys.stderr), open(args.report or os.devnull, "w", encoding="utf-8") as report_file:
         raw = sys.stdin.buffer.read()
         if args.html and raw.decode("latin-1").startswith(tuple(BYTE_ORDER_MARKS)):
             raise BadInput("--html: expected HTML in UTF-8, not UTF-16 or UTF-32")
         try:
-            new, report = _wrapped(args, settings, key, raw, said)
+            key, new, report = _wrapped(args, settings, given_key, raw, said)
         except StoreError as error:
             tell(f"{error}; nothing was written, try again")
             return os.EX_TEMPFAIL
@@ -8369,7 +8388,9 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
     return 0
 
 
-def _wrapped(args: Namespace, settings: Settings, key: str, raw: bytes, said: dict[str, Any]) -> tuple[bytes, Report]:
+def _wrapped(
+    args: Namespace, settings: Settings, key: str | None, raw: bytes, said: dict[str, Any]
+) -> tuple[str, bytes, Report]:
     """Instrument and register, wherever the database is and whatever its state: a mail system waits."""
     # The owner of the data may not read root's Python, so little is done as the owner.
     database = open_database(settings, patience=PIPE_PATIENCE)
@@ -8378,16 +8399,17 @@ def _wrapped(args: Namespace, settings: Settings, key: str, raw: bytes, said: di
         with acting_as_owner(settings):
             maker = _link_maker_of(args.tenant, settings, database)
         tool_campaign = None if registers else args.campaign or ""
+        message = b"" if args.html else raw
+        key = key or key_of_message(maker, message, said.get("recipient", ""))
         how = Instrumenting(maker, key, args.pixel, args.links, args.hidden_link, tool_campaign)
-        done = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
-        if done[1].edits and registers:
-            message = b"" if args.html else raw
-            email = registration_of(message, key, done[1].links, **said)
+        new, report = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
+        if report.edits and registers:
+            email = registration_of(message, key, report.links, **said)
             if (number := len(said_by_headers(message)[1])) > 1 and "recipient" not in said:
                 tell(f"note: of {number} recipients, whom opens can't tell apart, {email.recipient} is registered")
             with acting_as_owner(settings):
                 _register(settings, database, maker.mail_id, email, strict=args.strict)
-        return done
+        return key, new, report
     finally:
         with acting_as_owner(settings), contextlib.suppress(StoreError):
             database.close(wait=False)

@@ -301,6 +301,41 @@ def test_several_recipients_are_remarked_on_unless_one_is_said(pipe: Pipe) -> No
     assert pipe.instrument("--recipient", "bob@example.org", stdin=message).err == ""
 
 
+def test_a_message_with_an_id_has_for_a_recipient_the_same_key_at_each_try(pipe: Pipe) -> None:
+    def tried(id_: str, recipient: str, tenant: str = "Acme") -> str:
+        """The key of a message that is tried by the command, by it without a database, and over HTTP."""
+        message = f"{id_}\r\n".encode() + MESSAGE
+        one = pipe.instrument("--recipient", recipient, stdin=message, tenant=tenant).out
+        with database_away(pipe.stage):
+            two = pipe.instrument("--recipient", recipient, stdin=message, tenant=tenant).out
+        path = f"/{getattr(pipe.stage, tenant.lower()).id}/messages?{urlencode({'recipient': recipient})}"
+        three = pipe.stage.web.post(path, message, content_type="message/rfc822")
+        (key,) = keys(one)
+        assert keys(two) == keys(three.body) == {three.headers["X-Email-Key"]} == {key} and tracker.is_key(key)
+        return key
+
+    made = [tried("Message-ID: <1@acme.example>", "ann@example.org")]
+    assert tried("message-id:\r\n <1@acme.example>", "ann@example.org") == made[0]
+    made.append(tried("Message-ID: <1@acme.example>", "bob@example.org"))
+    made.append(tried("Message-ID: <1@acme.example>", "größe@example.org"))
+    made.append(tried("Message-ID: <größe@acme.example>", "ann@example.org"))
+    made.append(tried("Message-ID: <1@acme.example>a", "nn@example.org"))
+    made.append(tried("Message-ID: <1@acme.example>", "ann@example.org", tenant="Globex"))
+    assert len({*made}) == len(made)
+    pipe.stage.drain()
+    assert {*made} <= {row[0] for row in emails(pipe.stage)}
+
+
+@pytest.mark.parametrize("id_", [b"", b"Message-ID:\r\n", b"Message-ID: <1@acme.example>\r\n"])
+def test_without_an_id_or_a_recipient_each_try_has_a_key_of_its_own(id_: bytes, pipe: Pipe) -> None:
+    options = () if b"<" in id_ else ("--recipient", "ann@example.org")
+    one, two = (pipe.instrument(*options, stdin=id_ + MESSAGE).out for _ in range(2))
+    query = "?recipient=ann@example.org" if options else ""
+    three, four = (post(pipe.stage, query, id_ + MESSAGE).body for _ in range(2))
+    assert len(set.union(*map(keys, (one, two, three, four)))) == len(emails(pipe.stage)) == 4
+    assert pipe.instrument(*options, "--email", "e1", stdin=id_ + MESSAGE).out.count(b"/e1") == 2
+
+
 @pytest.mark.parametrize("which", ["id", "mail_id", "name"])
 @pytest.mark.parametrize("host", ["", "t.acme.com"])
 @pytest.mark.parametrize("reachable", [True, False])
