@@ -1154,13 +1154,14 @@ PIXEL_PLACES = ("bottom", "top", "none")
 LINK_TAGS = {"a", "area"}
 WANTED_TAGS = {*LINK_TAGS, "img", "body", "/body", "/head", "/html"}
 RAW_TEXT = {"iframe", "noembed", "noframes", "script", "style", "textarea", "title", "xmp"}
-NOT_TRACKED = {  # what a tag may say to keep its link, and the value that counts; "": any but "false"
+NOT_TRACKED = {  # what a tag may say to keep its link, and the word that counts; "": any but "false"
     "data-track": "off",
     "clicktracking": "off",
     "data-msys-clicktrack": "0",
     "disable-tracking": "true",
     **dict.fromkeys(("data-skip-click", "data-no-track", "data-pm-no-track", "data-as-no-track", "ses:no-track"), ""),
     **dict.fromkeys(("mc:disable-tracking", "mautic:disable-tracking"), ""),
+    "class": "untracked",
 }
 PLACEHOLDERS = (  # of template languages, how they begin and end
     *(("{", "}"), ("*|", "|*"), ("%%", "%%"), ("[[", "]]"), ("%recipient", "%")),
@@ -1228,6 +1229,7 @@ class Instrumenting:
     links: bool = True
     hidden_link: bool = False  # one that only machines follow
     tool_campaign: str | None = None  # with it, the key is what a mailing tool replaces by its own ids
+    opens: bool = True  # whether the pixel is placed at all
 
     def wrap(self, url: str) -> str:
         """The tracked URL of a URL, safe in HTML as it is. Raises BadTarget with the reason."""
@@ -1268,6 +1270,7 @@ class Report:
     size_before: int = 0
     size_after: int = 0
     edits: list[Edit] = field(default_factory=list)  # of the whole; a character of new text is a byte
+    tracks: bool = False  # whether anything was wrapped or placed, so that the email is one to register
 
     @property
     def links(self) -> int | None:
@@ -1470,6 +1473,7 @@ def _instrument_pages(text: str, pages: list[Page], how: Instrumenting, report: 
         links = [tag for tag in tags if tag.name in LINK_TAGS or tag.name.startswith("v:")] if how.links else []
         edits += filter(None, [_link_edit(page, tag, how, report) for tag in links])
         if edits:
+            report.tracks = True
             edits.sort(key=lambda edit: edit.start)
             report.touched.append(page.name)
             report.size_after += sum(edit.growth for edit in edits)
@@ -1496,7 +1500,7 @@ def _additions(found: list[tuple[Page, list[Tag]]], how: Instrumenting, report: 
     for name, asked, tags, attribute, path, markup, where in (
         # First of all, since some follow the first link only.
         ("hidden_link", how.hidden_link, LINK_TAGS, "href", HIDDEN_PATH, link, "first"),
-        ("pixel", how.pixel != "none", {"img"}, "src", "/pixel/", image, how.pixel),
+        ("pixel", how.opens and how.pixel != "none", {"img"}, "src", "/pixel/", image, how.pixel),
     ):
         if not asked:
             setattr(report, name, NOT_ASKED_FOR)
@@ -1570,8 +1574,8 @@ def _refuse_other_links(page: Page, url: str, attributes: Mapping[str, Attribute
     for name, value in NOT_TRACKED.items():
         if name in attributes:
             said = page.text[attributes[name].start : attributes[name].end].strip().lower()
-            if said == value if value else said != "false":
-                raise BadTarget(f"its tag says {name}")
+            if value in said.split() if value else said != "false":
+                raise BadTarget(f"its tag says {name}" + f"={value}" * bool(value))
     if url in page.unsubscribe:
         raise BadTarget("it is the message's List-Unsubscribe")
 
@@ -1585,6 +1589,8 @@ MAX_LINES = 250_000  # of an encoded part; of full ones, 10 MB are half as many
 MAX_HEADERS = 256_000  # bytes, of one part
 MAX_PARAMETERS = 2_000  # bytes of a Content-Type: to read many of them takes quadratic time
 MAX_LINE = 998  # RFC 5322 §2.1.1, without the line break
+TRACK_HEADER = "X-Track"  # of a message: what its sender wants tracked
+TRACK_WORDS = ({"none"}, {"opens"}, {"clicks"}, {"opens", "clicks"})
 WALKED = {"multipart/mixed", "multipart/alternative", "multipart/related"}
 OTHER_PARTS = {
     **dict.fromkeys(("multipart/signed", "multipart/encrypted"), "it is signed or encrypted, which a change breaks"),
@@ -1633,10 +1639,33 @@ def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -
         for name in ("DKIM-Signature", "ARC-Seal"):
             if name in whole.headers and not force:
                 raise Unclear(f"it has a {name}, which any change breaks; instrument before signing, or force it")
+        how = _as_its_header_says(whole, how, report)
         pages = _read_pages(text, start, whole, report)
     except Unclear as error:
         return raw, Report(pixel="not placed: the message is left as it is", skipped=[("the message", str(error))])
+    report.edits = _header_edits(text, start, whole.start, TRACK_HEADER)
     return _instrument_pages(text, pages, how, report)
+
+
+def _as_its_header_says(whole: Part, how: Instrumenting, report: Report) -> Instrumenting:
+    """Track of a message only what its X-Track says, if it has one. Raises Unclear, to track nothing, if that is no word."""
+    if (said := whole.headers.get_all(TRACK_HEADER)) is None:
+        return how
+    words = {*re.findall(r"[^\s,]+", ",".join(map(str, said)).lower())}
+    if words not in TRACK_WORDS:
+        raise Unclear(
+            f"its {TRACK_HEADER} is {', '.join(map(str, said))[:40]!r}; expected none, opens, clicks, or both of these"
+        )
+    if words == {"none"}:
+        report.skipped.append(("the message", f"its {TRACK_HEADER} says none"))
+    clicks = "clicks" in words
+    return replace(how, opens="opens" in words, links=how.links and clicks, hidden_link=how.hidden_link and clicks)
+
+
+def _header_edits(text: str, start: int, end: int, name: str) -> list[Edit]:
+    """What takes the headers of a name out, with the lines that they are folded into."""
+    line = rf"(?<![^\r\n]){name}[ \t]*:[^\r\n]*(?:(?:\r\n|\n|\r)[ \t][^\r\n]*)*(?:\r\n|\n|\r|\Z)"
+    return [Edit(*match.span(), "") for match in re.compile(line, re.IGNORECASE).finditer(text, start, end)]
 
 
 def read_headers(text: str) -> email.message.Message:
@@ -7531,13 +7560,13 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     key = given or key_of_message(maker, raw, said.get("recipient", ""))
     how = Instrumenting(maker, key, place, links, hidden)
     message, report = instrument_message(raw, how, force=force)
-    if report.edits:
+    if report.tracks:
         with app.database.transaction() as connection:
             tell_emails(app.database, connection, tenant, [registration_of(raw, key, report.links, **said)])
     if "application/json" in request.environ.get("HTTP_ACCEPT", ""):
         text = base64.b64encode(message).decode()
         return json_response(200, {"key": key, "message_base64": text, "report": report.as_json()})
-    notes = (("X-Email-Key", key), ("X-Tracker", "instrumented" if report.edits else "unchanged"))
+    notes = (("X-Email-Key", key), ("X-Tracker", "instrumented" if report.tracks else "unchanged"))
     return Response(200, [("Content-Type", "message/rfc822"), *PAGE_HEADERS, *notes], message)
 
 
@@ -8379,10 +8408,10 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
         json.dump({"email": key, **report.as_json()}, report_file, ensure_ascii=False, indent=1)
     sys.stdout.buffer.write(new)
     notes = report.warnings()
-    if not report.edits:
+    if not report.tracks:
         reasons = "; ".join(f"{part}: {reason}" for part, reason in report.skipped[:3]) or report.pixel
         hint = "; HTML that is no message is given with --html" if not args.html and raw.lstrip()[:1] == b"<" else ""
-        notes = [f"nothing was changed, so no email was registered ({reasons}){hint}", *notes]
+        notes = [f"nothing is tracked, so no email was registered ({reasons}){hint}", *notes]
     for each in notes:
         tell(f"note: {each}")
     return 0
@@ -8403,7 +8432,7 @@ def _wrapped(
         key = key or key_of_message(maker, message, said.get("recipient", ""))
         how = Instrumenting(maker, key, args.pixel, args.links, args.hidden_link, tool_campaign)
         new, report = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
-        if report.edits and registers:
+        if report.tracks and registers:
             email = registration_of(message, key, report.links, **said)
             if (number := len(said_by_headers(message)[1])) > 1 and "recipient" not in said:
                 tell(f"note: of {number} recipients, whom opens can't tell apart, {email.recipient} is registered")

@@ -123,6 +123,7 @@ TAGS = (  # with URL where it stands
     *(f'<a {said} href="URL">' for said in (
         'data-track="on"', "data-track", 'clicktracking="on"', 'data-msys-clicktrack="1"', "class=data-no-track",
         'disable-tracking="false"', 'title="data-no-track"', 'data-skip-click="false"', "data-no-tracking",
+        'class="untracked-x not-untracked"', 'title="untracked"', 'class=""', "untracked",
     )),
     # What Outlook alone does not see is live.
     *(f'{start}<a href="URL">x</a><!--<![endif]-->' for start in (
@@ -223,13 +224,15 @@ def test_a_placeholder_with_the_quotes_of_its_attribute_in_it_is_not_cut_in_two(
         'data-track="off"', "DATA-TRACK=OFF", 'clicktracking="off"', "clicktracking=off", "data-skip-click",
         'data-skip-click="true"', "data-no-track", "data-pm-no-track", "data-as-no-track", "ses:no-track",
         'disable-tracking="true"', 'mc:disable-tracking="true"', "mautic:disable-tracking", 'data-msys-clicktrack="0"',
+        'class="untracked"', "CLASS=Untracked", 'class="btn\tuntracked  big"', "class=' untracked\n'",
     ],
 )  # fmt: skip
 def test_a_tag_may_say_that_its_link_is_not_tracked(said: str) -> None:
     for text in (f'<a {said} href="https://acme.com/">', f'<a href="https://acme.com/" {said}>'):
         new, report = instrument(text, pixel="none")
         assert new == text
-        assert report.left == [(ROOT_URL, f"its tag says {said.partition('=')[0].lower()}")]
+        ((url, reason),) = report.left
+        assert (url, reason.partition("=")[0]) == (ROOT_URL, f"its tag says {said.partition('=')[0].lower()}")
 
 
 def test_without_links_only_the_pixel_is_placed() -> None:
@@ -949,6 +952,43 @@ def test_a_link_that_equals_list_unsubscribe_is_left() -> None:
             assert report.wrapped == [URL + "9"]
             assert report.left == [(URL, "it is the message's List-Unsubscribe")] * 2
             assert header.encode() in new
+
+
+# -- What a message itself says is to be tracked
+
+TRACK_HEADERS = {  # by whether the pixel is placed and links are wrapped: what the headers say
+    (False, False): ("X-Track: none", "x-track : None ", "X-TRACK:\r\n none", "X-Track: none\r\nX-Track: none"),
+    (True, False): ("X-Track: opens", "X-track: \tOPENS", "X-Track:\r\n\topens\r\n "),
+    (False, True): ("X-Track: clicks", "X-Track:clicks,", "X-Track: clicks\r\nx-track: clicks"),
+    (True, True): ("X-Track: opens, clicks", "X-Track: clicks opens", "X-Track: opens\r\nX-Track: clicks"),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("ends", ["\r\n", "\n", "\r"])
+def test_a_header_says_what_of_a_message_is_tracked_and_does_not_go_out(ends: str, first: bool) -> None:
+    bare = single(PAGE, ends=ends)
+    for (opens, clicks), headers in TRACK_HEADERS.items():
+        want = how(pixel="bottom" if opens else "none", links=clicks, hidden_link=clicks)
+        for said in (each.replace("\r\n", ends) for each in headers):
+            raw = (said + ends).encode() + bare if first else single(PAGE, said, ends=ends)
+            new, report = tracker.instrument_message(raw, how(hidden_link=True))
+            assert (new, report.tracks) == (tracker.instrument_message(bare, want)[0], opens or clicks), said
+            assert undone(raw, new, report.edits) == raw
+            assert (("the message", "its X-Track says none") in report.skipped) == (not opens and not clicks)
+            assert tracker.instrument_message(raw, how(pixel="none", links=False))[1].tracks is False
+
+
+@pytest.mark.parametrize(
+    "said", ["off", "no", "", " ", "opens; clicks", "none, opens", "open", "true", "=?utf-8?q?none?=", "\xe9"]
+)
+def test_a_message_whose_header_says_no_word_that_is_known_goes_out_as_it_is(said: str) -> None:
+    left_alone(single(PAGE, f"X-Track: {said}"), "the message", "expected none, opens, clicks")
+    for raw in (
+        multipart("mixed", HTML, headers=("X-Tracking: none", "X-Track-Opens: no")),
+        inside("text/html", PAGE, "X-Track: none"),
+    ):
+        assert instrument_mail(raw)[1].wrapped == [URL], "it is another header, or one of a part"
 
 
 # -- Real mail

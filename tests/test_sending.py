@@ -209,6 +209,10 @@ def test_what_is_said_goes_before_the_headers(way: str, pipe: Pipe) -> None:
         ({}, SIGNED, 0, 0, "DKIM-Signature"),
         ({}, SEALED, 0, 0, "ARC-Seal"),
         ({}, PLAIN, 0, 0, "text/plain"),
+        ({}, b"X-Track: clicks\r\n" + MESSAGE, 0, 1, ""),
+        ({"hidden_link": "yes"}, b"X-Track: opens\r\n" + MESSAGE, 1, 0, ""),
+        ({"hidden_link": "yes"}, b"X-Track: none\r\n" + MESSAGE, 0, 0, "its X-Track says none"),
+        ({"links": "no"}, b"X-Track: clicks\n" + MESSAGE, 0, 0, "not asked for"),
         ({}, b"\x00\xff\r\r\n", 0, 0, ""),
         ({}, b"<p>no message</p>", 0, 0, "HTML that is no message is given with --html"),
     ],
@@ -218,13 +222,13 @@ def test_what_is_wanted_is_placed_and_a_message_that_is_not_changed_is_not_regis
 ) -> None:
     said = said_of(pipe, way, message, **wanted)
     assert (len(PIXEL.findall(said.out)), len(CLICK.findall(said.out))) == (pixels, links)
-    assert undone(HIDDEN.sub(b"", said.out)) == message
+    assert undone(HIDDEN.sub(b"", said.out)) == re.sub(rb"\AX-Track: \w+\r?\n", b"", message)
     assert (b"<body class=x><img" in said.out) == (wanted.get("pixel") == "top")
     assert len(emails(pipe.stage)) == int(pixels + links > 0) and spooled(pipe.stage) == []
     if way == "http":
         assert said.err == ("instrumented" if pixels + links else "unchanged")
     else:
-        assert ("nothing was changed, so no email was registered" in said.err) == (pixels + links == 0)
+        assert ("nothing is tracked, so no email was registered" in said.err) == (pixels + links == 0)
         assert told in said.err and ("--html" in said.err) == ("--html" in told)
 
 
@@ -424,7 +428,7 @@ def test_what_was_instrumented_already_comes_out_unchanged(options: tuple[str, .
     before = emails(pipe.stage)
     again = pipe.instrument(*options, stdin=once)
     assert once != MESSAGE and again.out == once
-    assert "nothing was changed" in again.err
+    assert "nothing is tracked" in again.err
     assert emails(pipe.stage) == before
 
 
