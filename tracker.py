@@ -1163,10 +1163,25 @@ NOT_TRACKED = {  # what a tag may say to keep its link, and the word that counts
     **dict.fromkeys(("mc:disable-tracking", "mautic:disable-tracking"), ""),
     "class": "untracked",
 }
-PLACEHOLDERS = (  # of template languages, how they begin and end
-    *(("{", "}"), ("*|", "|*"), ("%%", "%%"), ("[[", "]]"), ("%recipient", "%")),
-    *(("{{", ""), ("{%", ""), ("<%", "")),  # these may hold a quote, which ends their attribute before they do
+PLACEHOLDERS = (  # of template languages and mailing tools, how they begin and end
+    *(("{", "}"), ("*|", "|*"), ("%%", "%%"), ("%recipient", "%"), ("«", "»"), ("@TrackLink", "")),
+    # These may hold a quote, which ends their attribute before they do.
+    *(("{{", ""), ("{%", ""), ("${", ""), ("#{", ""), ("<%", ""), ("<?", "")),
 )
+NAMED_PLACEHOLDER = re.compile(  # that has a sign which stands in ordinary URLs too
+    r"""
+      [?&] [^?&=#\[\]]+ (?: \[ [^?&=#\[\]]* \] )+ (?=[=&#]|\Z)    # none: a list, such as f[name]=
+    | (   \[\[ [\s#/]* [A-Za-z]
+        | (?<!//) \[ [%#$!*]? \s? [A-Za-z]\w[\w.:|\ -]* (?: ,\s*fallback= [^\[\]]* )? [%*]? \]
+        | % (?![0-9A-Fa-f]{2}) [A-Za-z][\w.:\ -]+ %                  # of its two %, one begins no escape
+        | % [A-Za-z][\w.:\ -]{2,} % (?![0-9A-Fa-f]{2})
+        | ([#@~$])\2 \w[^#@~$]* \2\2 | \# [A-Za-z][\w.:]+ \# | ([@$]) [A-Z][A-Z0-9_]+ \3
+        | %7[Bb]%7[Bb] | \*%7[Cc] [^*]* %7[Cc]\*                      # as editors write {{ and *|
+      )""",
+    re.VERBOSE,
+)
+# All placeholders have something of this, and few URLs do.
+ODD_IN_URLS = re.compile(r"[^\w/:.?&=+,;!()'#%-]|%(?![0-9A-Fa-f]{2})|%7[BCbc]|#.*#", re.ASCII)
 
 # Each alternative ends where no other could begin, so nothing is tried twice, and the lookahead with its back-reference
 # keeps what it found: a tag without an end is given up in one pass.
@@ -1230,6 +1245,7 @@ class Instrumenting:
     hidden_link: bool = False  # one that only machines follow
     tool_campaign: str | None = None  # with it, the key is what a mailing tool replaces by its own ids
     opens: bool = True  # whether the pixel is placed at all
+    placeholder: re.Pattern[str] | None = None  # what a URL holds that is left for a tool to fill in
 
     def wrap(self, url: str) -> str:
         """The tracked URL of a URL, safe in HTML as it is. Raises BadTarget with the reason."""
@@ -1255,6 +1271,17 @@ def placeholder_fault(text: str) -> str | None:
     if re.fullmatch(rf"[^\x00-\x1f\x7f-\U0010ffff\"'/?#]{{1,{MAX_KEY}}}", text):
         return None
     return f"expected 1 to {MAX_KEY} characters of ASCII, such as {{{{ .Id }}}}, without \" ' / ? #, which would end it"
+
+
+def read_placeholder(text: str) -> re.Pattern[str]:
+    """Read what finds placeholders in URLs. Raises BadInput."""
+    try:
+        if not (pattern := re.compile(text)).search(""):  # else every URL would have one
+            return pattern
+        fault = "it finds nothing at all, too"
+    except (re.error, OverflowError, RecursionError) as error:
+        fault = str(error)
+    raise BadInput(f"--placeholder {text!r}: expected a regular expression, such as '__[A-Z]+__': {fault}")
 
 
 @dataclass(slots=True)
@@ -1554,6 +1581,18 @@ def _link_edit(page: Page, tag: Tag, how: Instrumenting, report: Report) -> Edit
     return edit
 
 
+def holds_placeholder(url: str) -> bool:
+    """Whether a template language or a mailing tool would put something else in place of a part of a URL."""
+    url = url[:MAX_TARGET]  # what is longer is left in any case
+    if not ODD_IN_URLS.search(url):
+        return False
+    for begin, end in PLACEHOLDERS:
+        _, found, rest = url.partition(begin)
+        if found and end in rest:
+            return True
+    return any(match[1] for match in NAMED_PLACEHOLDER.finditer(url))
+
+
 def browser_trim(url: str) -> str:
     """A URL without what browsers drop of it: spaces and control characters around it, tabs and line breaks in it."""
     return re.sub("[\t\r\n]", "", url.strip(C0_OR_SPACE))
@@ -1563,10 +1602,8 @@ def _refuse_other_links(page: Page, url: str, attributes: Mapping[str, Attribute
     """Raise BadTarget, with the reason, for a link that stays as it is; with none for one that nobody asks about."""
     if how.maker.is_ours(url):
         raise BadTarget("" if HIDDEN_PATH in f"{url}?" else "it leads to this server already")
-    for begin, end in PLACEHOLDERS:
-        _, found, rest = url.partition(begin)
-        if found and end in rest:
-            raise BadTarget("it holds a placeholder of a template; instrument after the merge to track it")
+    if (how.placeholder and how.placeholder.search(url)) or holds_placeholder(url):
+        raise BadTarget("it holds a placeholder of a template; instrument after the merge to track it")
     if not url or url.startswith("#"):
         raise BadTarget
     if not WEB_LINK.match(url):
@@ -8380,6 +8417,9 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
     option("--pixel", "where in the body", choices=PIXEL_PLACES, default="bottom"),
     option("--no-links", "leave the links as they are", dest="links", action="store_false"),
     option("--hidden-link", "add a link that only scanners see; whatever follows it is known to be one"),
+    option(
+        "--placeholder REGEX", "leave URLs in which this is found, besides those with a placeholder of a known form"
+    ),
     option("--force", "also messages with a signature that a change breaks"),
     option("--strict", f"if it can't be registered, write nothing and exit {os.EX_TEMPFAIL}: mail systems try again"),
     option("--report FILE", "write there, as JSON, what was done and what was not, and why"),
@@ -8430,7 +8470,8 @@ def _wrapped(
         tool_campaign = None if registers else args.campaign or ""
         message = b"" if args.html else raw
         key = key or key_of_message(maker, message, said.get("recipient", ""))
-        how = Instrumenting(maker, key, args.pixel, args.links, args.hidden_link, tool_campaign)
+        left = None if args.placeholder is None else read_placeholder(args.placeholder)
+        how = Instrumenting(maker, key, args.pixel, args.links, args.hidden_link, tool_campaign, placeholder=left)
         new, report = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
         if report.tracks and registers:
             email = registration_of(message, key, report.links, **said)

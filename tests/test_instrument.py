@@ -143,6 +143,13 @@ TARGETS = {  # by what is written
         "https://other-tracker.example/c?u=https%3A%2F%2Facme.com",
         # What only looks like a placeholder.
         *(ROOT_URL + rest for rest in ("?a=%7Bx%7D", "{", "}{", "%%", "?q=100%25%", "[x]", "*|", "?%recipient")),
+        *(ROOT_URL + rest for rest in (
+            "?f[0]=a&a[]=1&range=[1,5]", "?filter[status]=new&page[size]=9#x", "?f[aa][bb]=1", "?only[new]", "?x=[a-z]",
+            "?in=[[1,2],[3,4]]", "?tags=[red,blue]", "file[1].pdf", "?a=%5BEMAIL%5D", "?a=%7B%22b%22%3A%7B%7D%7D",
+            "?q=%20EM%20", "?q=%C3%A4bc%C3%BCd%AAff%BB", "?q=%ABcd%EFgh%AB", "?a=5%&b=6%", "?$filter=a&$top=5",
+            "@JohnDoe/post", "@ann@acme.org", "@Track", "~ann/~x", "__init__.py", "#:~:text=a,b", "?a=$5$",
+        )),
+        "http://[2001:db8::1]/x", "http://[fe80::1]:8080/?a[b]=1",
     )},
 }  # fmt: skip
 
@@ -174,6 +181,10 @@ def test_character_references_are_decoded_once_by_the_rule_for_attributes(writte
 
 PLACEHOLDERS = (
     "{{url}}", "{id}", "${id}", "*|ID|*", "%%id%%", "<%= id %>", "[[id]]", "%recipient.id%", "%recipient_id%", "{% x %}",
+    "@TrackLink", "[EMAIL]", "[email]", "[UNIQID]", "[subscriber:email]", "[subscriber:firstname | default:reader]",
+    "[Name,fallback=friend]", "[first_name,fallback=]", "[% member:email %]", "$[UD:EMAIL]$", "#{id}", "{!Contact.Email}",
+    "%EMAIL%", "%FIRSTNAME%", "%First Name%", "%CAMPAIGN%", "%20%DATE%", "%EMAIL%20", "*%7CEMAIL%7C*", "%7B%7Bid%7D%7D",
+    "#recipient:email#", "##EMAIL##", "@@email@@", "~~email~~", "@EMAIL@", "$EMAIL$", "«Email»", "<?= $id ?>",
 )  # fmt: skip
 LONGEST = ROOT_URL + "x" * (tracker.MAX_TARGET - len(ROOT_URL))
 LEFT_LINKS = {  # by a part of the reason
@@ -201,6 +212,11 @@ def test_a_link_that_is_left_is_told_with_the_reason(reason: str) -> None:
     assert links_only(f'<a href="{LONGEST}">')[1] == [LONGEST]
 
 
+def test_a_list_of_a_query_hides_no_placeholder_beside_it() -> None:
+    for query in ("?f[aa]=[EMAIL]", "?f[aa][bb]=1&[EMAIL]=1", "?a[]=%EMAIL%", "?f[aa]=1&b=x[EMAIL]", "[EMAIL]?f[aa]=1"):
+        assert instrument(f'<a href="https://acme.com/{query}">', pixel="none")[1].wrapped == [], query
+
+
 def test_empty_links_anchors_and_other_tags_are_left_without_a_word() -> None:
     tags = ("link", "base", "img", "abbr", "article", "form", "v:fill", "v:roundrect", "ab", "svg")
     others = [f'<{tag} href="https://acme.com/" src="https://acme.com/" action="https://acme.com/">' for tag in tags]
@@ -209,7 +225,18 @@ def test_empty_links_anchors_and_other_tags_are_left_without_a_word() -> None:
         assert (new, report.wrapped, report.left) == (text, [], [])
 
 
-@pytest.mark.parametrize("placeholder", ['{{ url "x" }}', '{% url "x" %}', '<%= url "x" %>'])
+@pytest.mark.parametrize(
+    "placeholder",
+    [
+        '{{ url "x" }}',
+        '{% url "x" %}',
+        '<%= url "x" %>',
+        '${url["x"]}',
+        '#{url["x"]}',
+        '[[data:x:"y"]]',
+        '<?= $a["x"] ?>',
+    ],
+)
 def test_a_placeholder_with_the_quotes_of_its_attribute_in_it_is_not_cut_in_two(placeholder: str) -> None:
     text = f'<a href="https://acme.com/{placeholder}">x</a>'
     new, report = instrument(text, pixel="none")

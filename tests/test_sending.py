@@ -382,6 +382,10 @@ def test_links_to_own_hosts_are_left(host: str, pipe: Pipe) -> None:
             (f"instrument Acme --key-placeholder {shlex.quote(placeholder)}", 1, "--key-placeholder: expected")
             for placeholder in ('{{ "id" }}', "{{ 'id' }}", "a/b", "a?b", "a#b", "", "x" * 201, "{{ü}}", "a\nb")
         ),
+        *(
+            (f"instrument Acme --placeholder {shlex.quote(regex)}", 1, "expected a regular expression, such as")
+            for regex in ("[", "a*", "", "x{9999999999}", "(?P<")
+        ),
         ("campaign add Acme c", 2, "usage: "),
         ("campaign add Acme c --sent 1.5", 2, "usage: "),
         ("campaign add Nobody c --sent 1", 1, "no tenant 'Nobody'"),
@@ -629,6 +633,39 @@ def test_a_placeholder_stands_raw_where_the_key_would_and_any_key_may_take_its_p
     bare = b"<a href=https://elsewhere.example/>x</a>"
     quoted = pipe.instrument("--key-placeholder", placeholder, "--html", "--pixel", "none", stdin=bare).out
     assert quoted.startswith(b'<a href="https://track') == (" " in placeholder)
+
+
+def test_a_url_with_a_placeholder_that_is_named_is_left(pipe: Pipe) -> None:
+    urls = ["https://acme.com/?u=__USER__", "https://acme.com/--name--", "https://acme.com/__init__.py"]
+    page = "".join(f'<a href="{url}">x</a>' for url in urls).encode()
+    report = pipe.report("--html", "--placeholder", "__[A-Z]+__|--[a-z]+--", stdin=page)
+    assert ([left["url"] for left in report["left"]], report["wrapped"]) == (urls[:2], urls[2:])
+    assert {"placeholder" in left["reason"] for left in report["left"]} == {True}
+    assert pipe.report("--html", stdin=page)["wrapped"] == urls
+
+
+# What listmonk takes for a link that it is to wrap: any URL up to its mark, and in older versions anything in a line.
+LISTMONK = [r"https?://[-\w.~!#$&'()*+,/:;=?@\[\]]*@TrackLink", "https?://.+?@TrackLink"]
+
+
+@pytest.mark.parametrize("rule", LISTMONK, ids=["new", "old"])
+def test_listmonk_finds_nothing_to_wrap_among_our_links_and_its_own_links_are_left_to_it(rule: str, pipe: Pipe) -> None:
+    urls = [
+        "https://acme.com/sale",
+        "https://acme.com/?a=1&amp;b=[1,5]#c",
+        "https://acme.com/@ann",
+        "http://acme.com/ü",
+    ]
+    others = ["{{ UnsubscribeURL }}", "https://acme.com/own@TrackLink", "https://acme.com/?e={{ .Subscriber.Email }}"]
+    body = "".join(f'<p><a href="{url}">x</a>' for url in urls) + "".join(f'\n<a href="{url}">y</a>' for url in others)
+    options = ("--html", "--key-placeholder", "{{ .Subscriber.UUID }}", "--campaign", "Spring")
+    out = pipe.instrument(*options, stdin=body.encode()).out.decode()
+    assert re.findall(r'<a href="(.*?)">y</a>', out) == others
+    assert re.findall(rule, out) == [others[1]]
+    links = [match[0].decode() for match in CLICK.finditer(out.replace("{{ .Subscriber.UUID }}", "5f3c").encode())]
+    assert [follow(pipe.stage, link, status=302).location for link in links] == [
+        html.unescape(url).replace("ü", "%C3%BC") for url in urls
+    ]
 
 
 def test_the_campaign_stands_in_each_url_of_a_template(pipe: Pipe) -> None:
