@@ -51,7 +51,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
 from http import HTTPStatus
-from itertools import chain, islice, pairwise, starmap
+from itertools import chain, islice, pairwise, repeat, starmap
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO, cast
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
@@ -2054,7 +2054,7 @@ def encode_quoted_printable(new: str, column: int, line_break: str) -> tuple[str
 # == Database ==========================================================================================
 # One file, one connection a process, one writer at a time; whose spool it is. Uses no section but Settings.
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 MOVED = -1  # in place of the version
 FIRST_VERSION = 5  # the oldest that is brought up to date, by the files in templates/schema
 QUARTER_MS = 900_000
@@ -2195,6 +2195,11 @@ def check_version(version: int, path: str) -> None:
     raise StoreError(f"{path} {told}")
 
 
+def _know_functions(connection: sqlite3.Connection) -> None:
+    for name, arguments, function in SQL_FUNCTIONS:
+        connection.create_function(name, arguments, function, deterministic=True)
+
+
 def open_connection(path: str) -> sqlite3.Connection:
     """Connect to a database that is there, and is ours. Raises StoreError if it is neither."""
     uri = f"file:{quote(path)}?mode=rw"
@@ -2205,8 +2210,7 @@ def open_connection(path: str) -> sqlite3.Connection:
             for setting in ("synchronous = full", "wal_autocheckpoint = 0", "foreign_keys = on"):
                 connection.execute(f"pragma {setting}")
             connection.execute(f"pragma cache_size = {-CACHE_KIBIBYTES}")
-            for name, arguments, function in SQL_FUNCTIONS:
-                connection.create_function(name, arguments, function, deterministic=True)
+            _know_functions(connection)
         except BaseException:
             connection.close()
             raise
@@ -2548,6 +2552,7 @@ def _upgrade_database(path: str) -> None:
     """Bring the schema of an older database up to date, each version in one transaction."""
     with _plain_errors(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         version = connection.execute("pragma user_version").fetchone()[0]
+        _know_functions(connection)
         for later in range(version + 1, SCHEMA_VERSION + 1) if version >= FIRST_VERSION else ():
             connection.executescript(resource(f"templates/schema/{later}.sql").decode())
 
@@ -3040,7 +3045,8 @@ class Postgres(Database):
                     raise nothing
                 made = ", ".join(f"('{name}', '{secrets.token_hex(32)}')" for name in ("link", "instance"))
                 connection.run(f"{''.join(postgres_schema())}; insert into secrets values {made}")
-            elif version >= FIRST_VERSION:
+            elif FIRST_VERSION <= version < SCHEMA_VERSION:
+                know_clients(cast("sqlite3.Connection", connection))
                 for later in range(version + 1, SCHEMA_VERSION + 1):
                     connection.run(_as_postgres(f"templates/schema/{later}.sql"))
             link = stored_secret(cast("sqlite3.Connection", connection), "link")
@@ -3251,7 +3257,7 @@ def change_tenant(connection: sqlite3.Connection, tenant: int, **changes: Any) -
         connection.execute(f"update tenants set {column} = ? where number = ?", (value, tenant))
     if "tz" in changes:  # other days
         know_clients(connection)
-        for table in ("uniques", "reasons", "cohorts", "clients"):
+        for table in ("uniques", "reasons", "cohorts", "campaign_times", "clients"):
             where = f"where tenant = ? and {'day > 0' if table == 'clients' else 'grain = 1'}"
             connection.execute(f"delete from {table} {where}", (tenant,))
             connection.execute(f"insert into {table} select * from recount_{table} {where}", (tenant,))
@@ -3280,8 +3286,8 @@ def set_tenant_rules(
 
 
 TABLES_OF_TENANTS = (  # each before those that it refers to
-    *("uniques", "reasons", "cohorts", "campaigns", "links", "clients", "named_hosts", "events"),
-    *("campaign_sends", "allowances", "dropped", "tenant_rules", "urls", "emails"),
+    *("uniques", "reasons", "cohorts", "campaigns", "campaign_times", "campaign_hits", "links", "clients"),
+    *("named_hosts", "events", "campaign_sends", "allowances", "dropped", "tenant_rules", "urls", "emails"),
 )
 
 
@@ -3525,6 +3531,16 @@ class Shape(NamedTuple):
     about: str  # the agent of an open; the host of a click that met the naming page
 
 
+class CampaignHit(NamedTuple):
+    """All that matters of a judged hit to the numbers of its campaign."""
+
+    tenant: int
+    campaign: str
+    type: int
+    judgement: int
+    about: str  # as of a shape
+
+
 class Standing(NamedTuple):
     """All that matters of an email to the numbers by email."""
 
@@ -3537,6 +3553,12 @@ class Standing(NamedTuple):
     opened_in: int = 0  # … since this quarter
     clicked: int | None = None
     clicked_in: int = 0
+
+
+# What many emails have alike: how they count, with their tenant, campaign, whether they are registered, when they were sent,
+# the best state of their opens and of their clicks; and a column of their campaign, with since when they are in it.
+Group = tuple[int, str, bool, int, int | None, int | None]
+Moment = tuple[int, str, str, int]
 
 
 def best_of(tally: Tally) -> int | None:
@@ -3559,33 +3581,67 @@ def cells_of_hit(shape: Shape, judgement: Judgement, zone: str) -> Iterator[Cell
         yield "named_hosts", (tenant, about, judgement.reason), "clicks"
 
 
-def cells_of_email(email: Standing, zone: str) -> Iterator[Cell]:
-    """The numbers that an email is in, as it stands. Days are those of the zone."""
-    tenant = email.tenant
-    for type_, state, quarter in ((OPEN, email.opened, email.opened_in), (CLICK, email.clicked, email.clicked_in)):
-        if state:
-            yield "uniques", (tenant, QUARTER, quarter, type_, state), "emails"
-            yield "uniques", (tenant, DAY, local_day(zone, quarter), type_, state), "emails"
-    if email.is_test:
-        return
+def cells_of_campaign_hit(hit: CampaignHit, judgement: Judgement) -> Iterator[Cell]:
+    """The number that a judged hit of a campaign is in."""
+    tenant, campaign, type_, number, about = hit
+    is_read = type_ == OPEN and judgement.state in (PERSON, UNCONFIRMED)
+    yield "campaign_hits", (tenant, campaign, type_, number, *(client_of(about) if is_read else ("", ""))), "hits"
+
+
+_OPENED, _CLICKED = ({state: f"{verb}_{name}" for state, name in STATES.items()} for verb in ("opened", "clicked"))
+_UNIQUE = {
+    name: (type_, state) for type_, names in ((OPEN, _OPENED), (CLICK, _CLICKED)) for state, name in names.items()
+}
+
+
+def parts_of(email: Standing) -> tuple[Group | None, list[Moment]]:
+    """The group that an email is in as it stands, and its moments."""
+    tenant, campaign, registered, is_test, sent, opened, opened_in, clicked, clicked_in = email
+    moments = []
+    if is_test:
+        campaign = ""
+    if opened:
+        moments.append((tenant, campaign, _OPENED[opened], opened_in))
+    if clicked:
+        moments.append((tenant, campaign, _CLICKED[clicked], clicked_in))
+    if campaign and registered:
+        moments.append((tenant, campaign, "emails", sent))
+    if campaign and clicked == PERSON != opened:
+        moments.append((tenant, campaign, "click_only", clicked_in))
+    return None if is_test else (tenant, campaign, registered, sent, opened, clicked), moments
+
+
+def cells_of_group(group: Group, zone: str) -> Iterator[Cell]:
+    """The numbers by mailing that an email of this group is in. Days are those of the zone."""
+    tenant, campaign, registered, sent, opened, clicked = group
     columns = []
-    if email.opened:
-        columns.append(f"opened_{STATES[email.opened]}")
-    if email.clicked:
-        columns.append(f"clicked_{STATES[email.clicked]}")
-    if email.clicked == PERSON != email.opened:
+    if opened:
+        columns.append(_OPENED[opened])
+    if clicked:
+        columns.append(_CLICKED[clicked])
+    if clicked == PERSON != opened:
         columns.append("click_only")  # a click by a person proves that the mail was read
-    groups: list[tuple[str, tuple[Any, ...]]] = [("cohorts", (tenant, QUARTER, email.sent))]
-    if email.sent != NO_QUARTER:
-        groups.append(("cohorts", (tenant, DAY, local_day(zone, email.sent))))
-    if email.campaign:
-        groups.append(("campaigns", (tenant, email.campaign)))
+    groups: list[tuple[str, tuple[Any, ...]]] = [("cohorts", (tenant, QUARTER, sent))]
+    if sent != NO_QUARTER:
+        groups.append(("cohorts", (tenant, DAY, local_day(zone, sent))))
+    if campaign:
+        groups.append(("campaigns", (tenant, campaign)))
     for table, key in groups:
         for column in columns:
             yield table, key, column
         # An unregistered email is counted as sent where its campaign was declared, as one of those.
-        if email.registered or (table == "cohorts" and email.sent == NO_QUARTER):
+        if registered or (table == "cohorts" and sent == NO_QUARTER):
             yield table, key, "emails"
+
+
+def cells_of_moment(moment: Moment, zone: str) -> Iterator[Cell]:
+    """The numbers by time that an email is in since this moment. Days are those of the zone."""
+    tenant, campaign, column, quarter = moment
+    for grain, time_ in ((QUARTER, quarter), (DAY, local_day(zone, quarter))):
+        if column in _UNIQUE:
+            yield "uniques", (tenant, grain, time_, *_UNIQUE[column]), "emails"
+        if campaign:
+            yield "campaign_times", (tenant, campaign, grain, time_), column
 
 
 def cells_of_link(tenant: int, campaign: str, url: int, tally: Tally) -> Iterator[tuple[Cell, int]]:
@@ -3619,6 +3675,8 @@ ROLLUPS = {  # in the order in which their recounts build on each other
     "reasons": Rollup(("tenant", "grain", "time", "type", "judgement"), ("hits",)),
     "cohorts": Rollup(("tenant", "grain", "time"), ("emails", *GROUP_COLUMNS)),
     "campaigns": Rollup(("tenant", "campaign"), ("emails", *GROUP_COLUMNS), ("last_at",)),
+    "campaign_times": Rollup(("tenant", "campaign", "grain", "time"), ("emails", *GROUP_COLUMNS)),
+    "campaign_hits": Rollup(("tenant", "campaign", "type", "judgement", "client", "device"), ("hits",)),
     "links": Rollup(("tenant", "campaign", "url"), LINK_COLUMNS),
     "clients": Rollup(("tenant", "day", "client", "device"), ("opens_person", "opens_unconfirmed")),
     "named_hosts": Rollup(("tenant", "host", "reason"), ("clicks",)),
@@ -3633,9 +3691,7 @@ def add_to_rollups(connection: sqlite3.Connection, cells: Mapping[Cell, int]) ->
             tables[table][key][column] = number
     for table, rows in tables.items():
         keys, columns, times = ROLLUPS[table]
-        values = [
-            (*key, *(row.get(column, 0) for column in columns), *map(row.get, times)) for key, row in rows.items()
-        ]
+        values = [(*key, *map(row.get, columns, repeat(0)), *map(row.get, times)) for key, row in rows.items()]
         upsert(connection, table, keys, columns, values, ADDED, times)
 
 
@@ -3952,6 +4008,7 @@ class Batch:
         self.now = now
         self.room = room  # for how many stored hits, of the sessions that new ones come into
         self._shapes: dict[tuple[Any, ...], int] = defaultdict(int)  # as Shape
+        self._campaign_hits: dict[tuple[Any, ...], int] = defaultdict(int)  # as CampaignHit
         self._standings: dict[Standing, int] = defaultdict(int)
         self._cells: dict[Cell, int] = defaultdict(int)
         self.dropped: dict[tuple[int, str, int], int] = defaultdict(int)
@@ -4323,6 +4380,8 @@ class Batch:
         type_, at = hit.type, hit.at
         about = hit.agent if type_ == OPEN else url_host(hit.url or "") if hit.why else ""
         self._shapes[email.tenant, at // QUARTER_MS, type_, judgement, about] += times
+        if email.campaign:
+            self._campaign_hits[email.tenant, email.campaign, type_, judgement, about] += times
         if state == ASIDE:
             return
         self._tally(email.opens if type_ == OPEN else email.clicks, email, hit, None, state, times)
@@ -4533,6 +4592,7 @@ class Batch:
                 campaign = email.before.campaign
             if campaign != email.campaign:
                 self._left.add((email.tenant, campaign))
+                self._move_hits(email, campaign)
             for url, (old, new) in email.links.items():
                 if old != new or campaign != email.campaign:
                     self._count_link(email.tenant, campaign, url, old, -1)
@@ -4547,6 +4607,14 @@ class Batch:
         upsert(self.connection, "link_counts", ("email", "url"), CLICK_COLUMNS, links)
         self._set("emails", "created_at", [*self._began.items()])
 
+    def _move_hits(self, email: Email, campaign: str) -> None:
+        """Count the stored hits of an email, all of which were read, in its campaign, and no longer in the one that it left."""
+        for stored in email.stored.values():
+            about = stored.hit.agent if stored.hit.type == OPEN else ""
+            for name, times in ((campaign, -1), (email.campaign, 1)):
+                if name:
+                    self._campaign_hits[email.tenant, name, stored.hit.type, stored.judgement, about] += times
+
     def _write_cells(self) -> None:
         zones = {number: tz for number, (tz, _) in self._tenants.items()}
         if others := {tenant for tenant, *_ in chain(self._shapes, self._standings)} - zones.keys():
@@ -4556,8 +4624,22 @@ class Batch:
             shape = Shape._make(columns)
             for cell in cells_of_hit(shape, self._judgements[shape.judgement], zones[shape.tenant]):
                 self._cells[cell] += times
+        for columns, times in self._campaign_hits.items():
+            hit = CampaignHit._make(columns)
+            for cell in cells_of_campaign_hit(hit, self._judgements[hit.judgement]):
+                self._cells[cell] += times
+        groups: dict[Group | None, int] = defaultdict(int)
+        moments: dict[Moment, int] = defaultdict(int)
         for standing, times in self._standings.items():
-            for cell in cells_of_email(standing, zones[standing.tenant]):
+            group, since = parts_of(standing)
+            groups[group] += times
+            for moment in since:
+                moments[moment] += times
+        for group, times in groups.items():
+            for cell in cells_of_group(group, zones[group[0]]) if group and times else ():
+                self._cells[cell] += times
+        for moment, times in moments.items():
+            for cell in cells_of_moment(moment, zones[moment[0]]) if times else ():
                 self._cells[cell] += times
         add_to_rollups(self.connection, self._cells)
 

@@ -418,6 +418,8 @@ def test_ingest_counts_each_hit_of_a_log_once_and_names_the_line_it_cannot_read(
         ("update uniques set emails = 0", "uniques"),
         ("update cohorts set opened_person = opened_person + 1", "cohorts"),
         ("delete from campaigns", "campaigns"),
+        ("update campaign_times set opened_person = 0", "campaign_times"),
+        ("delete from campaign_hits", "campaign_hits"),
         ("update links set clicks_person = clicks_person + 5", "links"),
         ("update named_hosts set clicks = 99", "named_hosts"),
         ("update email_counts set open_machine = 7", "email_counts"),

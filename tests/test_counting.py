@@ -50,7 +50,12 @@ LOGICAL = {
     "reasons": "select tenant, grain, time, type, verdict, reason, hits from reasons"
     " join judgements on judgements.id = judgement",
     "links": "select links.tenant, urls.url, host, links.* from links join urls on urls.id = links.url",
-    **{table: f"select * from {table}" for table in ("uniques", "cohorts", "campaigns", "clients", "named_hosts")},
+    **{
+        table: f"select * from {table}"
+        for table in ("uniques", "cohorts", "campaigns", "campaign_times", "clients", "named_hosts")
+    },
+    "campaign_hits": "select tenant, campaign, type, verdict, reason, client, device, hits from campaign_hits"
+    " join judgements on judgements.id = judgement",
     "dropped": "select * from dropped",
     "urls": "select tenant, urls.url as target, host from urls",
     "tenants": "select name, id_in_mail_at from tenants",
@@ -699,6 +704,8 @@ ADDED_ROWS = {  # with the tenant, the email and the URL that the test made
     "reasons": "insert into reasons values (1, 1, 7, 1, 1, 1)",
     "cohorts": "insert into cohorts values (1, 0, 7, 1, 0, 0, 0, 0, 0, 0, 0)",
     "campaigns": "insert into campaigns values (1, 'winter', 1, 0, 0, 0, 0, 0, 0, 0, null)",
+    "campaign_times": "insert into campaign_times values (1, 'winter', 0, 7, 1, 0, 0, 0, 0, 0, 0, 0)",
+    "campaign_hits": "insert into campaign_hits values (1, 'winter', 1, 1, 'Added', '', 1)",
     "links": "insert into links values (1, 'winter', (select max(id) from urls) + 1, 1, 0, 0, 0, 0, 0)",
     "clients": "insert into clients values (1, 7, 'Added', '', 1, 0)",
     "named_hosts": "insert into named_hosts values (1, 'added.example', 'suspended', 1)",
@@ -801,10 +808,10 @@ def test_what_is_written_while_reading_is_not_kept(stage: Stage) -> None:
 
 
 OTHER_SCHEMAS = {  # version, whether the database is open already, and what is said
-    "newer": (99, False, "has schema version 99, this program knows 6; use the newer program"),
+    "newer": (99, False, "has schema version 99, this program knows 7; use the newer program"),
     "older": (4, False, "was made by a version before 0.6.0"),
     "none": (0, False, "is no database of this program; expected one made by `serve` or `tenant add`"),
-    "made newer meanwhile": (7, True, "has schema version 7, this program knows 6; use the newer program"),
+    "made newer meanwhile": (8, True, "has schema version 8, this program knows 7; use the newer program"),
 }
 
 
@@ -930,42 +937,76 @@ def test_a_closed_database_keeps_no_descriptor(stage: Stage) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_database_of_the_version_before_is_brought_up_to_date_and_counts_on(tmp_path: Path) -> None:
-    path, fresh = tmp_path / "older" / "tracking.db", tmp_path / "fresh" / "tracking.db"
+@pytest.mark.sqlite
+@pytest.mark.parametrize("version", range(tracker.FIRST_VERSION, tracker.SCHEMA_VERSION))
+def test_a_database_of_a_version_before_is_brought_up_to_date_and_counts_on(
+    stage: Stage, tmp_path: Path, version: int
+) -> None:
+    register(stage, tracker.Registration("e1", campaign="Spring"))
+    count(
+        stage,
+        hit(stage, "e1", ua=IPHONE),
+        click(stage, "e1"),
+        hit(stage, "u1", uri=f"/{stage.acme.mail_id}/pixel/u1.gif?campaign=Spring"),
+    )
+    path = tmp_path / "older" / "tracking.db"
     path.parent.mkdir()
-    schema = tracker.resource("schema.sql").decode()
-    tracker.open_database(tracker.Settings(database=str(fresh)), make=True).close()
+    before = content(stage.database)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
-        old.executescript(as_of_version_5(schema))
-        old.executescript("""
-            insert into secrets values ('link', '0123456789abcdef'), ('instance', '0123456789abcdef');
-            insert into tenants (number, id, mail_id, name, created_at) values (1, 'acme-id', 'acme', 'Acme', 1);
-            insert into emails (tenant, key, campaign, registered, created_at) values (1, 'u1', 'Spring', 0, 1);
-            insert into unregistered_days values (1, 20000, 7);
-        """)
+        old.executescript(as_of_version(version, tracker.resource("schema.sql").decode()))
+        old.execute("attach ? as now", (stage.database.path,))
+        for (table,) in old.execute(
+            "select name from main.sqlite_master where type = 'table' and name <> 'sqlite_sequence'"
+        ).fetchall():
+            if table != "unregistered_days":
+                columns = ", ".join(row[1] for row in old.execute(f"pragma main.table_info({table})"))
+                old.execute(f"insert into main.{table} ({columns}) select {columns} from now.{table}")
+        old.execute("detach now")
+        if version == 5:
+            old.execute("insert into unregistered_days values (1, 20000, 7)")
         old.execute("pragma journal_mode = wal")
     with pytest.raises(tracker.StoreError, match="was made by an older version: start `serve`"):
         tracker.open_connection(str(path))
-    with (
-        contextlib.closing(tracker.open_database(tracker.Settings(database=str(path)), make=True)) as database,
-        database.reading() as connection,
-    ):
-        assert connection.execute("select * from allowances").fetchall() == [
-            (1, -1, "unregistered", "Spring", -1, 1),
-            (1, 20_000, "unregistered", "", -1, 7),
-        ]
-        assert tracker.integrity_faults(connection) == []
-    assert shape(path) == shape(fresh)
+    with contextlib.closing(tracker.open_database(tracker.Settings(database=str(path)), make=True)) as database:
+        with database.reading() as connection:
+            found = connection.execute("select * from allowances").fetchall()
+        allowances = [(1, -1, "unregistered", "Spring", -1, 1), (1, 20_000, "unregistered", "", -1, 7)]
+        assert version > 5 or found == allowances
+        assert faults_of(database) == []
+        assert content(database) == before
+    assert shape(path) == shape(Path(stage.database.path))
 
 
-def as_of_version_5(schema: str) -> str:
-    """The schema as it was in 0.6: without what came since."""
-    schema = re.sub(r"^create table (marks|gone|allowances) .*?;\n", "", schema, flags=re.MULTILINE | re.DOTALL)
-    schema = schema.replace("create index dropped_by_day on dropped (day);\n", "")
-    schema = re.sub(r"^ +(told_at|cleared|unregistered_a_day) .*\n", "", schema, flags=re.MULTILINE)
-    schema = schema.replace("between 1 and 60),  ", "between 1 and 60)")
-    days = "create table unregistered_days (tenant integer, day integer, emails integer, primary key (tenant, day));"
-    return schema.replace("pragma user_version = 6;", f"{days}\npragma user_version = 5;")
+def test_what_a_database_lacks_of_this_version_is_made_and_counted_where_it_is(stage: Stage) -> None:
+    register(stage, tracker.Registration("e1", campaign="Spring"))
+    count(stage, hit(stage, "e1", ua=IPHONE), hit(stage, "e1", NOW + DAY, ua=CURL), click(stage, "e1"))
+    before = content(stage.database)
+    with stage.database.transaction() as connection:
+        for table in ("campaign_times", "campaign_hits"):
+            connection.execute(f"drop view recount_{table}")
+            connection.execute(f"drop table {table}")
+        shared = "update marks set value = '6' where name = 'schema'"
+        connection.execute(shared if stage.database.is_shared else "pragma user_version = 6")
+    stage.database.close()
+    with contextlib.closing(tracker.open_database(stage.settings, make=True)) as database:
+        assert faults_of(database) == []
+        assert content(database) == before
+
+
+def as_of_version(version: int, schema: str) -> str:
+    """The schema as it was: 5 in 0.6; without what came since."""
+    schema = re.sub(
+        r"^create (table|view) (recount_)?campaign_(times|hits) .*?;\n\n", "", schema, flags=re.MULTILINE | re.DOTALL
+    )
+    if version == 5:
+        schema = re.sub(r"^create table (marks|gone|allowances) .*?;\n", "", schema, flags=re.MULTILINE | re.DOTALL)
+        schema = schema.replace("create index dropped_by_day on dropped (day);\n", "")
+        schema = re.sub(r"^ +(told_at|cleared|unregistered_a_day) .*\n", "", schema, flags=re.MULTILINE)
+        schema = schema.replace("between 1 and 60),  ", "between 1 and 60)")
+        schema += (
+            "create table unregistered_days (tenant integer, day integer, emails integer, primary key (tenant, day));"
+        )
+    return re.sub("pragma user_version = [0-9]+;", f"pragma user_version = {version};", schema)
 
 
 def shape(path: Path) -> dict[str, list[Any]]:

@@ -102,8 +102,9 @@ def cast(stage: Stage) -> Stage:
 
 def everything_of(stage: Stage, tenant: tracker.Tenant) -> list[list[tuple[Any, ...]]]:
     """All rows that belong to a tenant."""
-    tables = ("emails", "events", "uniques", "reasons", "cohorts", "campaigns", "links", "urls", "tenant_rules")
-    rows = (stage.rows(f"select * from {table} where tenant = ?", tenant.number) for table in tables)
+    tables = ("emails", "events", "uniques", "reasons", "cohorts", "campaigns", "campaign_times", "campaign_hits")
+    others = ("links", "urls", "tenant_rules")
+    rows = (stage.rows(f"select * from {table} where tenant = ?", tenant.number) for table in (*tables, *others))
     owned = [sorted(each, key=repr) for each in rows]
     return [*owned, stage.rows("select * from tenants where number = ?", tenant.number)]
 
