@@ -3162,6 +3162,7 @@ def moving(settings: Settings, target: str) -> Iterator[sqlite3.Connection]:
 # Customers of the server, their rules, and tenants.json, by which workers know them without a database.
 
 RULES = ("allow", "block", "own")
+NEEDS_A_KEY = "an id of one's own stands in mail, so whoever gets mail could write; expected a tenant with two ids"
 NO_PUBLIC_URL = (
     "this server does not know its public address, and a mailing full of localhost links can't be called back: "
     "set BASE_URL=https://track.example.com, or give the tenant a tracking host; to try it on this machine, start "
@@ -3200,6 +3201,10 @@ def _tenants(connection: sqlite3.Connection, which: str, **values: str) -> list[
 
 def tenant_by_id(connection: sqlite3.Connection, id_: str) -> Tenant | None:
     return next(iter(_tenants(connection, "where id = :id", id=id_)), None)
+
+
+def new_api_key() -> str:
+    return secrets.token_urlsafe(32)
 
 
 def key_hash(key: str) -> str:
@@ -3317,6 +3322,7 @@ def directory_of(connection: sqlite3.Connection) -> dict[str, Any]:
             "tracking_host": tenant.tracking_host,
             "any_domain": tenant.any_domain,
             "suspended": tenant.suspended,
+            "api_key_sha256": tenant.api_key_hash,
             **tenant_rules(connection, tenant.number),
         }
         for tenant in list_tenants(connection)
@@ -3392,7 +3398,8 @@ def take_over_tenants(folder: str, connection: sqlite3.Connection) -> None:
         elif key_hash(tenant.id) != entry["id_sha256"]:  # the one it had is no longer its
             change_tenant(connection, tenant.number, id=new_dashboard_id())
         any_domain, suspended = tenant.any_domain and entry["any_domain"], tenant.suspended or entry["suspended"]
-        change_tenant(connection, tenant.number, any_domain=any_domain, suspended=suspended)
+        key = entry.get("api_key_sha256") or tenant.api_key_hash  # 0.7.0.dev0 and before did not write it
+        change_tenant(connection, tenant.number, any_domain=any_domain, suspended=suspended, api_key_hash=key)
         with contextlib.suppress(Conflict):
             change_tenant(connection, tenant.number, tracking_host=entry["tracking_host"])
         rules = tenant_rules(connection, tenant.number)
@@ -7597,7 +7604,7 @@ _MESSAGE_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, "pixel": Field(str, words=PIXE
 _MESSAGE_FIELDS |= dict.fromkeys(("links", "force", "hidden_link"), _YES_NO)
 _CAMPAIGN_FIELDS = {"campaign": Field(str, MAX_CAMPAIGN), "sent": Field(int), "sent_at": Field(str, 40)}
 _TENANT_FIELDS = {"name": Field(str, 200), "id": Field(str, 64), "domains": _TEXTS, "any_domain": Field(bool)}
-_TENANT_FIELDS["tracking_host"] = Field(str, 253)
+_TENANT_FIELDS |= {"tracking_host": Field(str, 253), "open_writing": Field(bool)}
 
 
 def _json_body(request: Request) -> Any:
@@ -7729,11 +7736,14 @@ def post_tenants(app: App, request: Request) -> Response:
         raise BadInput(f"id: {fault}")
     about = {"allow": read_hosts("domains", *said.get("domains", ())), "any_domain": said.get("any_domain", False)}
     about["tracking_host"] = host and read_tracking_host(app.settings, host)
+    key = None if said.get("open_writing") else new_api_key()
+    if id_ and key is None:
+        raise BadInput(f"open_writing: {NEEDS_A_KEY}")
     if app.settings.public_url(host) is None:
         raise HTTPError(409, NO_PUBLIC_URL)
     with changing_tenants(app.database) as connection:
-        tenant = add_tenant(connection, name, now_ms(), id=id_, **about)
-    return json_response(201, tenant_summary(app.settings, tenant))
+        tenant = add_tenant(connection, name, now_ms(), id=id_, api_key_hash=key and key_hash(key), **about)
+    return json_response(201, {**tenant_summary(app.settings, tenant), "api_key": key})
 
 
 # == Routes and application ============================================================================
@@ -8306,9 +8316,10 @@ def cmd_serve(args: Namespace, settings: Settings) -> None:
         with database_of(settings, make=True) as database, changing_tenants(database) as connection:
             forget_deleted(database.folder, connection)
             if not list_tenants(connection):
-                add_tenant(connection, "default", now_ms())
+                add_tenant(connection, "default", now_ms(), api_key_hash=key_hash(new_api_key()))
+                # Ids and keys are for a person and not for a log.
                 show = f"{PROGRAM} tenant show default{' --local' * settings.local}"
-                log(f"made the tenant default; its URLs: {show}")  # ids are for a person and not for a log
+                log(f"made the tenant default; its URLs: {show}; a key to write with: {PROGRAM} tenant key default")
     except StoreError as error:
         if isinstance(error, Conflict) or not os.path.exists(os.path.join(settings.folder, "tenants.json")):
             raise
@@ -8337,6 +8348,7 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     option("--own ADDRESS...", "the sender's own address or network, whose hits are set aside"),
     option("--not-own ADDRESS...", "… is no longer the sender's own"),
     option("--suspend", "whether all links show the naming page", action="yes or no", dest="suspended"),
+    option("--open-writing", "whoever has the dashboard URL may write and delete over HTTP, without an API key"),
     LOCAL,
     JSON,
 )
@@ -8359,6 +8371,7 @@ def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], 
         "unregistered_a_day": _read_a_day,
     }
     columns = {name: read(said) for name, read in readers.items() if (said := getattr(args, name)) is not None}
+    columns |= {"api_key_hash": None} if args.open_writing else {}
     rules = (
         ("allow", read_destination, args.domain, args.remove_domain),
         ("block", read_destination, args.block, args.unblock),
@@ -8373,23 +8386,28 @@ def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], 
     *TENANT_OPTIONS,
 )
 def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
-    """Make a tenant and print its ids and URLs."""
+    """Make a tenant and print its ids, its URLs and, this once, the API key that writing over HTTP needs."""
     if settings.public_url(args.tracking_host) is None:
         raise StoreError(NO_PUBLIC_URL)
     if args.id is not None and (fault := id_fault(args.id)):
         raise BadInput(f"id: {fault}")
+    if args.id is not None and args.open_writing:
+        raise BadInput(f"--open-writing: {NEEDS_A_KEY}")
     columns, rules = _read_changes(args, settings)
+    key = None if args.open_writing else new_api_key()
+    columns["api_key_hash"] = key and key_hash(key)
     with database_of(settings, make=True) as database, changing_tenants(database) as connection:
         namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == columns["name"]]
         tenant = add_tenant(connection, now=now_ms(), id=args.id, **columns)
         for rule in rules:
             set_tenant_rules(connection, tenant.number, *rule)
-    cmd_tenant_show(args, settings, tenant.id)
+    cmd_tenant_show(args, settings, tenant.id, key)
     if namesakes:
         tell(f"note: there was a tenant of this name already ({namesakes[0]}); name them by their ids")
+    if key:
+        tell("note: POST, PATCH and DELETE need the API key, which is shown this once; `tenant key` makes another")
     if tenant.one_id:
-        key = f"{PROGRAM} tenant key {tenant.mail_id}"
-        tell(f"note: every recipient can open this dashboard, so it names nobody, and writing needs an API key: {key}")
+        tell("note: every recipient can open this dashboard, so it names nobody but to who sends the API key")
     if not args.domain and not args.any_domain:
         allow = f"{PROGRAM} tenant set {tenant.mail_id} --domain acme.com"
         tell(f"note: plain links (?url=…) lead to the naming page, signed ones redirect; so that all do: {allow}")
@@ -8401,6 +8419,8 @@ def cmd_tenant_set(args: Namespace, settings: Settings) -> None:
     columns, rules = _read_changes(args, settings)
     with database_of(settings) as database, changing_tenants(database) as connection:
         tenant = find_tenant(connection, args.tenant)
+        if tenant.one_id and args.open_writing:
+            raise BadInput(f"--open-writing: {NEEDS_A_KEY}")
         change_tenant(connection, tenant.number, **columns)
         for rule in rules:
             set_tenant_rules(connection, tenant.number, *rule)
@@ -8428,7 +8448,7 @@ def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
 
 
 @command(TENANT, LOCAL, JSON)
-def cmd_tenant_show(args: Namespace, settings: Settings, word: str = "") -> None:
+def cmd_tenant_show(args: Namespace, settings: Settings, word: str = "", key: str | None = None) -> None:
     """Print a tenant's ids, URLs and rules."""
     with database_of(settings) as database, database.reading() as connection:
         tenant = find_tenant(connection, word or args.tenant)
@@ -8441,7 +8461,7 @@ def cmd_tenant_show(args: Namespace, settings: Settings, word: str = "") -> None
         "tz": tenant.tz,
         "suspended": tenant.suspended,
         "tracking_host": tenant.tracking_host or "",
-        "api_key": bool(tenant.api_key_hash),
+        "api_key": key or bool(tenant.api_key_hash),
     }
     unknown = "(set BASE_URL, or add --local)"
     shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in about.items()}
@@ -8452,7 +8472,7 @@ def cmd_tenant_show(args: Namespace, settings: Settings, word: str = "") -> None
 @command(TENANT, option("--remove", "take the key away"), JSON)
 def cmd_tenant_key(args: Namespace, settings: Settings) -> None:
     """Make a tenant a new API key and print it, this once; the old one stops working."""
-    key = None if args.remove else secrets.token_urlsafe(32)
+    key = None if args.remove else new_api_key()
     with database_of(settings) as database, changing_tenants(database) as connection:
         tenant = find_tenant(connection, args.tenant)
         change_tenant(connection, tenant.number, api_key_hash=key and key_hash(key))
@@ -9001,7 +9021,7 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
     for tenant in adopted:
         about = f"{tenant.name} ({tenant.mail_id}) has a new dashboard id"
         tell(f"note: {about}, since it got its own after the backup: {tenant.id}")
-    tell("note: what was said since the backup of campaigns, keys and settings of tenants is not known; say it again")
+    tell("note: what was said since the backup of campaigns and settings of tenants is not known; say it again")
     for trouble in troubles:
         tell(f"wrong: {trouble}")
     return 1 if troubles else 0

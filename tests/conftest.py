@@ -481,9 +481,10 @@ class Server:
         assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def tenant(self, name: str, *options: str) -> dict[str, Any]:
-        """Make a tenant; returns its ids and URLs."""
-        made: dict[str, Any] = json.loads(self.run("tenant", "add", name, "--json", *options))
+    def tenant(self, name: str, *options: str, keyed: bool = False) -> dict[str, Any]:
+        """Make a tenant, to write for whom needs no API key unless it is asked for; returns its ids and URLs."""
+        how = options if keyed or "--id" in options else (*options, "--open-writing")
+        made: dict[str, Any] = json.loads(self.run("tenant", "add", name, "--json", *how))
         return made
 
     def first_tenant(self) -> str:

@@ -228,6 +228,7 @@ OF_TENANTS: list[tuple[str, str, list[Any]]] = [
     ("domains", ": expected a list of texts", ["acme.com", [1]]),
     ("domains", ": expected at most 1000", [["a.example"] * 1001]),
     ("any_domain", ": expected true or false", [1, "true"]),
+    ("open_writing", ": expected true or false", [1, "true"]),
     ("tracking_host", ": expected text", [["a.example"]]),
     # A tenant has hosts in two fields: without the name, whoever reads the error can't tell which is meant.
     ("domains", ": ", [["acme.com", host] for host in (*HOSTS, "", "\ud800.com")]),
@@ -484,7 +485,7 @@ def test_an_email_that_is_not_there_cannot_be_removed(still: Stage) -> None:
 
 def test_a_new_tenant_gets_two_ids_and_works_at_once(operated: Stage) -> None:
     made = post_tenant(operated, {"name": " Initech "})
-    assert list(made) == ["name", "id", "mail_id", "dashboard_url", "pixel_url"]
+    assert list(made) == ["name", "id", "mail_id", "dashboard_url", "pixel_url", "api_key"]
     assert made["name"] == "Initech"
     assert re.fullmatch("[A-Za-z0-9_-]{22}", made["id"])
     assert re.fullmatch("[a-z0-9]{8}", made["mail_id"])
@@ -497,6 +498,26 @@ def test_a_new_tenant_gets_two_ids_and_works_at_once(operated: Stage) -> None:
     free = post_tenant(operated, {"name": "Initech", "any_domain": True})  # two may have the same name
     operated.refresh()
     assert follow(operated, f"{BASE}/{free['mail_id']}/{plain}").status_int == 302
+
+
+def test_a_new_tenant_writes_by_the_key_that_is_told_once_unless_writing_is_to_be_open(operated: Stage) -> None:
+    made, one, free = (
+        post_tenant(operated, {"name": "x", **more}) for more in ({}, {"id": "abc"}, {"open_writing": True})
+    )
+    for each in (made, one):
+        path, value = f"/{each['id']}/emails", {"key": "k1"}
+        assert re.fullmatch(r"[A-Za-z0-9_-]{43}", each["api_key"])
+        operated.web.post_json(path, value, status=401)
+        operated.web.post_json(path, value, headers=bearer(each["api_key"]), status=201)
+        operated.web.patch_json(f"{path}/k1", {}, status=401)
+        operated.web.delete(f"{path}/k1", status=401)
+        operated.web.delete(f"{path}/k1", headers=bearer(each["api_key"]))
+        assert each["api_key"] not in str(operated.rows("select * from tenants"))
+    assert free["api_key"] is None
+    operated.web.post_json(f"/{free['id']}/emails", {"key": "k1"}, status=201)
+    assert refused(operated, {"name": "x", "id": "own", "open_writing": True}, ask=post_tenant).startswith(
+        "open_writing: "
+    )
 
 
 def test_a_new_tenants_options_are_obeyed(operated: Stage) -> None:

@@ -171,7 +171,8 @@ def test_a_first_tenant_that_is_refused_makes_no_database(option: str, run: Term
 def test_tenant_add_prints_ids_and_urls_that_work(run: Terminal) -> None:
     said = run("tenant", "add", "Acme", "--domain", "acme.com")
     shown = dict(line.split(maxsplit=1) for line in said.out.splitlines())
-    assert shown["name"] == "Acme" and shown["id"] != shown["mail_id"] and said.err == ""
+    assert shown["name"] == "Acme" and shown["id"] != shown["mail_id"]
+    assert said.err.count("note: ") == 1 and "API key, which is shown this once" in said.err
     assert shown["dashboard_url"] == f"{BASE}/{shown['id']}/dashboard"
     assert shown["pixel_url"].startswith(f"{BASE}/{shown['mail_id']}/pixel/")
     made = run.add("Globex", "--domain", "acme.com")
@@ -303,14 +304,21 @@ def write(web: webtest.TestApp, id_: str, key: str, token: str = "") -> int:
     return int(status)
 
 
-def test_an_api_key_is_printed_once_stored_hashed_and_needed_until_it_is_another_or_none(run: Terminal) -> None:
-    made = run.add("Acme")
-    assert write(run.web(), made["id"], "k1") == 201
-    key = run("tenant", "key", "Acme").out.strip()
+@pytest.mark.parametrize("by", ["add", "add --json", "key"])
+def test_an_api_key_is_printed_once_stored_hashed_and_needed_until_it_is_another_or_none(
+    by: str, run: Terminal
+) -> None:
+    if by == "add":
+        run("tenant", "show", "Acme", status=1)
+        shown = dict(line.split(maxsplit=1) for line in run("tenant", "add", "Acme").out.splitlines())
+        key, made = shown["api_key"], run("tenant", "show", "Acme", "--json").json
+    else:
+        made = run.add("Acme")
+        key = made["api_key"] if by == "add --json" else run("tenant", "key", "Acme").out.strip()
     assert re.fullmatch(r"[A-Za-z0-9_-]{43}", key)
     for path in run.database.parent.rglob("*"):
         assert not path.is_file() or key.encode() not in path.read_bytes(), path
-    assert key not in run("tenant", "show", "Acme").out
+    assert key not in run("tenant", "show", "Acme").out + run("tenant", "set", "Acme", "--domain", "a.example").out
     assert [write(run.web(), made["id"], "k2", token) for token in ("", key)] == [401, 201]
     second = run("tenant", "key", "Acme", "--json").json["api_key"]
     assert [write(run.web(), made["id"], "k3", token) for token in (key, second)] == [401, 201]
@@ -319,12 +327,37 @@ def test_an_api_key_is_printed_once_stored_hashed_and_needed_until_it_is_another
     assert write(run.web(), made["id"], "k4") == 201
 
 
+def test_with_open_writing_the_dashboard_id_writes_until_there_is_a_key(run: Terminal) -> None:
+    added, shut = run.add("Acme", "--open-writing"), run.add("Globex")
+    assert (added["api_key"], bool(shut["api_key"])) == (False, True)
+    assert "API key" not in run("tenant", "add", "Initech", "--open-writing").err
+    assert run("tenant", "set", "Globex", "--open-writing", "--json").json["api_key"] is False
+    for made in (added, shut):
+        assert write(run.web(), made["id"], "k1") == 201
+        key = run("tenant", "key", made["id"]).out.strip()
+        assert [write(run.web(), made["id"], "k2", token) for token in ("", key)] == [401, 201]
+        run("tenant", "set", made["id"], "--domain", "acme.com")  # which says nothing of writing
+        assert write(run.web(), made["id"], "k3") == 401
+
+
+def test_the_tenant_of_the_first_start_writes_only_by_a_key_that_is_made_for_it(run: Terminal) -> None:
+    for name in ("probe", "run_gunicorn"):
+        run.monkeypatch.setattr(tracker, name, lambda *_: None)
+    assert "a key to write with: tracker.py tenant key default" in run("serve").out
+    id_ = run("tenant", "show", "default", "--json").json["id"]
+    assert write(run.web(), id_, "k1") == 401
+    assert write(run.web(), id_, "k1", run("tenant", "key", "default").out.strip()) == 201
+
+
 def test_writing_for_a_one_id_tenant_needs_a_key(run: Terminal) -> None:
-    run.add("Acme", "--id", "abc123")
-    assert write(run.web(), "abc123", "k1") == 403
+    first = run.add("Acme", "--id", "abc123")["api_key"]
+    assert [write(run.web(), "abc123", "k1", token) for token in ("", first)] == [401, 201]
     key = run("tenant", "key", "abc123").out.strip()
-    assert write(run.web(), "abc123", "k1", key) == 201
+    assert [write(run.web(), "abc123", "k1", token) for token in (first, key)] == [401, 200]
     assert "writing is closed" in run("tenant", "key", "abc123", "--remove").out
+    assert write(run.web(), "abc123", "k2") == 403
+    for words in ("set abc123 --open-writing", "add X --id xyz --open-writing"):
+        assert "an id of one's own stands in mail" in run("tenant", *words.split(), status=1).err
     assert write(run.web(), "abc123", "k2") == 403
 
 

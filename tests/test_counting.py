@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import webtest
 from conftest import CHROME, NOW, ON_SQLITE, Stage, click, faults_of, hit, make_stage, segment
 
 import tracker
@@ -974,6 +975,9 @@ def test_a_database_of_a_version_before_is_brought_up_to_date_and_counts_on(
         assert version > 5 or found == allowances
         assert faults_of(database) == []
         assert content(database) == before
+    web = webtest.TestApp(tracker.wsgi(app := tracker.App(tracker.Settings(database=str(path), local=True))))
+    with contextlib.closing(app):
+        web.post_json(f"/{stage.acme.id}/emails", {"key": "u1"}, status=201)  # its dashboard id writes, as it did
     assert shape(path) == shape(Path(stage.database.path))
 
 

@@ -1248,13 +1248,14 @@ INSTRUMENT = tracker.help_text("instrument")
 RECIPIENTS = 200
 
 
-def run(name: str, folder: Path, server: Server, id_: str, mailbox: Mailbox, *words: str) -> None:
+def run(name: str, folder: Path, server: Server, tenant: dict[str, Any], mailbox: Mailbox, *words: str) -> None:
     """Run a script of `help instrument`: the block that begins with this comment."""
     (script,) = [block for block in codes(INSTRUMENT, "python") if block.startswith(f"# {name}\n")]
     (folder / name).write_text(script)
-    mail = {"API": f"{server.url}/{id_}", "SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(mailbox.port)}
+    how = {"API": f"{server.url}/{tenant['id']}", "KEY": tenant["api_key"], "SMTP_HOST": "127.0.0.1"}
+    environ = {**server.environ, **how, "SMTP_PORT": str(mailbox.port)}
     command = [sys.executable, name, *words]
-    done = subprocess.run(command, cwd=folder, env={**server.environ, **mail}, capture_output=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
 
 
@@ -1274,12 +1275,12 @@ def rows(server: Server, id_: str) -> list[dict[str, Any]]:
 
 
 def test_the_scripts_send_each_recipient_their_own(server: Server, mailbox: Mailbox, tmp_path: Path) -> None:
-    tenant = server.tenant("Acme")
+    tenant = server.tenant("Acme", keyed=True)
     people = [(f"reader{n}@example.org", f"Reader <{n}>") for n in range(RECIPIENTS)]
     with (tmp_path / "people.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("address", "name"), *people])
-    run("send.py", tmp_path, server, tenant["id"], mailbox)
-    run("merge.py", tmp_path, server, tenant["id"], mailbox, "people.csv")
+    run("send.py", tmp_path, server, tenant, mailbox)
+    run("merge.py", tmp_path, server, tenant, mailbox, "people.csv")
     arrived = dict(map(html_of, mailbox.received))
     assert set(arrived) == {"ann@example.org", *dict(people)}
     assert all(f"Hello Reader &lt;{n}&gt;" in arrived[address] for n, (address, _) in enumerate(people))

@@ -246,6 +246,7 @@ def test_tenants_and_suspensions_of_after_the_backup_outlive_a_restore(damaged: 
     link = f"/{late}/click/k?url=https://late.example/"
     assert stage.web.get(link, headers={"Host": "t.late.example"}).status_int == 302
     before = json.loads((stage.folder / "tenants.json").read_text())
+    assert len(before["tenants"][late]["api_key_sha256"]) == 64  # so it is not open to whoever has its dashboard id
     told = damaged.run("restore", copy)
     assert f"Late ({late}) has a new dashboard id" in told
     after = json.loads((stage.folder / "tenants.json").read_text())
@@ -508,12 +509,15 @@ def test_of_what_backup_and_tenants_json_say_of_a_tenant_the_stricter_holds_afte
     stage = damaged.stage
     damaged.run("tenant", "set", "Acme", "--domain", "old.example", "--tracking-host", "one.example")
     damaged.run("tenant", "set", "Globex", "--block", "always.example")
+    damaged.run("tenant", "key", "Globex")
     copy = damaged.backup("copy.db")
     for words in (
         ("set", "Acme", "--remove-domain", "old.example", "--block", "shop.acme.com", "--tracking-host", ""),
         ("set", "Globex", "--no-any-domain", "--tracking-host", "one.example", "--unblock", "always.example"),
     ):
         damaged.run("tenant", *words)
+    damaged.run("tenant", "set", "Globex", "--open-writing")
+    key = damaged.run("tenant", "key", "Acme").strip()
     told = damaged.run("tenant", "rotate", "Acme")
     said = damaged.run("restore", copy)
     stage.refresh()
@@ -527,6 +531,10 @@ def test_of_what_backup_and_tenants_json_say_of_a_tenant_the_stricter_holds_afte
     assert stage.web.get(f"/{stage.acme.mail_id}/click/k", params={"url": "https://acme.com/"}).status_int == 302
     assert stage.web.get(f"/{stage.acme.id}/dashboard", status=404)  # the id that was given up opens nothing again
     assert "Acme" in said and "has a new dashboard id" in said and told
+    path = f"/{re.findall('Acme .*: (.+)', said)[0]}/emails"
+    assert stage.web.post_json(path, {}, status=401)
+    assert stage.web.post_json(path, {}, headers={"Authorization": f"Bearer {key}"}, status=201)
+    assert stage.web.post_json(f"/{stage.globex.id}/emails", {}, status=401)
     hosts = dict(stage.rows("select name, tracking_host from tenants"))
     assert hosts == {"Acme": None, "Globex": "one.example"}
     assert "all is well" in damaged.run("check")

@@ -228,7 +228,7 @@ class Tracker:
             WEB_CONCURRENCY=WORKERS,
         )
         self.contender = Contender("us", [*self.program, "serve"], environ, path, port)
-        tenant = json.loads(self.command("tenant", "add", "bench", "--domain", "acme.com", "--json"))
+        tenant = json.loads(self.command("tenant", "add", "bench", "--domain", "acme.com", "--json", "--open-writing"))
         self.id, self.mail_id = tenant["id"], tenant["mail_id"]
         self.pixels = self.load("pixel", [f"/{self.mail_id}/pixel/{key}.gif" for key in KEYS], "X-Tracker", "recorded")
 
