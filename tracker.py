@@ -1153,6 +1153,10 @@ CLIPPED_BYTES = 100_000  # Gmail clips a message at about 102 kB, and with it a 
 PIXEL_PLACES = ("bottom", "top", "none")
 LINK_TAGS = {"a", "area"}
 WANTED_TAGS = {*LINK_TAGS, "img", "body", "/body", "/head", "/html"}
+QUOTING_TAGS = {"blockquote", "/blockquote", "div", "/div", "p"}  # and what they say where they hold a quoted mail
+QUOTE_CLASSES = {"gmail_quote", "yahoo_quoted", "protonmail_quote", "moz-forward-container"}
+DIVIDER_IDS = {"divRplyFwdMsg", "OLK_SRC_BODY_SECTION", "mail-editor-reference-message-container"}  # Outlook's
+DIVIDER_STYLE = re.compile(r"border-top:\s*solid\s+#(?:e1e1e1|b5c4df)\b", re.IGNORECASE)  # and of older ones
 RAW_TEXT = {"iframe", "noembed", "noframes", "script", "style", "textarea", "title", "xmp"}
 NOT_TRACKED = {  # what a tag may say to keep its link, and the word that counts; "": any but "false"
     "data-track": "off",
@@ -1260,10 +1264,20 @@ class Instrumenting:
         """Of the image that tells of opens."""
         return self._url("pixel", ".gif")
 
+    def target_beneath(self, url: str) -> str:
+        """Where a link to this server leads if it is another email's, such as a quoted one's; else BadTarget."""
+        hit = recognise(*split_target(url.removeprefix(self.maker.base)))
+        target = hit[3] if hit and not any(self._path("click") + end in url for end in "/?") else None
+        if not target or target == HIDDEN_TARGET or self.maker.is_ours(target):
+            raise BadTarget("" if HIDDEN_PATH in f"{url}?" else "it leads to this server already")
+        return target
+
+    def _path(self, what: str) -> str:
+        return f"/{self.maker.mail_id}/{what}/{key_in_path(self.key) if self.tool_campaign is None else self.key}"
+
     def _url(self, what: str, end: str) -> str:
-        key = key_in_path(self.key) if self.tool_campaign is None else self.key
         query = f"?campaign={quote(self.tool_campaign, safe='')}" if self.tool_campaign else ""
-        return f"{self.maker.base}/{self.maker.mail_id}/{what}/{key}{end}{query}"
+        return f"{self.maker.base}{self._path(what)}{end}{query}"
 
 
 def placeholder_fault(text: str) -> str | None:
@@ -1393,8 +1407,10 @@ def decode_attribute(text: str) -> str:
     return CHARACTER_REFERENCE.sub(decode, text) if "&" in text else text
 
 
-def read_tags(text: str, at: int = 0, end: int = sys.maxsize, *, conditional: bool = False) -> Iterator[Tag]:
-    """The WANTED_TAGS of an HTML text, in order, in linear time; last one named "" where the text ends unfinished.
+def read_tags(
+    text: str, at: int = 0, end: int = sys.maxsize, *, conditional: bool = False, wanted: Collection[str] = WANTED_TAGS
+) -> Iterator[Tag]:
+    """The wanted tags of an HTML text, in order, in linear time; last one named "" where the text ends unfinished.
 
     Comments, scripts, styles and the like hold no tag, but conditional comments do, and those of VML (`v:…`) too.
     """
@@ -1412,7 +1428,7 @@ def read_tags(text: str, at: int = 0, end: int = sys.maxsize, *, conditional: bo
             name = slash + name.lower()
             rest = TAG_REST.match(text, match.end(), end)
             at = rest.end() if rest else -1
-            if rest and (name in WANTED_TAGS or (conditional and name.startswith("v:"))):
+            if rest and (name in wanted or (conditional and name.startswith("v:"))):
                 yield Tag(name, start, at, conditional)
             if rest and name in RAW_TEXT:
                 at = _end_of_raw_text(text, name, at, end)
@@ -1440,6 +1456,23 @@ def _end_of_raw_text(text: str, name: str, at: int, end: int) -> int:
         else:
             nested = escaped and not match[1]
     return -1
+
+
+def read_quotations(text: str) -> Iterator[tuple[int, int]]:
+    """Where mail programs put the mail that one answers or forwards; behind Outlook's divider, all that follows."""
+    name, start, depth = "", len(text), 0
+    for tag in read_tags(text, wanted=QUOTING_TAGS):
+        if depth:
+            depth += (tag.name == name) - (tag.name == f"/{name}")
+            if not depth:
+                yield start, tag.start
+            continue
+        said = {name: text[place.start : place.end] for name, place in read_attributes(text, tag).items()}
+        is_divider = said.get("id") in DIVIDER_IDS or DIVIDER_STYLE.search(said.get("style", ""))
+        if is_divider or tag.name == "blockquote" or not QUOTE_CLASSES.isdisjoint(said.get("class", "").split()):
+            name, start, depth = "" if is_divider else tag.name, tag.start, 1
+    if depth:
+        yield start, len(text)
 
 
 def read_attributes(text: str, tag: Tag) -> dict[str, Attribute]:
@@ -1513,29 +1546,42 @@ def _instrument_pages(text: str, pages: list[Page], how: Instrumenting, report: 
 def _additions(found: list[tuple[Page, list[Tag]]], how: Instrumenting, report: Report) -> dict[str, tuple[str, str]]:
     """What is asked for and not there, by its field of the report: its markup, and where it goes."""
 
-    def is_there(names: Collection[str], attribute: str, path: str) -> bool:
-        for page, tag in ((page, tag) for page, tags in found for tag in tags if tag.name in names):
-            place = read_attributes(page.text, tag).get(attribute)
-            url = browser_trim(decode_attribute(page.text[place.start : place.end])) if place else ""
-            if path in f"{url}?" and how.maker.is_ours(url):
+    def is_there(names: Collection[str], attribute: str, wanted: str, where: str) -> bool:
+        path = wanted.removeprefix(how.maker.base).partition("?")[0]
+        for page, tags in found:
+            ours = []
+            for tag in (tag for tag in tags if tag.name in names):
+                place = read_attributes(page.text, tag).get(attribute)
+                url = browser_trim(decode_attribute(page.text[place.start : place.end])) if place else ""
+                if f"{path}?" in f"{url}?" and how.maker.is_ours(url):
+                    ours.append(tag)
+            if ours and not all(_is_quoted(page.text, ours, _place(page.text, tags, where)[0])):
                 return True
         return False
 
     link = f'<a href="{how.hidden_url()}" aria-hidden="true" tabindex="-1" style="display:none"></a>'
     image = f'<img src="{how.pixel_url()}" width="1" height="1" alt="">'
     additions = {}
-    for name, asked, tags, attribute, path, markup, where in (
+    for name, asked, tags, attribute, url, markup, where in (
         # First of all, since some follow the first link only.
-        ("hidden_link", how.hidden_link, LINK_TAGS, "href", HIDDEN_PATH, link, "first"),
-        ("pixel", how.opens and how.pixel != "none", {"img"}, "src", "/pixel/", image, how.pixel),
+        ("hidden_link", how.hidden_link, LINK_TAGS, "href", how.hidden_url(), link, "first"),
+        ("pixel", how.opens and how.pixel != "none", {"img"}, "src", how.pixel_url(), image, how.pixel),
     ):
         if not asked:
             setattr(report, name, NOT_ASKED_FOR)
-        elif is_there(tags, attribute, path):
+        elif is_there(tags, attribute, url, where):
             setattr(report, name, THERE)
         else:
             additions[name] = markup, where
     return additions
+
+
+def _is_quoted(text: str, tags: list[Tag], place: int) -> Iterator[bool]:
+    """Of each tag, whether it stands in a quotation, and not just where we would put it, which may be in one that never ends."""
+    quotations = list(read_quotations(text))
+    for tag in tags:
+        n = bisect.bisect_right(quotations, (tag.start, sys.maxsize)) - 1
+        yield n >= 0 and tag.start < quotations[n][1] and place not in (tag.start, tag.end)
 
 
 def _place(text: str, tags: list[Tag], where: str) -> tuple[int, str]:
@@ -1563,6 +1609,7 @@ def _link_edit(page: Page, tag: Tag, how: Instrumenting, report: Report) -> Edit
     url = page.text[href.start : href.end]
     try:
         url = browser_trim(decode_attribute(page.read(href)))
+        url = how.target_beneath(url) if how.maker.is_ours(url) else url
         _refuse_other_links(page, url, attributes, how)
         if len(report.wrapped) >= MAX_WRAPPED:
             raise BadTarget(f"the message has more than {MAX_WRAPPED:,} links")
@@ -1600,8 +1647,6 @@ def browser_trim(url: str) -> str:
 
 def _refuse_other_links(page: Page, url: str, attributes: Mapping[str, Attribute], how: Instrumenting) -> None:
     """Raise BadTarget, with the reason, for a link that stays as it is; with none for one that nobody asks about."""
-    if how.maker.is_ours(url):
-        raise BadTarget("" if HIDDEN_PATH in f"{url}?" else "it leads to this server already")
     if (how.placeholder and how.placeholder.search(url)) or holds_placeholder(url):
         raise BadTarget("it holds a placeholder of a template; instrument after the merge to track it")
     if not url or url.startswith("#"):

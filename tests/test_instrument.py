@@ -338,13 +338,94 @@ def test_top_puts_it_first_in_the_body_where_that_is_to_be_seen_and_none_nowhere
 
 
 def test_there_is_no_second_pixel_and_another_image_is_none_of_ours() -> None:
-    ours = (PIXEL, f"<IMG alt=x SRC='{BASE}/other/pixel/e2.gif'>", f"<img src={BASE}/k3v9x2mp/pixel/x.gif>")
-    others = ("<img src='https://acme.com/pixel/e1.gif'>", f"<!-- {PIXEL} -->", f"<img src='{BASE}/logo.gif'>")
+    path = "/k3v9x2mp/pixel/e1.gif"
+    ours = (PIXEL, f"<IMG alt=x SRC='{BASE.upper()}{path}'>", f"<img src={BASE}{path}?campaign=x>")
+    others = (
+        f"<img src='https://acme.com{path}'>", f"<!-- {PIXEL} -->", f"<img src='{BASE}/logo.gif'>",
+        f"<img src='{BASE}/other/pixel/e1.gif'>", f"<img src='{BASE}/k3v9x2mp/pixel/e10.gif'>",
+    )  # fmt: skip
     for image in ours:
-        new, report = instrument(f"<body>{image}</body>")
-        assert (new, report.pixel) == (f"<body>{image}</body>", tracker.THERE)
+        new, report = instrument(f"<body>{image}x</body>")
+        assert (new, report.pixel) == (f"<body>{image}x</body>", tracker.THERE)
     for image in others:
-        assert instrument(f"<body>{image}</body>")[0] == f"<body>{image}{PIXEL}</body>"
+        assert instrument(f"<body>{image}x</body>")[0] == f"<body>{image}x{PIXEL}</body>"
+
+
+DIVIDER = '<div style="border:none;border-top:solid {} 1.0pt;padding:3.0pt 0in 0in 0in"><p>From: Ann</p></div>|'
+QUOTATIONS = (  # what mail programs put around what they quote, which stands for |
+    "<blockquote>|</blockquote>", '<BLOCKQUOTE type=cite class="x"><blockquote>y</blockquote>|</BLOCKQUOTE>',
+    '<div class="gmail_quote">On Monday Ann wrote:<div>x</div><div>|</div></div>', "<div class='gmail_quote y'>|</div>",
+    '<div dir=ltr class="gmail_quote gmail_quote_container"><div dir="ltr" class="gmail_attr">x</div>|</div>',
+    '<div class="yahoo_quoted"><div>|</div></div>', '<div class="moz-forward-container">|</div>',
+    '<hr><div id="divRplyFwdMsg" dir="ltr">From: Ann</div><div>|</div>', '<div id=divRplyFwdMsg>x</div></div>|',
+    '<div id="mail-editor-reference-message-container">x</div>|', f"<div>{DIVIDER.format('#E1E1E1')}</div>",
+    DIVIDER.format("#B5C4DF"), "<p style='border-top: solid #e1e1e1 1pt'>x</p>|", "<blockquote>never ends |",
+)  # fmt: skip
+OTHERS = ("k3v9x2mp/{}/e2", "globex12/{}/e2", "globex12/{}/e1")  # of other emails, and of another tenant
+
+
+@pytest.mark.parametrize("quotation", QUOTATIONS)
+@pytest.mark.parametrize("around", ["<body>Dear Bob|</body>", "<p>Dear Bob</p>|", "|<p>Dear Bob</p>"])
+def test_what_is_quoted_of_another_mail_does_not_stand_for_this_ones_own(around: str, quotation: str) -> None:
+    text = around.replace("|", quotation)
+    signed = f"{tracker.sign('s' * 64, 'globex12', tracker.encode_target(URL))}/{tracker.encode_target(URL)}"
+    hidden = how().hidden_url().replace("k3v9x2mp/click/e1", "{}")
+    for other in OTHERS:
+        pixel, click = (f"{BASE}/{other.format(kind)}" for kind in ("pixel", "click"))
+        old = f'<img src="{pixel}.gif">', f'<a href="{click}/{signed}">x</a>', hidden.format(other.format("click"))
+        quoted = text.replace("|", f'{old[0]}{old[1]}<a href="{old[2]}"></a>')
+        new, report = instrument(quoted, hidden_link=True)
+        assert (new.count(PIXEL), report.pixel.startswith("placed ")) == (1, True)
+        assert report.hidden_link.startswith("placed ") and new.count(how().hidden_url()) == 1
+        assert (report.wrapped, TRACKED.findall(new)) == (
+            [URL],
+            [
+                tracker.encode_target(each)
+                for each in (
+                    "about:blank",
+                    URL,
+                )
+            ],
+        )
+        undone_ = new.replace(tracked(URL), f"{click}/{signed}").replace(PIXEL, "")
+        assert re.sub(rf'<a href="{how().hidden_url()}"[^>]*></a>', "", undone_) == quoted
+
+
+@pytest.mark.parametrize("quotation", QUOTATIONS)
+def test_a_pixel_of_this_email_counts_where_nothing_is_quoted_and_where_we_put_it(quotation: str) -> None:
+    for text in (f"<body>x{quotation}</body>", f"<p>x{quotation}"):
+        new, report = instrument(text.replace("|", PIXEL + "y"))
+        assert (new.count(PIXEL), report.pixel.startswith("placed ")) == (2, True), "it is a quoted one"
+        for there in (text.replace("|", ""), f"{PIXEL}x" + text.replace("|", "z")):
+            new, report = instrument(there)
+            assert new.count(PIXEL) == 1
+            assert instrument(new)[1].pixel == tracker.THERE
+    closed = "<blockquote>a<div>b</blockquote><div class=gmail_quote>c<div>d</div><blockquote>e</div>"
+    text = f'<p>A saying: {closed}<div class="gmail_quoted"><div id=x>{PIXEL}</div></div></p>'
+    assert instrument(text)[1].pixel == tracker.THERE, "behind quotations, and in what is none"
+
+
+def test_a_link_of_another_email_is_made_this_ones_and_what_leads_nowhere_is_left() -> None:
+    old = f"{BASE}/k3v9x2mp/click/e2"
+    made = {
+        f"{old}/{'x' * 16}/{tracker.encode_target(URL)}": URL,
+        f"{old}/{'x' * 16}/{tracker.encode_target(URL)}?campaign=spring": URL,
+        f"{BASE.upper()}/globex12/click/%7B%7Bid%7D%7D/x/{tracker.encode_target(URL)}": URL,
+        f"{old}?url=https%3A%2F%2Facme.com%2F": ROOT_URL,
+    }
+    for url, target in made.items():
+        assert links_only(f'<a href="{url}">') == ('<a href="TRACKED">', [target])
+        assert instrument(f'<a data-track=off href="{url}">')[1].wrapped == []
+    nested = tracker.encode_target(tracked(URL))
+    for url in (
+        f"{old}/x/{nested}",
+        f"{old}/x/{nested[:-1]}",
+        f"{old}/x/y",
+        old,
+        f"{BASE}/k3v9x2mp/click/e1?url={URL}",
+    ):
+        _, report = instrument(f'<a href="{url}">')
+        assert report.left == [(url, "it leads to this server already")]
 
 
 def test_there_is_no_second_hidden_link_and_nothing_is_said_of_the_first() -> None:

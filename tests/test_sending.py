@@ -974,7 +974,7 @@ def test_an_answer_says_its_type_its_key_and_whether_it_was_changed_or_is_json_w
     once = post(stage, "?key=e1&links=yes&force=no", content_type='Message/RFC822; charset="utf-8"')
     assert (once.headers["Content-Type"], once.headers["X-Tracker"]) == ("message/rfc822", "instrumented")
     assert once.headers["X-Email-Key"] == "e1"
-    again = post(stage, message=once.body)
+    again = post(stage, "?key=e1", once.body)
     assert (again.body, again.headers["X-Tracker"]) == (once.body, "unchanged")
     for accept in ("application/json", "text/html, application/json;q=0.9"):
         answer = post(stage, "?key=e1", headers={"Accept": accept}).json
@@ -983,7 +983,10 @@ def test_an_answer_says_its_type_its_key_and_whether_it_was_changed_or_is_json_w
         assert answer["report"]["wrapped"] == [LINK]
         left = post(stage, "", PLAIN, headers={"Accept": accept}).json["report"]
         assert (left["wrapped"], left["touched"]) == ([], []) and left["pixel"].startswith("not placed")
-    assert [row[0] for row in emails(stage)] == ["e1"]
+    other = post(stage, "?key=e2", once.body)
+    (pixel,) = PIXEL.findall(once.body)
+    assert PIXEL.findall(other.body) == [pixel, pixel.replace(b"e1", b"e2")], "it is another email"
+    assert [row[0] for row in emails(stage)] == ["e1", "e2"]
 
 
 @pytest.mark.parametrize(
