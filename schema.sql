@@ -22,13 +22,14 @@ create table tenants (
     id_in_mail_at integer,               -- when a hit last carried the dashboard id; null: never
     created_at    integer not null,
     tz            text not null default 'UTC' check (length(tz) between 1 and 60),    -- in which its days begin
-    unregistered_a_day integer check (unregistered_a_day >= 0)                        -- emails that hits alone may make; null: as usual
+    unregistered_a_day integer check (unregistered_a_day >= 0),                       -- emails that hits alone may make; null: as usual
+    utm           text not null default '' check (length(utm) <= 1000)                -- what its links' targets get
 );
 
-create table tenant_rules (              -- hosts where its links may and may not lead; its own addresses, set aside
+create table tenant_rules (              -- hosts where its links may and may not lead; its own addresses; parameters that links forward
     tenant integer not null references tenants (number),
-    rule   text not null check (rule in ('allow', 'block', 'own')),
-    value  text not null check (length(value) between 2 and 260),
+    rule   text not null check (rule in ('allow', 'block', 'own', 'forward')),
+    value  text not null check (length(value) between 1 and 260),
     primary key (tenant, rule, value)
 ) without rowid;
 

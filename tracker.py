@@ -326,6 +326,7 @@ ROUTE_WORDS = re.compile(
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]+))?")
 MAX_CAMPAIGN = 200  # characters of a campaign's name
+PARAMETER = r"[A-Za-z0-9_.~:\[\]-]{1,100}"  # the name of one, as tenants may tell it
 PLAIN_URL = re.compile(r"(?:^|&)url=(([^&]*).*)", re.DOTALL)
 CAMPAIGN = re.compile(r"(?:^|&)campaign=([^&]*)")
 # Letters and marks that nobody sees, of which browsers drop some and refuse others; and the capital of ß, which they
@@ -467,12 +468,49 @@ def plain_url(query: str) -> str | None:
     return str(rest) if "://" in value else unquote_plus(value, errors="replace")
 
 
+def beside_url(query: str) -> str:
+    """What the query of a plain link says beside its target."""
+    match = PLAIN_URL.search(query)
+    if not match:
+        return query
+    return query[: match.start()] + ("" if "://" in match[2] else query[match.end(2) :])
+
+
 def campaign_of(query: str) -> str:
     """The campaign that a hit names, or "": for keys that nobody registers. Never a part of a plain link's URL."""
-    url = PLAIN_URL.search(query)
-    match = CAMPAIGN.search(query[: url.start()] if url and "://" in url[2] else query)
+    match = CAMPAIGN.search(beside_url(query))
     name = unquote_plus(match[1], errors="replace") if match else ""
     return UNFIT.sub("", name).strip(" ")[:MAX_CAMPAIGN]
+
+
+def with_parameters(url: str, wanted: Iterable[tuple[str, str]]) -> str:
+    """A URL with these parameters in its query, but for those that it has already; all else of it stays as it is."""
+    front, mark, fragment = url.partition("#")
+    query = front.partition("?")[2]
+    there = {unquote_plus(each.partition("=")[0]) for each in query.split("&")}
+    encode = partial(quote, safe="", errors="surrogateescape")
+    new = "&".join(f"{encode(name)}={encode(value)}" for name, value in wanted if name not in there)
+    joint = "?" if "?" not in front else "&" if query and not query.endswith("&") else ""
+    return f"{front}{joint}{new}{mark}{fragment}" if new else url
+
+
+def forwarded(location: str, query: str, names: Collection[str]) -> str:
+    """A link's location with what the link's own query says under names that begin with utm_, and under these names.
+
+    Nothing else, since a stranger may write it.
+    """
+    if "utm" not in query and not names:
+        return location
+    said = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
+    longer = with_parameters(location, [each for each in said if each[0].startswith("utm_") or each[0] in names])
+    return longer if len(longer) <= len(location) + MAX_TARGET else location
+
+
+def read_parameter(text: str) -> str:
+    """Read the name of a parameter that links forward. Raises BadInput."""
+    if not re.fullmatch(PARAMETER, text):
+        raise BadInput(f"{text!r}: expected a parameter's name, such as ref: 1 to 100 of A-Z a-z 0-9 _ . ~ : [ ] -")
+    return text
 
 
 def path_reader(pattern: str) -> Callable[[tuple[str, ...]], list[str] | None]:
@@ -3206,7 +3244,7 @@ def moving(settings: Settings, target: str) -> Iterator[sqlite3.Connection]:
 # == Tenants ===========================================================================================
 # Customers of the server, their rules, and tenants.json, by which workers know them without a database.
 
-RULES = ("allow", "block", "own")
+RULES = ("allow", "block", "own", "forward")
 NEEDS_A_KEY = "an id of one's own stands in mail, so whoever gets mail could write; expected a tenant with two ids"
 NO_PUBLIC_URL = (
     "this server does not know its public address, and a mailing full of localhost links can't be called back: "
@@ -3314,7 +3352,7 @@ def change_tenant(connection: sqlite3.Connection, tenant: int, **changes: Any) -
 
 
 def tenant_rules(connection: sqlite3.Connection, tenant: int) -> dict[str, list[str]]:
-    """The hosts that a tenant allows and blocks, and the networks it calls its own: each of RULES."""
+    """The hosts that a tenant allows and blocks, its own networks, what its links forward: each of RULES."""
     found: dict[str, list[str]] = {rule: [] for rule in RULES}
     sql = "select rule, value from tenant_rules where tenant = ? order by rule, value"
     for rule, value in connection.execute(sql, (tenant,)):
@@ -3325,7 +3363,7 @@ def tenant_rules(connection: sqlite3.Connection, tenant: int) -> dict[str, list[
 def set_tenant_rules(
     connection: sqlite3.Connection, tenant: int, rule: str, add: Iterable[str], remove: Iterable[str] = ()
 ) -> None:
-    """Add and remove hosts or networks of one of RULES."""
+    """Add and remove values of one of RULES."""
     sql = "insert into tenant_rules (tenant, rule, value) values (?, ?, ?) on conflict (tenant, rule, value) do nothing"
     connection.executemany(sql, [(tenant, rule, value) for value in add])
     sql = f"""
@@ -3440,6 +3478,7 @@ def take_over_tenants(folder: str, connection: sqlite3.Connection) -> None:
                 continue
             about = {"mail_id": mail_id, "any_domain": entry["any_domain"]}
             tenant = add_tenant(connection, entry["name"], now, allow=entry["allow"], **about)
+            set_tenant_rules(connection, tenant.number, "forward", entry.get("forward", ()))
         elif key_hash(tenant.id) != entry["id_sha256"]:  # the one it had is no longer its
             change_tenant(connection, tenant.number, id=new_dashboard_id())
         any_domain, suspended = tenant.any_domain and entry["any_domain"], tenant.suspended or entry["suspended"]
@@ -3448,7 +3487,8 @@ def take_over_tenants(folder: str, connection: sqlite3.Connection) -> None:
         with contextlib.suppress(Conflict):
             change_tenant(connection, tenant.number, tracking_host=entry["tracking_host"])
         rules = tenant_rules(connection, tenant.number)
-        set_tenant_rules(connection, tenant.number, "allow", (), {*rules["allow"]}.difference(entry["allow"]))
+        for rule in ("allow", "forward"):
+            set_tenant_rules(connection, tenant.number, rule, (), {*rules[rule]}.difference(entry.get(rule, ())))
         for rule in ("block", "own"):
             set_tenant_rules(connection, tenant.number, rule, entry[rule])
 
@@ -7282,7 +7322,11 @@ def _lead_on(app: App, request: Request, mail_id: str, target: Target, *, signed
         title = f"This link leads to {target.host}"
         return html_response(200, app.pages.page(title, "naming", host=target.host, location=target.location))
     app.record(request, mail_id, "302")
-    return Response(302, (("Location", target.location), *REDIRECT_HEADERS), b"")
+    location = target.location
+    if request.query:
+        query = request.query if signed else beside_url(request.query)
+        location = forwarded(location, query, app.directory.tenants.get(mail_id, {}).get("forward", ()))
+    return Response(302, (("Location", location), *REDIRECT_HEADERS), b"")
 
 
 def _why_named(app: App, mail_id: str, target: Target, *, signed: bool) -> str | None:
@@ -8392,6 +8436,8 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     option("--unregistered-a-day NUMBER", f"emails that hits alone may make, not {A_DAY['unregistered']:,}", type=int),
     option("--own ADDRESS...", "the sender's own address or network, whose hits are set aside"),
     option("--not-own ADDRESS...", "… is no longer the sender's own"),
+    option("--forward NAME...", "links forward this parameter of theirs to the target, as they do utm_…"),
+    option("--no-forward NAME...", "… no longer"),
     option("--suspend", "whether all links show the naming page", action="yes or no", dest="suspended"),
     option("--open-writing", "whoever has the dashboard URL may write and delete over HTTP, without an API key"),
     LOCAL,
@@ -8421,6 +8467,7 @@ def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], 
         ("allow", read_destination, args.domain, args.remove_domain),
         ("block", read_destination, args.block, args.unblock),
         ("own", read_own_network, args.own, args.not_own),
+        ("forward", read_parameter, args.forward, args.no_forward),
     )
     return columns, [(rule, [*map(read, add)], [*map(read, remove)]) for rule, read, add, remove in rules]
 
@@ -8503,6 +8550,7 @@ def cmd_tenant_show(args: Namespace, settings: Settings, word: str = "", key: st
         "domains": ["any"] if tenant.any_domain else rules["allow"],
         "blocked": rules["block"],
         "own_addresses": rules["own"],
+        "forwarded": rules["forward"],
         "tz": tenant.tz,
         "suspended": tenant.suspended,
         "tracking_host": tenant.tracking_host or "",

@@ -122,6 +122,11 @@ REFUSED = [
             ("--tracking-host 192.0.2.1", "domain name"),
             ("--tracking-host track.example.com", "BASE_URL"),
             ("--tz ../../etc/passwd", "tz is '../../etc/passwd'; expected a time zone"),
+            ("--forward ''", "'': expected a parameter's name"),
+            *(
+                (f"--no-forward '{text}'", "expected a parameter's name")
+                for text in ("a b", "a=b", "a&b", "ü", "x" * 101)
+            ),
             ("--not-own here", "'here': expected an address or a network"),
             *((f"--own '{text}'", f"{text!r}: expected an address or a network") for text in NO_NETWORKS),
             *((f"--own {text}", f"'{text}': expected a network of one's own") for text in ("0.0.0.0/0", "2000::/3")),
@@ -246,6 +251,9 @@ def test_tenant_set_and_tenant_add_change_name_and_rules_and_show_them(run: Term
         ("--no-suspend", "suspended", False),
         ("--tz=Europe/Rome", "tz", "Europe/Rome"),
         ("--own=203.0.113.7", "own_addresses", ["203.0.113.7"]),
+        ("--forward=ref", "forwarded", ["ref"]),
+        ("--no-forward=ref", "forwarded", []),
+        ("--forward=a[b]", "forwarded", ["a[b]"]),
         ("--tracking-host=track.acme.com", "tracking_host", "track.acme.com"),
         ("--tracking-host=", "tracking_host", ""),
     ):

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import hmac
 import html
+import random
 import re
 import struct
 from collections import Counter
@@ -489,6 +490,113 @@ def test_a_server_on_a_port_of_its_own_may_link_to_its_neighbours(
         for port, status in ((3000, 400), (8000, 302)):
             for target in (f"http://{name}:{port}/x", f"https://{name}:{port}"):
                 ask(stage, plain(stage, stage.globex, target), status, HTTP_HOST=f"{host}:3000")
+
+
+# -- What a link's own query says
+
+NEWS, REF = "utm_source=news", ["ref", "a[b]", "r"]
+FORWARDED = [  # target, the link's own query, what the tenant forwards, where the link leads
+    ("https://acme.com", NEWS, [], f"https://acme.com?{NEWS}"),
+    ("https://acme.com/", f"{NEWS}&utm_x=&utm_id=7", [], f"https://acme.com/?{NEWS}&utm_x=&utm_id=7"),
+    ("https://acme.com/a?b=1#c?d&e", f"x=1&{NEWS}", [], f"https://acme.com/a?b=1&{NEWS}#c?d&e"),
+    ("https://acme.com/a?#c", NEWS, [], f"https://acme.com/a?{NEWS}#c"),
+    ("https://acme.com/a?b&", NEWS, [], f"https://acme.com/a?b&{NEWS}"),
+    ("https://acme.com/a??", NEWS, [], f"https://acme.com/a??&{NEWS}"),
+    ("https://acme.com/a&", NEWS, [], f"https://acme.com/a&?{NEWS}"),
+    # What the target has already, however it is written.
+    ("https://acme.com/?utm_source=shop", f"{NEWS}&utm_id=7", [], "https://acme.com/?utm_source=shop&utm_id=7"),
+    ("https://acme.com/?utm%5Fsource", NEWS, [], "https://acme.com/?utm%5Fsource"),
+    ("https://acme.com/?a=1&utm_source=", "utm%5Fsource=news", [], "https://acme.com/?a=1&utm_source="),
+    ("https://acme.com/#?utm_source=shop", NEWS, [], f"https://acme.com/?{NEWS}#?utm_source=shop"),
+    # What the tenant tells, and nothing else.
+    ("https://acme.com/", "ref=7&next=https://evil.com&a[b]=1", REF, "https://acme.com/?ref=7&a%5Bb%5D=1"),
+    ("https://acme.com/", "ref=1&ref=2&refs=3&Ref=4&xutm_a=5&a%5bb%5d=6", REF, "https://acme.com/?ref=1&ref=2&a%5Bb%5D=6"),
+    ("https://acme.com/?ref=0", "ref=7", REF, "https://acme.com/?ref=0"),
+    ("https://acme.com/", "next=https://evil.com&campaign=Spring&UTM_A=1&=2&&utm", [], "https://acme.com/"),
+    # What it says can't be more than a value.
+    ("https://acme.com/", "utm_a=1%26next=2%23x%0D%0ASet-Cookie:b", [], "https://acme.com/?utm_a=1%26next%3D2%23x%0D%0ASet-Cookie%3Ab"),
+    ("https://acme.com/", "utm_a=a+b%20c%FF%ED%A0%80/..//@\\", [], "https://acme.com/?utm_a=a%20b%20c%FF%ED%A0%80%2F..%2F%2F%40%5C"),
+    ("https://acme.com/", "utm_a=gr\xc3\xb6\xc3\x9fe%C3%9F", [], "https://acme.com/?utm_a=gr%C3%B6%C3%9Fe%C3%9F"),
+    ("https://acme.com/", f"utm_a={'%00' * 2000}", [], "https://acme.com/"),  # more than a header should have to hold
+]  # fmt: skip
+
+
+def test_a_link_forwards_campaign_parameters_and_those_its_tenant_tells(stage: Stage) -> None:
+    for target, query, names, location in FORWARDED:
+        stage.change(stage.globex, forward=names)
+        link = plain(stage, stage.globex, target)
+        for uri in (
+            f"{signed(stage, stage.globex, target)}?{query}",
+            f"{link}&{query}",
+            link.replace("?", f"?{query}&"),
+        ):
+            assert ask(stage, uri, 302).headers["Location"] == location
+            assert ask(stage, uri, 302, method="HEAD").headers["Location"] == location
+        with tracker.changing_tenants(stage.database) as connection:
+            tracker.set_tenant_rules(connection, stage.globex.number, "forward", (), names)
+    stage.drain()
+    recorded = stage.rows("select distinct urls.url from events join urls on urls.id = events.url")
+    assert {url for (url,) in recorded} == {target for target, *_ in FORWARDED}
+
+
+def test_a_plain_link_whose_target_is_not_encoded_forwards_what_stands_before_it(stage: Stage) -> None:
+    uri = f"/{stage.globex.mail_id}/click/e1?{NEWS}&url=https://acme.com/?a=1&utm_id=7&{NEWS}"
+    for query, location in (
+        (uri, f"?a=1&utm_id=7&{NEWS}"),
+        (uri.replace("news&", "x&utm_y=z&"), f"?a=1&utm_id=7&{NEWS}&utm_y=z"),
+    ):
+        assert ask(stage, query, 302).headers["Location"] == f"https://acme.com/{location}"
+
+
+def test_where_a_link_may_lead_is_decided_by_its_target_and_not_by_what_it_forwards(stage: Stage) -> None:
+    stage.change(stage.acme, forward=REF, block=["bad.example"])
+    for link, target, status in (
+        *((link, "https://bad.example/", 200) for link in (plain, signed)),
+        (plain, "https://notacme.example/", 200),
+        (signed, f"https://{NEWS}.track.example.com/", 400),
+    ):
+        uri = link(stage, stage.acme, target)
+        response = ask(stage, f"{uri}{'&' if '?' in uri else '?'}{NEWS}&ref=https://acme.com/", status)
+        assert "Location" not in response.headers and "utm_source=news&" not in response.text
+
+
+def test_whatever_a_link_forwards_its_target_keeps_all_that_it_has() -> None:
+    dice = random.Random(5)
+    words = [
+        "utm_",
+        "ref",
+        "=",
+        "&",
+        "#",
+        "?",
+        "/",
+        "\\",
+        "@",
+        "%0A",
+        "%",
+        "%23",
+        "\n",
+        " ",
+        "é",
+        "\udc80",
+        "https://evil.com",
+        "<",
+    ]
+    for _ in range(3000):
+        target = "https://acme.com" + "".join(
+            dice.choices(["/", "?", "#", "&", "=", "a", "ref", "utm_a"], k=dice.randrange(9))
+        )
+        location = tracker.read_target(target if target[16:17] in "/?#" else target[:16]).location
+        query = "".join(dice.choices(words, k=dice.randrange(12)))
+        found = tracker.forwarded(location, query, ["ref"])
+        (front, mark, fragment), (page, _, rest) = location.partition("#"), location.partition("#")[0].partition("?")
+        assert found.startswith(front) and found.endswith(mark + fragment), (location, query)
+        new = found[len(front) : len(found) - len(mark + fragment)]
+        assert re.fullmatch(r"([?&]?(utm_[\w.~%-]*|ref)=[\w.~%-]*(&|$))*", new, re.ASCII), (location, query)
+        assert found.partition("#")[0].partition("?")[0] == page and found.isascii()
+        assert not {name.partition("=")[0] for name in rest.split("&")} & {
+            name.partition("=")[0] for name in new.strip("?&").split("&") if new
+        }
 
 
 # -- Location

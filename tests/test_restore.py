@@ -507,13 +507,17 @@ def test_a_text_that_was_said_to_be_empty_is_not_filled_by_what_was_said_before(
 
 def test_of_what_backup_and_tenants_json_say_of_a_tenant_the_stricter_holds_after_a_restore(damaged: Restored) -> None:
     stage = damaged.stage
-    damaged.run("tenant", "set", "Acme", "--domain", "old.example", "--tracking-host", "one.example")
+    damaged.run(
+        "tenant", "set", "Acme", "--domain", "old.example", "--tracking-host", "one.example", "--forward", "old"
+    )
     damaged.run("tenant", "set", "Globex", "--block", "always.example")
     damaged.run("tenant", "key", "Globex")
     copy = damaged.backup("copy.db")
     for words in (
         ("set", "Acme", "--remove-domain", "old.example", "--block", "shop.acme.com", "--tracking-host", ""),
         ("set", "Globex", "--no-any-domain", "--tracking-host", "one.example", "--unblock", "always.example"),
+        ("set", "Acme", "--forward", "new", "--no-forward", "old"),
+        ("add", "Young", "--forward", "young"),
     ):
         damaged.run("tenant", *words)
     damaged.run("tenant", "set", "Globex", "--open-writing")
@@ -536,7 +540,8 @@ def test_of_what_backup_and_tenants_json_say_of_a_tenant_the_stricter_holds_afte
     assert stage.web.post_json(path, {}, headers={"Authorization": f"Bearer {key}"}, status=201)
     assert stage.web.post_json(f"/{stage.globex.id}/emails", {}, status=401)
     hosts = dict(stage.rows("select name, tracking_host from tenants"))
-    assert hosts == {"Acme": None, "Globex": "one.example"}
+    assert hosts == {"Acme": None, "Globex": "one.example", "Young": None}
+    assert stage.rows("select value from tenant_rules where rule = 'forward'") == [("young",)]
     assert "all is well" in damaged.run("check")
 
 

@@ -1,6 +1,18 @@
 -- From schema version 6 to 7.
 begin;
 
+alter table tenants add column utm text not null default '' check (length(utm) <= 1000);
+
+create table rules (
+    tenant integer not null references tenants (number),
+    rule   text not null check (rule in ('allow', 'block', 'own', 'forward')),
+    value  text not null check (length(value) between 1 and 260),
+    primary key (tenant, rule, value)
+) without rowid;
+insert into rules select tenant, rule, value from tenant_rules;
+drop table tenant_rules;
+alter table rules rename to tenant_rules;
+
 create table campaign_times (             -- of a campaign, by the time that each email was sent, first opened, first clicked as it counts
     tenant   integer not null,
     campaign text not null,
