@@ -1323,7 +1323,7 @@ def test_no_message_takes_more_than_linear_time(raw: bytes) -> None:
     assert time.process_time() - start < 3
 
 
-# == The ways of `help instrument` and `help postfix`, as they stand there ==
+# == The ways of `help instrument`, as they stand there ==
 
 INSTRUMENT = tracker.help_text("instrument")
 RECIPIENTS = 200
@@ -1379,40 +1379,6 @@ def test_the_scripts_send_each_recipient_their_own(server: Server, mailbox: Mail
     get(server.port, pixel, **{"User-Agent": CHROME})
     opened = [row["recipient"] for row in rows(server, tenant["id"]) if row["opened_as"] == "person"]
     assert opened == ["reader7@example.org"]
-
-
-def test_the_filter_hands_each_recipient_their_own_back_to_postfix(server: Server, tmp_path: Path) -> None:
-    tenant = server.tenant("My shop")
-    (found,) = codes(tracker.help_text("postfix"))
-    words, message, taken = (tmp_path / name for name in ("words", "message", "taken"))
-    tracker_py = f"'{sys.executable}' '{ROOT}/tracker.py' --env {os.devnull}"
-    stand_ins = {"/usr/local/bin/email-tracker": tracker_py, "/usr/sbin/sendmail": f"'{tmp_path}/sendmail'"}
-    for path, stand_in in stand_ins.items():
-        assert found.count(path) == 1
-        found = found.replace(path, stand_in)
-    sendmail = f"#!/bin/sh\necho \"$@\" > '{words}'\ncat > '{message}'\ntest ! -e '{taken}'\n"
-    for name, text in (("filter", found), ("sendmail", sendmail)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    mail = b"To: list@example.org\nContent-Type: text/html\n\n<body><a href='https://acme.com/'>x</a></body>\n"
-
-    def passed(recipient: str, status: int, database: str = "") -> str:
-        environ = {**server.environ, **({"DATABASE_URL": database} if database else {}), "TMPDIR": str(tmp_path)}
-        command = [str(tmp_path / "filter"), "news@acme.example", recipient]
-        done = subprocess.run(command, input=mail, env=environ, capture_output=True, timeout=60)
-        assert (done.returncode, done.stdout) == (status, b""), done.stderr.decode()
-        assert list(tmp_path.glob("tmp.*")) == []
-        return words.read_text() if words.exists() else ""
-
-    for recipient in ("ann@example.org", "bob@example.org"):
-        assert passed(recipient, 0) == f"-G -i -f news@acme.example -- {recipient}\n"
-        page = message.read_text()
-        assert (page.count("/pixel/"), page.count("/click/")) == (1, 1)
-    assert sorted(row["recipient"] for row in rows(server, tenant["id"])) == ["ann@example.org", "bob@example.org"]
-    taken.touch()  # Postfix does not take it back
-    passed("ann@example.org", 1)
-    words.unlink()
-    assert passed("ann@example.org", 75, f"sqlite:{tmp_path}/nowhere/tracking.db") == ""
 
 
 def test_a_template_is_instrumented_that_a_tool_merges(server: Server, tmp_path: Path) -> None:
