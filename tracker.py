@@ -51,7 +51,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
 from http import HTTPStatus
-from itertools import chain, islice, pairwise, repeat, starmap
+from itertools import accumulate, chain, islice, pairwise, repeat, starmap
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO, cast
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
@@ -4898,6 +4898,74 @@ def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
     return next((row[0] for row in connection.execute(sql, (tenant,))), None)
 
 
+# -- Numbers of campaigns
+
+
+def campaigns_begun(connection: sqlite3.Connection, tenant: int, campaigns: Collection[str]) -> dict[str, int]:
+    """In which quarter the first email of each was sent; where none was told of, the first one was opened or clicked."""
+    first = "select time from campaign_times where tenant = :tenant and campaign_times.campaign = wanted.campaign"
+    sql = f"""
+        select wanted.campaign, coalesce(
+            ({first} and grain = 0 and emails > 0 order by time limit 1),
+            ({first} and grain = 0 and {" + ".join(GROUP_COLUMNS)} > 0 order by time limit 1))
+        from {wanted("campaign")}
+    """
+    rows = for_each(connection, campaigns, sql, tenant=tenant)
+    return {campaign: quarter for campaign, quarter in rows if quarter is not None}
+
+
+def campaigns_before(connection: sqlite3.Connection, tenant: int, quarter: int, most: int) -> list[tuple[str, int]]:
+    """The last campaigns whose first email was sent before that quarter, newest first, and in which quarter."""
+    sql = """
+        select campaign, begun from (
+            select campaigns.campaign, (
+                select time from campaign_times as times where times.tenant = campaigns.tenant
+                and times.campaign = campaigns.campaign and grain = 0 and times.emails > 0 order by time limit 1) as begun
+            from campaigns where tenant = ? and emails > 0
+        ) as mailings where begun < ? order by begun desc, campaign desc limit ?
+    """
+    return connection.execute(sql, (tenant, quarter, most)).fetchall()
+
+
+def campaign_sums(
+    connection: sqlite3.Connection, tenant: int, spans: Iterable[tuple[int, str, Span]]
+) -> dict[int, dict[str, int]]:
+    """By place: what the emails of a campaign came to in the spans that have this place."""
+    names = ROLLUPS["campaign_times"].numbers
+    sql = f"""
+        select place, {", ".join(f"sum({name})" for name in names)}
+        from {wanted("place", "campaign", "by_day", "since", "until")} cross join campaign_times
+        where campaign_times.tenant = :tenant and campaign_times.campaign = wanted.campaign and grain = by_day
+            and time >= since and time < until
+        group by place
+    """
+    rows = for_each(connection, [(place, name, *span) for place, name, span in spans], sql, tenant=tenant)
+    return {place: dict(zip(names, sums, strict=True)) for place, *sums in rows}
+
+
+def campaign_opens(
+    connection: sqlite3.Connection, tenant: int, spans: Iterable[tuple[str, int, int]], width: int
+) -> list[tuple[str, int, int]]:
+    """How many emails people first opened in steps of `width` quarters from one up to another: (campaign, step, emails)."""
+    sql = f"""
+        select wanted.campaign, (time - since) / :width, sum(opened_person)
+        from {wanted("campaign", "since", "until")} cross join campaign_times
+        where campaign_times.tenant = :tenant and campaign_times.campaign = wanted.campaign and grain = 0
+            and time >= since and time < until and opened_person > 0
+        group by 1, 2 order by 1, 2
+    """
+    return for_each(connection, [*spans], sql, tenant=tenant, width=width).fetchall()
+
+
+def campaign_hits(connection: sqlite3.Connection, tenant: int, campaign: str) -> list[tuple[Any, ...]]:
+    """(verdict, reason, type, state, hits)."""
+    sql = """
+        select verdict, reason, type, state, sum(hits) from campaign_hits join judgements on judgements.id = judgement
+        where tenant = ? and campaign = ? group by verdict, reason, type, state
+    """
+    return connection.execute(sql, (tenant, campaign)).fetchall()
+
+
 _LAST = "\U0010ffff"  # behind whatever a text goes on with
 _A_TEST = f"key >= '{TEST_KEY}' and key < '{TEST_KEY}{_LAST}'"
 
@@ -5074,7 +5142,7 @@ PROGRAMS = Table(
     "No mail was opened in this range.",
     fields=("client", "device", "opens_person", "opens_unconfirmed"),
     more=("emails",),
-    filters=(*RANGE_PARAMETERS, "tz"),
+    filters=("campaign", *RANGE_PARAMETERS, "tz"),
     columns=(
         Column("Opened with", "head", "client", "client", "client"),
         Column("Device", "word", "device", "device", "device"),
@@ -5082,15 +5150,23 @@ PROGRAMS = Table(
         Column("Unconfirmed", "number", "opens_unconfirmed", "unconfirmed", "sum(opens_unconfirmed)"),
         Column("Share", "share", "opens", "share", "sum(opens_person + opens_unconfirmed)"),
     ),
-    scopes={"": "tenant = :tenant and day >= :first_day and day < :end_day"},
+    scopes={
+        "campaign": """(
+            select client, device, case state when 1 then hits else 0 end as opens_person,
+                   case state when 2 then hits else 0 end as opens_unconfirmed
+            from campaign_hits join judgements on judgements.id = judgement
+            where tenant = :tenant and campaign = :campaign and type = 1 and state in (1, 2)
+        ) as clients""",
+        "": "clients where tenant = :tenant and day >= :first_day and day < :end_day",
+    },
     ids="""
-        select client || '|' || device as id, 0 as at, 1 as fits, {sort} as sort_key from clients
-        where {scope} group by client, device having sum(opens_person + opens_unconfirmed) > 0
+        select client || '|' || device as id, 0 as at, 1 as fits, {sort} as sort_key from {scope}
+        group by client, device having sum(opens_person + opens_unconfirmed) > 0
     """,
     rows="""
         select client || '|' || device, client, device, sum(opens_person), sum(opens_unconfirmed),
                sum(sum(opens_person + opens_unconfirmed)) over ()
-        from clients where {scope} group by client, device
+        from {scope} group by client, device
     """,
     usual="share",
 )
@@ -6245,6 +6321,18 @@ def totals_of(sums: Mapping[str, int]) -> Totals:
     return Totals(sums["emails"], opened, clicked, sums["click_only"])
 
 
+def reasons_of(rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    """What hits were judged, and why, most first, as stats.json has it; of rows as `hits_in` has them."""
+    sums: Counter[tuple[int, str, str, int]] = Counter()
+    for verdict, reason, type_, state, hits in rows:
+        sums[type_, verdict, reason, state] += hits
+    return [
+        {"event_type": TYPES[each[0]], "verdict": each[1], "reason": each[2], "counts_as": STATE_NAMES[each[3]]}
+        | {"hits": sums[each]}
+        for each in sorted(filter(sums.get, sums), key=lambda each: (each[0], -sums[each], each))
+    ]
+
+
 def counts_of(rows: Iterable[Sequence[Any]], states: Mapping[int, str] = STATE_NAMES) -> Counts:
     """The sums of rows that end with type, state and count."""
     counts = {f"{word}s": dict.fromkeys(states.values(), 0) for word in TYPES.values()}
@@ -6261,11 +6349,7 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
         connection, number, [period.parts(each, tenant.tz) for each in (past, *period.spans(tenant.tz))]
     )
     before = totals_of(cohort_in(connection, number, past)), counts_of(hits_before)
-    sums: Counter[tuple[int, str, str, int]] = Counter()
-    for verdict, reason, type_, state, hits in chain(*steps):
-        sums[type_, verdict, reason, state] += hits
     recent = dropped_hits(connection, number, period.days[0])
-    most_first = sorted(filter(sums.get, sums), key=lambda each: (each[0], -sums[each], each))
     return Stats(
         period=period,
         sent=totals_of(cohort_in(connection, number, span)),
@@ -6273,11 +6357,7 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
         hits=counts_of(chain(*steps)),
         emails=counts_of(uniques_in(connection, number, span), STATES),
         steps=list(map(counts_of, steps)),
-        reasons=[
-            {"event_type": TYPES[each[0]], "verdict": each[1], "reason": each[2], "counts_as": STATE_NAMES[each[3]]}
-            | {"hits": sums[each]}
-            for each in most_first
-        ],
+        reasons=reasons_of(chain(*steps)),
         named=named_clicks(connection, number),
         dropped=dropped_hits(connection, number),
         over={what: recent[f"{what}-limit"] for what in A_DAY if f"{what}-limit" in recent},
@@ -6293,6 +6373,138 @@ def period_of(connection: sqlite3.Connection, tenant: Tenant, asked: Mapping[str
     days = read_days(asked, datetime.fromtimestamp(now / 1000, zone).date())
     first = first_quarter(connection, tenant.number) if asked.get("range") == "all" else None
     return read_period(asked.get("range", DEFAULT_RANGE), zone, now, first and first * QUARTER_MS, days)
+
+
+# -- Campaigns
+
+MOST_BEFORE = 5  # campaigns with which one is compared
+FIRST_HOURS = 48  # after the first sending, which are shown by the hour
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignStats:
+    """The numbers of a campaign so far. Opens and clicks in steps are emails, each where it first had the state it counts as."""
+
+    campaign: str
+    begun: int  # when its first email was sent, in milliseconds, to the quarter of an hour
+    age: int  # since then
+    sent: Totals
+    before: dict[str, Totals]  # the campaigns before, newest first, as they were at the same age
+    hits: Counts
+    reasons: list[dict[str, Any]]  # as those of Stats
+    half_after: (
+        int | None
+    )  # milliseconds after `begun` by which people had opened half of what they opened, to the quarter
+    period: Period  # hours for the first two days, then its steps: days, or longer ones
+    hours: int  # how many of the steps are hours
+    steps: list[Counts]
+
+    @property
+    def before_sums(self) -> Totals | None:
+        """All campaigns before as one, so that a small one weighs little: for rates. None where there were none."""
+        all_of = self.before.values()
+        opened, clicked = (
+            {state: sum(getattr(each, verb)[state] for each in all_of) for state in STATES.values()}
+            for verb in ("opened", "clicked")
+        )
+        sums = (sum(getattr(each, name) for each in all_of) for name in ("emails", "clicked_without_open"))
+        return Totals(next(sums), opened, clicked, next(sums)) if self.before else None
+
+
+def read_campaign_period(zone: tzinfo, begun: int, last: int, now: int) -> tuple[Period, int]:
+    """A campaign's time up to the last hit: the hours of two days, up to midnight, then days or longer steps; and how many
+    are hours."""
+    first = datetime.fromtimestamp(begun / 1000, zone).replace(minute=0, second=0, microsecond=0)
+    hour = math.floor(first.timestamp()) * 1000
+    turn = datetime.fromtimestamp(begun / 1000 + FIRST_HOURS * 3_600 - 1, zone).date() + timedelta(days=1)
+    day_after = datetime.fromtimestamp(last / 1000, zone).date() + timedelta(days=1)
+    by_hour = _midnight(turn, zone)
+    end = min(now + 1, max(by_hour, _midnight(day_after, zone)))
+    hours = list(range(hour, min(by_hour, end), HOUR_MS))
+    if end <= by_hour:
+        return Period("", zone, hours, end, "hour"), len(hours)
+    step, days = _steps(turn, datetime.fromtimestamp((end - 1) / 1000, zone).date(), whole=False)
+    period = Period("", zone, [*hours, *(_midnight(day, zone) for day in days)], end, "day" if step == "hour" else step)
+    return period, len(hours)
+
+
+def read_campaign(
+    connection: sqlite3.Connection, tenant: Tenant, campaign: str, zone: tzinfo, now: int
+) -> CampaignStats | None:
+    """The numbers of a campaign from the roll-ups; None if there is nothing of it."""
+    number, quarter = tenant.number, now // QUARTER_MS + 1
+    rows = read_table(connection, number, CAMPAIGNS, Wanted(campaign=campaign)).named()
+    begun = campaigns_begun(connection, number, [campaign]).get(campaign)
+    if not rows or begun is None:
+        return None
+    period, hours = read_campaign_period(zone, begun * QUARTER_MS, rows[0]["last_hit_at"] or 0, now)
+    others = dict(campaigns_before(connection, number, begun, MOST_BEFORE))
+    bounds = [
+        0,
+        *(at // QUARTER_MS for at in period.starts[1:]),
+        quarter,
+    ]  # what came before its time is in the first step
+    wholes = [(campaign, *each) for each in pairwise(bounds)]
+    wholes += [(name, 0, first + max(quarter - begun, 0)) for name, first in others.items()]
+    sums = campaign_sums(
+        connection,
+        number,
+        (
+            (place, name, span)
+            for place, (name, since, until) in enumerate(wholes)
+            for span in Period.parts(Span(0, since, until), tenant.tz)
+        ),
+    )
+    nothing = dict.fromkeys(ROLLUPS["campaign_times"].numbers, 0)
+    totals = [totals_of(sums.get(place, nothing)) for place in range(len(wholes))]
+    count = len(period.starts)
+    steps = [{"opens": each.opened, "clicks": each.clicked} for each in totals[:count]]
+    hits = campaign_hits(connection, number, campaign)
+    return CampaignStats(
+        campaign=campaign,
+        begun=begun * QUARTER_MS,
+        age=max(now - begun * QUARTER_MS, 0),
+        sent=totals_of(rows[0]),
+        before={name: each for name, each in zip(others, totals[count:], strict=True) if not each.is_exceeded},
+        hits=counts_of(hits),
+        reasons=reasons_of(hits),
+        half_after=_half_after(connection, number, campaign, begun, list(pairwise(bounds)), steps),
+        period=period,
+        hours=hours,
+        steps=steps,
+    )
+
+
+def _half_after(
+    connection: sqlite3.Connection,
+    tenant: int,
+    campaign: str,
+    begun: int,
+    spans: list[tuple[int, int]],
+    steps: list[Counts],
+) -> int | None:
+    """How long after the first sending people had opened half of the emails that they opened so far."""
+    opened = list(accumulate(step["opens"]["person"] for step in steps))
+    if not opened[-1]:
+        return None
+    half = (opened[-1] + 1) // 2
+    place = next(place for place, so_far in enumerate(opened) if so_far >= half)
+    so_far, (since, until) = (opened[place - 1] if place else 0), spans[place]
+    for _, later, emails in campaign_opens(connection, tenant, [(campaign, since, until)], 1):
+        so_far += emails
+        if so_far >= half:
+            return max(since + later + 1 - begun, 1) * QUARTER_MS
+    return None
+
+
+def campaign_curves(connection: sqlite3.Connection, tenant: int, campaigns: Collection[str]) -> dict[str, list[int]]:
+    """How many emails people first opened in each of the first hours of campaigns."""
+    begun = campaigns_begun(connection, tenant, campaigns)
+    curves = {campaign: [0] * FIRST_HOURS for campaign in begun}
+    spans = ((campaign, first, first + FIRST_HOURS * HOUR_MS // QUARTER_MS) for campaign, first in begun.items())
+    for campaign, hour, emails in campaign_opens(connection, tenant, spans, HOUR_MS // QUARTER_MS):
+        curves[campaign][hour] = emails
+    return curves
 
 
 def read_declaration(campaign: str, sent: int, at: str | None, name: str = "sent_at") -> tuple[str, int, int | None]:
@@ -6315,14 +6527,45 @@ def read_iso_time(text: str, name: str) -> int:
     return round(at.timestamp() * 1000)
 
 
+def _sent_json(sent: Totals) -> dict[str, Any]:
+    return {**asdict(sent), "open_rate": sent.rates["Opened"], "click_rate": sent.rates["Clicked"]}
+
+
+def campaign_json(stats: CampaignStats, name: str, programs: Rows, links: Rows, waiting: int) -> dict[str, Any]:
+    """The numbers of a campaign as JSON; `help api` lists the fields."""
+    period, before, clicks = stats.period, stats.before_sums, stats.hits["clicks"]["person"]
+    steps = zip(period.starts, stats.steps, strict=True)
+    return {
+        "tenant": name,
+        "campaign": stats.campaign,
+        "first_sent_at": iso_time(stats.begun),
+        "age_hours": round(stats.age / HOUR_MS, 2),
+        "sent": _sent_json(stats.sent),
+        "before": before and {"campaigns": [*stats.before], "sent": _sent_json(before)},
+        "half_of_opens_after_hours": stats.half_after and stats.half_after / HOUR_MS,
+        "activity": stats.hits,
+        "reasons": stats.reasons,
+        "clients": [{field: row[field] for field in PROGRAMS.fields} for row in programs.named()],
+        "links": [
+            {field: row[field] for field in LINKS.fields} | {"share": row["clicks_person"] / clicks if clicks else None}
+            for row in links.named()
+        ],
+        "waiting_hits": waiting,
+        "steps": [
+            {"from": iso_time(at), "step": "hour" if n < stats.hours else period.step, **emails}
+            for n, (at, emails) in enumerate(steps)
+        ],
+    }
+
+
 def stats_json(stats: Stats, name: str, waiting: int) -> dict[str, Any]:
     """The numbers as stats.json has them; README lists the fields."""
-    period, rates = stats.period, stats.sent.rates
+    period = stats.period
     begin, end = iso_time(period.starts[0]), iso_time(period.end - 1)
     return {
         "tenant": name,
         "range": {"name": period.name, "from": begin, "to": end, "tz": str(period.zone)},
-        "sent": {**asdict(stats.sent), "open_rate": rates["Opened"], "click_rate": rates["Clicked"]},
+        "sent": _sent_json(stats.sent),
         "unregistered": asdict(stats.unregistered),
         "activity": {noun: {"hits": hits, "emails": stats.emails[noun]} for noun, hits in stats.hits.items()},
         "reasons": stats.reasons,
@@ -7507,7 +7750,20 @@ def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response
     return html_response(200, email_page(view, email, hits, context))
 
 
+def campaign_stats_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
+    """A campaign's numbers as JSON: as its page has them."""
+    view = _view(app, request, tenant, campaign)
+    with app.numbers() as (connection, waiting):
+        if stats := read_campaign(connection, tenant, campaign, view.zone, view.now):
+            asked = Wanted(campaign=campaign, most=TABLE_ROWS[-1])
+            programs, links = (read_table(connection, tenant.number, table, asked) for table in (PROGRAMS, LINKS))
+            return json_response(200, campaign_json(stats, tenant.name, programs, links, waiting))
+    raise HTTPError(404, "There is no such campaign.")
+
+
 def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
+    if campaign := request.parameters().get("campaign"):
+        return campaign_stats_view(app, request, tenant, campaign)
     view = _view(app, request, tenant)
     with app.numbers() as (connection, waiting):
         stats = read_stats(connection, tenant, period_of(connection, tenant, view.asked, view.now))
@@ -7879,6 +8135,7 @@ ROUTES = (
     Route("GET", "/{id}/dashboard", dashboard, READER),
     Route("GET", "/{id}/stats.json", stats_view, READER, as_json),
     *(Route("GET", f"/{{id}}/{name}.{form}", export, READER, as_json) for name in TABLES for form in ("json", "csv")),
+    Route("GET", "/{id}/campaigns/{campaign}.json", campaign_stats_view, READER, as_json),
     Route("GET", "/{id}/campaigns/{campaign}", campaign_view, READER),
     Route("GET", "/{id}/emails/{key}", email_view, READER),
     Route("POST", "/{id}/emails", post_emails, WRITER, as_json),

@@ -120,6 +120,8 @@ def test_the_list_of_urls_is_the_table_of_routes() -> None:
 def test_the_fields_of_exports_and_of_stats_are_those_listed(stage: Stage) -> None:
     listed = {name: tuple(cells[0].split()) for name, cells in columns("api", "Exports and fields").items()}
     assert listed.pop("stats") == tuple(stage.web.get(f"/{stage.acme.id}/stats.json").json)
+    stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "e1", "campaign": "Spring"})
+    assert listed.pop("campaign") == tuple(stage.web.get(f"/{stage.acme.id}/campaigns/Spring.json").json)
     assert listed == {name: each.fields for name, each in tracker.TABLES.items()}
 
 

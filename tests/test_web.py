@@ -36,6 +36,7 @@ GETS = """
 /{mail_id}/pixel/{key}.gif /{mail_id}/click/{key}/{signature}/{target} /health /assets/{name} /robots.txt /favicon.ico /
 /{id}/dashboard /{id}/stats.json /{id}/emails.json /{id}/emails.csv /{id}/events.json /{id}/events.csv /{id}/links.json
 /{id}/links.csv /{id}/campaigns.json /{id}/campaigns.csv /{id}/clients.json /{id}/clients.csv /{id}/campaigns/{campaign}
+/{id}/campaigns/{campaign}.json
 /{id}/emails/{key}
 """
 CALLS: dict[tuple[str, str], tuple[str, bytes]] = {

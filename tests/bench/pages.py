@@ -133,6 +133,7 @@ def pages_of(site: Site) -> Iterator[Page]:
     for which, campaign in (("usual", usual), ("largest", largest)):
         path = f"{home}/campaigns/{quote(campaign, safe='')}"
         yield (f"{which} campaign", path)
+        yield (f"{which} campaign: numbers", f"{path}.json")
         for show, asked in (
             ("by recipient", "sort=emails.recipient.up"),
             ("not opened", "show=not-opened"),

@@ -1,0 +1,197 @@
+"""The numbers of a campaign, computed by hand: since its first sending, beside those before at the same age, and by the hour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from asking import get, register
+from conftest import NOW, Stage, click, hit, segment
+
+import tracker
+
+BOTH_ENGINES = True
+
+MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+OUTLOOK = "Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.17928; Pro)"
+APPLE = "Mozilla/5.0"  # its privacy proxy
+GATEWAY = "Barracuda Sentinel (EE)"
+SHOES, HATS = "https://acme.com/shoes", "https://acme.com/hats"
+SENT = NOW - 5 * DAY  # 18:21 on a Thursday, the 19th
+
+
+@pytest.fixture
+def stage(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """It is 18:21 on Tuesday, the 24th of November 2026."""
+    monkeypatch.setattr(tracker, "now_ms", lambda: NOW)
+    return stage
+
+
+def mails(campaign: str, count: int, sent: int) -> list[tracker.Registration]:
+    return [
+        tracker.Registration(f"{campaign}{n}", f"News of {campaign}", f"reader{n}@example.org", campaign, sent)
+        for n in range(1, count + 1)
+    ]
+
+
+@pytest.fixture
+def mailing(stage: Stage) -> Stage:
+    """Spring, sent five days ago to ten; before it Autumn, to four, and Winter, to two; Summer came later, to one."""
+    autumn, winter = NOW - 40 * DAY, NOW - 30 * DAY
+    register(stage, stage.acme, *mails("Spring", 10, SENT), *mails("Autumn", 4, autumn), *mails("Winter", 2, winter))
+    register(stage, stage.acme, *mails("Summer", 1, NOW - DAY))
+    lines = [
+        hit(stage, "Spring6", SENT + MINUTE, ua=GATEWAY),
+        hit(stage, "Spring5", SENT + 2 * MINUTE, ua=APPLE),
+        hit(stage, "Spring1", SENT + 10 * MINUTE, ua=OUTLOOK),
+        click(stage, "Spring1", SHOES, SENT + 20 * MINUTE),
+        click(stage, "Spring1", HATS, SENT + 25 * MINUTE),
+        hit(stage, "Spring2", SENT + 100 * MINUTE, ua=OUTLOOK),
+        click(stage, "Spring2", SHOES, SENT + 105 * MINUTE),
+        click(stage, "Spring7", SHOES, SENT + 3 * HOUR),  # whose images were never loaded
+        hit(stage, "Spring1", SENT + 5 * HOUR, ua=OUTLOOK),
+        hit(stage, "Spring3", SENT + 30 * HOUR, ua=OUTLOOK),
+        hit(stage, "Spring4", SENT + 80 * HOUR, ua=OUTLOOK),
+        hit(stage, "Autumn1", autumn + DAY, ua=OUTLOOK),
+        hit(stage, "Autumn2", autumn + 6 * DAY, ua=OUTLOOK),  # later than Spring is old
+        hit(stage, "Autumn3", autumn + HOUR, ua=APPLE),
+        hit(stage, "Winter1", winter + 3 * DAY, ua=OUTLOOK),
+        click(stage, "Winter1", HATS, winter + 4 * DAY),
+        hit(stage, "Summer1", NOW - HOUR, ua=OUTLOOK),
+    ]
+    segment(stage, *lines)
+    assert stage.drain().hits == len(lines)
+    assert stage.check() == []
+    return stage
+
+
+def numbers(stage: Stage, campaign: str, query: str = "") -> dict[str, Any]:
+    """What both of the addresses say."""
+    found: dict[str, Any] = get(stage, f"/{stage.acme.id}/campaigns/{campaign}.json?{query}").json
+    assert found == get(stage, f"/{stage.acme.id}/stats.json?campaign={campaign}&{query}").json
+    return found
+
+
+def some(**states: int) -> dict[str, int]:
+    return {"person": 0, "unconfirmed": 0, "machine": 0, **states}
+
+
+def hits(**states: int) -> dict[str, int]:
+    return some(set_aside=0, **states)
+
+
+def test_a_campaigns_numbers_stand_beside_those_of_the_ones_before_as_they_were_at_the_same_age(mailing: Stage) -> None:
+    found = numbers(mailing, "Spring")
+    assert (found["tenant"], found["campaign"]) == ("Acme", "Spring")
+    assert (found["first_sent_at"], found["age_hours"]) == ("2026-11-19T18:15:00.000Z", 120.11)
+    assert found["sent"] == {
+        "emails": 10,
+        "opened": some(person=4, unconfirmed=1, machine=1),
+        "clicked": some(person=3),
+        "clicked_without_open": 1,
+        "open_rate": [0.4, 0.5],
+        "click_rate": [0.3, 0.3],
+    }
+    assert found["before"] == {
+        "campaigns": ["Winter", "Autumn"],
+        "sent": {
+            "emails": 6,
+            "opened": some(person=2, unconfirmed=1),
+            "clicked": some(person=1),
+            "clicked_without_open": 0,
+            "open_rate": [2 / 6, 3 / 6],
+            "click_rate": [1 / 6, 1 / 6],
+        },
+    }
+    assert found["half_of_opens_after_hours"] == 2.0  # the second of four came at 20:01
+    assert numbers(mailing, "Autumn")["before"] is None
+    # Summer is a day old: of Spring three had been opened and three clicked, of Winter and Autumn what came within a day.
+    summer = numbers(mailing, "Summer")["before"]
+    assert summer["campaigns"] == ["Spring", "Winter", "Autumn"]
+    assert summer["sent"]["opened"] == some(person=3, unconfirmed=2, machine=1)
+    assert summer["sent"]["clicked"] == some(person=3)
+
+
+def test_the_curve_of_a_campaign_has_hours_for_two_days_up_to_midnight_and_then_days(mailing: Stage) -> None:
+    steps = numbers(mailing, "Spring")["steps"]
+    assert [step["step"] for step in steps] == ["hour"] * 54 + ["day"] * 2
+    assert [steps[n]["from"][:13] for n in (0, 1, 53, 54, 55)] == [
+        *("2026-11-19T18", "2026-11-19T19", "2026-11-21T23", "2026-11-22T00", "2026-11-23T00")
+    ]
+    opens = {n: step["opens"] for n, step in enumerate(steps) if any(step["opens"].values())}
+    assert opens == {
+        0: some(person=1, unconfirmed=1, machine=1),
+        2: some(person=1),
+        30: some(person=1),
+        55: some(person=1),
+    }
+    clicks = {n: step["clicks"] for n, step in enumerate(steps) if any(step["clicks"].values())}
+    assert clicks == {0: some(person=1), 2: some(person=1), 3: some(person=1)}
+    # In Kolkata the hours begin at half past those of UTC, and the second midnight comes five and a half hours earlier.
+    steps = numbers(mailing, "Spring", "tz=Asia/Kolkata")["steps"]
+    assert [step["step"] for step in steps] == ["hour"] * 49 + ["day"] * 2
+    assert (steps[0]["from"], steps[49]["from"]) == ("2026-11-19T17:30:00.000Z", "2026-11-21T18:30:00.000Z")
+    assert sum(step["opens"]["person"] for step in steps) == 4
+
+
+def test_a_campaign_says_with_what_it_was_opened_why_hits_count_as_they_do_and_which_links_were_clicked(
+    mailing: Stage,
+) -> None:
+    found = numbers(mailing, "Spring")
+    assert found["activity"] == {"opens": hits(person=5, unconfirmed=1, machine=1), "clicks": hits(person=4)}
+    assert found["clients"] == [
+        {"client": "Outlook", "device": "desktop", "opens_person": 5, "opens_unconfirmed": 0},
+        {"client": "Apple Mail, hidden", "device": "", "opens_person": 0, "opens_unconfirmed": 1},
+    ]
+    reasons = [(each["event_type"], each["reason"], each["counts_as"], each["hits"]) for each in found["reasons"]]
+    assert reasons == [
+        ("open", "mail-client", "person", 5),
+        ("open", "apple-mpp", "unconfirmed", 1),
+        ("open", "scanner-word", "machine", 1),
+        ("click", "browser", "person", 4),
+    ]
+    links = [(each["url"], each["clicks_person"], each["emails_person"], each["share"]) for each in found["links"]]
+    assert links == [(SHOES, 3, 3, 0.75), (HATS, 1, 1, 0.25)]
+    programs = get(mailing, f"/{mailing.acme.id}/clients.csv?campaign=Autumn").text.splitlines()
+    assert programs[1:] == ["Outlook,desktop,2,0,", '"Apple Mail, hidden",,0,1,']
+
+
+def test_a_campaign_that_nobody_was_told_of_begins_with_its_first_open(stage: Stage) -> None:
+    pixel = f"/{stage.acme.mail_id}/pixel/{{}}.gif?campaign=Tool"
+    segment(stage, *(hit(stage, f"u{n}", NOW - n * HOUR, uri=pixel.format(f"u{n}")) for n in (1, 2, 3)))
+    stage.drain()
+    found = numbers(stage, "Tool")
+    assert (found["first_sent_at"], found["half_of_opens_after_hours"]) == ("2026-11-24T15:15:00.000Z", 1.25)
+    assert (found["sent"]["emails"], found["sent"]["open_rate"]) == (0, None)
+    assert [step["opens"]["person"] for step in found["steps"]] == [1, 1, 1, 0]
+    # Declared as sent before, its time begins with that; declared as sent later, hits of before are in the first hour.
+    for hours, expected in ((4, [0, 1, 1, 1, 0]), (2, [2, 1, 0])):
+        with stage.database.transaction() as connection, tracker.Batch(connection, NOW) as changes:
+            changes.declare(stage.acme.number, "Tool", 50, NOW - hours * HOUR)
+        found = numbers(stage, "Tool")
+        assert [step["opens"]["person"] for step in found["steps"]] == expected
+        assert (found["sent"]["emails"], found["sent"]["open_rate"]) == (50, [0.06, 0.06])
+    assert stage.check() == []
+
+
+def test_the_small_curves_of_campaigns_are_their_first_two_days_by_the_hour(mailing: Stage) -> None:
+    with mailing.database.reading() as connection:
+        curves = tracker.campaign_curves(connection, mailing.acme.number, ["Spring", "Autumn", "Unknown"])
+    assert set(curves) == {"Spring", "Autumn"}
+    found = {campaign: {hour: n for hour, n in enumerate(curve) if n} for campaign, curve in curves.items()}
+    assert found == {"Spring": {0: 1, 1: 1, 30: 1}, "Autumn": {24: 1}}
+    assert {len(curve) for curve in curves.values()} == {48}
+
+
+def test_emails_that_move_to_another_campaign_or_go_take_their_numbers_along(mailing: Stage) -> None:
+    register(mailing, mailing.acme, tracker.Registration("Spring1", campaign="Autumn", sent_at=SENT))
+    assert mailing.check() == []
+    spring, autumn = (numbers(mailing, campaign) for campaign in ("Spring", "Autumn"))
+    assert spring["activity"] == {"opens": hits(person=3, unconfirmed=1, machine=1), "clicks": hits(person=2)}
+    assert autumn["activity"] == {"opens": hits(person=4, unconfirmed=1), "clicks": hits(person=2)}
+    with mailing.database.transaction() as connection:
+        keys = [f"Spring{n}" for n in range(1, 11)]
+        tracker.delete_emails(str(mailing.folder), connection, mailing.acme.number, keys, NOW)
+    assert mailing.check() == []
+    for path in ("campaigns/Spring.json", "stats.json?campaign=Spring"):
+        assert get(mailing, f"/{mailing.acme.id}/{path}").status == 404
