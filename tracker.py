@@ -4989,12 +4989,12 @@ MOST_CLICKED = 10  # links that are told of one email in a table
 RANGE_PARAMETERS = ("range", "on", "from", "to")  # a name, a day, or from a day to a day
 EXPORT_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json; charset=utf-8"}
 SHOWN = {  # which emails a table shows, by what their readers did: in words, and in SQL
-    "all": ("all", "1 = 1"),
-    "opened": ("opened by a person", "opens_person > 0 or clicks_person > 0"),
-    "unconfirmed": ("unconfirmed only", "opens_unconfirmed > 0 and opens_person = 0 and clicks_person = 0"),
-    "not-opened": ("not opened", "opens_person + opens_unconfirmed + clicks_person = 0"),
-    "clicked": ("clicked by a person", "clicks_person > 0"),
-    "not-clicked": ("not clicked", "clicks_person = 0"),
+    "all": ("All", "1 = 1"),
+    "opened": ("Opened", "opens_person > 0 or clicks_person > 0"),
+    "unconfirmed": ("Maybe read", "opens_unconfirmed > 0 and opens_person = 0 and clicks_person = 0"),
+    "not-opened": ("Not opened", "opens_person + opens_unconfirmed + clicks_person = 0"),
+    "clicked": ("Clicked", "clicks_person > 0"),
+    "not-clicked": ("Not clicked", "clicks_person = 0"),
 }
 
 
@@ -5043,8 +5043,8 @@ EMAILS = Table(
     columns=(
         Column("Recipient", "email", "recipient", "recipient"),
         Column("Subject", "subject", "subject", "subject"),
-        Column("Opens", "states", "opens", "opens", "opens_person * 1000000 + opens_unconfirmed"),
-        Column("Clicks", "clicks", "clicks", "clicks", "clicks_person * 1000000 + clicks_unconfirmed"),
+        Column("Opened", "done", "opens", "opens", "opens_person * 1000000 + opens_unconfirmed"),
+        Column("Clicked", "done", "clicks", "clicks", "clicks_person * 1000000 + clicks_unconfirmed"),
         Column("Sent", "time", "began_at", "sent", "created_at"),
         Column("Campaign", "text", "campaign", "campaign"),
     ),
@@ -5067,10 +5067,10 @@ EVENTS = Table(
     filters=("key",),
     columns=(
         Column("When", "time", "timestamp"),
-        Column("What", "word", "event_type"),
+        Column("What", "text", "event_type"),
         Column("Email", "email", "recipient"),
         Column("With, or where to", "way", "url"),
-        Column("By", "verdict", "verdict"),
+        Column("By", "by", "verdict"),
     ),
     scopes={
         "key": "email = (select id from emails where tenant = :tenant and key = :key)",
@@ -5095,8 +5095,8 @@ LINKS = Table(
         Column("Destination", "url", "url", "url", "(select url from urls where urls.id = links.url)"),
         Column("People", "number", "emails_person", "people", f"sum(emails_person) {_THEN_CLICKS}"),
         Column("Clicks", "number", "clicks_person", "clicks", "sum(clicks_person)"),
-        Column("Unconfirmed", "number", "clicks_unconfirmed", "unconfirmed", f"sum(clicks_unconfirmed) {_THEN_CLICKS}"),
-        Column("Machines", "number", "clicks_machine", "machines", f"sum(clicks_machine) {_THEN_CLICKS}"),
+        Column("Maybe", "few", "clicks_unconfirmed", "unconfirmed", f"sum(clicks_unconfirmed) {_THEN_CLICKS}"),
+        Column("Machines", "few", "clicks_machine", "machines", f"sum(clicks_machine) {_THEN_CLICKS}"),
         Column("Campaign", "campaigns", "campaign", "campaign", "max(campaign)"),
     ),
     scopes={"campaign": "links.tenant = :tenant and campaign = :campaign", "": "links.tenant = :tenant"},
@@ -5125,7 +5125,7 @@ CAMPAIGNS = Table(
         Column("Sent", "number", "emails", "sent", "emails"),
         Column("Opened", "share", "opened", "opened", f"(opened_person + click_only) {_OF_ALL}"),
         Column("Clicked", "share", "clicked", "clicked", f"clicked_person {_OF_ALL}"),
-        Column("Began", "time", "first_email_at", "first", "coalesce(first_email_at, 0)"),
+        Column("First sent", "time", "first_email_at", "first", "coalesce(first_email_at, 0)"),
         Column("Last activity", "time", "last_hit_at", "last", "coalesce(last_hit_at, 0)"),
     ),
     scopes={"campaign": "tenant = :tenant and campaign = :campaign", "": "tenant = :tenant"},
@@ -5144,10 +5144,10 @@ PROGRAMS = Table(
     more=("emails",),
     filters=("campaign", *RANGE_PARAMETERS, "tz"),
     columns=(
-        Column("Opened with", "head", "client", "client", "client"),
-        Column("Device", "word", "device", "device", "device"),
-        Column("Opens by people", "number", "opens_person", "people", "sum(opens_person)"),
-        Column("Unconfirmed", "number", "opens_unconfirmed", "unconfirmed", "sum(opens_unconfirmed)"),
+        Column("Opened with", "program", "client", "client", "client"),
+        Column("Device", "device", "device", "device", "device"),
+        Column("Opens", "number", "opens_person", "people", "sum(opens_person)"),
+        Column("Maybe read", "few", "opens_unconfirmed", "unconfirmed", "sum(opens_unconfirmed)"),
         Column("Share", "share", "opens", "share", "sum(opens_person + opens_unconfirmed)"),
     ),
     scopes={
@@ -6610,13 +6610,13 @@ def tag(name: str, /, *content: object, **attributes: object) -> Markup:
 class Pages:
     """The templates and the files they point to, read once."""
 
-    NAMES = "page dashboard campaign email message naming _curve _figure _reason _search _table _trial _trial_hits"
+    NAMES = "page dashboard empty campaign email message naming _curve _range _reason _search _table _trial _trial_hits"
 
     def __init__(self) -> None:
         self.templates = {name: Template(resource(f"templates/{name}.html").decode()) for name in self.NAMES.split()}
         lines = resource("templates/words.txt").decode().splitlines()
         self.words = dict(line.split(" = ") for line in lines if line and line[0] != "#")
-        self.stylesheet = resource("templates/style.css")
+        self.stylesheet = re.sub(rb"/\*.*?\*/|\n *", b"", resource("templates/style.css"))
         self.stylesheet_name = f"style.{hashlib.sha256(self.stylesheet).hexdigest()[:16]}.css"
         self.icon = resource("templates/icon.svg")
         self.pixel = resource("pixel.gif")
@@ -6631,6 +6631,7 @@ class Pages:
 
 # -- Who reads, and what was asked for
 
+KEPT = (*RANGE_PARAMETERS, "tz", "q", "show")  # on the way to other pages and back
 TABLE_ROWS = (8, 80, 800)  # of campaigns and links: at first, and what "More" gives
 
 
@@ -6648,7 +6649,8 @@ class View:
     campaign: str | None = None  # whose page it is
 
     def page(self, title: str, template: str, /, **values: object) -> str:
-        return self.pages.page(title, template, name=self.tenant.name, home=f"{self.base}/dashboard", **values)
+        home = f"{self.base}/dashboard{self.kept}"
+        return self.pages.page(title, template, name=self.tenant.name, home=home, **values)
 
     @property
     def base(self) -> str:
@@ -6659,6 +6661,11 @@ class View:
         """This page with other parameters; "" takes one away."""
         query = {name: value for name, value in {**self.asked, **changes}.items() if value}
         return "?" + "&".join(f"{name}={quote(value, safe=':,')}" for name, value in query.items())
+
+    @property
+    def kept(self) -> str:
+        """What links to other pages keep of what was asked for here, as a query."""
+        return query_of(self, KEPT) and f"?{query_of(self, KEPT)}"
 
     def range_url(self, **asked: str) -> str:
         return self.url(**{**dict.fromkeys((*RANGE_PARAMETERS, "after"), ""), **asked})
@@ -6674,14 +6681,16 @@ class View:
         """A time as `3 minutes ago`, with the time itself beside it for who points at it."""
         if not at:
             return joined("–")
-        return tag("time", ago((self.now - at) / 1000), datetime=f"{iso_time(at):.16}Z", title=self.time(at))
+        return tag("span", ago((self.now - at) / 1000), title=self.time(at))
 
 
 # -- Numbers, times and names, as people read them
 
 NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
-STATE_WORDS = {"person": "by people", "unconfirmed": "unconfirmed", "machine": "by machines"}
+STATE_WORDS = {"person": "by people", "unconfirmed": "maybe read", "machine": "by machines"}
+BY = {"person": "a person", "unconfirmed": "maybe a person", "machine": "a machine", "set_aside": "not counted"}
+LEAST_COMPARED = 50  # on both sides: a change of fewer says nothing
 
 
 def counted(number: int, noun: str) -> str:
@@ -6692,31 +6701,75 @@ def counted(number: int, noun: str) -> str:
 Amount = int | tuple[float, float] | None  # a number, or a rate: what is certain, and what may be
 
 
+def ends_of(rate: tuple[float, float]) -> list[str]:
+    """A rate in percent: one figure where it is certain, and two where it is not: at least, and at most."""
+    low, high = (round(100 * share, 6) for share in rate)
+    if high - low >= 2:  # so far apart, decimals say nothing; and neither end may promise too much
+        return [f"{math.floor(low)}", f"{math.ceil(high)}"]
+    return list(dict.fromkeys((f"{low:.1f}", f"{high:.1f}")))
+
+
 def told(amount: Amount) -> str:
-    """An amount in words: a rate as one figure where it is certain, and as a range where it is not."""
     if amount is None:
         return "–"
-    if isinstance(amount, int):
-        return f"{amount:,}"
-    low, high = (f"{100 * share:.1f}" for share in amount)
-    return f"{low}{NBSP}%" if low == high else f"{low}–{high}{NBSP}%"
+    return f"{amount:,}" if isinstance(amount, int) else f"{'–'.join(ends_of(amount))}{NBSP}%"
 
 
-def change_of(now: Amount, then: Amount) -> str:
-    """How an amount differs from the one before: `+12 %`, `+1.5 points`; "" if there was none."""
-    if isinstance(now, int) and isinstance(then, int) and then:
-        change, least, form = 100 * (now - then) / then, 0.5, "{:+,.0f}" + NBSP + "%"
-    elif isinstance(now, tuple) and isinstance(then, tuple):
-        change, least, form = 100 * (now[0] - then[0]), 0.05, "{:+.1f} points"
-    else:
-        return "none before" if now and then == 0 else ""
-    return "the same" if abs(change) < least else form.format(change).replace("-", MINUS)
+class Figure(NamedTuple):
+    label: str
+    now: Amount
+    then: Amount  # in the time before; None: there was none
+    detail: str  # what it is made of
+    of: tuple[int, int]  # of how many it is, now and then; of a number, these are itself
+
+    @property
+    def change(self) -> str:
+        """`+12 %`, `+1.5 points`; of a range, and where either side is of few, what it was before."""
+        if self.then is None or not any(self.of) or self.now is None:
+            return ""
+        if min(self.of) < LEAST_COMPARED:
+            return f"{self.then or 'none'} before" if isinstance(self.then, int) else ""
+        if isinstance(self.now, int) and isinstance(self.then, int):
+            change, least, form = 100 * (self.now - self.then) / self.then, 0.5, "{:+,.0f}" + NBSP + "%"
+        elif isinstance(self.now, tuple) and isinstance(self.then, tuple):
+            if any(low != high for low, high in (self.now, self.then)):
+                return f"{told(self.then)} before"
+            change, least, form = 100 * (self.now[0] - self.then[0]), 0.05, "{:+.1f} points"
+        return "the same" if abs(change) < least else form.format(change).replace("-", MINUS)
 
 
-def made_of(counts: Mapping[str, int], prefix: str = "", zeros: bool = True) -> str:
-    """`2 by people, 1 unconfirmed, 0 by machines`."""
-    numbers = {word: counts[prefix + state] for state, word in STATE_WORDS.items()}
-    return ", ".join(f"{number:,} {word}" for word, number in numbers.items() if number or zeros) or "–"
+def made_of(counts: Mapping[str, int]) -> str:
+    """`2 by people, 1 maybe read`: what is zero is not told, and machines have a figure of their own."""
+    return ", ".join(f"{counts[state]:,} {STATE_WORDS[state]}" for state in ("person", "unconfirmed") if counts[state])
+
+
+def times(number: int) -> str:
+    return "once" if number == 1 else f"{number:,} times"
+
+
+def happened(row: Mapping[str, Any], noun: str) -> list[str]:
+    """What was done to one email, the surest first: `opened 3 times`, `maybe read`, `by machines once`."""
+    verb, maybe = {"opens": ("opened", "maybe read"), "clicks": ("clicked", "maybe clicked")}[noun]
+    numbers = {state: row[f"{noun}_{state}"] for state in STATE_WORDS}
+    words = {"person": verb, "unconfirmed": maybe, "machine": "by machines"}
+    some = (state for state in STATE_WORDS if numbers[state])
+    return [words[state] + f" {times(numbers[state])}" * (state != "unconfirmed") for state in some]
+
+
+def program_name(client: str, device: str) -> str:
+    """A mail program as pages call it: what a provider's proxy hides is told as that."""
+    return f"via {client.partition(',')[0]}" if client in hidden_programs() and not device else client
+
+
+@lru_cache(maxsize=1)
+def hidden_programs() -> set[str]:
+    sections = ("proxy image-proxy", "prefetch")
+    return {each.family for each in verdict_data().programs if each.section.startswith(sections)}
+
+
+def by_whom(row: Mapping[str, Any]) -> str:
+    """Who made a request, in a marketer's words."""
+    return BY[STATE_NAMES[judgement_of(row["verdict"], row["reason"]).state]]
 
 
 UNITS = (  # of a length of time: how many seconds it has, and up to how many a length is told in it
@@ -6753,6 +6806,13 @@ def text_cell(text: str, whole: str = "", url: str = "", head: bool = False) -> 
     return tag("th" if head else "td", content, scope="row" * head, title=whole or text * (len(text) > SHORT))
 
 
+def share_bar(low: float, high: float) -> Markup:
+    """A rate as a bar: what is certain, and what may be."""
+    certain, rest = (f"{100 * min(share, 1):.0f}%" for share in (low, high - low))
+    unsure = tag("rect", class_="u", x=certain, width=rest) if high > low else ""
+    return tag("svg", tag("rect", class_="p", width=certain), unsure, aria_hidden="true", class_="bar")
+
+
 def share_cell(row: Row, name: str) -> Markup:
     """How many of some emails people certainly and perhaps opened or clicked, as a small bar and the rate."""
     low, unsure, of = row[f"{name}_person"], row[f"{name}_unconfirmed"], row["emails"]
@@ -6760,26 +6820,32 @@ def share_cell(row: Row, name: str) -> Markup:
         return tag("td", f"{low:,}" + f", of {of:,} told of" * (of > 0))
     if not of:
         return tag("td", "–")
-    certain, rest = (f"{100 * min(count / of, 1):.0f}%" for count in (low, unsure))
-    bars = tag("rect", class_="p", width=certain), tag("rect", class_="u", x=certain, width=rest)
-    shown = tag("svg", *bars, aria_hidden="true"), f" {told((low / of, (low + unsure) / of))}"
-    return tag("td", tag("span", *shown, class_="share", title=f"{low:,} of {of:,}"))
+    rate = low / of, (low + unsure) / of
+    return tag("td", share_bar(*rate), f" {told(rate)}", class_="share", title=f"{low:,} of {of:,}")
 
 
-def clicks_cell(row: Row) -> Markup:
-    said, links = f"{made_of(row, 'clicks_', zeros=False)} ", ", ".join(map(short_url, row["links"]))
-    return tag("td", said, tag("small", links), title=(said + links) * (len(said + links) > SHORT))
+def done_cell(row: Row, noun: str) -> Markup:
+    """The surest of what was done to an email, with the links that people clicked; all of it to who points at it."""
+    parts, links = happened(row, noun), ", ".join(map(short_url, row["links"])) if noun == "clicks" else ""
+    css = "" if parts else "none"
+    said = [parts[0].capitalize() if parts else "–", *([" ", tag("small", links)] if links else [])]
+    whole = ", ".join((*parts, links) if links else parts)
+    return tag("td", *said, title=whole * (len(parts) > 1 or len(whole) > SHORT), class_=css)
 
 
+FEW = {"clicks_unconfirmed": "maybe", "clicks_machine": "machines", "opens_unconfirmed": "maybe read"}
 CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
     "text": lambda view, row, name: text_cell(row[name]),
-    "word": lambda view, row, name: tag("td", row[name] or "hidden"),
-    "head": lambda view, row, name: tag("th", row[name], scope="row"),
+    "device": lambda view, row, name: tag("td", row[name] or "not disclosed"),
+    "program": lambda view, row, name: tag("th", program_name(row[name], row["device"]), scope="row"),
     "number": lambda view, row, name: tag("td", f"{row[name]:,}", class_="number"),
+    "few": lambda view, row, name: tag(
+        "td", f"{row[name]:,}" if row[name] else "", class_="number", data_of=FEW[name] * (row[name] > 0)
+    ),
     "time": lambda view, row, name: tag("td", view.ago(row[name])),
     "url": lambda view, row, name: text_cell(short_url(row[name]), row[name], head=True),
-    "states": lambda view, row, name: tag("td", made_of(row, f"{name}_", zeros=False)),
-    "verdict": lambda view, row, name: tag("td", row[name], title=sentence_of(row["reason"]) or row["reason"]),
+    "done": lambda view, row, name: done_cell(row, name),
+    "by": lambda view, row, name: tag("td", by_whom(row), title=sentence_of(row["reason"]) or row["reason"]),
     "campaign": lambda view, row, name: text_cell(row[name], url=page_url(view, "campaigns", row[name]), head=True),
     "share": lambda view, row, name: share_cell(row, name),
     "subject": lambda view, row, name: text_cell(row.get(name) or WITHOUT_SUBJECT[row["registered"]]),
@@ -6787,9 +6853,9 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
         row.get(name) or row["key"], url=page_url(view, "emails", row["key"]), head=True
     ),
     "way": lambda view, row, name: text_cell(
-        short_url(row[name]) if row[name] else client_of(row["user_agent"])[0], row[name] or row["user_agent"]
+        short_url(row[name]) if row[name] else program_name(*client_of(row["user_agent"])),
+        row[name] or row["user_agent"],
     ),
-    "clicks": lambda view, row, name: clicks_cell(row),
     "campaigns": lambda view, row, name: text_cell(
         row[name] if row["campaigns"] == 1 else counted(row["campaigns"], "campaign") if row["campaigns"] else "–"
     ),
@@ -6797,7 +6863,7 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
 
 
 def page_url(view: View, kind: str, name: str) -> str:
-    return f"{view.base}/{kind}/{quote(name, safe='')}"
+    return f"{view.base}/{kind}/{quote(name, safe='')}{view.kept}"
 
 
 def query_of(view: View, names: Iterable[str]) -> str:
@@ -6808,46 +6874,70 @@ def query_of(view: View, names: Iterable[str]) -> str:
 
 def column_head(view: View, table: str, column: Column) -> Markup:
     """The head of a column, by which the table is sorted; the other way round where it is."""
-    css = "number" if column.kind == "number" else ""
+    css = "number" if column.kind in ("number", "few") else ""
     if not column.order:
         return tag("th", column.head, scope="col", class_=css)
     order, now = f"{table}.{column.order}", view.asked.get("sort", "")
-    direction = {order: "descending", f"{order}.up": "ascending"}.get(now, "none")
+    direction = {order: "descending", f"{order}.up": "ascending"}.get(now, "")
     url = view.url(sort=f"{order}.up" if now == order else order, after="") + f"#{table}"
     return tag("th", tag("a", column.head, href=url), scope="col", class_=css, aria_sort=direction)
 
 
 def table_end(view: View, rows: Rows, name: str) -> Markup:
-    """How many rows a search found, where a table goes on, and where it can be taken away."""
+    """Where a table goes on, and where it can be taken away."""
     if rows.table is EVENTS:
         return joined()
-    found, more = "", joined()
-    if rows.found:
-        newest, older = rows.found
-        also = f" and {older:,} older that begin so" if older else ""
-        found = f"{newest:,} of the newest {MOST_SEARCHED:,}{also} · "
+    more = joined()
     larger = next((str(most) for most in TABLE_ROWS if most > view.most(name)), "")
     after, value = ("after", str(rows.next)) if rows.table is EMAILS else (name, larger)
     if rows.next and value:
         more = joined(tag("a", "More", href=f"{view.url(**{after: value})}#{name}", rel="next"), " · ")
     query = query_of(view, rows.table.filters)
     csv, json_ = (f"{view.base}/{name}.{form}{'?' * bool(query)}{query}" for form in EXPORT_TYPES)
-    return joined(found, more, "Take away as ", tag("a", "CSV", href=csv), " or ", tag("a", "JSON", href=json_))
+    return joined(more, "Download ", tag("a", "CSV", href=csv), " or ", tag("a", "JSON", href=json_))
+
+
+def is_shown(view: View, table: str, column: Column, rows: Sequence[Row]) -> bool:
+    """Whether a column says anything: not, if it is the same, or nothing, in all rows."""
+    if column.kind == "few" and not view.asked.get("sort", "").startswith(f"{table}.{column.order}"):
+        return any(row[column.field] for row in rows)
+    return not (view.campaign and column.head == "Campaign")
+
+
+def emails_shown(view: View, rows: Rows) -> Markup:
+    """Which emails a table shows, and buttons for others; how many a search found."""
+    now, found = view.asked.get("show", "all"), joined()
+    urls = {name: view.url(show=name if name != "all" else "", after="") + "#emails" for name in SHOWN}
+    items = (
+        tag("li", tag("a", SHOWN[name][0], href=url, aria_current="true" * (name == now))) for name, url in urls.items()
+    )
+    if rows.found:
+        newest, older = rows.found
+        also = f" and {older:,} older that begin so" if older else ""
+        text = f": {newest:,} of the newest {MOST_SEARCHED:,}{also}. "
+        everything = tag("a", "Show all", href=view.url(q="", after="") + "#emails")
+        found = tag("p", "Found by “", tag("bdi", view.asked.get("q", "")), f"”{text}", everything, class_="found")
+    return joined(tag("ul", *items, class_="strip", aria_label="Which emails are shown"), found)
 
 
 def table_section(view: View, rows: Rows) -> Markup:
     table = rows.table
     name, text = "hits" if table is EVENTS else table.name, table.empty
+    above = emails_shown(view, rows) if table is EMAILS else ""
     if table is EMAILS and ("q" in view.asked or view.asked.get("show", "all") != "all"):
         text = f"None of the newest {MOST_SORTED:,} emails is like that." if rows.next else "No email is like that."
     if not rows.rows:
-        return tag("section", tag("h2", table.title, id=name), tag("p", text, class_="quiet"), aria_labelledby=name)
-    columns = [column for column in table.columns if not (view.campaign and column.head == "Campaign")]
-    lines = ((CELLS[column.kind](view, row, column.field) for column in columns) for row in rows.named(view.people))
+        said = tag("h2", table.title, id=name), above, tag("p", text, class_="quiet")
+        return tag("section", *said, aria_labelledby=name)
+    named = rows.named(view.people)
+    columns = [column for column in table.columns if is_shown(view, name, column, named)]
+    lines = ((CELLS[column.kind](view, row, column.field) for column in columns) for row in named)
     body = joined(*(tag("tr", *line) for line in lines))
     heads = joined(*(column_head(view, name, column) for column in columns))
     end = table_end(view, rows, name)
-    return view.pages.templates["_table"].render(name=name, title=table.title, heads=heads, rows=body, take=end)
+    note = "" if view.campaign or table is EVENTS else "in this range" if table is PROGRAMS else "of all time"
+    told = {"name": name, "title": joined(table.title, " ", tag("small", note)), "above": above}
+    return view.pages.templates["_table"].render(**told, heads=heads, rows=body, take=end)
 
 
 # -- The curve
@@ -6872,7 +6962,7 @@ def bars_of(steps: Sequence[Counts], states: Iterable[str], tops: Mapping[str, i
                 upper = top + height - round(height * count / tops[noun])
                 if step[noun][state]:
                     upper = min(upper, above - 1)  # the least is seen as well
-                    bars[state] += f"M{n}.1 {upper}h.8v{above - upper}h-.8"
+                    bars[state] += f"M{n}.5 {upper}v{above - upper}"
                 above = upper
     return bars
 
@@ -6899,7 +6989,11 @@ def curve(view: View, stats: Stats) -> Markup:
         if n % -(-len(stats.steps) // 8) == 0:  # at most eight labels fit
             css = "m n" if len(marks) % 2 else "m"
             marks.append(tag("text", label, x=f"{n * width + width / 2:.1f}%", y=242, class_=css))
-    heads = (f"{noun.capitalize()} {STATE_WORDS[state]}" for noun in PANELS for state in states)
+    heads = (
+        f"{noun.capitalize()} {'maybe' if state == 'unconfirmed' else STATE_WORDS[state]}"
+        for noun in PANELS
+        for state in states
+    )
     return view.pages.templates["_curve"].render(
         opens_top=f"{tops['opens']:,}",
         opens_middle=f"{tops['opens'] // 2:,}",
@@ -6927,52 +7021,62 @@ def step_label(period: Period, n: int) -> str:
 
 # -- Figures
 
-Figure = tuple[str, Amount, Amount, str]  # its label, what it is now and was before, and what it is made of
-
-
-def figures_of(details: Mapping[str, str], now: Mapping[str, Amount], then: Mapping[str, Amount]) -> list[Figure]:
-    return [(label, now[label], then.get(label), detail) for label, detail in details.items()]
-
 
 def sent_figures(totals: Totals, before: Totals | None = None) -> list[Figure]:
+    """What became of some mail, the most important first."""
     only, of = totals.clicked_without_open, f", of {totals.emails:,} told of" * totals.is_exceeded
+    read = f"{only:,} {'more ' * (totals.opened['person'] > 0)}clicked, so they read it" if only else ""
     details = {
-        "Sent": "emails",
-        "Opened": made_of(totals.opened) + of + (f"; and {only:,} more by a click" if only else ""),
+        "Opened": "; ".join(filter(None, (made_of(totals.opened) + of, read))),
         "Clicked": made_of(totals.clicked) + of,
-        "Click-to-open": f"of {counted(totals.read, 'email')} that people read",
+        "Click-to-open": f"of {counted(totals.read, 'email')} that people read" if totals.read else "",
+        "Sent": "emails",
     }
-    now, then = ({"Sent": each.emails, **each.rates} if each else {} for each in (totals, before))
-    return figures_of(details, now, then)
+    now, then = ({**each.rates, "Sent": each.emails} if each else {} for each in (totals, before))
+    figures = []
+    for label, detail in details.items():
+        sizes = [each.read if label == "Click-to-open" else each.emails for each in (totals, before or totals)]
+        figures.append(Figure(label, now[label], then.get(label), detail, (sizes[0], sizes[1])))
+    return figures
 
 
-def dashboard_figures(stats: Stats) -> tuple[list[Figure], list[Figure]]:
-    def amounts(counts: Counts) -> dict[str, Amount]:
-        sums = {noun.capitalize(): sum(hits[state] for state in STATE_WORDS) for noun, hits in counts.items()}
-        return {**sums, "Machines": sum(hits["machine"] for hits in counts.values())}
+def activity_figures(stats: Stats) -> list[Figure]:
+    """What came in: opens and clicks by people, and machines in a figure of their own."""
+    now, then = stats.hits, stats.before and stats.before[1]
 
-    details = {}
-    for noun, hits in stats.hits.items():
-        emails = stats.emails[noun]
-        parts = (f"{hits[state]:,} {word} ({counted(emails[state], 'email')})" for state, word in STATE_WORDS.items())
-        details[noun.capitalize()] = ", ".join(parts)
-    pixels, links = (hits["machine"] for hits in stats.hits.values())
-    details["Machines"] = f"{pixels:,} on pixels and {links:,} on links"
-    before, then = stats.before or (None, None)
-    return sent_figures(stats.sent, before), figures_of(details, amounts(stats.hits), amounts(then) if then else {})
+    def figure(label: str, nouns: Sequence[str], state: str, detail: str) -> Figure:
+        number, before = (sum(counts[noun][state] for noun in nouns) if counts else None for counts in (now, then))
+        return Figure(label, number, before, detail, (number or 0, before or 0))
+
+    figures = []
+    for noun, maybe in {"opens": "read", "clicks": "by people"}.items():
+        emails, unsure = stats.emails[noun]["person"], now[noun]["unconfirmed"]
+        parts = [f"by people, in {counted(emails, 'email')}"] * (emails > 0) + [f"{unsure:,} maybe {maybe}"] * (
+            unsure > 0
+        )
+        figures.append(figure(noun.capitalize(), [noun], "person", "; ".join(parts)))
+    machines = {noun: now[noun]["machine"] for noun in ("opens", "clicks")}
+    detail = " and ".join(counted(number, noun[:-1]) for noun, number in machines.items() if number)
+    return [*figures, figure("Machines", ["opens", "clicks"], "machine", detail and f"{detail}, in no other number")]
 
 
 def figure_list(view: View, figures: Iterable[Figure]) -> Markup:
-    """Figures as a list; where the page has the list of reasons, with a way to it."""
-    items = []
-    for label, now, then, detail in figures:
-        about, why = view.pages.words[label], ""
+    """Figures as a list, the most important first; it is larger, and says what a range means."""
+    items: list[Markup] = []
+    for figure in figures:
+        label, now = figure.label, figure.now
+        about, first, lines = view.pages.words[label], label == "Opened", list[Markup]()
+        if first and isinstance(now, tuple):
+            means = view.pages.words["range"].format(*ends_of(now)).split(" | ") if len(ends_of(now)) > 1 else ()
+            lines = [share_bar(*now), *(tag("small", text) for text in means)]
+        why = (
+            joined(" ", tag("a", "Why?", href="#why")) if label in ("Opened", "Machines") and not view.campaign else ""
+        )
         if view.campaign:
             about = about.replace("sent in this range", "of this campaign")
-        elif label not in ("Sent", "Click-to-open"):
-            why = joined(" ", tag("a", "Why?", href="#why"))
-        said = {"label": label, "value": told(now), "change": change_of(now, then), "detail": detail}
-        items.append(view.pages.templates["_figure"].render(**said, about=about, why=why))
+        change = tag("span", figure.change, class_="change")
+        told_all = tag("b", told(now)), " ", change, *lines, tag("small", figure.detail, why)
+        items.append(tag("div", tag("dt", label, title=about), tag("dd", *told_all), class_="first" * first))
     return joined(*items)
 
 
@@ -6986,44 +7090,61 @@ def kept_fields(view: View, *without: str) -> Markup:
 
 
 def search_form(view: View) -> Markup:
-    chosen = {view.asked.get("show", "all"): "selected"}
-    options = (tag("option", label, value=name, selected=chosen.get(name, "")) for name, (label, _) in SHOWN.items())
     return view.pages.templates["_search"].render(
-        action="/" + "/".join(quote(segment, safe="") for segment in view.segments) + "#emails",
-        kept=kept_fields(view, "q", "show", "after", "sort"),
+        kept=kept_fields(view, "q", "after", "sort"),
         text=view.asked.get("q", ""),
-        options=joined(*options),
-        about="A piece of a recipient, key, subject or campaign" if view.people else "A piece of a key",
+        about="recipient, subject, campaign or key" if view.people else "key",
     )
 
 
 def reason_line(view: View, row: Row) -> Markup:
-    said = {**row, "hits": f"{row['hits']:,}", "counts_as": row["counts_as"].replace("_", " ")}
+    said = {**row, "hits": f"{row['hits']:,}", "counts_as": BY[row["counts_as"]]}
     return view.pages.templates["_reason"].render(**said, sentence=sentence_of(row["reason"]))
 
 
-def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting: int, trial: Markup) -> str:
+def day_of(day: date) -> str:
+    return f"{day.day} {day:%b %Y}"
+
+
+def range_told(period: Period) -> str:
+    """A range in words: `30 days: 31 Oct 2026 – 29 Nov 2026`."""
+    days = dict.fromkeys(day_of(period.day(at)) for at in (period.starts[0], period.end - 1))
+    name = RANGES[period.name].replace("all", "all so far").capitalize() + ": " if period.name else ""
+    return f"{name}{' – '.join(days)}, {period.zone}"
+
+
+def range_form(view: View, period: Period, typed: Mapping[str, str], fault: str) -> Markup:
+    """Days and a zone of one's own; with what is wrong about them, and still as they were typed."""
+    days = {"from": period.day(period.starts[0]), "to": period.day(period.end - 1), "tz": period.zone}
+    return view.pages.templates["_range"].render(
+        kept=kept_fields(view, *RANGE_PARAMETERS, "tz", "after"),
+        open="open" if fault or not period.name else "",
+        fault=tag("p", re.sub("^tz", "time zone", fault), class_="fault", role="alert") if fault else "",
+        **{{"from": "begin", "to": "end", "tz": "zone"}[name]: typed.get(name, day) for name, day in days.items()},
+    )
+
+
+def dashboard_page(
+    view: View, stats: Stats, tables: Mapping[str, Rows], waiting: int, typed: Mapping[str, str], fault: str
+) -> str:
     period, machines = stats.period, "machines" in view.asked
     other = view.url(machines="" if machines else "1") + "#curve"
     ranges = (
         tag("li", tag("a", label, href=view.range_url(range=name), aria_current="page" * (name == period.name)))
         for name, label in RANGES.items()
     )
-    sent, activity = (figure_list(view, figures) for figures in dashboard_figures(stats))
+    before = RANGES.get(period.name, "same length of time")
     return view.page(
         f"{view.tenant.name}: opens and clicks",
         "dashboard",
+        told=range_told(period),
         last_hit=view.ago(stats.last_hit_at) if stats.last_hit_at else "none so far",
         ranges=joined(*ranges),
-        begin=period.day(period.starts[0]),
-        end=period.day(period.end - 1),
-        zone=str(period.zone),
-        kept=kept_fields(view, *RANGE_PARAMETERS, "tz", "after"),
-        notices=joined(*(tag("p", text, class_="notice") for text in dashboard_notices(view, stats, waiting))),
-        trial=trial,
-        sent=sent,
-        activity=activity,
-        compared=f"; compared with the {RANGES.get(period.name, 'same length of time')} before" if stats.before else "",
+        range_form=range_form(view, period, typed, fault),
+        notices=joined(*dashboard_notices(view, stats, waiting)),
+        sent=figure_list(view, sent_figures(stats.sent, stats.before and stats.before[0])),
+        activity=figure_list(view, activity_figures(stats)),
+        compared=f"; compared with the {before} before" if stats.before else "",
         curve=curve(view, stats),
         machines_key=joined(" + ", tag("span", "by machines", class_="machine")) if machines else "",
         machines=tag("a", f"{'Without' if machines else 'With'} machines", href=other),
@@ -7032,6 +7153,17 @@ def dashboard_page(view: View, stats: Stats, tables: Mapping[str, Rows], waiting
         exports=view.base,
         parameters=query_of(view, (*RANGE_PARAMETERS, "tz")),
         **{name: table_section(view, rows) for name, rows in tables.items()},
+    )
+
+
+def empty_page(view: View, stats: Stats, waiting: int, trial: Markup, hits: Rows) -> str:
+    """What somebody sees who has sent nothing yet."""
+    return view.page(
+        f"{view.tenant.name}: opens and clicks",
+        "empty",
+        notices=joined(*dashboard_notices(view, stats, waiting)),
+        trial=trial,
+        hits=table_section(view, hits) if hits.rows else "",
     )
 
 
@@ -7069,17 +7201,18 @@ def weighed(signs: Iterable[str]) -> str:
 
 def timeline_row(view: View, hit: Row, signs: Iterable[str], arrived: int | None, arrival: str) -> Markup:
     at, url, agent, after = hit["timestamp"], hit["url"], hit["user_agent"], ""
+    client = client_of(agent)
     if arrived:
         after = f"{lasting(abs(at - arrived) // 1000)} {'after' if at >= arrived else 'before'} {arrival}"
     said = (tag("small", text) for text in (sentence_of(hit["reason"]), weighed(signs)) if text)
-    why = tag("b", hit["verdict"]), " ", tag("code", hit["reason"]), *said
+    why = tag("b", by_whom(hit)), " ", tag("code", f"{hit['verdict']} {hit['reason']}"), *said
     return tag(
         "tr",
         tag("th", tag("time", view.time(at), datetime=iso_time(at)), tag("small", after), scope="row"),
         tag("td", hit["event_type"] + ", HEAD" * (hit["method"] == "HEAD")),
         tag("td", *why, class_="wide"),
-        text_cell(", ".join(filter(None, client_of(agent))), agent or "(no user agent)"),
-        text_cell(short_url(url) if url else "–", url or ""),
+        text_cell(", ".join(filter(None, (program_name(*client), client[1]))), agent or "(no user agent)"),
+        text_cell(short_url(url), url) if url else tag("td", ""),
         tag("td", hit.get("ip_address") or "–"),
     )
 
@@ -7092,12 +7225,12 @@ def email_page(view: View, emails: Rows, hits: Rows, context: Context) -> str:
     delivered = email["delivered_at"]
     arrived, arrival = delivered or email["sent_at"], "it was delivered" if delivered else "it was sent"
     about = {
-        "Key": key,
         "Recipient": (email["recipient"] or "–") if view.people else "",
         "Sent": view.time(email["sent_at"]) or "not registered",
         "Delivered": view.time(delivered),
-        "Opened": made_of(email, "opens_", zeros=False),
-        "Clicked": made_of(email, "clicks_", zeros=False),
+        "Opened": ", ".join(happened(email, "opens")).capitalize() or "–",
+        "Clicked": ", ".join(happened(email, "clicks")).capitalize() or "–",
+        "Key": key,
     }
     crumb = tag("a", tag("bdi", campaign), href=page_url(view, "campaigns", campaign)), " \u203a "
     return view.page(
@@ -7109,7 +7242,7 @@ def email_page(view: View, emails: Rows, hits: Rows, context: Context) -> str:
             *(tag("div", tag("dt", name), tag("dd", tag("bdi", about[name]))) for name in about if about[name])
         ),
         hits=joined(*(timeline_row(view, *each, arrived, arrival) for each in timeline)),
-        count=counted(len(hits.rows), "hit") + (" of more; all are in the export" if hits.next else ""),
+        count=counted(len(hits.rows), "request") + (" of more; all are in the export" if hits.next else ""),
         events=f"{view.base}/events",
         key=quote(key, safe=""),
         zone=str(view.zone),
@@ -7124,31 +7257,50 @@ def can_allow(host: str, reason: str) -> bool:
         return False
 
 
-def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[str]:
-    """What a reader must know before believing the numbers."""
+def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup]:
+    """What a reader must know before believing the numbers; what whoever runs this tracker can do, apart from it."""
     tenant, others, words = view.tenant, stats.unregistered, view.pages.words
+
+    def notice(text: str, *commands: str) -> Markup:
+        summary = tag("summary", "For the operator")
+        more = tag("details", summary, *(tag("pre", tag("code", each)) for each in commands)) if commands else ""
+        return tag("div", tag("p", text), more, class_="notice")
+
     if zone_named(tenant.tz) is None:
-        yield f"This machine has no data of the time zone {tenant.tz} (install tzdata): days begin in UTC."
+        text = f"This machine has no data of the time zone {tenant.tz}: days begin in UTC. Ask whoever runs this tracker for it."
+        yield notice(text, "apt install tzdata")
     if waiting:
-        yield f"About {counted(waiting, 'hit')} still waiting to be counted; load this page again."
+        yield notice(f"About {counted(waiting, 'request')} still waiting to be counted; load this page again.")
     if len(stats.machines) > 1:
         late = [each for each in stats.machines if each.at < now_ms() - 5_000]
         names = "".join(f"; {each.name} not since {view.time(each.at)}" for each in late)
-        yield f"{counted(len(stats.machines) - len(late), 'machine')} drained within 5 s{names}."
+        yield notice(f"{counted(len(stats.machines) - len(late), 'machine')} drained within 5 s{names}.")
     if tenant.id_in_mail_at and not tenant.one_id:
-        yield words["id-in-mail"].format(seen=view.time(tenant.id_in_mail_at), mail_id=tenant.mail_id)
+        text = words["id-in-mail"].format(seen=view.time(tenant.id_in_mail_at))
+        yield notice(
+            text,
+            f"tracker.py tenant rotate {tenant.mail_id}  # and put {tenant.mail_id} into mail, not the dashboard's id",
+        )
     if tenant.suspended:
-        yield "This tenant is suspended: its links show the naming page."
+        yield notice("This tenant is suspended: its links show the naming page.")
     if others.emails:
-        told = f"Opened: {made_of(others.opened)}. Clicked: {made_of(others.clicked)}. They are in no rate."
-        yield f"So far {counted(others.emails, 'email')} that nobody registered got hits. {told}"
+        parts = {"Opened": made_of(others.opened), "Clicked": made_of(others.clicked)}
+        told = " ".join(f"{verb}: {text}." for verb, text in parts.items() if text)
+        yield notice(
+            f"So far {counted(others.emails, 'email')} that nobody registered got requests. {told} They are in no rate."
+        )
     for what, hits in stats.over.items():
-        yield f"In this range {counted(hits, 'hit')} {words[what]}: more were new on a day than strangers may make up."
+        text = f"In this range {counted(hits, 'request')} {words[what]}: more were new on a day than strangers may make up."
+        yield notice(text)
     for host, reason, clicks in stats.named:
-        allow = f" `tenant set {tenant.mail_id} --domain {host}` allows it from then on." * can_allow(host, reason)
-        yield f"{counted(clicks, 'click')} to {host or 'other hosts'} met the naming page: {words[reason]}.{allow}"
+        may, host = can_allow(host, reason), host or "other hosts"
+        ask = f" Ask whoever runs this tracker to allow {host}." * may
+        allow = [f"tracker.py tenant set {tenant.mail_id} --domain {host}"] * may
+        yield notice(f"{counted(clicks, 'click')} to {host} met the naming page: {words[reason]}.{ask}", *allow)
     if not view.people:
-        yield "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."
+        yield notice(
+            "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."
+        )
 
 
 # == Web ===============================================================================================
@@ -7662,7 +7814,7 @@ def is_operator(app: App, request: Request) -> bool:
 # == Views =============================================================================================
 # Handlers for who reads: pages, numbers and exports.
 
-EMAIL_ROWS = 12  # on a page, and so on: enough to see at once, and a page stays under 60 kB
+EMAIL_ROWS = 8  # on a page, and so on: enough to see at once, and a page stays under 60 kB
 CAMPAIGN_EMAIL_ROWS = 50
 HIT_ROWS = 5
 TIMELINE_ROWS = 200
@@ -7671,13 +7823,13 @@ MOST_TYPED = 200  # characters of a search
 MOST_ASKED = 60  # of any other parameter: no zone's name is longer
 
 
-def _view(app: App, request: Request, tenant: Tenant, campaign: str | None = None) -> View:
+def _view(app: App, request: Request, tenant: Tenant, campaign: str | None = None, forgiving: bool = False) -> View:
     parameters = request.parameters()
     # Cut to what is heeded: each of the many links of the page repeats it.
     cut = {name: parameters.get(name, "")[: MOST_TYPED if name == "q" else MOST_ASKED] for name in ASKED}
     asked = {name: value for name, value in cut.items() if value and (name, value) != ("tz", tenant.tz)}
     people = not tenant.one_id or has_key(app, request, tenant)
-    zone = zone_of(tenant, parameters.get("tz"))
+    zone = zone_of(tenant, None if forgiving else parameters.get("tz"))  # the form says what is wrong with it
     return View(app.pages, tenant, zone, now_ms(), people, request.segments, asked, campaign)
 
 
@@ -7701,16 +7853,33 @@ def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
 
 
 def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
-    view = _view(app, request, tenant)
+    view, tables = _view(app, request, tenant, forgiving=True), {}
     rows = {"emails": EMAIL_ROWS, "events": HIT_ROWS, "clients": ALL_ROWS}
     with app.numbers() as (connection, waiting):
-        period, tables = period_of(connection, tenant, view.asked, view.now), {}
+        view, period, fault = _period_typed(connection, view)
         for name, table in TABLES.items():
             asked = _wanted(request, view, table, days=period.days, most=rows.get(name) or view.most(name))
             tables[name] = read_table(connection, tenant.number, table, asked)
         stats = read_stats(connection, tenant, period)
-        trial = joined() if has_emails(connection, tenant.number) else _trial(app, request, tenant)
-    return html_response(200, dashboard_page(view, stats, tables, waiting, trial))
+        if not has_emails(connection, tenant.number) and not fault:
+            trial = _trial(app, request, tenant)
+            return html_response(200, empty_page(view, stats, waiting, trial, tables["events"]))
+    typed = request.parameters() if fault else {}
+    return html_response(400 if fault else 200, dashboard_page(view, stats, tables, waiting, typed, fault))
+
+
+def _period_typed(connection: sqlite3.Connection, view: View) -> tuple[View, Period, str]:
+    """The range that a form asks for; where it can't be, as much of it as can, and what is wrong."""
+    faults = []
+    for wrong in ((), ("tz",), RANGE_PARAMETERS, (*RANGE_PARAMETERS, "tz")):
+        asked = {name: value for name, value in view.asked.items() if name not in wrong}
+        try:
+            period = period_of(connection, view.tenant, asked, view.now)
+        except BadInput as error:
+            faults.append(str(error))
+        else:
+            break
+    return replace(view, asked=asked, zone=period.zone), period, faults[0] if faults else ""
 
 
 TEST_DESTINATION = "https://example.com/"  # reserved for such uses (RFC 2606); nobody of ours ever asks for it
@@ -9009,7 +9178,8 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
         stats = read_stats(connection, tenant, period)
         waiting = waiting_hits(database, connection)
     lines = [f"{tenant.name}: {RANGES[args.range]}, {period.zone}"]
-    lines += [f"{label:13} {told(now):>12}   {detail}" for label, now, _, detail in chain(*dashboard_figures(stats))]
+    figures = *sent_figures(stats.sent), *activity_figures(stats)
+    lines += [f"{each.label:13} {told(each.now):>12}   {each.detail}".rstrip() for each in figures]
     for row in stats.reasons if args.why else ():
         what = f"{row['event_type']}s, {row['counts_as'].replace('_', ' ')}: {row['verdict']}, {row['reason']}"
         lines.append(f"{row['hits']:>8,} {what}. {sentence_of(row['reason'])}")

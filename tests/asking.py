@@ -139,14 +139,14 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = self.title = ""
         self.notices: list[str] = []
-        self._began, self._p = 0, dict[str, str | None]()
+        self._began, self._kind = 0, ""
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag in ("title", "p"):
-            self._began, self._p = len(self.text), dict(attrs)
+        if tag == "title" or dict(attrs).get("class") == "notice":
+            self._began, self._kind = len(self.text), dict(attrs).get("class") or tag
 
     def handle_data(self, data: str) -> None:
         self.text += data.replace("\N{NO-BREAK SPACE}", " ")
@@ -154,8 +154,9 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag == "title" and not self.title:
             self.title = self.text[self._began :]
-        if tag == "p" and self._p.get("class") == "notice":
+        if tag == "div" and self._kind == "notice":
             self.notices.append(self.text[self._began :])
+            self._kind = ""
 
     @property
     def links(self) -> list[str]:

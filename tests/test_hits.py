@@ -265,8 +265,8 @@ def test_health_and_the_dashboard_say_which_limit_was_met_but_that_is_no_fault_o
     assert (said["status"], said["limits"]) == ("ok", ["agent-limit", "unregistered-limit"])
     assert get(stage, "/health?strict").status == 200  # or a stranger could make a platform restart us
     text = get(stage, f"/{stage.acme.id}/dashboard").text
-    assert "In this range 2 hits are counted without the name of their program" in text
-    assert "In this range 1 hit for emails that nobody registered" in text
+    assert "In this range 2 requests are counted without the name of their program" in text
+    assert "In this range 1 request for emails that nobody registered" in text
     assert "In this range" not in get(stage, f"/{stage.globex.id}/dashboard").text
     dropped = {"agent-limit": 2, "unregistered-limit": 1}
     assert get(stage, f"/{stage.acme.id}/stats.json").json["dropped"] == dropped

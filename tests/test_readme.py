@@ -161,4 +161,4 @@ def test_the_quick_start_ends_in_the_number_it_says(server: Server) -> None:
         command = command.replace("PIXEL_URL", "".join(re.findall(r"pixel_url +(\S+)", printed)))
         where: dict[str, Any] = {"env": server.environ, "cwd": server.folder}
         printed += subprocess.run(command, shell=True, check=True, stdout=subprocess.PIPE, text=True, **where).stdout
-    assert re.search(r"^Opens +1 .*1 by machines", printed, re.MULTILINE), printed
+    assert re.search(r"^Machines +1 +1 open, in no other number$", printed, re.MULTILINE), printed
