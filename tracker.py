@@ -8403,7 +8403,9 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
 # How the application is served: by gunicorn, as the owner of its data, with files for nginx and systemd around it.
 
 GUNICORN_TIMEOUT = 30  # seconds for one request, and for the last ones after SIGTERM
-MAX_REQUEST_LINE = 16_384  # as nginx; a plain link spells a target of 4,096 characters in up to 12,288
+MAX_REQUEST_LINE = 16_384  # a plain link spells a target of 4,096 characters in up to 12,288
+MOST_HEADER = 65_536  # of one header, as in the file for nginx: cookies of a parent domain grow to tens of kilobytes
+MOST_HEADERS = 4 * MOST_HEADER  # of all together: gunicorn's own limit is their number, times what one may have
 LONGEST_HASHED_NAME = 46  # of the 64 bytes that a bucket of nginx's table of names has by itself
 SYSTEMD_FILES = ("service", "socket", "sysusers", "drain.service", "backup.service", "backup.timer")
 HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
@@ -8498,6 +8500,33 @@ class Connection(socket.socket):
             super().shutdown(how)
 
 
+def forgiving_request() -> type:
+    """gunicorn's request, but no header that nobody reads has a say, and bytes beyond ASCII in a path are read.
+
+    What says where a request ends stays as strict as it is: its length, its chunks, line breaks, names of headers.
+    """
+    from gunicorn.http import errors, message
+
+    class Request(message.Request):  # type: ignore[misc]  # gunicorn has no types
+        def parse(self, unreader: Any) -> Any:
+            self.max_buffer_headers = MOST_HEADERS
+            return super().parse(unreader)
+
+        def parse_request_line(self, line: bytes) -> None:
+            if not line.isascii():  # some clients don't encode what they are given
+                line = re.sub(rb"[\x80-\xff]", lambda byte: b"%%%02X" % ord(byte[0]), line)
+            super().parse_request_line(line)
+
+        def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
+            try:
+                return super().parse_headers(data, from_trailer)
+            except (errors.ExpectationFailed, errors.InvalidHeader):
+                self._policy_expect_continue = False
+                return super().parse_headers(re.sub(rb"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]", b"?", data), from_trailer)
+
+    return Request
+
+
 def run_gunicorn(settings: Settings, app: App) -> None:
     """Serve until SIGTERM; then requests already accepted are answered and the spool is drained."""
     import logging
@@ -8514,6 +8543,7 @@ def run_gunicorn(settings: Settings, app: App) -> None:
     from gunicorn.workers.sync import SyncWorker
 
     http.message.MAX_REQUEST_LINE = MAX_REQUEST_LINE  # it would cap limit_request_line at 8,190
+    http.RequestParser.mesg_class = forgiving_request()
     # What it would make for each request, though it stays the same for a second, and for ever.
     http_date = lru_cache(maxsize=1)(util.http_date)
     util.http_date = lambda: http_date(int(time.time()))
@@ -8575,6 +8605,9 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
         "timeout": GUNICORN_TIMEOUT,
         "graceful_timeout": GUNICORN_TIMEOUT,
         "limit_request_line": MAX_REQUEST_LINE,
+        "limit_request_fields": MOST_HEADERS,  # it makes as many of it as it can
+        "limit_request_field_size": MOST_HEADER,
+        "http_parser": "python",  # where its other one is installed too: which would know nothing of forgiving_request
         "forwarder_headers": "",  # or a header SCRIPT_NAME would be part of the path
         "secure_scheme_headers": {},  # nothing here asks for the scheme, and contradictions about it would be a 400
         "proc_name": "email-tracker",

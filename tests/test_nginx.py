@@ -31,7 +31,7 @@ import pytest
 from conftest import BASE, CHROME, Server, hears_signals
 from frontend import Nginx
 from load import PIXEL, data, locked, rows, segments, terminate, wait_until
-from test_raw import Answer, read_answers
+from test_raw import RAW, UNREAD, Answer, read_answers, signed_link
 
 import tracker
 
@@ -425,6 +425,40 @@ def test_what_a_client_says_of_its_own_address_is_not_believed(headers: tuple[st
     assert found == [source]
 
 
+# == What no header, and no byte, keeps from being counted ==
+
+
+@pytest.mark.parametrize("what", UNREAD)
+def test_whatever_a_header_says_that_nobody_reads_a_hit_is_counted(what: str, front: Front) -> None:
+    key = f"unread-{list(UNREAD).index(what)}"
+    link = signed_link(front.ask, front.id("Odd"), key)
+    assert is_pixel(front.ask(front.pixel("Odd", key), "GET", *UNREAD[what]))
+    answer = front.ask(link, "GET", *UNREAD[what])
+    assert (answer.status, answer.headers["location"]) == (302, "https://acme.com/")
+    assert front.counted("Odd")[key] == 2
+
+
+def test_what_the_tracker_reads_of_a_request_reaches_it(front: Front) -> None:
+    headers = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
+    for header in headers:
+        assert is_pixel(front.ask(front.pixel("Odd", f"read-{header}"), "GET", f"{header}: prefetch"))
+    reasons = {event["key"]: event["reason"] for event in front.exported("Odd", "events")}
+    assert [reasons[f"read-{header}"] for header in headers] == ["prefetch-header"] * 4
+    answer = front.ask(f"/{front.id('Odd')}/messages", "POST", "Content-Type: text/plain", body=b"a")
+    assert answer.status == 415
+    message = b"Content-Type: text/html\r\n\r\n<p>a</p>"
+    answer = front.ask(f"/{front.id('Odd')}/messages", "POST", "Accept: application/json", body=message)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json; charset=utf-8")
+
+
+@pytest.mark.parametrize("target", RAW)
+def test_bytes_beyond_ascii_are_counted_and_redirected(target: str, front: Front) -> None:
+    key, location = RAW[target]
+    answer = front.ask(target.format(mail_id=front.mail_id("Odd")).encode().decode("latin-1"))
+    assert (answer.status, answer.headers.get("location")) == (302 if location else 200, location)
+    assert front.counted("Odd")[key] == 1
+
+
 # == Logs ==
 
 
@@ -662,7 +696,7 @@ def test_a_request_line_of_sixteen_kilobytes_reaches_the_tracker_and_a_longer_on
     spare = 16_384 - len(f"GET {base} HTTP/1.1\r\n")
     answer = front.ask(base + "a" * (spare - 1))
     assert answer.status == 400 and b"This link" in answer.body  # the tracker's page
-    assert front.ask(base + "a" * (spare + 1)).status == 414
+    assert front.ask(base + "a" * (spare + 3)).status == 414
     assert front.counted("Sizes")["long"] == 0
 
 

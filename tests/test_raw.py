@@ -13,7 +13,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +61,12 @@ class Live:
 
     def events(self, key: str) -> list[dict[str, Any]]:
         """The hits of an email."""
-        return [row for row in json.loads(self.ask("/{id}/events.json").body)["rows"] if row["key"] == key]
+        return [row for row in self.rows("events") if row["key"] == key]
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """An export."""
+        rows: list[dict[str, Any]] = json.loads(self.ask(f"/{{id}}/{table}.json").body)["rows"]
+        return rows
 
     @contextlib.contextmanager
     def harmless_log(self) -> Iterator[list[str]]:
@@ -156,10 +161,11 @@ TARGETS: dict[tuple[int, str | None], tuple[str, ...]] = {
         "/health%0D%0AX-Evil:%201", "/%C0%AF/%E0%80%AF/%F5", "/%ED%A0%80/dashboard", "/" + "/" * 5000,
         "/" + "a/" * 3000, "/{id}/dashboard#fragment", "/{mail_id}/click/e1/signature/target",
         "/{mail_id}/click/e1/%FF%00/%0D%0A", "/{mail_id}/click/e1/" + "A" * 16 + "/" + "A" * 6000, "/" + "a" * 16_000,
+        "/\xff\xfe", "/caf\xe9",
     ),
     (400, None): (
         "/{id}/stats.json?tz=%0D%0AX-Evil:1", "/{id}/dashboard?range=%3Cscript%3E%00", "/{id}/emails.csv?limit=%D9%A1",
-        "/\xff\xfe", "/caf\xe9", "/\x00", "/a b", "health",
+        "/\x00", "/a b", "health",
     ),
     (414, None): ("/" + "a" * 17_000,),
 }  # fmt: skip
@@ -219,8 +225,7 @@ ODD_HEADERS: dict[int, tuple[tuple[str, ...], ...]] = {
         ("Content-Length: 1, 2",), ("Content-Length: 0", "Content-Length: 5"), ("Content-Length: \xb2",),
         ("Content-Length: 5", "Transfer-Encoding: chunked"), ("Transfer-Encoding: gzip",),
     ),
-    417: (("Expect: something",),),
-    431: (tuple(f"X-{n}: 1" for n in range(300)), ("X: " + "x" * 9000,)),
+    431: (("X: " + "x" * 65_600,), tuple(f"X-{n}: " + "x" * 60_000 for n in range(5))),
 }  # fmt: skip
 
 
@@ -229,6 +234,67 @@ def test_odd_headers_get_a_plain_answer(live: Live, status: int) -> None:
     for headers in ODD_HEADERS[status]:
         for target in ("/{mail_id}/pixel/e1.gif", "/{id}/dashboard"):
             assert live.ask(target, *headers).status == status, headers
+
+
+UNREAD: dict[str, tuple[str, ...]] = {
+    "a cookie of 8.2 kB": ("Cookie: a=" + "x" * 8_200,),
+    "cookies of 60 kB": ("Cookie: " + "; ".join(f"c{n}=" + "x" * 1_990 for n in range(30)),),
+    "a cookie twice": ("Cookie: a=" + "x" * 9_000, "Cookie: b=" + "x" * 9_000),
+    "101 headers": tuple(f"X-{n}: 1" for n in range(101)),
+    "900 headers": tuple(f"X-{n}: 1" for n in range(900)),
+    "a long referrer": ("Referer: https://acme.com/?" + "x" * 20_000,),
+    "an expectation": ("Expect: foo",),
+    "another expectation": ("EXPECT: 100-continue, foo",),
+    "an empty expectation": ("Expect:",),
+    "control characters": ("Cookie: a=\x01\x7f\x1b", "X-Odd: \x0b"),
+    "bytes beyond ASCII": ("Cookie: a=\xff\xfe", "X-Ma\x2dn: \xfc"),
+    "names with underscores": ("X_Forwarded_Proto: gopher", "HTTP_HOST: evil.example"),
+    "contradictions": ("X-Forwarded-Proto: http", "X-Forwarded-Proto: https", "X-Forwarded-Ssl: off"),
+    "odd conditions": ("If-Match: x", "If-None-Match: *", "If-Modified-Since: never", "Range: bytes=9-1", "TE: x"),
+}
+
+
+def signed_link(ask: Callable[..., Answer], id_: str, key: str) -> str:
+    """The path of a signed link in a new email; it leads to https://acme.com/."""
+    made = ask(f"/{id_}/emails", method="POST", body=json.dumps({"key": key, "links": ["https://acme.com/"]}).encode())
+    return re.sub("^https?://[^/]+", "", json.loads(made.body)["links"][0]["click_url"])
+
+
+@pytest.mark.parametrize("what", UNREAD)
+def test_whatever_a_header_says_that_nobody_reads_a_hit_is_counted(live: Live, what: str) -> None:
+    key = f"unread-{list(UNREAD).index(what)}"
+    link = signed_link(live.ask, live.id, key)
+    assert live.ask(f"/{{mail_id}}/pixel/{key}.gif", *UNREAD[what]).headers["x-tracker"] == "recorded"
+    answer = live.ask(link, *UNREAD[what])
+    assert (answer.status, answer.headers["location"]) == (302, "https://acme.com/")
+    assert sorted(event["event_type"] for event in live.events(key)) == ["click", "open"]
+
+
+RAW = {  # targets of hits, in bytes as some clients send them; whose hit it is, and where it leads
+    "/{mail_id}/pixel/raw-1.gif?campaign=Frühling": ("raw-1?campaign=Frühling", None),
+    "/{mail_id}/pixel/raw-2.gif?campaign=春🌸": ("raw-2?campaign=春🌸", None),
+    "/{mail_id}/pixel/raw-3.gif?campaign=%C3%BCü": ("raw-3?campaign=üü", None),
+    "/{mail_id}/click/raw-4?url=https://acme.com/größe": ("raw-4", "https://acme.com/gr%C3%B6%C3%9Fe"),
+    "/{mail_id}/click/raw-5?url=https%3A%2F%2Facme.com%2Fgrö%C3%9F": ("raw-5", "https://acme.com/gr%C3%B6%C3%9F"),
+    "/{mail_id}/click/raw-6?campaign=ü&url=https://acme.com/?q=春": (
+        "raw-6?campaign=ü",
+        "https://acme.com/?q=%E6%98%A5",
+    ),
+}
+
+
+@pytest.mark.parametrize("target", RAW)
+def test_bytes_beyond_ascii_are_read_as_browsers_would_have_sent_them(live: Live, target: str) -> None:
+    key, location = RAW[target]
+    answer = live.ask(target.encode().decode("latin-1"))
+    assert (answer.status, answer.headers.get("location")) == (302 if location else 200, location)
+    assert len(live.events(key)) == 1
+
+
+def test_bytes_that_are_no_utf_8_are_counted_too(live: Live) -> None:
+    assert live.ask("/{mail_id}/pixel/latin-1.gif?campaign=Fr\xfchling").headers["x-tracker"] == "recorded"
+    assert len(live.events("latin-1?campaign=Fr\ufffdhling")) == 1
+    assert live.ask("/{mail_id}/pixel/\xfc.gif").headers["x-tracker"] == "bad key"
 
 
 def test_bytes_that_are_no_http_do_no_harm(live: Live) -> None:
@@ -364,10 +430,9 @@ def test_a_client_that_hangs_up_leaves_no_private_id_and_no_traceback_in_the_log
 
 def test_a_malformed_request_leaves_no_private_id_in_the_log(live: Live) -> None:
     # Such a line is typed by somebody who copies a dashboard's address by hand, or comes from a broken proxy.
-    for head in (b"GET /{id}/dashboard", b"GET /{id}/dash board HTTP/1.1", b"GET /{id}/dashboard\xff HTTP/1.1",
-                 b"GET {id}/dashboard HTTP/1.1", b"GET http://[/{id}/dashboard HTTP/1.1", b"get /{id} HTTP/1.1",
+    for head in (b"GET /{id}/dashboard", b"GET /{id}/dash board HTTP/1.1", b"GET {id}/dashboard HTTP/1.1", b"GET http://[/{id}/dashboard HTTP/1.1", b"get /{id} HTTP/1.1",
                  b"GET /{id}/dashboard HTTP/9.9", b"GET / HTTP/1.1\r\nReferer https://track.example.com/{id}",
-                 b"GET / HTTP/1.1\r\nExpect: {id}", b"GET / HTTP/1.1\r\nX-{id}(: 1"):  # fmt: skip
+                 b"GET / HTTP/1.1\r\nX-{id}(: 1"):  # fmt: skip
         with live.harmless_log() as log:
             answers = read_answers(live.exchange(head + b"\r\nHost: x\r\n\r\n"))
             assert [answer.status // 100 for answer in answers] == [4]
