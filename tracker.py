@@ -100,6 +100,11 @@ def resource(name: str) -> bytes:
         raise StoreError(f"{name} is missing in {folder}: copy email-tracker.pyz, which `make dist` builds") from None
 
 
+def path_of(url: str) -> str:
+    """The path of a URL of our own, without the slash at its end."""
+    return re.sub("^https?://[^/]*", "", url)
+
+
 def is_port(text: str) -> bool:
     return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65536
 
@@ -139,11 +144,13 @@ def without_password(url: str) -> str:
 
 def _base_url(text: str) -> str:
     label = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-    match = re.fullmatch(rf"https?://(?:{label}(?:\.{label})*|\[([0-9a-f:.]+)\])(?::([0-9]+))?/?", text.lower())
+    host = rf"https?://(?:{label}(?:\.{label})*|\[([0-9a-f:.]+)\])(?::([0-9]+))?"
+    match = re.fullmatch(rf"({host})((?:/(?!\.\.?(?:/|$))[\w.~-]+)*)/?", text, re.ASCII | re.IGNORECASE)
     with contextlib.suppress(ValueError):
-        if match and ipaddress.IPv6Address(match[1] or "::") and is_port(match[2] or "80"):
-            return text.lower().rstrip("/")
-    raise ValueError("expected http:// or https:// and a host, without a path, for example https://track.example.com")
+        if match and ipaddress.IPv6Address(match[2] or "::") and is_port(match[3] or "80"):
+            return match[1].lower() + match[4]
+    expected = "https://track.example.com, or https://example.com/track where a path leads to this server"
+    raise ValueError(f"expected http:// or https:// and a host, for example {expected}")
 
 
 def _secrets(text: str) -> tuple[str, ...]:
@@ -221,6 +228,16 @@ class Settings:
     def address(self) -> str:
         """What gunicorn binds."""
         return self.bind or f"0.0.0.0:{self.port}"
+
+    @property
+    def base_path(self) -> str:
+        """What paths at BASE_URL begin with: /track, or nothing. At tracking hosts they don't."""
+        return path_of(self.base_url or "")
+
+    @property
+    def base_pattern(self) -> str:
+        """The same as a regular expression, nginx's too: a slash too many is none."""
+        return re.escape(self.base_path).replace("/", "/+")
 
     def public_url(self, tracking_host: str | None = None) -> str | None:
         """The address links begin with, or None where nobody said it and `--local` was not given."""
@@ -445,12 +462,15 @@ def signed_target(secret: str, mail_id: str, url: str) -> str:
 def split_target(uri: str) -> tuple[tuple[str, ...], str]:
     """Split a request target into decoded path segments and the raw query: the one reading of a path.
 
-    The path is split on "/" first and decoded once, so that %2F in a segment stays inside it.
+    The path is split on "/" first and decoded once, so that %2F in a segment stays inside it. A slash too many is none:
+    links are put together by many hands, and what they call is known all the same.
     """
     if not uri.startswith("/"):
         uri = re.sub(r"^(?i:https?)://[^/?]*", "", uri)  # absolute form, RFC 9112 §3.2.2
     path, _, query = uri.partition("?")
     segments = path.split("/")[1:]
+    if "" in segments:
+        segments = [segment for segment in segments if segment] or [""]
     if "%" in path:
         segments = [unquote(segment, errors="replace") for segment in segments]
     return tuple(segments), query
@@ -517,7 +537,8 @@ def path_reader(pattern: str) -> Callable[[tuple[str, ...]], list[str] | None]:
     """What reads split paths by a pattern: the values of its {names}, or None."""
     parts = pattern.split("/")[1:]
     names = [place for place, part in enumerate(parts) if part.startswith("{")]
-    words_of = operator.itemgetter(*(place for place in range(len(parts)) if place not in names))
+    others = [place for place in range(len(parts)) if place not in names]
+    words_of = operator.itemgetter(*others) if others else lambda _: ()
     words, suffix = words_of(parts), parts[-1].partition("}")[2]
 
     def read(segments: tuple[str, ...]) -> list[str] | None:
@@ -6612,7 +6633,8 @@ class Pages:
 
     NAMES = "page dashboard empty campaign email message naming _curve _range _reason _search _table _trial _trial_hits"
 
-    def __init__(self) -> None:
+    def __init__(self, root: str = "") -> None:
+        self.root = root
         self.templates = {name: Template(resource(f"templates/{name}.html").decode()) for name in self.NAMES.split()}
         lines = resource("templates/words.txt").decode().splitlines()
         self.words = dict(line.split(" = ") for line in lines if line and line[0] != "#")
@@ -6623,7 +6645,7 @@ class Pages:
 
     def page(self, title: str, template: str, /, **values: object) -> str:
         body = self.templates[template].render(**values)
-        return self.templates["page"].render(title=title, stylesheet=self.stylesheet_name, body=body)
+        return self.templates["page"].render(title=title, root=self.root, stylesheet=self.stylesheet_name, body=body)
 
     def message(self, title: str, text: str) -> str:
         return self.page(title, "message", title=title, text=text)
@@ -6647,6 +6669,7 @@ class View:
     segments: tuple[str, ...]  # of the path
     asked: Mapping[str, str]  # parameters that are not the default
     campaign: str | None = None  # whose page it is
+    are_hidden: bool = False  # whether readers come through a proxy that is not believed
 
     def page(self, title: str, template: str, /, **values: object) -> str:
         home = f"{self.base}/dashboard{self.kept}"
@@ -7269,6 +7292,9 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
     if zone_named(tenant.tz) is None:
         text = f"This machine has no data of the time zone {tenant.tz}: days begin in UTC. Ask whoever runs this tracker for it."
         yield notice(text, "apt install tzdata")
+    if view.are_hidden:
+        text = "Readers are hidden: all those who come through a proxy have its one address, by which they are judged."
+        yield notice(text, "tracker.py nginx --real-ip-from NETWORK", "FORWARDED_ALLOW_IPS=NETWORK  # without nginx")
     if waiting:
         yield notice(f"About {counted(waiting, 'request')} still waiting to be counted; load this page again.")
     if len(stats.machines) > 1:
@@ -7343,19 +7369,21 @@ class Proxies:
         self._hosts = {str(network.network_address) for network in self._networks}
         self._only_hosts = all(network.num_addresses == 1 for network in self._networks)
 
-    def client(self, peer: str, forwarded: str) -> str:
+    def client(self, peer: str, forwarded: str) -> tuple[str, bool]:
         """The client's address: X-Forwarded-For from the right, up to the first that is no proxy of ours.
 
-        Further left stands only what a client may have made up. A peer without an address is a unix socket's.
+        Further left stands only what a client may have made up. A peer without an address is a unix socket's. And
+        whether another's word was not believed, so that all readers behind a proxy would have its address.
         """
+        if peer and not self._anyone and not self._is_proxy(peer):
+            return peer, forwarded != ""
         client = peer
-        if not peer or self._anyone or self._is_proxy(peer):
-            for text in reversed(forwarded.split(",")):
-                if address := text.strip():
-                    client = address
-                    if not self._is_proxy(address):
-                        break
-        return client
+        for text in reversed(forwarded.split(",")):
+            if address := text.strip():
+                client = address
+                if not self._is_proxy(address):
+                    break
+        return client, False
 
     def _is_proxy(self, address: str) -> bool:
         if self._only_hosts and IPV4.fullmatch(address):
@@ -7367,11 +7395,12 @@ class Proxies:
 class Request(NamedTuple):
     environ: WSGIEnvironment
     method: str
-    uri: str  # the request target as received
+    uri: str  # the request target as received, without the path of BASE_URL
     segments: tuple[str, ...]
     query: str
     host: str  # of the Host header, without port
     address: str  # the client's, after believed proxies; "" if unknown
+    is_hidden: bool  # whether a proxy said another's address, and was not believed
 
     @property
     def origin(self) -> str:
@@ -7423,8 +7452,8 @@ def utf8(text: str) -> str:
     return text if text.isascii() else text.encode("latin-1", "replace").decode("utf-8", "backslashreplace")
 
 
-def read_request(environ: WSGIEnvironment, proxies: Proxies) -> Request:
-    """What the handlers need of a request. Raises HTTPError 400 for headers that no server should have let through."""
+def read_request(environ: WSGIEnvironment, proxies: Proxies, mount: re.Pattern[str] | None) -> Request:
+    """What the handlers need of a request, below BASE_URL's path. Raises HTTPError 400 for headers that are two."""
     if not (uri := environ.get("RAW_URI") or environ.get("REQUEST_URI")):
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         uri = quote(path.encode("latin-1", "replace"), safe="/~+@=:!$&'()*,;") or "/"
@@ -7435,8 +7464,12 @@ def read_request(environ: WSGIEnvironment, proxies: Proxies) -> Request:
     if has_break(host + forwarded + environ.get("HTTP_USER_AGENT", "") + environ.get("HTTP_AUTHORIZATION", "")):
         raise HTTPError(400, "a header holds a line break or NUL; expected none")
     uri = utf8(uri)
-    client = proxies.client(environ.get("REMOTE_ADDR", ""), forwarded)
-    return Request(environ, environ["REQUEST_METHOD"], uri, *split_target(uri), host_name(utf8(host)), client)
+    if mount and (found := mount.match(uri)):
+        uri = "/" + uri[found.end() :]
+    client, is_hidden = proxies.client(environ.get("REMOTE_ADDR", ""), forwarded)
+    is_hidden = is_hidden or "HTTP_X_NOT_BELIEVED" in environ  # by the printed nginx
+    target = split_target(uri)
+    return Request(environ, environ["REQUEST_METHOD"], uri, *target, host_name(utf8(host)), client, is_hidden)
 
 
 def has_break(text: str) -> bool:
@@ -7502,6 +7535,12 @@ REDIRECT_HEADERS = (("Cache-Control", "no-store"), ("X-Robots-Tag", "noindex"), 
 PURPOSE_HEADERS = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
 MOST_FOR_READERS = 500  # hits that wait, which who asks for numbers drains first: a worker waits for that
 REST_SECONDS = 0.003  # that a page takes longer while there is a backlog: who asks again and again leaves it time
+HIDDEN_SECONDS = 86_400  # for which it is said that readers are hidden
+HIDDEN_SHARE = 10  # one hit of so many: some readers' own proxies say X-Forwarded-For too, and so may a stranger
+HIDDEN = (
+    "a proxy's X-Forwarded-For is not believed, so its readers all have one address; if the proxy is yours, "
+    "expected it in FORWARDED_ALLOW_IPS, or nginx's file printed with `--real-ip-from NETWORK`"
+)
 UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
 
 
@@ -7510,7 +7549,9 @@ class App:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.pages = Pages()
+        self.pages = Pages(settings.base_path)
+        mount = f"(?:(?i:https?)://[^/?]*)?{settings.base_pattern}(?=[/?]|$)/*"
+        self.mount = re.compile(mount) if settings.base_path else None
         verdict_data()  # as with pages: its files may be others later
         self.proxies = Proxies(settings.forwarded_allow_ips)
         self.database = open_database(settings, patience=5.0)  # seconds for its turn to write; then it is a 503
@@ -7520,6 +7561,7 @@ class App:
         self.drainer: Drainer | None = None
         self._started_in = 0
         self._unknown = (0, 0)  # a second, and the hits for unknown mail ids in it
+        self._hits, self._hidden = 0, 0  # and of them those by a proxy that was not believed
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -7556,6 +7598,9 @@ class App:
             self._unknown = now, count + 1 if now == second else 1
             if self._unknown[1] > UNKNOWN_A_SECOND:
                 return "too many"
+        self._hits += 1
+        if request.is_hidden:
+            self._heed_hidden()
         hit = {
             "id": os.urandom(12).hex(),
             "t": round(time.time(), 3),
@@ -7581,6 +7626,18 @@ class App:
             return "too long"
         return "recorded" if self.spool.append(line) else "unspooled"
 
+    def _heed_hidden(self) -> None:
+        """Write down that readers are hidden, if it is true of a good part of the hits; say so in the log once a day."""
+        self._hidden += 1
+        if self._hits > 1_000:  # what was long ago must not outweigh what is
+            self._hits, self._hidden = self._hits // 2, self._hidden // 2
+        if self._hidden * HIDDEN_SHARE < self._hits:
+            return
+        if not are_readers_hidden(self.settings.folder):
+            log(f"readers: {HIDDEN}")
+            with contextlib.suppress(OSError):  # a full disk
+                write_small_file(hidden_file(self.settings.folder), "", 0o640)
+
     def is_others_host(self, request: Request, mail_id: str) -> bool:
         """Whether a request came to another tenant's tracking host."""
         return self.directory.refresh().host_owners.get(request.host, mail_id) != mail_id
@@ -7600,6 +7657,17 @@ class App:
             time.sleep(REST_SECONDS)
         with self.database.reading() as connection:
             yield connection, waiting
+
+
+def hidden_file(folder: str) -> str:
+    """What is written when it is noticed that readers are hidden, and holds for a day."""
+    return os.path.join(folder, "hidden")
+
+
+def are_readers_hidden(folder: str) -> bool:
+    with contextlib.suppress(OSError):
+        return time.time() - os.stat(hidden_file(folder)).st_mtime < HIDDEN_SECONDS
+    return False
 
 
 def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
@@ -7628,7 +7696,11 @@ def leads_back(settings: Settings, directory: Directory, urls: Iterable[str], ta
         own.append((target.host, DEFAULT_PORTS["https"]))
     ports = [port for host, port in own if host == target.host]
     web = DEFAULT_PORTS.values()  # the ports of one server
-    return target.port in ports or (target.port in web and any(port in web for port in ports))
+    is_ours = target.port in ports or (target.port in web and any(port in web for port in ports))
+    if not (is_ours and settings.base_path and target.host == read_origin(settings.base_url or "")[0]):
+        return is_ours
+    path = unquote(re.sub("[?#].*", "", path_of(target.location)))  # the rest of that host is another's
+    return f"{os.path.normpath('/' + path.lstrip('/'))}/".startswith(f"{settings.base_path}/")
 
 
 def link_maker(
@@ -7788,6 +7860,7 @@ def health(app: App, request: Request) -> Response:
         "waiting_hits": state["waiting"],
         "rejected_lines": state["rejected"],
         "limits": state["limits"],
+        "notes": [f"readers: {HIDDEN}"] * are_readers_hidden(folder),  # no fault: anybody can bring it about
         "version": __version__,
     }
     if state["machines"]:
@@ -7796,6 +7869,15 @@ def health(app: App, request: Request) -> Response:
             dict(zip(names, (name, iso_time(at), waiting), strict=True)) for name, at, waiting in state["machines"]
         ]
     return json_response(503 if why and "strict" in request.parameters() else 200, value)
+
+
+def wants_json(request: Request) -> bool:
+    return "application/json" in request.environ.get("HTTP_ACCEPT", "")
+
+
+def is_for_programs(request: Request) -> bool:
+    """Whether who asks is no browser that shows pages."""
+    return request.method not in ("GET", "HEAD") or wants_json(request) or "".join(request.segments).endswith(".json")
 
 
 def has_key(app: App, request: Request, tenant: Tenant) -> bool:
@@ -7830,7 +7912,8 @@ def _view(app: App, request: Request, tenant: Tenant, campaign: str | None = Non
     asked = {name: value for name, value in cut.items() if value and (name, value) != ("tz", tenant.tz)}
     people = not tenant.one_id or has_key(app, request, tenant)
     zone = zone_of(tenant, None if forgiving else parameters.get("tz"))  # the form says what is wrong with it
-    return View(app.pages, tenant, zone, now_ms(), people, request.segments, asked, campaign)
+    are_hidden = are_readers_hidden(app.settings.folder)
+    return View(app.pages, tenant, zone, now_ms(), people, request.segments, asked, campaign, are_hidden)
 
 
 def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
@@ -7891,8 +7974,8 @@ def _trial(app: App, request: Request, tenant: Tenant) -> Markup:
     hits = joined("To try it from here, open this page under the address that links begin with.")
     if public and read_origin(public)[0] == request.host and app.secrets:
         hits = app.pages.templates["_trial_hits"].render(
-            test_pixel=pixel_path(tenant.mail_id, key),
-            test_click=click_path(app.secrets[0], tenant.mail_id, key, TEST_DESTINATION),
+            test_pixel=path_of(public) + pixel_path(tenant.mail_id, key),
+            test_click=path_of(public) + click_path(app.secrets[0], tenant.mail_id, key, TEST_DESTINATION),
         )
     base = f"{public or 'https://track.example.com'}/{tenant.mail_id}"
     return app.pages.templates["_trial"].render(program=PROGRAM, mail_id=tenant.mail_id, base=base, trial_hits=hits)
@@ -7910,12 +7993,20 @@ def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> 
 
 
 def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
-    view = _view(app, request, tenant)
+    """One email and its newest hits, as a page, or as JSON for who says so: by its Accept, or by .json behind the key."""
+    view, is_json = _view(app, request, tenant), wants_json(request)
     with app.numbers() as (connection, _):
-        if not (email := read_table(connection, tenant.number, EMAILS, Wanted(key=key))).rows:
+        email = read_table(connection, tenant.number, EMAILS, Wanted(key=key))
+        if not email.rows and key.endswith(".json"):  # which a key may end with too
+            key, is_json = key.removesuffix(".json"), True
+            email = read_table(connection, tenant.number, EMAILS, Wanted(key=key))
+        if not email.rows:
             raise HTTPError(404, "There is no such email.")
         hits = read_table(connection, tenant.number, EVENTS, Wanted(key=key, most=TIMELINE_ROWS))
         context = find_emails(connection, tenant.number, [key])[key].context
+    if is_json:
+        [about], events = (_objects(rows, view.people) for rows in (email, hits))
+        return json_response(200, {**about, "events": events})
     return html_response(200, email_page(view, email, hits, context))
 
 
@@ -7928,6 +8019,13 @@ def campaign_stats_view(app: App, request: Request, tenant: Tenant, campaign: st
             programs, links = (read_table(connection, tenant.number, table, asked) for table in (PROGRAMS, LINKS))
             return json_response(200, campaign_json(stats, tenant.name, programs, links, waiting))
     raise HTTPError(404, "There is no such campaign.")
+
+
+def _objects(rows: Rows, people: bool) -> list[dict[str, Any]]:
+    """Rows as the export writes them in JSON."""
+    told: dict[str, Callable[[Any], Any]] = {**dict.fromkeys(TIMES_AS_NUMBERS, iso_time), "registered": bool}
+    named = ({name: row[name] for name in rows.table.fields if name in row} for row in rows.named(people))
+    return [{name: told[name](value) if name in told else value for name, value in row.items()} for row in named]
 
 
 def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
@@ -8203,7 +8301,7 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     if report.tracks:
         with app.database.transaction() as connection:
             tell_emails(app.database, connection, tenant, [registration_of(raw, key, report.links, **said)])
-    if "application/json" in request.environ.get("HTTP_ACCEPT", ""):
+    if wants_json(request):
         text = base64.b64encode(message).decode()
         return json_response(200, {"key": key, "message_base64": text, "report": report.as_json()})
     notes = (("X-Email-Key", key), ("X-Tracker", "instrumented" if report.tracks else "unchanged"))
@@ -8269,6 +8367,14 @@ WRITER = "writer"  # has the dashboard id and, where the tenant has one, its API
 OPERATOR = "operator"  # has API_KEY
 
 
+def to_tidy(app: App, request: Request, tenant: Tenant) -> Response:
+    """Lead to a page's own address, since its links are relative; from a tenant's id alone to the dashboard."""
+    segments = request.segments if len(request.segments) > 1 else (tenant.id, "dashboard")
+    path = app.settings.base_path + "".join("/" + quote(segment, safe="~+@=:") for segment in segments)
+    query = "?" * bool(request.query) + quote(request.query, safe="!#$%&'()*+,/:;=?@[]\\^_`{|}~")
+    return Response(302, [("Location", path + query), ("Content-Type", TEXT_TYPE), *PAGE_HEADERS], b"")
+
+
 def as_page(app: App, error: HTTPError) -> Response:
     titles = {400: "This address can't be used", 404: "Not found", 500: "Something broke", 503: "Not now"}
     page = app.pages.message(titles.get(error.status, "This did not work"), error.message)
@@ -8313,7 +8419,9 @@ ROUTES = (
     Route("PATCH", "/{id}/emails/{key}", patch_email, WRITER, as_json),
     Route("DELETE", "/{id}/emails/{key}", delete_email_view, WRITER, as_json),
     Route("POST", "/tenants", post_tenants, OPERATOR, as_json),
+    Route("GET", "/{id}", to_tidy, READER),
 )
+PROGRAMS_PATH = re.compile(rf"(tenants(/.*)?|[^/]+/(messages|stats|{'|'.join(TABLES)})([/.].*)?)")
 NOTHING_HERE = "There is nothing at this address."
 BEARER = (("WWW-Authenticate", "Bearer"),)
 
@@ -8323,14 +8431,18 @@ def answer(app: App, environ: WSGIEnvironment) -> Response:
     errors: Callable[[App, HTTPError], Response] = as_page
     methods: set[str] = set()
     try:
-        request = read_request(environ, app.proxies)
+        request = read_request(environ, app.proxies, app.mount)
         method = "GET" if request.method == "HEAD" else request.method
         for route in ROUTES:
             if (values := route.read(request.segments)) is not None:
-                errors = route.errors
+                if methods and route.handler is to_tidy:  # whose pattern fits the words of others
+                    break
+                errors = as_json if route.access != ANYONE and is_for_programs(request) else route.errors
                 if route.method == method:
                     return _dispatch(app, request, route, values)
                 methods |= {"GET", "HEAD"} if route.method == "GET" else {route.method}
+        if is_for_programs(request) or (not methods and PROGRAMS_PATH.fullmatch("/".join(request.segments))):
+            errors = as_json
         if not methods:
             raise HTTPError(404, NOTHING_HERE)
         allow = ", ".join(sorted(methods))
@@ -8369,6 +8481,9 @@ def _dispatch(app: App, request: Request, route: Route, values: list[str]) -> Re
         if tenant.api_key_hash:
             raise HTTPError(401, "Expected the tenant's API key: Authorization: Bearer KEY.", BEARER)
         raise HTTPError(403, "This tenant's id stands in mail, so writing needs an API key: `tenant key` makes one.")
+    path = request.uri.partition("?")[0]
+    if route.errors is as_page and path[:1] == "/" and path.count("/") > len(request.segments) > 1:
+        return to_tidy(app, request, tenant)
     with heavy(app.settings.folder) if request.is_heavy and route.method != "GET" else contextlib.nullcontext():
         return route.handler(app, request, tenant, *values[1:])
 
@@ -8507,6 +8622,8 @@ def forgiving_request() -> type:
     """
     from gunicorn.http import errors, message
 
+    message.MAX_REQUEST_LINE = MAX_REQUEST_LINE  # it would cap limit_request_line at 8,190
+
     class Request(message.Request):  # type: ignore[misc]  # gunicorn has no types
         def parse(self, unreader: Any) -> Any:
             self.max_buffer_headers = MOST_HEADERS
@@ -8542,7 +8659,6 @@ def run_gunicorn(settings: Settings, app: App) -> None:
     from gunicorn.glogging import Logger
     from gunicorn.workers.sync import SyncWorker
 
-    http.message.MAX_REQUEST_LINE = MAX_REQUEST_LINE  # it would cap limit_request_line at 8,190
     http.RequestParser.mesg_class = forgiving_request()
     # What it would make for each request, though it stays the same for a second, and for ever.
     http_date = lru_cache(maxsize=1)(util.http_date)
@@ -8673,7 +8789,7 @@ def has_certificate(folder: str, host: str) -> bool:
         raise StoreError(f"can't look for certificates in {folder}: {error.strerror}; expected to be root") from error
 
 
-def _nginx_pixels(settings: Settings, tenants: Mapping[str, Any]) -> str:
+def _nginx_pixels(settings: Settings, tenants: Mapping[str, Any], root: str) -> str:
     """How nginx logs pixels: what is kept of an address, and which addresses are the senders' own."""
     kept = {"full": "$remote_addr", "none": "", "truncated": "$email_tracker_cut_address"}[settings.ip_addresses]
     blocks = own = ""
@@ -8682,11 +8798,30 @@ def _nginx_pixels(settings: Settings, tenants: Mapping[str, Any]) -> str:
             networks = "".join(f"\n    {network} true;" for network in entry["own"])
             blocks += f"\ngeo $email_tracker_own_{number} {{\n    default false;{networks}\n}}"
             own += f"\n    {mail_id} $email_tracker_own_{number};"
-    return server_file("_nginx_pixels.conf", longest=str(MAX_KEY), kept=kept, blocks=blocks, own=own)
+    said = {"root": root, "longest": str(MAX_KEY), "kept": kept, "blocks": blocks, "own": own}
+    return server_file("_nginx_pixels.conf", **said)
+
+
+def nginx_locations(settings: Settings, log_folder: str, networks: Sequence[str], whose: str | None, path: str) -> str:
+    """What a server of nginx needs for a path: `whose` pixels it answers, which networks are proxies before it."""
+    _refuse_odd_path(log_folder, "nginx")
+    believed = "".join(f"    set_real_ip_from {network};\n" for network in networks)
+    believed += "    real_ip_header X-Forwarded-For;\n    real_ip_recursive on;\n" * bool(networks)
+    more = {"believed": believed, "answered": "", "pixels": "", "path": path, "log_folder": log_folder}
+    if whose is not None:
+        cache_control = dict(PIXEL_HEADERS)["Cache-Control"]
+        more["pixels"] = server_file("_nginx_pixel.conf", cache_control=cache_control, spool=settings.spool)
+        more["answered"] = server_file("_nginx_answered.conf", whose=whose)
+    return server_file("_nginx_locations.conf", **more)
 
 
 def nginx_file(
-    settings: Settings, hosts: Mapping[str, bool], http_port: int, tenants: Mapping[str, Any] | None, **places: str
+    settings: Settings,
+    hosts: Mapping[str, bool],
+    http_port: int,
+    tenants: Mapping[str, Any] | None,
+    networks: Sequence[str],
+    **places: str,
 ) -> str:
     """nginx's configuration for hosts, each with whether it has its certificate yet; given tenants, it answers pixels.
 
@@ -8702,19 +8837,17 @@ def nginx_file(
     if settings.address.startswith("unix:"):
         _refuse_odd_path(settings.address.removeprefix("unix:"), "nginx")
     upstream = re.sub(r"^(0\.0\.0\.0|\[::\]):", "127.0.0.1:", settings.address)
-    match = re.fullmatch("(https?)://.*?(:([0-9]+))?", settings.base_url or "")
+    match = re.match("(https?)://[^/]*?(:([0-9]+))?(?:/|$)", settings.base_url or "")
     scheme, shown_port, port = match.groups("") if match else ("https", "", "")
     owners = {entry["tracking_host"]: mail_id for mail_id, entry in (tenants or {}).items()}
-    cache_control = dict(PIXEL_HEADERS)["Cache-Control"]
-    answering = partial(server_file, "_nginx_pixel.conf", cache_control=cache_control, spool=settings.spool)
     servers = []
     for host, is_certified in hosts.items():
         # A longer name keeps nginx from starting. Larger buckets are a setting that all its sites share and that must
         # not stand twice, so such a name becomes a pattern, which needs none.
         server_name = host if len(host) <= LONGEST_HASHED_NAME else f'"~^{re.escape(host)}$"'
         whose = f" = {owners[host]}" if host in owners else ""  # a tracking host answers for its tenant alone
-        pixels = "" if tenants is None else answering(whose=whose)
-        server = partial(server_file, server_name=server_name, pixels=pixels, **places)
+        locations = nginx_locations(settings, places["log_folder"], networks, None if tenants is None else whose, "")
+        server = partial(server_file, server_name=server_name, locations=locations, **places)
         certificate, listen = "", _nginx_listen(port or http_port)
         if scheme == "https":
             otherwise = f"return 301 https://{host}{shown_port}$request_uri;" if is_certified else "return 503;"
@@ -8723,8 +8856,11 @@ def nginx_file(
             listen = _nginx_listen(port or DEFAULT_PORTS["https"], " ssl")
         if scheme == "http" or is_certified:
             servers.append(server("_nginx_server.conf", listen=listen, certificate=certificate))
-    logged = "" if tenants is None else _nginx_pixels(settings, tenants)
-    return server_file("nginx.conf", upstream=upstream, servers="\n".join(servers), pixels=logged)
+    root = f"(?:{settings.base_pattern})?" if settings.base_path else ""
+    logged = "" if tenants is None else _nginx_pixels(settings, tenants, root)
+    more = {"peer": "$realip_remote_addr" if networks else "$remote_addr", "servers": "\n".join(servers)}
+    more["networks"] = "".join(f"\n    {network} -;" for network in networks)
+    return server_file("nginx.conf", upstream=upstream, root=root, pixels=logged, **more)
 
 
 def _nginx_listen(port: object, options: str = "") -> str:
@@ -8878,6 +9014,7 @@ def cmd_serve(args: Namespace, settings: Settings) -> None:
         app = App(settings)
         with contextlib.suppress(OSError):  # a full disk
             Drainer(app.database, settings.keep_spool_days, settings.keep_spool_mb).turn()  # /health is asked at once
+            os.unlink(hidden_file(settings.folder))  # it may be mended
         app.database.close()  # a connection must not live through a fork
     run_gunicorn(settings, app)
 
@@ -9290,10 +9427,13 @@ def cmd_selftest(args: Namespace, settings: Settings) -> int:
             raise StoreError(NO_PUBLIC_URL)
         key = f"{TEST_KEY}{secrets.token_hex(8)}"
         link = click_path(link_secrets(settings, database)[0], tenant.mail_id, key, TEST_DESTINATION)
+        with contextlib.suppress(OSError):
+            os.unlink(hidden_file(settings.folder))  # of before
         try:
             pixels = [_ask(public, pixel_path(tenant.mail_id, key)) for _ in range(2)]
             faults = [*answer_faults(pixels, _ask(public, link))]
             faults = faults or [*counted_faults(database, tenant, key, pixels[0].address)]
+            faults += [f"readers' addresses are lost: {HIDDEN}"] * are_readers_hidden(settings.folder)
         except (OSError, HTTPException) as error:
             faults = [f"{public} does not answer: {error}; expected DNS, firewall and proxy to lead to this server"]
         with database.transaction() as connection:
@@ -9307,10 +9447,11 @@ def _ask(public: str, path: str) -> Answer:
     """One request; never follows a redirect. Raises OSError and HTTPException."""
     import http.client
 
-    scheme, _, host = public.partition("://")
+    scheme, host = public.removesuffix(path_of(public)).split("://")
     make = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
     with contextlib.closing(make(host, timeout=SELFTEST_SECONDS)) as connection:
-        connection.request("GET", path, headers={"User-Agent": f"Mozilla/5.0 (email-tracker {__version__} selftest)"})
+        agent = f"Mozilla/5.0 (email-tracker {__version__} selftest)"
+        connection.request("GET", path_of(public) + path, headers={"User-Agent": agent})
         address = connection.sock.getsockname()[0]
         answer = connection.getresponse()
         return Answer(answer.status, answer.headers, answer.read(), address)
@@ -9621,22 +9762,31 @@ def _put_out(path: str | None, text: str) -> None:
     option("--log-folder", "where nginx keeps its logs", default="/var/log/nginx"),
     option("--http-port PORT", "for plain HTTP", type=int, default=80),
     option("--pixels", "nginx answers pixels by itself and logs them into the spool; see `help keep` before"),
+    option("--real-ip-from NETWORK...", "of a proxy before nginx, which is believed about readers' addresses"),
+    option("--location", "instead: what belongs into the server of a site of yours, below whose path BASE_URL is"),
     OUTPUT,
 )
 def cmd_nginx(args: Namespace, settings: Settings) -> None:
-    """Print nginx's configuration: a server for BASE_URL and for each tenant's tracking host."""
+    """Print nginx's configuration: a server for BASE_URL, if it has no path, and for each tenant's tracking host."""
     if settings.base_url is None:
         raise StoreError("BASE_URL is not set; expected the public address, such as https://track.example.com")
     with database_of(settings) as database, database.reading() as connection:
         tracking_hosts = sorted(tenant.tracking_host for tenant in list_tenants(connection) if tenant.tracking_host)
-    names = (read_origin(settings.base_url)[0], *tracking_hosts)
+    base, networks = read_origin(settings.base_url)[0], [read_own_network(text) for text in args.real_ip_from]
+    if args.location:
+        about = (os.path.abspath(args.log_folder), networks, "" if args.pixels else None, settings.base_path)
+        _put_out(args.output, nginx_locations(settings, *about))
+        return
+    if settings.base_path:
+        tell(f"note: the server of {base}, which you have, needs what `nginx --location` prints; see `help elsewhere`")
+    names = (*[base] * (not settings.base_path), *tracking_hosts)
     hosts = {host: has_certificate(args.certificates, host) for host in names}
     places = {name: os.path.abspath(getattr(args, name)) for name in ("certificates", "webroot", "log_folder")}
     tenants = None
     if args.pixels:
         share_spool(settings)
         tenants = Directory(settings.folder).refresh().tenants
-    _put_out(args.output, nginx_file(settings, hosts, args.http_port, tenants, **places))
+    _put_out(args.output, nginx_file(settings, hosts, args.http_port, tenants, networks, **places))
     for host, is_certified in hosts.items():
         if settings.base_url.startswith("https:") and not is_certified:
             ask = f'certbot certonly --webroot -w {args.webroot} -d {host} --deploy-hook "systemctl reload nginx"'

@@ -35,6 +35,21 @@ http {{
 """
 
 
+# The site whose path leads to the tracker.
+SITE = """\
+server {{
+    listen {port} ssl;
+    listen {http_port};
+    server_name localhost;
+    ssl_certificate {keys}/fullchain.pem;
+    ssl_certificate_key {keys}/privkey.pem;
+    access_log off;
+    location / {{ return 200 "the site"; }}
+{locations}
+}}
+"""
+
+
 def free_port(besides: int = 0) -> int:
     """A port that nobody listens on at this moment, and that no client is given meanwhile: those begin at 32,768."""
     process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
@@ -128,7 +143,8 @@ class Nginx(BareNginx):
     def __init__(self, folder: Path, tracking_hosts: Sequence[str] = (), *options: str, **settings: str) -> None:
         super().__init__(folder)
         self.host = "localhost"
-        self.url = f"https://{self.host}:{self.port}"
+        self.path = settings.pop("path", "")  # below which the tracker is, in the server of another site
+        self.url = f"https://{self.host}:{self.port}{self.path}"
         self.socket = folder / "app.sock"
         make_certificate(self.folder / "certificates", [self.host, *tracking_hosts])
         self.server = Server(folder, BIND=f"unix:{self.socket}", BASE_URL=self.url, **settings)
@@ -137,10 +153,19 @@ class Nginx(BareNginx):
 
     def write(self) -> str:
         """Print the file anew, as one does after a change of tracking hosts; returns it."""
-        text = self.server.run(
-            *("nginx", "--certificates", str(self.folder / "certificates"), "--log-folder", str(self.folder / "logs")),
-            *("--webroot", str(self.folder), "--http-port", str(self.http_port), *self._options),
+        certificates, logs = self.folder / "certificates", ("--log-folder", str(self.folder / "logs"))
+        places = (
+            "--certificates",
+            str(certificates),
+            "--webroot",
+            str(self.folder),
+            "--http-port",
+            str(self.http_port),
         )
+        text = self.server.run("nginx", *places, *logs, *self._options)
+        if self.path:
+            site = {"port": self.port, "http_port": self.http_port, "keys": certificates / self.host}
+            text += SITE.format(locations=self.server.run("nginx", "--location", *logs, *self._options), **site)
         self.lay(text)
         return text
 

@@ -212,8 +212,72 @@ def test_health_is_ok_when_all_is_well(stage: Stage) -> None:
     for target in ("/health", "/health?strict"):
         answer = get(stage, target)
         assert answer.status == 200
-        well = {"status": "ok", "version": tracker.__version__, "rejected_lines": 0, "limits": [], "why": []}
+        well = {
+            "status": "ok",
+            "version": tracker.__version__,
+            "rejected_lines": 0,
+            "limits": [],
+            "notes": [],
+            "why": [],
+        }
         assert answer.json == {**well, "waiting_hits": 0}
+
+
+HIDDEN = "X-Forwarded-For is not believed"
+
+
+def test_a_proxy_that_is_not_believed_is_told_of_once_in_the_log_and_on_the_dashboard_and_in_health(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "Readers are hidden" not in get(stage, f"/{stage.acme.id}/dashboard").text
+    for n in range(5):
+        said = {"X-Forwarded-For": "203.0.113.7"} if n % 2 else {}
+        assert get(stage, f"/{stage.acme.mail_id}/pixel/e{n}.gif", said, REMOTE_ADDR="172.17.0.1").status == 200
+    log = capsys.readouterr().out
+    assert log.count(HIDDEN) == 1 and "172.17" not in log and "203.0.113" not in log
+    said_of_health = stage.health()
+    assert (said_of_health["status"], len(said_of_health["notes"])) == ("ok", 1)
+    assert HIDDEN in said_of_health["notes"][0]
+    assert "Readers are hidden" in get(stage, f"/{stage.acme.id}/dashboard").text
+
+
+def test_nginx_tells_of_proxies_too(stage: Stage) -> None:
+    get(
+        stage,
+        f"/{stage.acme.mail_id}/pixel/e1.gif",
+        {"X-Forwarded-For": "172.17.0.1", "X-Not-Believed": "1"},
+        REMOTE_ADDR="",
+    )
+    assert HIDDEN in stage.health()["notes"][0]
+
+
+@pytest.mark.parametrize(
+    "peer, said", [("127.0.0.1", "203.0.113.7"), ("", "203.0.113.7, 127.0.0.1"), ("203.0.113.9", "")]
+)
+def test_where_readers_are_not_hidden_nothing_is_said(stage: Stage, peer: str, said: str) -> None:
+    get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif", {"X-Forwarded-For": said} if said else {}, REMOTE_ADDR=peer)
+    assert stage.health()["notes"] == []
+
+
+def test_a_stranger_among_many_readers_who_says_that_he_is_a_proxy_is_not_told_of(stage: Stage) -> None:
+    for n in range(30):
+        said = {"X-Forwarded-For": "203.0.113.7"} if n in (15, 25) else {}
+        get(stage, f"/{stage.acme.mail_id}/pixel/e{n}.gif", said, REMOTE_ADDR="203.0.113.9")
+    assert stage.health()["notes"] == []
+    for n in range(5):  # and a proxy, who comes again and again, is
+        get(
+            stage, f"/{stage.acme.mail_id}/pixel/f{n}.gif", {"X-Forwarded-For": "203.0.113.7"}, REMOTE_ADDR="172.17.0.1"
+        )
+    assert len(stage.health()["notes"]) == 1
+
+
+def test_what_is_no_longer_so_is_no_longer_said(stage: Stage) -> None:
+    get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif", {"X-Forwarded-For": "203.0.113.7"}, REMOTE_ADDR="172.17.0.1")
+    path = stage.folder / "hidden"
+    os.utime(path, (0, 0))
+    assert stage.health()["notes"] == []
+    get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif", {"X-Forwarded-For": "203.0.113.7"}, REMOTE_ADDR="172.17.0.1")
+    assert len(stage.health()["notes"]) == 1
 
 
 def degraded(stage: Stage) -> list[str]:

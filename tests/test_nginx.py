@@ -158,11 +158,18 @@ def is_pixel(answer: Answer) -> bool:
 
 @contextlib.contextmanager
 def fronts(
-    folder: Path, *options: tuple[str, ...], connections: int = 1024, pixels: bool = False, kept: str = "full"
+    folder: Path,
+    *options: tuple[str, ...],
+    connections: int = 1024,
+    pixels: bool = False,
+    kept: str = "full",
+    words: tuple[str, ...] = (),
+    path: str = "",
 ) -> Iterator[Front]:
     """A running Front; each of `options` makes a tenant, its first word is the name."""
     hosts = [words[words.index("--tracking-host") + 1] for words in options if "--tracking-host" in words]
-    nginx = Nginx(folder, hosts, *["--pixels"] * pixels, IP_ADDRESSES=kept)
+    folder.mkdir(exist_ok=True)
+    nginx = Nginx(folder, hosts, *["--pixels"] * pixels, *words, IP_ADDRESSES=kept, path=path)
     nginx.connections = connections
     try:
         # Before both start: workers and nginx know them all from the beginning.
@@ -352,7 +359,6 @@ LIMITED = {  # method, target, and the status where it is not refused
     "numbers": ("GET", "/{id}/stats.json", 200),
     "API": ("DELETE", "/{id}/emails/nobody", 404),
     "operator": ("POST", "/tenants", 404),
-    "a pixel's path with a slash too many": ("GET", "//{mail_id}/pixel/burst.gif", 404),
     "plain link": ("GET", "/{mail_id}/click/burst?url=https%3A%2F%2Flimits.example%2F", 302),
     # Decoded, or by their query, these would be what has no limit.
     "a pixel's path behind another": ("GET", "/{mail_id}/campaigns/..%2F..%2F{mail_id}%2Fpixel%2Fburst.gif", 404),
@@ -364,6 +370,9 @@ LIMITED = {  # method, target, and the status where it is not refused
 UNLIMITED = {  # decoded, these would be pages that read the database; the tracker must read them as nginx does
     "/{mail_id}/pixel/..%2F..%2F{id}%2Fdashboard%3F.gif": (200, "bad key"),
     "/{mail_id}/click/..%2F..%2F{id}%2Fdashboard/x/y": (404, None),
+    "//{mail_id}/pixel/burst.gif": (200, "recorded"),
+    "/{mail_id}//pixel/burst.gif/": (200, "recorded"),
+    "/{mail_id}//click/burst//x/y///": (404, None),
 }
 
 
@@ -396,6 +405,64 @@ def test_a_burst_from_one_address_is_refused_after_sixty_and_nobody_else_is(what
     assert is_pixel(front.ask(front.pixel("Limits", "greedy"), source=greedy))
 
 
+MESSAGE = b"Content-Type: text/html\r\n\r\n<p>a</p>"
+
+
+def test_a_sender_of_hundreds_of_messages_one_after_the_other_is_never_refused(front: Front) -> None:
+    source, statuses = somebody(), Counter[int]()
+    head = request(f"/{front.id('Limits')}/messages", "POST", "Authorization: Bearer a-key", body=MESSAGE)
+    with front.nginx.connect(source=source) as connection:
+        for _ in range(250):
+            connection.sendall(head)
+            data = b""
+            while not (found := re.search(rb"(?i)content-length: ([0-9]+).*?\r\n\r\n", data, re.DOTALL)) or (
+                len(data) < found.end() + int(found[1])
+            ):
+                data += connection.recv(65_536)
+            statuses[read_answers(data)[0].status] += 1
+    assert statuses == {200: 250}
+
+
+API = {  # what programs ask for
+    "messages": ("POST", "/{id}/messages"),
+    "emails": ("POST", "/{id}/emails"),
+    "a campaign": ("POST", "//{id}/campaigns/"),
+    "deleting": ("DELETE", "/{id}/emails/nobody"),
+    "numbers": ("GET", "/{id}/stats.json"),
+    "an export": ("GET", "/{id}/emails.csv?limit=1"),
+    "an email": ("GET", "/{id}/emails/nobody.json"),
+}
+
+
+def refusals(front: Front, method: str, target: str, *headers: str) -> list[Answer]:
+    """What nginx says itself to very many requests at once, from one address."""
+    asked = request(target.format(id=front.id("Limits")), method, *headers, body=b"{}" if method == "POST" else b"")
+    source = somebody()
+    with ExitStack() as stack:
+        many = [stack.enter_context(front.nginx.connect(source=source, timeout=60)) for _ in range(90)]
+        for connection in many:
+            connection.sendall(asked.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+        answers = [read_answers(read_all(connection), method)[0] for connection in many]
+    return [answer for answer in answers if answer.headers["server"] == "nginx" and answer.status == 429]
+
+
+@pytest.mark.parametrize("what", API)
+def test_programs_are_refused_in_json_and_told_when_to_come_again(what: str, front: Front) -> None:
+    refused = refusals(front, *API[what])
+    assert refused
+    for answer in refused:
+        assert answer.headers["content-type"] == "application/json"
+        assert "try again" in json.loads(answer.body)["error"]
+        assert int(answer.headers["retry-after"]) > 0
+
+
+def test_people_are_refused_on_a_page_and_a_key_alone_opens_nothing_to_who_only_reads(front: Front) -> None:
+    refused = refusals(front, "GET", "/{id}/dashboard", "Authorization: Bearer a-key")
+    assert refused
+    assert {answer.headers["content-type"] for answer in refused} == {"text/html"}
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
+
+
 # == Whose address ==
 
 
@@ -423,6 +490,78 @@ def test_what_a_client_says_of_its_own_address_is_not_believed(headers: tuple[st
         assert connection.recv(15) == b"HTTP/1.1 200 OK"
     found = [event["ip_address"] for event in front.exported("Peers", "events") if event["key"] == key]
     assert found == [source]
+
+
+def test_a_proxy_before_nginx_is_believed_where_its_network_is_named_and_told_of_where_not(tmp_path: Path) -> None:
+    said = ("GET", "X-Forwarded-For: 6.6.6.6, 203.0.113.7")
+    with fronts(tmp_path / "not", ACME) as front:
+        assert is_pixel(front.ask(front.pixel("Acme", "a"), *said, source="127.0.0.9"))
+        assert "not believed" in json.loads(front.ask("/health").body)["notes"][0]
+        assert [row["ip_address"] for row in front.exported("Acme", "events")] == ["127.0.0.9"]
+    for pixels in (False, True):
+        more = ("--real-ip-from", "127.0.0.0/24", "--real-ip-from", "2001:db8::/32")
+        with fronts(tmp_path / f"named-{pixels}", ACME, words=more, pixels=pixels) as front:
+            assert front.ask(front.pixel("Acme", "a"), *said, source="127.0.0.9").status == 200
+            link = f"/{front.mail_id('Acme')}/click/b?url=https://acme.example/"
+            assert front.ask(link, *said, source="127.0.0.9").status == 302
+            assert front.ask("/robots.txt", *said, source="127.0.0.9").status == 200
+            assert json.loads(front.ask("/health").body)["notes"] == []
+            assert front.ask(front.pixel("Acme", "a"), *said, source="127.1.0.9").status == 200  # who is not named
+            wait_until(lambda: len(front.exported("Acme", "events")) == 3, front.server)
+            seen = sorted((row["key"], row["ip_address"]) for row in front.exported("Acme", "events"))
+            assert seen == [("a", "127.1.0.9"), ("a", "203.0.113.7"), ("b", "203.0.113.7")]
+
+
+# == Below a path of another site ==
+
+
+@pytest.mark.parametrize("pixels", [False, True], ids=["", "nginx answers pixels"])
+def test_all_works_below_a_path_of_another_site(tmp_path: Path, pixels: bool) -> None:
+    with fronts(
+        tmp_path, ("Acme", "--any-domain", "--tracking-host", HOSTS[0]), INITECH, pixels=pixels, path="/mail/tr.ack"
+    ) as front:
+        assert front.ask("/").body == front.ask("/mail").body == front.ask("/mail/track/health").body == b"the site"
+        base, private = front.nginx.url, f"/mail/tr.ack/{front.id('Initech')}"
+        assert front.tenants["Initech"]["dashboard_url"] == f"{base}/{front.id('Initech')}/dashboard"
+        page = front.ask(f"{private}/dashboard")
+        assert page.status == 200
+        for path in re.findall(r'(?:src|href)="(/[^"]+)"', page.body.decode()):
+            assert path.startswith("/mail/tr.ack/") and front.ask(path).status in (200, 302), path
+        assert front.ask(f"{private}/emails.json").status == 200
+        for asked in (
+            private,
+            f"{private}/",
+            f"{private}//dashboard",
+            f"/mail//tr.ack//{front.id('Initech')}/dashboard/",
+        ):
+            answer = front.ask(asked)
+            assert (answer.status, answer.headers["location"]) == (302, f"{private}/dashboard")
+        assert front.ask("/mail/tr.ack/health").status == 200
+
+        body = json.dumps(
+            {"key": "k", "links": ["https://localhost:1/a", f"https://localhost:{front.nginx.port}/shop"]}
+        ).encode()
+        made = json.loads(front.ask(f"{private}/emails", "POST", body=body).body)
+        assert made["pixel_url"] == f"{base}/{front.mail_id('Initech')}/pixel/k.gif"
+        assert front.ask(made["pixel_url"].removeprefix(f"https://localhost:{front.nginx.port}")).body == PIXEL
+        for link in made["links"]:  # the site's own pages are no pages of ours
+            assert link["click_url"].startswith(f"{base}/")
+            answer = front.ask(link["click_url"].removeprefix(f"https://localhost:{front.nginx.port}"))
+            assert (answer.status, answer.headers["location"]) == (302, link["url"])
+        for back in (base, f"{base}/a?b", f"https://localhost:{front.nginx.port}/mail/./x/../%74r.ack/a"):
+            refused = front.ask(f"{private}/emails", "POST", body=json.dumps({"links": [back]}).encode())
+            assert refused.status == 400 and b"leads back" in refused.body
+
+        assert front.ask(front.pixel("Acme", "own"), host=HOSTS[0]).body == PIXEL  # a tracking host has no path
+        front.nginx.server.environ["SSL_CERT_FILE"] = str(front.nginx.folder / "certificates" / "ca.pem")
+        if not pixels:  # which come too late for it
+            assert front.server.run("selftest", "Initech").startswith(f"{base} works: ")
+        refused = front.ask(f"{private}/emails", "POST", "Content-Length: 99999999")
+        assert (refused.status, refused.headers["content-type"]) == (413, "application/json")
+
+        wait_until(lambda: front.ask(f"{private}/events.json").body.count(b'"key": "k"') == 3, front.server)
+        log = (front.nginx.folder / "logs" / "email-tracker.access.log").read_text()
+        assert "/-/dashboard" in log and "tr.ack" not in log and front.id("Initech") not in log
 
 
 # == What no header, and no byte, keeps from being counted ==
@@ -479,8 +618,8 @@ LOGGED = {  # method and target; how the log calls it
     "GET /{mail_id}/pixel/{key}.gif?to=reader@reader.example": "/-/pixel",
     "GET /{mail_id}/click/{key}?url={target}": "/-/click",
     "GET /{mail_id}/click/{key}/c2lnbmF0dXJlMTIz/aHR0cHM6Ly9hY21lLmV4YW1wbGUv": "/-/click",
-    "GET //{id}/dashboard": "/",
-    "GET /{id}//dashboard": "/-",
+    "GET //{id}/dashboard": "/-/dashboard",
+    "GET /{id}//dashboard": "/-/dashboard",
     "GET /{id}/": "/-",
     "GET /{id}/{key}": "/-",
     "GET /%2F{id}/dashboard": "/-/dashboard",
@@ -543,6 +682,9 @@ def test_no_log_names_anything_private_after_the_tracker_was(how: str, tmp_path:
             front.server.stop()  # its socket is gone
         assert front.ask(front.pixel("Acme", KEY)).status == 502
         assert front.ask(f"/{front.id('Acme')}/dashboard").status == 502
+        refused = front.ask(f"/{front.id('Acme')}/emails", "POST", body=b"{}")
+        assert (refused.status, refused.headers["retry-after"]) == (502, "5")
+        assert "try again" in json.loads(refused.body)["error"]
         for line in LOGGED:
             ask_in_private(front, line)
         assert_logs_are_discreet(front)
@@ -640,9 +782,9 @@ READ_ALIKE = {
     "/{m}/pixel/z%0A.gif": (200, "(bad key)"),
     "/{m}/pixel/z\\y.gif": (200, "(bad key)"),
     "/{m}/pixel/z%E9.gif": (200, "(bad key)"),
-    "//{m}/pixel/x.gif": (404, None),
-    "/{m}//pixel/x.gif": (404, None),
-    "/{m}/pixel/x.gif/": (404, None),
+    "//{m}/pixel/x.gif": (200, "x"),
+    "/{m}//pixel/x.gif": (200, "x"),
+    "/{m}/pixel/x.gif/": (200, "x"),
     "/{m}/./pixel/x.gif": (404, None),
     "/{m}/pixel/y/../x.gif": (404, None),
     "/{m}/pixel/%2E%2E/pixel/x.gif": (404, None),
@@ -651,8 +793,8 @@ READ_ALIKE = {
     "/%2F{m}/pixel/x.gif": (200, "(unknown tenant)"),
     "/{m}/pixel/x.gif#part": (404, None),
     "/{m}/pixel/x.GIF": (404, None),
-    "/{id}/dashboard/": (404, None),
-    "/{id}//dashboard": (404, None),
+    "/{id}/dashboard/": (302, None),
+    "/{id}//dashboard": (302, None),
     "/x/../{id}/dashboard": (404, None),
     "/{id}/%64ashboard": (200, None),
     "/{m}/pixel/..%2F..%2F{id}%2Fdashboard": (404, None),
@@ -730,7 +872,8 @@ def test_a_body_of_ten_megabytes_is_read_and_a_byte_more_is_413(chunked: bool, f
         return answer
 
     refused = post(whole.replace(b"sized", b"large") + b" ")
-    assert refused.status == 413 and b"nginx" in refused.body  # the tracker need not read it
+    assert refused.status == 413 and refused.headers["server"] == "nginx"  # the tracker need not read it
+    assert json.loads(refused.body) == {"error": "expected a body of at most 10 MB"}
     assert post(whole).status == 201
     assert {row["key"] for row in front.exported("Sizes", "emails")} & {key, f"large-{chunked}"} == {key}
 
@@ -993,6 +1136,9 @@ def printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (("--certificates", "/srv/$a"), {}, "'/srv/$a': expected an absolute path"),
         (("--log-folder", "/srv/a;b"), {}, "'/srv/a;b': expected an absolute path"),
         (("--http-port", "0"), {}, "--http-port is 0: expected a port from 1 to 65535"),
+        (("--real-ip-from", "cloudflare"), {}, "'cloudflare': expected an address or a network"),
+        (("--real-ip-from", "0.0.0.0/0"), {}, "'0.0.0.0/0': expected a network"),
+        (("--location", "--log-folder", "/srv/a;b"), {}, "'/srv/a;b': expected an absolute path"),
     ],
 )
 def test_what_nginx_would_read_as_something_else_is_refused(
@@ -1011,3 +1157,11 @@ def test_the_commands_for_missing_certificates_are_printed_beside_the_file(
     assert out.startswith("# Made by ")
     assert "certbot certonly --webroot -w /var/www/proofs -d t.acme.test" in err
     assert "-d track.example.com" not in err
+
+
+def test_below_a_path_the_site_keeps_its_server_and_is_told_what_it_needs(printed: Callable[..., Any]) -> None:
+    out, err = printed(BASE_URL=f"{BASE}/track")
+    assert "server_name t.acme.test;" in out and "server_name track.example.com;" not in out
+    assert "the server of track.example.com, which you have, needs what `nginx --location` prints" in err
+    out, err = printed("--location", BASE_URL=f"{BASE}/track")
+    assert "location /track/ {" in out and "server {" not in out and err == ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from email.utils import formatdate
+from http.client import HTTPSConnection
 from pathlib import Path
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -49,6 +51,27 @@ def test_the_way_through_nginx_over_tls_works(tmp_path: Path) -> None:
         nginx.stop()
 
 
+@pytest.mark.parametrize("settings, words, hidden", [
+    ({"FORWARDED_ALLOW_IPS": "10.0.0.1"}, (), True), ({}, (), True), ({}, ("--real-ip-from", "127.0.0.0/8"), False),
+])  # fmt: skip
+def test_a_proxy_whose_word_is_not_believed_is_found(
+    tmp_path: Path, settings: dict[str, str], words: tuple[str, ...], hidden: bool
+) -> None:
+    nginx = Nginx(tmp_path, (), *words, **settings)
+    nginx.server.start()
+    nginx.start()
+    try:
+        nginx.server.tenant("Acme")
+        environ = nginx.server.environ
+        environ["SSL_CERT_FILE"] = str(nginx.folder / "certificates" / "ca.pem")
+        with OneMore(nginx) as port:  # before nginx
+            said = nginx.server.run("selftest", "Acme", status=int(hidden), BASE_URL=f"http://127.0.0.1:{port}")
+        assert ("wrong: readers' addresses are lost: a proxy's X-Forwarded-For is not believed" in said) == hidden
+        assert "wrong" not in nginx.server.run("selftest", "Acme")  # it looks at its own requests, not at the last ones
+    finally:
+        nginx.stop()
+
+
 def test_an_address_where_nobody_answers_is_named_and_without_one_there_is_nothing_to_test(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +84,28 @@ def test_an_address_where_nobody_answers_is_named_and_without_one_there_is_nothi
     monkeypatch.delenv("BASE_URL")
     assert tracker.main(["--env", os.devnull, "selftest", "Acme"]) == 1
     assert capsys.readouterr().out == ""
+
+
+@contextlib.contextmanager
+def OneMore(nginx: Nginx) -> Iterator[int]:  # noqa: N802
+    """A proxy of somebody else before nginx, on a port of its own; it says whose request it is."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        made = HTTPSConnection(nginx.host, nginx.port, context=nginx.context())
+        with contextlib.closing(made) as connection:
+            headers = {"X-Forwarded-For": environ["REMOTE_ADDR"], "User-Agent": environ["HTTP_USER_AGENT"]}
+            connection.request("GET", environ["PATH_INFO"], headers=headers)
+            got = connection.getresponse()
+            kept = [
+                (name, value) for name, value in got.getheaders() if name in ("Location", "X-Tracker", "Content-Type")
+            ]
+            start_response(f"{got.status} {got.reason}", kept)
+            return [got.read()]
+
+    with make_server("127.0.0.1", 0, answer, handler_class=Quiet) as proxy:
+        threading.Thread(target=proxy.serve_forever, args=[0.02]).start()
+        yield proxy.server_port
+        proxy.shutdown()
 
 
 def answer_with(status: str, body: bytes = b"", **headers: str) -> WSGIApplication:

@@ -43,7 +43,8 @@ GOOD: dict[str, dict[str, Any]] = {
     | {"sqlite:////srv/t.db": "/srv/t.db", "": "data/tracking.db"}
     | {url: url for url in ("postgresql://u:p@host:5432/db", "postgres:///db?host=/run/postgresql")},
     "BASE_URL": {text + end: text for text in BASES for end in ("", "/")}
-    | {"HTTPS://Track.Example.COM:8443": "https://track.example.com:8443", "": None},
+    | {"HTTPS://Track.Example.COM:8443": "https://track.example.com:8443", "": None}
+    | {"https://Example.com/Track/": "https://example.com/Track", "http://t:1/a.b/~c-d": "http://t:1/a.b/~c-d"},
     "WEB_CONCURRENCY": {"1": 1, "64": 64, "": 2},
     "API_KEY": {"abcdefghijklmnop": "abcdefghijklmnop", "!" * 16: "!" * 16, "": None},
     "SECRET_KEY": {SECRET: (SECRET,), ",".join(BOTH): BOTH, f" {SECRET} ,\n{SECRET[::-1]} ": BOTH, "": None},
@@ -86,10 +87,12 @@ BAD = {  # what is said to be expected, and values that are not it
         *("sqlite:a\0b", "sqlite:///x.db", "sqlite:///srv/x.db", "sqlite://x.db", "sqlite://srv/x.db"),
     ],
     "BASE_URL": [
-        "expected http:// or https:// and a host, without a path",
+        "expected http:// or https:// and a host, for example https://track.example.com, or https://example.com/track",
         *("track.example.com", "https://", "https:///", "ftp://track.example.com", "//track.example.com"),
-        *("https://track.example.com/mail", "https://track.example.com//", "https://track.example.com?a=b"),
+        *("https://track.example.com/a b", "https://track.example.com//", "https://track.example.com?a=b"),
         *("https://track.example.com#a", "https://user:pw@track.example.com", "https://track example.com"),
+        *("https://t.example/..", "https://t.example/a/./b", "https://t.example/a//b", "https://t.example/%41"),
+        *("https://t.example/\u00fc", "https://t.example/a?b", "https://t.example/a;b", "https://t.example/$a"),
         *("https://b\u00fccher.example", "https://track.example.com:", "https://track.example.com:0"),
         *("https://track..example.com", "https://.", "https://-", "https://[::1", "https://[:::]"),
     ],
@@ -160,6 +163,8 @@ def test_a_password_of_a_database_is_never_shown(url: str) -> None:
         ({"BIND": "[::1]:8081"}, None, None, "http://localhost:8081"),
         ({"BASE_URL": "https://t.example"}, None, "https://t.example", "https://t.example"),
         ({}, "a.example", "https://a.example", "https://a.example"),
+        ({"BASE_URL": "https://t.example/a"}, None, "https://t.example/a", "https://t.example/a"),
+        ({"BASE_URL": "https://t.example/a"}, "a.example", "https://a.example", "https://a.example"),
         ({"BASE_URL": "https://t.example:8443"}, "a.example", "https://a.example", "https://a.example"),
         ({"BASE_URL": "http://t.example"}, "a.example", "http://a.example", "http://a.example"),
     ],
