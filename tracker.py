@@ -5042,6 +5042,7 @@ class Table:
         where {scope} and (at, id) < (:at, :id) order by at desc, id desc limit :looked
     """  # SQL: which rows, with their age, whether they fit what is shown, and what they are sorted by
     more: tuple[str, ...] = ()  # fields that only pages show
+    spreadsheet: tuple[str, ...] = ()  # those of spreadsheets, where they have others than exports
     filters: tuple[str, ...] = ()  # the parameters that narrow its exports
     usual: str = ""  # the order on a page that nobody sorted; "": newest first
 
@@ -5084,7 +5085,22 @@ EVENTS = Table(
     "Just now",
     "Nothing so far.",
     fields=("key", "event_type", "timestamp", "method", "verdict", "reason", "url", "user_agent", "ip_address"),
-    more=("recipient",),
+    more=("recipient", "subject", "campaign"),
+    spreadsheet=(
+        *(
+            "timestamp",
+            "event_type",
+            "recipient",
+            "subject",
+            "campaign",
+            "client",
+            "device",
+            "verdict",
+            "reason",
+            "url",
+        ),
+        *("key", "method", "user_agent", "ip_address"),
+    ),
     filters=("key",),
     columns=(
         Column("When", "time", "timestamp"),
@@ -5099,9 +5115,10 @@ EVENTS = Table(
     },
     source="events",
     rows=f"""
-        select details.id, key, event_type, at, method, verdict, reason, url, agent, address,
-               (select recipient from emails where emails.id = details.email)
-        from {wanted("id")} cross join event_details as details where details.id = wanted.id
+        select details.id, details.key, event_type, at, method, verdict, reason, url, agent, address,
+               recipient, subject, campaign
+        from {wanted("id")} cross join event_details as details join emails on emails.id = details.email
+        where details.id = wanted.id
     """,
 )
 _THEN_CLICKS = "* 1000000 + sum(clicks_person)"
@@ -8050,7 +8067,8 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
         asked = asked._replace(most=int(limit))
         if "range" in table.filters:
             asked = asked._replace(days=period_of(connection, tenant, view.asked, view.now).days)
-    rows = export_rows(app.database, tenant.number, table, form, asked)
+    zone = view.zone if form == "csv" and "whole" in parameters else None
+    rows = export_rows(app.database, tenant.number, table, form, asked, zone)
     alone = partial(heavy, app.settings.folder) if asked.most > HEAVY_ROWS else contextlib.nullcontext
     body = _sent(rows, alone, request.environ["wsgi.errors"])
     next(body)
@@ -8083,11 +8101,14 @@ MOST_CAMPAIGNS = 10_000  # where nobody says how many: strangers can make up mor
 CHUNK_ROWS = 500  # read at once: the database is free in between; more takes memory, and saves no time
 
 
-def export_rows(database: Database, tenant: int, table: Table, form: str, asked: Wanted) -> Iterator[bytes]:
-    """A table as JSON or CSV, in pieces, in constant memory; the database is free in between."""
-    names = [name for name in table.fields if asked.people or name not in PERSONAL_FIELDS]
+def export_rows(
+    database: Database, tenant: int, table: Table, form: str, asked: Wanted, zone: tzinfo | None = None
+) -> Iterator[bytes]:
+    """A table as JSON or CSV, in pieces, in constant memory; the database is free in between. With a zone, for a spreadsheet."""
+    fields = table.spreadsheet if zone and table.spreadsheet else table.fields
+    names = [name for name in fields if asked.people or name not in PERSONAL_FIELDS]
     pages = _pages_of(database, tenant, table, asked._replace(whole=True))
-    return (_json_lines if form == "json" else _csv_lines)(names, pages)
+    return _json_lines(names, pages) if form == "json" else _csv_lines(names, pages, zone)
 
 
 def _pages_of(database: Database, tenant: int, table: Table, asked: Wanted) -> Iterator[Rows]:
@@ -8107,7 +8128,9 @@ def _formatted(
     page: Rows, names: Sequence[str], formats: Mapping[str, Callable[[Any], Any]], other: Callable[[Any], Any]
 ) -> Iterator[tuple[Any, ...]]:
     """The rows with each cell as its field is written; by columns, which is faster."""
-    columns = dict(zip(("id", *page.table.fields), zip(*page.rows, strict=True), strict=False))
+    columns = dict(zip(("id", *page.table.fields, *page.table.more), zip(*page.rows, strict=True), strict=False))
+    if "client" in names and "user_agent" in columns:
+        columns["client"], columns["device"] = zip(*map(client_of, columns["user_agent"]), strict=True)
     return zip(*(map(formats.get(name, other), columns.get(name, ())) for name in names), strict=True)
 
 
@@ -8139,19 +8162,36 @@ def csv_cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
+MORE_ROWS = "There are more rows: ask for fewer, or let whoever runs this tracker write all by the command `export`."
+
+
+def _spreadsheet_time(zone: tzinfo, at: int | None) -> str:
+    return f"{datetime.fromtimestamp(at / 1000, zone):%Y-%m-%d %H:%M:%S}" if at else ""
+
+
 _CSV_FORMATS = {**dict.fromkeys(TIMES_AS_NUMBERS, iso_time), **dict.fromkeys(FOREIGN_FIELDS, csv_cell)}
 
 
-def _csv_lines(names: Sequence[str], pages: Iterator[Rows]) -> Iterator[bytes]:
-    """RFC 4180 with a header; where more follows, the last column of the last line, `next`, says where."""
+def _csv_lines(names: Sequence[str], pages: Iterator[Rows], zone: tzinfo | None) -> Iterator[bytes]:
+    """RFC 4180 with a header; where more follows, the last column of the last line, `next`, says where.
+
+    For a spreadsheet, with a zone, times are the zone's, as it reads them, and a last line says that there is more.
+    """
     import csv
     import io
 
-    header = [(*names, "next")]
+    formats, header = _CSV_FORMATS, [[*names, "next"]]
+    if zone:
+        formats = {**formats, **dict.fromkeys(TIMES_AS_NUMBERS, partial(_spreadsheet_time, zone))}
+        header = [[*names]]
+        yield codecs.BOM_UTF8  # without which Excel takes it for another encoding
     for page in pages:
-        rows = list(_formatted(page, names, _CSV_FORMATS, lambda value: value))
-        ends = [""] * (len(rows) - 1) + [str(page.next or "")]
-        lines = ((*row, end) for row, end in zip(rows, ends, strict=False))
+        rows = list(_formatted(page, names, formats, lambda value: value))
+        if zone:
+            lines = rows + [(MORE_ROWS,)] * bool(page.next)
+        else:
+            ends = [""] * (len(rows) - 1) + [str(page.next or "")]
+            lines = [(*row, end) for row, end in zip(rows, ends, strict=False)]
         csv.writer(buffer := io.StringIO()).writerows([*header, *lines])
         yield buffer.getvalue().encode("utf-8", "backslashreplace")
         header = []
@@ -9363,6 +9403,9 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
     option("table", "which table", choices=("emails", "events", "links", "campaigns"), nargs="?"),
     option("--postgresql", "instead: all tables of all tenants, as SQL that `psql -f` makes a database of"),
     option("--format", "how it is written", choices=EXPORT_TYPES, default="csv"),
+    option(
+        "--spreadsheet", "for Excel and others: times of the tenant's zone, events with recipient, subject, program"
+    ),
     option("--output FILE", "a new file (default: standard output)"),
     option("--campaign NAME", "emails and links of this campaign only"),
     option("--search TEXT", "emails with this in their recipient, key, subject or campaign"),
@@ -9373,6 +9416,8 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
     """Write a whole table of a tenant, newest first, as CSV or JSON; in constant memory, however long it is."""
     if {args.tenant is None, args.table is None} != {args.postgresql}:
         raise BadInput("expected TENANT and the name of a table, or --postgresql alone")
+    if args.spreadsheet and (args.postgresql or args.format != "csv"):
+        raise BadInput("--spreadsheet: expected a table, as CSV")
     options = {"campaign": "campaign", "q": "search", "show": "show", "key": "key"}
     filters = () if args.postgresql else TABLES[args.table].filters
     for parameter, name in options.items():
@@ -9390,9 +9435,10 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
                 file.writelines(psql_script(connection))
                 tell("note: the key that signs links is in it; keep it like a password")
                 return
-            tenant = find_tenant(connection, args.tenant).number
+            tenant = find_tenant(connection, args.tenant)
         asked = Wanted(args.campaign, args.key, args.search or "", args.show or "all")
-        for piece in export_rows(database, tenant, TABLES[args.table], args.format, asked):
+        zone = zone_of(tenant) if args.spreadsheet else None
+        for piece in export_rows(database, tenant.number, TABLES[args.table], args.format, asked, zone):
             file.write(piece)
 
 
