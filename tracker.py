@@ -343,6 +343,8 @@ ROUTE_WORDS = re.compile(
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]+))?")
 MAX_CAMPAIGN = 200  # characters of a campaign's name
+MAX_UTM = 1000  # characters of the parameters that all links get
+UTM_EXAMPLE = "utm_source=news&utm_medium=email&utm_campaign={campaign}"
 PARAMETER = r"[A-Za-z0-9_.~:\[\]-]{1,100}"  # the name of one, as tenants may tell it
 PLAIN_URL = re.compile(r"(?:^|&)url=(([^&]*).*)", re.DOTALL)
 CAMPAIGN = re.compile(r"(?:^|&)campaign=([^&]*)")
@@ -531,6 +533,24 @@ def read_parameter(text: str) -> str:
     if not re.fullmatch(PARAMETER, text):
         raise BadInput(f"{text!r}: expected a parameter's name, such as ref: 1 to 100 of A-Z a-z 0-9 _ . ~ : [ ] -")
     return text
+
+
+def read_utm(text: str, name: str = "utm") -> str:
+    """Read the parameters that all links get, "" for none. Raises BadInput."""
+    pair = rf"({PARAMETER})=(?:[^\x00-\x1f\x7f\ud800-\udfff&#{{}}]|{{campaign}})+"
+    names = [match[1] for match in re.finditer(pair, text)]
+    if text and (not re.fullmatch(rf"{pair}(?:&{pair})*", text) or len({*names}) < len(names) or len(text) > MAX_UTM):
+        told = f"NAME=VALUE, joined by &, each name once, such as {UTM_EXAMPLE}, at most {MAX_UTM:,} characters"
+        raise BadInput(
+            f"{name} {text[:80]!r}: expected {told} (in a value %26 stands for &, and there is no # and no other brace)"
+        )
+    return text
+
+
+def filled_utm(text: str, campaign: str) -> list[tuple[str, str]]:
+    """The parameters that links in an email get; where it has no campaign, not those that would name it."""
+    said = [(name, value) for name, value in parse_qsl(text) if campaign or "{campaign}" not in value]
+    return [(name, value.replace("{campaign}", campaign)) for name, value in said]
 
 
 def path_reader(pattern: str) -> Callable[[tuple[str, ...]], list[str] | None]:
@@ -1258,6 +1278,7 @@ CONDITIONAL = re.compile(r"<!--\[if\b[^\]>]*\]>", re.IGNORECASE)
 COMMENT_END = re.compile(r"--!?>")
 SCRIPT_TURN = re.compile(r"<!--(?:-?>)?|-->|<(/?)script(?=[\t\n\f\r />])", re.IGNORECASE)
 CHARACTER_REFERENCE = re.compile(r"&(?:#([0-9]+);?|#[xX]([0-9A-Fa-f]+);?|([A-Za-z0-9]+;?))")
+UNSUBSCRIBES = re.compile(r"unsub|\bopt[_-]?out|abmeld|abbestell|desabon|desinscri|disiscri", re.IGNORECASE)
 WEB_LINK = re.compile(r"https?://[^/?#\\]", re.IGNORECASE)
 C0_OR_SPACE = "".join(map(chr, range(33)))
 NEEDS_NO_QUOTES = re.compile(r"[^\s\"'=<>`]+")
@@ -1288,6 +1309,7 @@ class LinkMaker:
     mail_id: str
     secret: str
     leads_back: Callable[[Target], bool]  # whether a target leads to this server
+    utm: str = ""  # what the tenant's links get, unless something else is said
 
     def is_ours(self, url: str) -> bool:
         """Whether a URL leads to this server; what can't be read does not."""
@@ -1309,9 +1331,17 @@ class Instrumenting:
     tool_campaign: str | None = None  # with it, the key is what a mailing tool replaces by its own ids
     opens: bool = True  # whether the pixel is placed at all
     placeholder: re.Pattern[str] | None = None  # what a URL holds that is left for a tool to fill in
+    utm: Collection[tuple[str, str]] = ()  # parameters that targets get
+
+    def target(self, url: str) -> str:
+        """Where the tracked link of a URL leads."""
+        if not self.utm or UNSUBSCRIBES.search(url):
+            return url
+        longer = with_parameters(url, self.utm)
+        return longer if len(longer) <= MAX_TARGET else url
 
     def wrap(self, url: str) -> str:
-        """The tracked URL of a URL, safe in HTML as it is. Raises BadTarget with the reason."""
+        """The tracked URL of a target, safe in HTML as it is. Raises BadTarget with the reason."""
         return self._url("click", f"/{signed_target(self.maker.secret, self.maker.mail_id, url)}")
 
     def hidden_url(self) -> str:
@@ -1672,7 +1702,8 @@ def _link_edit(page: Page, tag: Tag, how: Instrumenting, report: Report) -> Edit
         _refuse_other_links(page, url, attributes, how)
         if len(report.wrapped) >= MAX_WRAPPED:
             raise BadTarget(f"the message has more than {MAX_WRAPPED:,} links")
-        tracked = how.wrap(url)
+        target = how.target(url)
+        tracked = how.wrap(target)
         if not href.quoted and not NEEDS_NO_QUOTES.fullmatch(tracked):
             tracked = f'"{tracked}"'
         begin, end = href.begin, href.end + href.quoted
@@ -1683,7 +1714,7 @@ def _link_edit(page: Page, tag: Tag, how: Instrumenting, report: Report) -> Edit
         if reason := str(error):
             report.left.append((url, reason))
         return None
-    report.wrapped.append(url)
+    report.wrapped.append(target)
     return edit
 
 
@@ -3290,6 +3321,7 @@ class Tenant:
     created_at: int
     tz: str  # the zone in which its days begin
     unregistered_a_day: int | None = None  # how many emails hits alone may make; None: as many as usual
+    utm: str = ""  # parameters that targets get, as read_utm takes them
 
     @property
     def one_id(self) -> bool:
@@ -3427,6 +3459,7 @@ def directory_of(connection: sqlite3.Connection) -> dict[str, Any]:
             "any_domain": tenant.any_domain,
             "suspended": tenant.suspended,
             "api_key_sha256": tenant.api_key_hash,
+            "utm": tenant.utm,
             **tenant_rules(connection, tenant.number),
         }
         for tenant in list_tenants(connection)
@@ -3504,7 +3537,8 @@ def take_over_tenants(folder: str, connection: sqlite3.Connection) -> None:
             change_tenant(connection, tenant.number, id=new_dashboard_id())
         any_domain, suspended = tenant.any_domain and entry["any_domain"], tenant.suspended or entry["suspended"]
         key = entry.get("api_key_sha256") or tenant.api_key_hash  # 0.7.0.dev0 and before did not write it
-        change_tenant(connection, tenant.number, any_domain=any_domain, suspended=suspended, api_key_hash=key)
+        about = {"any_domain": any_domain, "suspended": suspended, "utm": entry.get("utm", tenant.utm)}
+        change_tenant(connection, tenant.number, api_key_hash=key, **about)
         with contextlib.suppress(Conflict):
             change_tenant(connection, tenant.number, tracking_host=entry["tracking_host"])
         rules = tenant_rules(connection, tenant.number)
@@ -7727,7 +7761,8 @@ def link_maker(
     base = settings.public_url(tracking_host)
     if base is None:
         return None
-    return LinkMaker(base, mail_id, keys[0], partial(leads_back, settings, directory, (base, *urls)))
+    utm = directory.refresh().tenants.get(mail_id, {}).get("utm", "")
+    return LinkMaker(base, mail_id, keys[0], partial(leads_back, settings, directory, (base, *urls)), utm)
 
 
 # -- Hits
@@ -8249,10 +8284,11 @@ _TEXTS = Field(list, 1000)
 _A_TIME = Field(str, 40, read=lambda text, name: read_iso_time(text, name) if text else None)
 _YES_NO = Field(str, words=("yes", "no"), read=lambda text, _: text == "yes")
 _A_KEY = Field(str, MAX_KEY, read=_read_key)
+_UTM = {"utm": Field(str, MAX_UTM, read=read_utm)}
 _SAID_FIELDS = {name: Field(str, FIELD_LIMITS[name]) for name in SAID_OF_EMAILS}
 _SAID_FIELDS |= dict.fromkeys(("sent_at", "delivered_at"), _A_TIME)
-EMAIL_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, "links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)}
-_MESSAGE_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, "pixel": Field(str, words=PIXEL_PLACES)}
+EMAIL_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, **_UTM, "links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)}
+_MESSAGE_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, **_UTM, "pixel": Field(str, words=PIXEL_PLACES)}
 _MESSAGE_FIELDS |= dict.fromkeys(("links", "force", "hidden_link"), _YES_NO)
 _CAMPAIGN_FIELDS = {"campaign": Field(str, MAX_CAMPAIGN), "sent": Field(int), "sent_at": Field(str, 40)}
 _TENANT_FIELDS = {"name": Field(str, 200), "id": Field(str, 64), "domains": _TEXTS, "any_domain": Field(bool)}
@@ -8308,16 +8344,17 @@ def post_emails(app: App, request: Request, tenant: Tenant) -> Response:
 def _new_email(maker: LinkMaker, value: object, where: str) -> tuple[Registration, dict[str, Any]]:
     said = read_fields(value, EMAIL_FIELDS, where)
     key, urls, html = said.pop("key", "") or new_key(), said.pop("links", []), said.pop("html", None)
-    how = Instrumenting(maker, key, hidden_link=said.pop("hidden_link", False))
+    utm = filled_utm(said.pop("utm", maker.utm), said.get("campaign", ""))
+    how = Instrumenting(maker, key, hidden_link=said.pop("hidden_link", False), utm=utm)
     about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url(), "links": []}
+    targets = {*map(how.target, urls)}
     for n, url in enumerate(urls):
         try:
             if maker.is_ours(url):
                 raise BadTarget("it leads back to this server")
-            about["links"].append({"url": url, "click_url": how.wrap(url)})
+            about["links"].append({"url": url, "click_url": how.wrap(how.target(url))})
         except BadTarget as error:
             raise BadInput(f"{where}links[{n}]: {error}") from None
-    targets = set(urls)
     if html is not None:
         about["html"], report = instrument_html(html, how)
         about["report"] = report.as_json()
@@ -8336,7 +8373,8 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     if not (raw := request.body()):
         raise HTTPError(400, "expected a message: its headers, an empty line and its body")
     key = given or key_of_message(maker, raw, said.get("recipient", ""))
-    how = Instrumenting(maker, key, place, links, hidden)
+    utm = filled_utm(said.pop("utm", maker.utm), said.get("campaign", ""))
+    how = Instrumenting(maker, key, place, links, hidden, utm=utm)
     message, report = instrument_message(raw, how, force=force)
     if report.tracks:
         with app.database.transaction() as connection:
@@ -9072,6 +9110,7 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     option("--unregistered-a-day NUMBER", f"emails that hits alone may make, not {A_DAY['unregistered']:,}", type=int),
     option("--own ADDRESS...", "the sender's own address or network, whose hits are set aside"),
     option("--not-own ADDRESS...", "… is no longer the sender's own"),
+    option("--utm TEXT", f"parameters that links' targets get, such as {UTM_EXAMPLE}; '' for none"),
     option("--forward NAME...", "links forward this parameter of theirs to the target, as they do utm_…"),
     option("--no-forward NAME...", "… no longer"),
     option("--suspend", "whether all links show the naming page", action="yes or no", dest="suspended"),
@@ -9094,6 +9133,7 @@ def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], 
         "any_domain": bool,
         "tracking_host": lambda host: read_tracking_host(settings, host) if host else None,
         "tz": lambda name: str(read_zone(name)),
+        "utm": lambda text: read_utm(text, "--utm"),
         "suspended": bool,
         "unregistered_a_day": _read_a_day,
     }
@@ -9187,6 +9227,7 @@ def cmd_tenant_show(args: Namespace, settings: Settings, word: str = "", key: st
         "blocked": rules["block"],
         "own_addresses": rules["own"],
         "forwarded": rules["forward"],
+        "utm": tenant.utm,
         "tz": tenant.tz,
         "suspended": tenant.suspended,
         "tracking_host": tenant.tracking_host or "",
@@ -9248,9 +9289,8 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
     option("--pixel", "where in the body", choices=PIXEL_PLACES, default="bottom"),
     option("--no-links", "leave the links as they are", dest="links", action="store_false"),
     option("--hidden-link", "add a link that only scanners see; whatever follows it is known to be one"),
-    option(
-        "--placeholder REGEX", "leave URLs in which this is found, besides those with a placeholder of a known form"
-    ),
+    option("--utm TEXT", "parameters that links' targets get, in place of the tenant's; '' for none"),
+    option("--placeholder REGEX", "leave URLs in which this is found, besides those with a known placeholder"),
     option("--force", "also messages with a signature that a change breaks"),
     option("--strict", f"if it can't be registered, write nothing and exit {os.EX_TEMPFAIL}: mail systems try again"),
     option("--report FILE", "write there, as JSON, what was done and what was not, and why"),
@@ -9258,7 +9298,7 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
 )
 def cmd_instrument(args: Namespace, settings: Settings) -> int:
     """Wrap the links of a message and place the pixel: standard input to standard output. Registers it as an email."""
-    given = {name: text for name in ("email", *SAID_OF_EMAILS) if (text := getattr(args, name)) is not None}
+    given = {name: text for name in ("email", "utm", *SAID_OF_EMAILS) if (text := getattr(args, name)) is not None}
     said = read_fields(given, {**EMAIL_FIELDS, "email": EMAIL_FIELDS["key"]}, "--")
     mark = args.key_placeholder
     if mark is not None and (fault := placeholder_fault(mark)):
@@ -9302,7 +9342,10 @@ def _wrapped(
         message = b"" if args.html else raw
         key = key or key_of_message(maker, message, said.get("recipient", ""))
         left = None if args.placeholder is None else read_placeholder(args.placeholder)
-        how = Instrumenting(maker, key, args.pixel, args.links, args.hidden_link, tool_campaign, placeholder=left)
+        utm = filled_utm(said.pop("utm", maker.utm), args.campaign or "")
+        how = Instrumenting(
+            maker, key, args.pixel, args.links, args.hidden_link, tool_campaign, placeholder=left, utm=utm
+        )
         new, report = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
         if report.tracks and registers:
             email = registration_of(message, key, report.links, **said)

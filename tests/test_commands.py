@@ -122,6 +122,8 @@ REFUSED = [
             ("--tracking-host 192.0.2.1", "domain name"),
             ("--tracking-host track.example.com", "BASE_URL"),
             ("--tz ../../etc/passwd", "tz is '../../etc/passwd'; expected a time zone"),
+            ("--utm utm_source", "--utm 'utm_source': expected NAME=VALUE"),
+            *((f"--utm {text}", "such as utm_source=news&") for text in ("a=1&a=2", "a={x}", "?a=1", "a=#")),
             ("--forward ''", "'': expected a parameter's name"),
             *(
                 (f"--no-forward '{text}'", "expected a parameter's name")
@@ -251,6 +253,8 @@ def test_tenant_set_and_tenant_add_change_name_and_rules_and_show_them(run: Term
         ("--no-suspend", "suspended", False),
         ("--tz=Europe/Rome", "tz", "Europe/Rome"),
         ("--own=203.0.113.7", "own_addresses", ["203.0.113.7"]),
+        ("--utm=a=1&b={campaign}", "utm", "a=1&b={campaign}"),
+        ("--utm=", "utm", ""),
         ("--forward=ref", "forwarded", ["ref"]),
         ("--no-forward=ref", "forwarded", []),
         ("--forward=a[b]", "forwarded", ["a[b]"]),

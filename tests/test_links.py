@@ -599,6 +599,49 @@ def test_whatever_a_link_forwards_its_target_keeps_all_that_it_has() -> None:
         }
 
 
+NO_UTM = (
+    *(
+        "utm_source",
+        "utm_source=",
+        "=news",
+        "?utm_source=news",
+        "utm_source=AT&T",
+        "utm_source=a&utm_source=b",
+        "&a=1",
+        "a=1&",
+    ),
+    *(
+        "a=1&&b=2",
+        "a b=1",
+        "a=#b",
+        "a={b}",
+        "a={campaign",
+        "a={{campaign}}",
+        "a=\n",
+        "a=\ud800",
+        "ü=1",
+        f"a={'b' * 999}",
+        " ",
+    ),
+)
+SOME_UTM = {  # and what an email of the campaign {campaign}&=%41 gets
+    "": [],
+    "utm_source=news": [("utm_source", "news")],
+    "a=1+2%263=%C3%BC&b=%&c=ü": [("a", "1 2&3=ü"), ("b", "%"), ("c", "ü")],
+    "a[b]=x-{campaign}-{campaign}": [("a[b]", "x-{campaign}&=%41-{campaign}&=%41")],
+    f"a={'b' * 998}": [("a", "b" * 998)],
+}
+
+
+def test_parameters_for_all_links_are_read_or_refused_with_what_was_expected() -> None:
+    for text in NO_UTM:
+        with pytest.raises(tracker.BadInput, match=r"^--utm .*: expected NAME=VALUE, joined by &"):
+            tracker.read_utm(text, "--utm")
+    for text, filled in SOME_UTM.items():
+        assert tracker.filled_utm(tracker.read_utm(text), "{campaign}&=%41") == filled
+        assert tracker.filled_utm(text, "") == [(name, value) for name, value in filled if "campaign" not in value]
+
+
 # -- Location
 
 UNCHANGED = [

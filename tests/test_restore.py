@@ -516,8 +516,8 @@ def test_of_what_backup_and_tenants_json_say_of_a_tenant_the_stricter_holds_afte
     for words in (
         ("set", "Acme", "--remove-domain", "old.example", "--block", "shop.acme.com", "--tracking-host", ""),
         ("set", "Globex", "--no-any-domain", "--tracking-host", "one.example", "--unblock", "always.example"),
-        ("set", "Acme", "--forward", "new", "--no-forward", "old"),
-        ("add", "Young", "--forward", "young"),
+        ("set", "Acme", "--forward", "new", "--no-forward", "old", "--utm", "a=1"),
+        ("add", "Young", "--forward", "young", "--utm", "b=2"),
     ):
         damaged.run("tenant", *words)
     damaged.run("tenant", "set", "Globex", "--open-writing")
@@ -542,6 +542,7 @@ def test_of_what_backup_and_tenants_json_say_of_a_tenant_the_stricter_holds_afte
     hosts = dict(stage.rows("select name, tracking_host from tenants"))
     assert hosts == {"Acme": None, "Globex": "one.example", "Young": None}
     assert stage.rows("select value from tenant_rules where rule = 'forward'") == [("young",)]
+    assert stage.rows("select utm from tenants where utm <> '' order by utm") == [("a=1",), ("b=2",)]
     assert "all is well" in damaged.run("check")
 
 

@@ -242,6 +242,7 @@ def test_what_is_wanted_is_placed_and_a_message_that_is_not_changed_is_not_regis
         ("subject", "x" * 999, "expected at most 998 characters"),
         ("campaign", "x" * 201, "expected at most 200 characters"),
         ("campaign", "a\x01b", "expected"),
+        ("utm", "x" * 1001, "expected at most 1000 characters"),
     ],
 )
 def test_a_bad_field_is_refused_by_its_name(field: str, value: str, told: str, way: str, pipe: Pipe) -> None:
@@ -253,6 +254,81 @@ def test_a_bad_field_is_refused_by_its_name(field: str, value: str, told: str, w
         ended = pipe.instrument(option, value, status=1)
         assert f"{option}: {told}" in ended.err and ended.out == b""
     assert (emails(pipe.stage), spooled(pipe.stage)) == ([], [])
+
+
+UTM = "utm_source=news&utm_medium=e-mail+x&utm_campaign=c-{campaign}"
+NAMED = "utm_source=news&utm_medium=e-mail%20x&utm_campaign=c-a%20%26%23%C3%BC"
+TARGETS: dict[str, str | None] = {  # URLs, and their targets in an email of the campaign a &#ü, where they are wrapped
+    "https://acme.com": f"https://acme.com?{NAMED}",
+    "https://acme.com/?a=1#b?c": f"https://acme.com/?a=1&{NAMED}#b?c",
+    "https://acme.com/?utm%5Fsource=x&utm_campaign": "https://acme.com/?utm%5Fsource=x&utm_campaign&utm_medium=e-mail%20x",
+    "https://acme.com/#utm_source=x": f"https://acme.com/?{NAMED}#utm_source=x",
+    **{
+        url: url
+        for url in ("https://acme.com/unsubscribe?u=1", "https://acme.com/?do=opt-out", "https://acme.com/abmelden")
+    },
+    f"https://acme.com/{'x' * 4050}": f"https://acme.com/{'x' * 4050}",  # as long as a target may be
+    "https://acme.com/leave": None,
+    "https://acme.com/?e=[EMAIL]": None,
+    "mailto:a@acme.com": None,
+}
+TAGS = "".join(f'<a href="{html.escape(url)}">x</a>\r\n' for url in TARGETS).encode()
+
+
+def targets(out: bytes) -> list[str | None]:
+    """Where the links of a message lead, as they were signed."""
+    return [tracker.decode_target(match[2].decode()) for match in CLICK.finditer(out)]
+
+
+@WAYS
+def test_targets_get_the_parameters_of_their_tenant_or_of_the_request(way: str, pipe: Pipe) -> None:
+    message = b"List-Unsubscribe: <https://acme.com/leave>\r\n" + HEADERS.replace(b"8bit", b"binary") + b"\r\n" + TAGS
+    urls = [url for url, target in TARGETS.items() if target]
+    assert targets(said_of(pipe, way, message, campaign="a &#ü").out) == urls
+    pipe("tenant", "set", "Acme", "--utm", UTM)
+    out = said_of(pipe, way, message, campaign="a &#ü").out
+    assert targets(out) == [*filter(None, TARGETS.values())]
+    for match, target in zip(CLICK.finditer(out), targets(out), strict=True):
+        location = follow(pipe.stage, match[0].decode(), status=302).location
+        assert location == tracker.read_target(str(target)).location
+    without = targets(said_of(pipe, way, message).out)
+    assert without[0] == "https://acme.com?utm_source=news&utm_medium=e-mail%20x", "an email of no campaign"
+    assert targets(said_of(pipe, way, message, utm="a=1").out)[:2] == [
+        "https://acme.com?a=1",
+        "https://acme.com/?a=1#b?c",
+    ]
+    assert targets(said_of(pipe, way, message, utm="").out) == urls
+    pipe("tenant", "set", "Acme", "--utm", "")
+    assert targets(said_of(pipe, way, message, campaign="a &#ü").out) == urls
+    assert pipe.stage.rows("select distinct links from emails") == [(len(urls),)]
+
+
+def test_targets_get_the_parameters_of_their_tenant_also_in_templates_and_without_a_database(pipe: Pipe) -> None:
+    pipe("tenant", "set", "Acme", "--utm", UTM)
+    with database_away(pipe.stage):
+        out = pipe.instrument("--html", "--key-placeholder", "{{id}}", "--campaign", "a &#ü", stdin=TAGS).out
+    leave = {"https://acme.com/leave": f"https://acme.com/leave?{NAMED}"}  # there is no header that says what it is
+    assert targets(out) == [*filter(None, (TARGETS | leave).values())]
+    assert pipe.report("--html", "--utm", "a=1", "--hidden-link", stdin=TAGS)["wrapped"][0] == "https://acme.com?a=1"
+
+
+def test_links_and_html_of_an_email_have_the_same_targets(stage: Stage) -> None:
+    stage.change(stage.acme, utm=UTM)
+    value = {"links": [LINK, "https://acme.com"], "html": PAGE, "campaign": "a &#ü"}
+    for more, end in (({}, NAMED), ({"utm": "b=9&x=2"}, "x=2"), ({"utm": ""}, "")):
+        said = stage.web.post_json(f"/{stage.acme.id}/emails", value | more, status=201).json
+        first, second = said["links"]
+        assert (first["url"], second["url"]) == (LINK, "https://acme.com")
+        wanted = f"{LINK}&{end}".rstrip("&")
+        assert (
+            targets(first["click_url"].encode())
+            == targets(said["html"].encode())
+            == said["report"]["wrapped"]
+            == [wanted]
+        )
+        assert stage.rows("select links from emails where key = ?", said["key"]) == [(2,)]
+    answer = stage.web.post_json(f"/{stage.acme.id}/emails", {"utm": "a={b}"}, status=400).json
+    assert answer["error"].startswith("utm 'a={b}': expected NAME=VALUE")
 
 
 @pytest.mark.parametrize("sign", ["(", ":", " :", "<", '"', ",", "\\", "[", "=?utf-8?q?"])
