@@ -490,17 +490,10 @@ def plain_url(query: str) -> str | None:
     return str(rest) if "://" in value else unquote_plus(value, errors="replace")
 
 
-def beside_url(query: str) -> str:
-    """What the query of a plain link says beside its target."""
-    match = PLAIN_URL.search(query)
-    if not match:
-        return query
-    return query[: match.start()] + ("" if "://" in match[2] else query[match.end(2) :])
-
-
 def campaign_of(query: str) -> str:
     """The campaign that a hit names, or "": for keys that nobody registers. Never a part of a plain link's URL."""
-    match = CAMPAIGN.search(beside_url(query))
+    url = PLAIN_URL.search(query)
+    match = CAMPAIGN.search(query[: url.start()] if url and "://" in url[2] else query)
     name = unquote_plus(match[1], errors="replace") if match else ""
     return UNFIT.sub("", name).strip(" ")[:MAX_CAMPAIGN]
 
@@ -530,8 +523,8 @@ def forwarded(location: str, query: str, names: Collection[str]) -> str:
 
 def read_parameter(text: str) -> str:
     """Read the name of a parameter that links forward. Raises BadInput."""
-    if not re.fullmatch(PARAMETER, text):
-        raise BadInput(f"{text!r}: expected a parameter's name, such as ref: 1 to 100 of A-Z a-z 0-9 _ . ~ : [ ] -")
+    if not re.fullmatch(PARAMETER, text) or text == "url":  # the target of plain links
+        raise BadInput(f"{text!r}: expected a parameter's name but url, 1 to 100 of A-Z a-z 0-9 _ . ~ : [ ] -")
     return text
 
 
@@ -7843,8 +7836,7 @@ def _lead_on(app: App, request: Request, mail_id: str, target: Target, *, signed
     app.record(request, mail_id, "302")
     location = target.location
     if request.query:
-        query = request.query if signed else beside_url(request.query)
-        location = forwarded(location, query, app.directory.tenants.get(mail_id, {}).get("forward", ()))
+        location = forwarded(location, request.query, app.directory.tenants.get(mail_id, {}).get("forward", ()))
     return Response(302, (("Location", location), *REDIRECT_HEADERS), b"")
 
 

@@ -127,7 +127,7 @@ REFUSED = [
             ("--forward ''", "'': expected a parameter's name"),
             *(
                 (f"--no-forward '{text}'", "expected a parameter's name")
-                for text in ("a b", "a=b", "a&b", "ü", "x" * 101)
+                for text in ("a b", "a=b", "a&b", "url", "ü", "x" * 101)
             ),
             ("--not-own here", "'here': expected an address or a network"),
             *((f"--own '{text}'", f"{text!r}: expected an address or a network") for text in NO_NETWORKS),
