@@ -108,7 +108,11 @@ def cells_of(path: Path) -> list[list[tuple[str, str]]]:
     for row in ElementTree.parse(path.with_suffix(".fods")).getroot().iter(f"{TABLE}table-row"):
         cells = [(each.get(f"{OFFICE}value-type"), each) for each in row.iter(f"{TABLE}table-cell")]
         rows.append(
-            [(kind, each.get(f"{OFFICE}date-value") or "".join(each.itertext()).strip()) for kind, each in cells if kind]
+            [
+                (kind, each.get(f"{OFFICE}date-value") or "".join(each.itertext()).strip())
+                for kind, each in cells
+                if kind
+            ]
         )
     return rows
 
