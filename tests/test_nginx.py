@@ -143,10 +143,10 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def plain(nginx: Nginx, target: str, host: str = "localhost") -> Answer:
+def plain(nginx: Nginx, target: str, host: str = "localhost", *headers: str) -> Answer:
     """One request over plain HTTP."""
     with socket.create_connection(("127.0.0.1", nginx.http_port), timeout=20) as connection:
-        connection.sendall(request(target, "GET", "Connection: close", host=host))
+        connection.sendall(request(target, "GET", "Connection: close", *headers, host=host))
         [answer] = read_answers(read_all(connection))
     return answer
 
@@ -575,6 +575,8 @@ def test_whatever_a_header_says_that_nobody_reads_a_hit_is_counted(what: str, fr
     answer = front.ask(link, "GET", *UNREAD[what])
     assert (answer.status, answer.headers["location"]) == (302, "https://acme.com/")
     assert front.counted("Odd")[key] == 2
+    answer = plain(front.nginx, link, "localhost", *UNREAD[what])
+    assert (answer.status, answer.headers["location"]) == (301, f"{front.nginx.url}{link}")
 
 
 def test_what_the_tracker_reads_of_a_request_reaches_it(front: Front) -> None:

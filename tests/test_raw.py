@@ -271,6 +271,30 @@ def test_whatever_a_header_says_that_nobody_reads_a_hit_is_counted(live: Live, w
     assert sorted(event["event_type"] for event in live.events(key)) == ["click", "open"]
 
 
+STRICT = {  # what may say where a request ends, beside what is forgiven; the status
+    "a length after a header with a control character": (b"X: \x01\r\nContent-\x01Length: 5", 400),
+    "a length that ends with one": (b"Content-Length: 5\x0b", 400),
+    "a coding that begins with one": (b"Transfer-Encoding: \x0bchunked\r\nContent-Length: 40", 501),
+    "a coding with a space, and one": (b"Transfer-Encoding : chunked\r\nX: \x01", 400),
+    "a coding and a length, and one": (b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\nX: \x01", 400),
+    "two lengths and an expectation": (b"Content-Length: 1\r\nContent-Length: 2\r\nExpect: foo", 400),
+    "a folded expectation": (b"Expect: foo\r\n Transfer-Encoding: chunked", 400),
+    "a coding after a bare line feed": (b"Expect: a\nTransfer-Encoding: chunked", 400),
+    "a length after a bare carriage return": (b"X: \x01\rContent-Length: 5", 400),
+    "NUL": (b"Cookie: \x00\x01", 400),
+}
+
+
+@pytest.mark.parametrize("what", STRICT)
+def test_what_is_forgiven_hides_no_second_request(live: Live, what: str) -> None:
+    headers, status = STRICT[what]
+    inner = b"GET /{mail_id}/pixel/inner.gif HTTP/1.1\r\nHost: x\r\n\r\n"
+    outer = b"GET /{mail_id}/pixel/outer.gif HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n\r\n0\r\n\r\n"
+    answer = live.exchange(outer + inner)
+    assert answer.startswith(b"HTTP/1.1 %d " % status) and answer.count(b"HTTP/1.1 ") == 1
+    assert not live.events("inner") and not live.events("outer")
+
+
 RAW = {  # targets of hits, in bytes as some clients send them; whose hit it is, and where it leads
     "/{mail_id}/pixel/raw-1.gif?campaign=Frühling": ("raw-1?campaign=Frühling", None),
     "/{mail_id}/pixel/raw-2.gif?campaign=春🌸": ("raw-2?campaign=春🌸", None),
