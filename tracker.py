@@ -5107,6 +5107,9 @@ EMAILS = Table(
     source="email_details",
     rows=f"select id, {{fields}} from email_details where id in (select id from {wanted('id')})",
 )
+_IN_CAMPAIGN = "select id from emails where tenant = :tenant and campaign = :campaign and campaign <> ''"
+_OF_CAMPAIGN = "(select campaign from emails where emails.id = events.email) = :campaign"
+_OF_VERDICT = "judgement in (select id from judgements where verdict = :verdict)"
 EVENTS = Table(
     "events",
     "Just now",
@@ -5128,7 +5131,7 @@ EVENTS = Table(
         ),
         *("key", "method", "user_agent", "ip_address"),
     ),
-    filters=("key",),
+    filters=("key", "campaign", "since", "until", "verdict"),
     columns=(
         Column("When", "time", "timestamp"),
         Column("What", "text", "event_type"),
@@ -5137,8 +5140,9 @@ EVENTS = Table(
         Column("By", "by", "verdict"),
     ),
     scopes={
-        "key": "email = (select id from emails where tenant = :tenant and key = :key)",
-        "": "tenant = :tenant",
+        "key": "email = (select id from emails where tenant = :tenant and key = :key) and at >= :since",
+        "campaign": f"email in ({_IN_CAMPAIGN}) and at >= :since",  # only of a few: they are sorted
+        "": "tenant = :tenant and at >= :since",
     },
     source="events",
     rows=f"""
@@ -5271,6 +5275,8 @@ class Wanted(NamedTuple):
     key: str | None = None  # of an email
     search: str = ""
     shown: str = "all"  # one of SHOWN
+    verdict: str = ""  # of events
+    since: int = 0
     days: tuple[int, int] = (0, 0)  # from which up to which
     order: str = ""  # one of the table's
     ascending: bool = False
@@ -5298,18 +5304,25 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     """Rows of a table: which ones first, so that no more are read than these."""
     order = asked.order or ("" if asked.whole and table is not PROGRAMS else table.usual)
     begin = asked.after.id if order and asked.after != NEWEST else 0
-    looked = asked.most + 1
-    if order or asked.shown != "all":
+    narrow = next(name for name in table.scopes if not name or getattr(asked, name))
+    fits = SHOWN[asked.shown][1]
+    if table is EVENTS and (asked.campaign or asked.verdict):
+        fits = " and ".join([_OF_CAMPAIGN] * bool(asked.campaign) + [_OF_VERDICT] * bool(asked.verdict))
+        if narrow == "campaign":
+            hits = sum(row[-1] for row in campaign_hits(connection, tenant, asked.campaign or ""))
+            narrow = "campaign" if hits <= MOST_SORTED else ""
+    looked, is_part = asked.most + 1, fits != SHOWN["all"][1]
+    if order or is_part:
         looked = ALL_ROWS if table is CAMPAIGNS else MOST_SORTED
     values = {**asked._asdict(), **(NEWEST if order else asked.after)._asdict(), "tenant": tenant, "looked": looked}
     values["name"] = asked.after.id if isinstance(asked.after.id, str) else ""
     values |= {"first_day": asked.days[0], "end_day": asked.days[1], "left_out": "" if asked.whole else HIDDEN_TARGET}
-    scope = table.scopes[next(name for name in table.scopes if not name or getattr(asked, name))]
+    scope = table.scopes[narrow]
     found = None
     if asked.search and "search" in table.scopes:
         values["wanted"], found = search_emails(connection, asked, values)
     sort = table.orders.get(order, "0")
-    sql = table.ids.format(scope=scope, source=table.source, shown=SHOWN[asked.shown][1], sort=sort)
+    sql = table.ids.format(scope=scope, source=table.source, shown=fits, sort=sort)
     if order:
         sql = f"""
             select id, at, fits from ({sql}) as newest where fits = 1
@@ -5325,7 +5338,7 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
         if len(picked) > asked.most:
             following = Cursor(0, begin + asked.most) if order else picked[-2]
             break
-    if seen == MOST_SORTED and not (order or following or asked.shown == "all"):
+    if is_part and seen == MOST_SORTED and not (order or following):
         following = Cursor(at, id_)
     values["wanted"] = as_set(page := [each.id for each in picked[: asked.most]])
     fields = ", ".join((*table.fields, *table.more))
@@ -8054,8 +8067,18 @@ def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response
     return html_response(200, email_page(view, email, hits, context))
 
 
+def _known_parameters(request: Request, *known: str) -> dict[str, str]:
+    """The query of a program. Raises HTTPError 400 for a misspelt name, which would be answered as if it were not there."""
+    parameters = request.parameters()
+    for name in reversed(parameters):  # the first, as it was written
+        if name not in known:
+            raise HTTPError(400, f"{name[:MOST_ASKED]}: unknown parameter; expected some of {', '.join(known)}")
+    return parameters
+
+
 def campaign_stats_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
     """A campaign's numbers as JSON: as its page has them."""
+    _known_parameters(request, "tz", *["campaign"] * (request.segments[-1] == "stats.json"))  # they are of all time
     view = _view(app, request, tenant, campaign)
     with app.numbers() as (connection, waiting):
         if stats := read_campaign(connection, tenant, campaign, view.zone, view.now):
@@ -8073,7 +8096,8 @@ def _objects(rows: Rows, people: bool) -> list[dict[str, Any]]:
 
 
 def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
-    if campaign := request.parameters().get("campaign"):
+    parameters = _known_parameters(request, *RANGE_PARAMETERS, "tz", "campaign")
+    if campaign := parameters.get("campaign"):
         return campaign_stats_view(app, request, tenant, campaign)
     view = _view(app, request, tenant)
     with app.numbers() as (connection, waiting):
@@ -8084,9 +8108,12 @@ def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
 def export(app: App, request: Request, tenant: Tenant) -> Response:
     """A table as JSON or CSV, newest first, or campaigns by their names; up to MAX_ROWS rows."""
     name, _, form = request.segments[-1].partition(".")
-    table, parameters = TABLES[name], request.parameters()
-    view = _view(app, request, tenant, parameters.get("campaign") if "campaign" in table.filters else None)
-    asked = _wanted(request, view, table, whole=True, key=parameters.get("key") if "key" in table.filters else None)
+    table = TABLES[name]
+    of_csv = ("whole", "tz") if "whole" in request.parameters() else ("whole",)
+    known = dict.fromkeys(("limit", "after", *table.filters, *(of_csv if form == "csv" else ())))
+    parameters = _known_parameters(request, *known)
+    view = _view(app, request, tenant, parameters.get("campaign"))
+    asked = narrowed(_wanted(request, view, table, whole=True, key=parameters.get("key")), parameters)
     limit = parameters.get("limit", str(MOST_CAMPAIGNS if table is CAMPAIGNS else MAX_ROWS))
     if not re.fullmatch("[0-9]{1,6}", limit) or not 1 <= int(limit) <= MAX_ROWS:
         raise HTTPError(400, f"limit: expected a whole number from 1 to {MAX_ROWS}")
@@ -8126,6 +8153,16 @@ def _sent(
 MAX_ROWS = 100_000  # of an export over HTTP: a sync worker that streams for minutes is killed, and blocks pixels
 MOST_CAMPAIGNS = 10_000  # where nobody says how many: strangers can make up more
 CHUNK_ROWS = 500  # read at once: the database is free in between; more takes memory, and saves no time
+MOST_PIECES = MAX_ROWS // CHUNK_ROWS  # of an export over HTTP, each a look at MOST_SORTED rows where few of them fit
+
+
+def narrowed(asked: Wanted, said: Mapping[str, str | None]) -> Wanted:
+    """The events of a time and of a verdict, where they are said. Raises BadInput."""
+    if (verdict := said.get("verdict") or "") and verdict not in VERDICT_STATES:
+        raise BadInput(f"verdict: expected one of {', '.join(VERDICT_STATES)}")
+    since, until = (text and read_iso_time(text, name) for name in ("since", "until") for text in [said.get(name)])
+    after = min(asked.after, Cursor(until, 0)) if until else asked.after
+    return asked._replace(verdict=verdict, since=since or 0, after=after)
 
 
 def export_rows(
@@ -8141,13 +8178,15 @@ def export_rows(
 def _pages_of(database: Database, tenant: int, table: Table, asked: Wanted) -> Iterator[Rows]:
     """The rows in pieces, of which only the last says where more follow."""
     following: Cursor | None = asked.after
-    limit = asked.most
+    limit, pieces = asked.most, 0
     while following:
         asked = asked._replace(after=following, most=limit if table is PROGRAMS else min(CHUNK_ROWS, limit))
         with database.reading() as connection:
             page = read_table(connection, tenant, table, asked)
         limit -= len(page.rows)
-        following = page.next if limit > 0 else None
+        pieces += 1
+        is_enough = limit <= 0 or (asked.most <= MAX_ROWS and pieces == MOST_PIECES)
+        following = None if is_enough else page.next
         yield page._replace(next=None) if following else page
 
 
@@ -8217,6 +8256,7 @@ def _csv_lines(names: Sequence[str], pages: Iterator[Rows], zone: tzinfo | None)
         if zone:
             lines = rows + [(MORE_ROWS,)] * bool(page.next)
         else:
+            rows = rows or [("",) * len(names)] * bool(page.next)  # none fits so far, and there is more to look at
             ends = [""] * (len(rows) - 1) + [str(page.next or "")]
             lines = [(*row, end) for row, end in zip(rows, ends, strict=False)]
         csv.writer(buffer := io.StringIO()).writerows([*header, *lines])
@@ -9442,10 +9482,13 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
         "--spreadsheet", "for Excel and others: times of the tenant's zone, events with recipient, subject, program"
     ),
     option("--output FILE", "a new file (default: standard output)"),
-    option("--campaign NAME", "emails and links of this campaign only"),
+    option("--campaign NAME", "emails, events and links of this campaign only"),
     option("--search TEXT", "emails with this in their recipient, key, subject or campaign"),
     option("--show", "emails by what their readers did; default: all", choices=SHOWN),
     option("--key KEY", "events of this email only"),
+    option("--since TIME", "events from then on, such as 2026-11-30T09:00:00Z"),
+    option("--until TIME", "events before then"),
+    option("--verdict VERDICT", "events with this verdict", choices=[*VERDICT_STATES]),
 )
 def cmd_export(args: Namespace, settings: Settings) -> None:
     """Write a whole table of a tenant, newest first, as CSV or JSON; in constant memory, however long it is."""
@@ -9453,7 +9496,7 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
         raise BadInput("expected TENANT and the name of a table, or --postgresql alone")
     if args.spreadsheet and (args.postgresql or args.format != "csv"):
         raise BadInput("--spreadsheet: expected a table, as CSV")
-    options = {"campaign": "campaign", "q": "search", "show": "show", "key": "key"}
+    options = {name: name for name in (*EVENTS.filters, "show")} | {"q": "search"}
     filters = () if args.postgresql else TABLES[args.table].filters
     for parameter, name in options.items():
         text = getattr(args, name)
@@ -9471,7 +9514,7 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
                 tell("note: the key that signs links is in it; keep it like a password")
                 return
             tenant = find_tenant(connection, args.tenant)
-        asked = Wanted(args.campaign, args.key, args.search or "", args.show or "all")
+        asked = narrowed(Wanted(args.campaign, args.key, args.search or "", args.show or "all"), vars(args))
         zone = zone_of(tenant) if args.spreadsheet else None
         for piece in export_rows(database, tenant.number, TABLES[args.table], args.format, asked, zone):
             file.write(piece)

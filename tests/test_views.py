@@ -215,7 +215,7 @@ REFUSED = {  # the pages that know a parameter, what it can't be, what is told
     "to": ("dashboard", "tomorrow", "to is"),
     "show": ("dashboard emails.csv", "everything", "show: expected one of all, opened"),
     "sort": (
-        "dashboard emails.csv",
+        "dashboard",
         "emails.size people.name campaigns campaigns.opened.down .up",
         "sort: expected one of emails.recipient, emails.subject",
     ),
@@ -444,6 +444,91 @@ def test_an_answer_has_no_more_campaigns_than_a_script_can_bear(stage: Stage, mo
     assert (len(first["rows"]), len(rest["rows"]), rest["next"]) == (12, 8, None)
     for wrong in ("0-x", "x", "5-99999999999999999999", "x-U3ByaW5n"):
         assert get(stage, f"/{stage.acme.id}/campaigns.json?after={wrong}").status == 400, wrong
+
+
+UNKNOWN = [
+    *(f"emails.json?{name}=x" for name in ("campain", "Campaign", "key", "since", "sort", "range", "utm_source", "")),
+    *(f"events.csv?{name}=x" for name in ("q", "show", "from", "campaigns", "verdicts", "url")),
+    *("links.json?key=x", "links.csv?limits=1", "campaigns.json?campaign=x", "campaigns.csv?sort=sent.up"),
+    *("clients.json?campaigns=x", "clients.csv?timezone=UTC"),
+    *(f"stats.json?{name}=x" for name in ("campain", "key", "limit", "ranges", "since")),
+]
+
+
+@pytest.mark.parametrize("path", UNKNOWN)
+def test_a_program_that_asks_by_an_unknown_name_is_told_the_known_ones(still: Stage, path: str) -> None:
+    for query in ("", "&campaign=spring" * path.startswith(("emails", "links")), f"&{'x' * 5000}=1"):
+        told = assert_error(get(still, f"/{still.acme.id}/{path}{query}"), 400)
+        name, expected = told.split(": unknown parameter; expected some of ")
+        assert name == path.partition("?")[2].partition("=")[0]
+        for each in expected.split(", "):
+            value = {"limit": "1", "range": "7d", "tz": "UTC", "verdict": "human", "show": "all"}.get(each, "")
+            value = {"on": "2026-11-24", "from": "2001-01-01", "to": "2099-12-31"}.get(each, value)
+            assert get(still, f"/{still.acme.id}/{path.partition('?')[0]}?{each}={value}").status == 200, each
+    assert get(still, f"/{still.acme.id}/dashboard?utm_source=x&campain=y").status == 200
+
+
+def spread_events(stage: Stage) -> None:
+    """Sixty hits, a second apart: each third of another campaign's email, each fourth by a program."""
+    names = ("spring", "autumn", "")
+    register(
+        stage, stage.acme, *(tracker.Registration(f"e{n}", campaign=names[n % 3]) for n in range(60)), at=NOW - DAY
+    )
+    register(stage, stage.globex, tracker.Registration("e0", campaign="spring"), at=NOW - DAY)
+    ua = ("curl/8.0", CHROME, CHROME, CHROME)
+    segment(stage, *(hit(stage, f"e{n}", NOW + 1000 * n, ua=ua[n % 4]) for n in range(60)))
+    segment(stage, hit(stage, "e0", NOW, uri=f"/{stage.globex.mail_id}/pixel/e0.gif"))
+    stage.drain()
+
+
+EVENTS_OF = {  # what is asked for, and which of the hits these are
+    "campaign=spring": range(0, 60, 3),
+    "campaign=autumn&verdict=bot": range(4, 60, 12),
+    "verdict=bot": range(0, 60, 4),
+    "verdict=scanner": (),
+    "campaign=winter": (),
+    "since=2026-11-24T18:21:55.430Z": range(30, 60),
+    "until=2026-11-24T18:21:55.430Z": range(30),
+    "since=2026-11-24T19:21:45.430%2B01:00&until=2026-11-24T18:21:55.430Z&verdict=bot": range(20, 30, 4),
+    "key=e12&campaign=spring&verdict=bot": (12,),
+    "key=e12&campaign=autumn": (),
+    "key=e12&since=2026-11-24T19:00:00Z": (),
+    "campaign=spring&since=2026-11-24T18:21:35.430Z&until=2026-11-24T18:21:40.430Z": (12,),
+}
+
+
+@pytest.mark.parametrize("most_sorted", [10_000, 19, 7], ids=["a few", "many", "of very many"])
+def test_events_are_narrowed_by_campaign_time_and_verdict_however_many_there_are(
+    stage: Stage, most_sorted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread_events(stage)
+    for name, value in {"MOST_SORTED": most_sorted, "CHUNK_ROWS": 5, "MOST_PIECES": 3}.items():
+        monkeypatch.setattr(tracker, name, value)
+    for query, expected in EVENTS_OF.items():
+        for form in ("json", "csv"):
+            found, asks = list[str](), 0
+            following: str | None = ""
+            while following is not None and asks < 20:
+                asks += 1
+                more = f"&after={following}" * bool(following)
+                answer = get(stage, f"/{stage.acme.id}/events.{form}?{query}{more}")
+                if form == "json":
+                    found += [row["key"] for row in answer.json["rows"]]
+                    following = answer.json["next"]
+                else:
+                    _, *records = read_csv(answer)
+                    found += [record[0] for record in records if record[0]]
+                    following = (records[-1][-1] if records else "") or None
+            assert found == [f"e{n}" for n in reversed(expected)], (query, form)
+            assert asks < 6
+            # The work for one answer is bounded, however few rows fit.
+            assert query != "verdict=scanner" or asks == {10_000: 1, 19: 2, 7: 3}[most_sorted]
+
+
+def test_times_and_verdicts_that_are_none_are_refused(still: Stage) -> None:
+    for query in ("verdict=people", "since=yesterday", "until=2026-11-24", "since=1795544485"):
+        told = assert_error(get(still, f"/{still.acme.id}/events.json?{query}"), 400)
+        assert told.startswith(f"{query.partition('=')[0]}: expected ")
 
 
 @pytest.mark.parametrize("table", [*TABLE_FIELDS, "campaigns"])
