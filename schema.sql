@@ -522,7 +522,7 @@ create table marks (                     -- what the database knows of itself; s
     value text not null
 ) without rowid;
 
-create table gone (                      -- emails that were deleted: no hit and no registration up to a time makes them again
+create table gone (                      -- emails that were deleted: no hit makes them again, and no registration up to a time
     hash text primary key,               -- keyed; see gone_hashes
     at   integer not null
 ) without rowid;

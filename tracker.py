@@ -4365,7 +4365,8 @@ class Batch:
         # Of a hit without a time (which is fixed) nobody knows whether it came before its email was deleted.
         early |= {key for key, hits in by_key.items() for hit in hits if hit.fixed}
         for key, gone_at in self._gone(tenant, early).items():
-            later = [hit for hit in by_key[key] if hit.at > gone_at and not hit.fixed]
+            # What nobody registered again never comes back: a deleted email's pixel is still out there.
+            later = [hit for hit in by_key[key] if key in known and hit.at > gone_at and not hit.fixed]
             if len(later) < len(by_key[key]):
                 self.dropped[tenant, "deleted", self.now // DAY_MS] += len(by_key[key]) - len(later)
             by_key[key] = later

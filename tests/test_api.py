@@ -473,6 +473,33 @@ def test_a_removed_email_is_in_no_number_any_more_and_the_others_are(stage: Stag
     stage.web.delete(f"/{stage.acme.id}/emails/e%2B1%40x", status=404)
 
 
+def test_later_hits_of_a_removed_email_are_counted_as_dropped_until_it_is_registered_again(stage: Stage) -> None:
+    posted = post(stage, {"key": "e1", "campaign": "c", "links": ["https://acme.com/"]})
+    stage.pixel("unregistered")
+    stage.drain()
+    for key in ("e1", "unregistered"):
+        stage.web.delete(f"/{stage.acme.id}/emails/{key}")
+    before = stage.web.get(f"/{stage.acme.id}/stats.json").json
+    for ask in (
+        lambda: follow(stage, posted["pixel_url"]),
+        lambda: follow(stage, posted["links"][0]["click_url"], status=302),
+        lambda: stage.web.head(f"/{stage.acme.mail_id}/pixel/e1.gif"),
+        lambda: stage.web.get(f"/{stage.acme.mail_id}/click/unregistered?url=https://acme.com/", status=302),
+    ):
+        ask()
+        stage.drain()
+    after = stage.web.get(f"/{stage.acme.id}/stats.json").json
+    assert (before["dropped"], after["dropped"]) == ({}, {"deleted": 4})
+    assert (emails(stage), stage.rows("select * from events")) == ([], [])
+    assert all(after[same] == before[same] for same in ("sent", "unregistered", "activity", "last_hit_at"))
+    post(stage, {"key": "e1"}, 201)
+    follow(stage, posted["pixel_url"])
+    stage.drain()
+    assert stage.rows("select key, type from event_details") == [("e1", 1)]
+    assert stage.rows("select sum(hits) from dropped") == [(4,)]
+    assert stage.check() == []
+
+
 def test_an_email_that_is_not_there_cannot_be_removed(still: Stage) -> None:
     for key in ("nothing", "a%2Fb", "%00", "%FF", "k" * 300, "..", "%2e%2e"):
         path = f"/{still.acme.id}/emails/{key}"

@@ -225,14 +225,23 @@ def test_what_was_deleted_comes_back_from_no_backup(damaged: Restored) -> None:
     copy = damaged.backup("copy.db")
     for key in ("e1", "e2"):
         web.delete(f"{home}/emails/{key}")
-    stage.pixel("e2")  # a hit of later makes it anew
-    web.post_json(f"{home}/emails", {"key": "e4"})
-    web.delete(f"{home}/emails/e4")
+    stage.pixel("e2")  # nor does a hit of later make it anew, unless it was registered again
+    web.post_json(f"{home}/emails", [{"key": "e4"}, {"key": "e5"}])
+    for key in ("e4", "e5"):
+        web.delete(f"{home}/emails/{key}")
+    web.post_json(f"{home}/emails", {"key": "e5"})
+    stage.pixel("e5")
     stage.drain()
     before = damaged.facts()
     damaged.run("restore", copy)
     assert damaged.facts() == before
-    assert [row[0] for row in damaged.emails()] == ["e2", "e3"]
+    assert [row[0] for row in damaged.emails()] == ["e3", "e5"]
+    dropped = "select hits from dropped where reason = 'deleted'"
+    [(before,)] = stage.rows(dropped)
+    for key in ("e1", "e2", "e4"):
+        stage.pixel(key)
+    stage.drain()
+    assert (damaged.emails()[-1][0], stage.rows(dropped)) == ("e5", [(before + 3,)])
 
 
 def test_tenants_and_suspensions_of_after_the_backup_outlive_a_restore(damaged: Restored) -> None:
