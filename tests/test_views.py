@@ -525,6 +525,12 @@ def test_events_are_narrowed_by_campaign_time_and_verdict_however_many_there_are
             assert query != "verdict=scanner" or asks == {10_000: 1, 19: 2, 7: 3}[most_sorted]
 
 
+def test_the_numbers_of_a_campaign_are_of_all_time_so_a_range_is_refused(still: Stage) -> None:
+    for each in ("range=7d", "on=2026-11-24", "from=2026-11-24"):
+        told = assert_error(get(still, f"/{still.acme.id}/stats.json?{each}&campaign=spring"), 400)
+        assert told == f"{each.partition('=')[0]}: unknown parameter; expected some of tz, campaign"
+
+
 def test_times_and_verdicts_that_are_none_are_refused(still: Stage) -> None:
     for query in ("verdict=people", "since=yesterday", "until=2026-11-24", "since=1795544485"):
         told = assert_error(get(still, f"/{still.acme.id}/events.json?{query}"), 400)
