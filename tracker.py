@@ -5165,6 +5165,7 @@ LINKS = Table(
         Column("Destination", "url", "url", "url", "(select url from urls where urls.id = links.url)"),
         Column("People", "number", "emails_person", "people", f"sum(emails_person) {_THEN_CLICKS}"),
         Column("Clicks", "number", "clicks_person", "clicks", "sum(clicks_person)"),
+        Column("Share of clicks", "part", "clicks_person"),
         Column("Maybe", "few", "clicks_unconfirmed", "unconfirmed", f"sum(clicks_unconfirmed) {_THEN_CLICKS}"),
         Column("Machines", "few", "clicks_machine", "machines", f"sum(clicks_machine) {_THEN_CLICKS}"),
         Column("Campaign", "campaigns", "campaign", "campaign", "max(campaign)"),
@@ -5197,6 +5198,7 @@ CAMPAIGNS = Table(
         Column("Clicked", "share", "clicked", "clicked", f"clicked_person {_OF_ALL}"),
         Column("First sent", "time", "first_email_at", "first", "coalesce(first_email_at, 0)"),
         Column("Last activity", "time", "last_hit_at", "last", "coalesce(last_hit_at, 0)"),
+        Column("First 2 days", "spark", "campaign"),
     ),
     scopes={"campaign": "tenant = :tenant and campaign = :campaign", "": "tenant = :tenant"},
     ids="""
@@ -6689,7 +6691,7 @@ def tag(name: str, /, *content: object, **attributes: object) -> Markup:
 class Pages:
     """The templates and the files they point to, read once."""
 
-    NAMES = "page dashboard empty campaign email message naming _curve _range _reason _search _table _trial _trial_hits"
+    NAMES = "page dashboard empty campaign email message naming _activity _curve _range _reason _search _table _trial _trial_hits"
 
     def __init__(self, root: str = "") -> None:
         self.root = root
@@ -6804,6 +6806,10 @@ class Figure(NamedTuple):
     of: tuple[int, int]  # of how many it is, now and then; of a number, these are itself
 
     @property
+    def before(self) -> str:
+        return f"{told(self.then)} before" if self.then is not None and min(self.of) >= LEAST_COMPARED else ""
+
+    @property
     def change(self) -> str:
         """`+12 %`, `+1.5 points`; of a range, and where either side is of few, what it was before."""
         if self.then is None or not any(self.of) or self.now is None:
@@ -6905,6 +6911,19 @@ def share_cell(row: Row, name: str) -> Markup:
     return tag("td", share_bar(*rate), f" {told(rate)}", class_="share", title=f"{low:,} of {of:,}")
 
 
+def spark_cell(hours: Sequence[int]) -> Markup:
+    """How the opens of the first two days came, two hours a step: its shape alone."""
+    steps = [sum(pair) for pair in zip(hours[::2], hours[1::2], strict=True)]
+    shape = "".join(f"V{16 - round(16 * opens / max(*steps, 1))}h3" for opens in steps)
+    path = tag("path", d=f"M0 16{shape}V16z", class_="p")
+    return tag("td", tag("svg", path, viewBox=f"0 0 {3 * len(steps)} 16", aria_hidden="true", class_="spark"))
+
+
+def part_cell(part: int, of: int) -> Markup:
+    share = part / of if part else 0.0
+    return tag("td", share_bar(share, share), f" {told((share, share))}", class_="share") if part else tag("td", "")
+
+
 def done_cell(row: Row, noun: str) -> Markup:
     """The surest of what was done to an email, with the links that people clicked; all of it to who points at it."""
     parts, links = happened(row, noun), ", ".join(map(short_url, row["links"])) if noun == "clicks" else ""
@@ -6926,9 +6945,11 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
     "time": lambda view, row, name: tag("td", view.ago(row[name])),
     "url": lambda view, row, name: text_cell(short_url(row[name]), row[name], head=True),
     "done": lambda view, row, name: done_cell(row, name),
-    "by": lambda view, row, name: tag("td", by_whom(row), title=sentence_of(row["reason"]) or row["reason"]),
+    "by": lambda view, row, name: tag("td", by_whom(row)),
     "campaign": lambda view, row, name: text_cell(row[name], url=page_url(view, "campaigns", row[name]), head=True),
     "share": lambda view, row, name: share_cell(row, name),
+    "part": lambda view, row, name: part_cell(row[name], row["of"]),
+    "spark": lambda view, row, name: spark_cell(row["curves"].get(row[name], [0, 0])),
     "subject": lambda view, row, name: text_cell(row.get(name) or WITHOUT_SUBJECT[row["registered"]]),
     "email": lambda view, row, name: text_cell(
         row.get(name) or row["key"], url=page_url(view, "emails", row["key"]), head=True
@@ -6979,7 +7000,9 @@ def table_end(view: View, rows: Rows, name: str) -> Markup:
 
 
 def is_shown(view: View, table: str, column: Column, rows: Sequence[Row]) -> bool:
-    """Whether a column says anything: not, if it is the same, or nothing, in all rows."""
+    """Whether a column says anything: not, if it is the same, or nothing, in all rows, or was not given."""
+    if column.kind in ("part", "spark"):
+        return {"part": "of", "spark": "curves"}[column.kind] in rows[0]
     if column.kind == "few" and not view.asked.get("sort", "").startswith(f"{table}.{column.order}"):
         return any(row[column.field] for row in rows)
     return not (view.campaign and column.head == "Campaign")
@@ -6987,11 +7010,12 @@ def is_shown(view: View, table: str, column: Column, rows: Sequence[Row]) -> boo
 
 def emails_shown(view: View, rows: Rows) -> Markup:
     """Which emails a table shows, and buttons for others; how many a search found."""
-    now, found = view.asked.get("show", "all"), joined()
-    urls = {name: view.url(show=name if name != "all" else "", after="") + "#emails" for name in SHOWN}
-    items = (
-        tag("li", tag("a", SHOWN[name][0], href=url, aria_current="true" * (name == now))) for name, url in urls.items()
-    )
+    items, found = list[Markup](), joined()
+    for name, (label, _) in SHOWN.items():
+        url = view.url(show="" if name == "all" else name, after="") + "#emails"
+        items.append(
+            tag("li", tag("a", label, href=url, aria_current="true" * (name == view.asked.get("show", "all"))))
+        )
     if rows.found:
         newest, older = rows.found
         also = f" and {older:,} older that begin so" if older else ""
@@ -7001,7 +7025,8 @@ def emails_shown(view: View, rows: Rows) -> Markup:
     return joined(tag("ul", *items, class_="strip", aria_label="Which emails are shown"), found)
 
 
-def table_section(view: View, rows: Rows) -> Markup:
+def table_section(view: View, rows: Rows, **given: Any) -> Markup:
+    """A table; of campaigns with `curves`, by their names; of links with `of` how many clicks each has its share."""
     table = rows.table
     name, text = "hits" if table is EVENTS else table.name, table.empty
     above = emails_shown(view, rows) if table is EMAILS else ""
@@ -7010,7 +7035,7 @@ def table_section(view: View, rows: Rows) -> Markup:
     if not rows.rows:
         said = tag("h2", table.title, id=name), above, tag("p", text, class_="quiet")
         return tag("section", *said, aria_labelledby=name)
-    named = rows.named(view.people)
+    named = [{**row, **given} for row in rows.named(view.people)]
     columns = [column for column in table.columns if is_shown(view, name, column, named)]
     lines = ((CELLS[column.kind](view, row, column.field) for column in columns) for row in named)
     body = joined(*(tag("tr", *line) for line in lines))
@@ -7048,56 +7073,60 @@ def bars_of(steps: Sequence[Counts], states: Iterable[str], tops: Mapping[str, i
     return bars
 
 
-def curve(view: View, stats: Stats) -> Markup:
-    """Opens and clicks over time as bars, people at the bottom.
+def curve(view: View, period: Period, counts: Sequence[Counts], hours: int = 0) -> Markup:
+    """Opens and clicks over time as bars, people at the bottom; the first steps may be hours.
 
     Across, a step is a unit, stretched to the width of the window; up, a unit is a pixel: so letters keep their size.
     """
     states = list(STATE_WORDS)[: 3 if "machines" in view.asked else 2]
-    tops = {noun: round_top(max(sum(step[noun][state] for state in states) for step in stats.steps)) for noun in PANELS}
-    width = 100 / len(stats.steps)
+    tops = {noun: round_top(max(sum(step[noun][state] for state in states) for step in counts)) for noun in PANELS}
+    width = 100 / len(counts)
     steps, rows = [], []
     marks: list[Markup] = []
-    for n, step in enumerate(stats.steps):
-        label = step_label(stats.period, n)
+    for n, step in enumerate(counts):
+        label = step_label(period, n, hours)
         numbers = {noun: [f"{step[noun][state]:,}" for state in states] for noun in PANELS}
         told = " · ".join(f"{'+'.join(some)} {noun}" for noun, some in numbers.items())
         rect = tag("rect", x=f"{round(n * width, 2)}%", width=f"{round(width, 2)}%")
-        steps.append(tag("a", rect, tag("text", f"{label}: {told}"), href=step_url(view, stats.period, n)))
+        steps.append(tag("a", rect, tag("text", f"{label}: {told}"), href=step_url(view, period, n, hours)))
         if any(step[noun][state] for noun in PANELS for state in states):
             cells = (_CELL.render(text=each) for each in chain(*numbers.values()))
             rows.append(_LINE.render(label=label, cells=joined(*cells)))
-        if n % -(-len(stats.steps) // 8) == 0:  # at most eight labels fit
-            css = "m n" if len(marks) % 2 else "m"
+        if n % -(-len(counts) // 8) == 0:  # at most eight labels fit
+            css = "m n" if len(marks) % (4 if hours else 2) else "m"
             marks.append(tag("text", label, x=f"{n * width + width / 2:.1f}%", y=242, class_=css))
-    heads = (
-        f"{noun.capitalize()} {'maybe' if state == 'unconfirmed' else STATE_WORDS[state]}"
-        for noun in PANELS
-        for state in states
-    )
+    heads = (f"{noun.capitalize()} {STATE_WORDS[state].removesuffix(' read')}" for noun in PANELS for state in states)
     return view.pages.templates["_curve"].render(
         opens_top=f"{tops['opens']:,}",
         opens_middle=f"{tops['opens'] // 2:,}",
         clicks_top=f"{tops['clicks']:,}",
-        count=len(stats.steps),
+        count=len(counts),
         steps=joined(*steps),
         marks=joined(*marks),
         nothing="" if rows else tag("text", "Nothing in this range", class_="nothing", x="50%", y=110),
         heads=joined(*(tag("th", head, scope="col") for head in heads)),
         rows=joined(*rows),
-        step=stats.period.step,
-        **bars_of(stats.steps, states, tops),
+        step="hour, then a " * (0 < hours < len(counts)) + period.step,
+        **bars_of(counts, states, tops),
     )
 
 
-def step_url(view: View, period: Period, n: int) -> str:
+def step_url(view: View, period: Period, n: int, hours: int) -> str:
+    """The dashboard of a step's day, or days."""
     begin, end = (str(period.day(at)) for at in (period.starts[n], [*period.starts, period.end][n + 1] - 1))
-    return view.range_url(**({"on": begin} if period.step in ("hour", "day") else {"from": begin, "to": end}))
+    is_day = n < hours or period.step in ("hour", "day")
+    query = view.range_url(**({"on": begin} if is_day else {"from": begin, "to": end}))
+    return f"{view.base}/dashboard{query}" if view.campaign else query
 
 
-def step_label(period: Period, n: int) -> str:
+def step_label(period: Period, n: int, hours: int) -> str:
     local = datetime.fromtimestamp(period.starts[n] / 1000, period.zone)
-    return local.strftime({"hour": "%H:%M", "month": "%b %Y"}.get(period.step, f"{local.day} %b"))
+    day = f"{local.day} {local:%b}"
+    return (
+        f"{day} {local:%H:%M}"
+        if n < hours
+        else local.strftime({"hour": "%H:%M", "month": "%b %Y"}.get(period.step, day))
+    )
 
 
 # -- Figures
@@ -7121,9 +7150,8 @@ def sent_figures(totals: Totals, before: Totals | None = None) -> list[Figure]:
     return figures
 
 
-def activity_figures(stats: Stats) -> list[Figure]:
-    """What came in: opens and clicks by people, and machines in a figure of their own."""
-    now, then = stats.hits, stats.before and stats.before[1]
+def activity_figures(now: Counts, emails: Counts, then: Counts | None = None) -> list[Figure]:
+    """What came in, in how many emails: opens and clicks by people, and machines in a figure of their own."""
 
     def figure(label: str, nouns: Sequence[str], state: str, detail: str) -> Figure:
         number, before = (sum(counts[noun][state] for noun in nouns) if counts else None for counts in (now, then))
@@ -7131,11 +7159,9 @@ def activity_figures(stats: Stats) -> list[Figure]:
 
     figures = []
     for noun, maybe in {"opens": "read", "clicks": "by people"}.items():
-        emails, unsure = stats.emails[noun]["person"], now[noun]["unconfirmed"]
-        parts = [f"by people, in {counted(emails, 'email')}"] * (emails > 0) + [f"{unsure:,} maybe {maybe}"] * (
-            unsure > 0
-        )
-        figures.append(figure(noun.capitalize(), [noun], "person", "; ".join(parts)))
+        of, unsure = emails[noun]["person"], now[noun]["unconfirmed"]
+        parts = {f"by people, in {counted(of, 'email')}": of, f"{unsure:,} maybe {maybe}": unsure}
+        figures.append(figure(noun.capitalize(), [noun], "person", "; ".join(filter(parts.get, parts))))
     machines = {noun: now[noun]["machine"] for noun in ("opens", "clicks")}
     detail = " and ".join(counted(number, noun[:-1]) for noun, number in machines.items() if number)
     return [*figures, figure("Machines", ["opens", "clicks"], "machine", detail and f"{detail}, in no other number")]
@@ -7146,16 +7172,15 @@ def figure_list(view: View, figures: Iterable[Figure]) -> Markup:
     items: list[Markup] = []
     for figure in figures:
         label, now = figure.label, figure.now
-        about, first, lines = view.pages.words[label], label == "Opened", list[Markup]()
+        about, first, lines, why = view.pages.words[label], label == "Opened", list[Markup](), joined()
         if first and isinstance(now, tuple):
             means = view.pages.words["range"].format(*ends_of(now)).split(" | ") if len(ends_of(now)) > 1 else ()
             lines = [share_bar(*now), *(tag("small", text) for text in means)]
-        why = (
-            joined(" ", tag("a", "Why?", href="#why")) if label in ("Opened", "Machines") and not view.campaign else ""
-        )
+        if label in ("Opened", "Machines"):
+            why = joined(" ", tag("a", "Why?", href="#why"))
         if view.campaign:
-            about = about.replace("sent in this range", "of this campaign")
-        change = tag("span", figure.change, class_="change")
+            about = re.sub("(sent )?in this range(, whenever [a-z ]+ sent)?", "of this campaign", about)
+        change = tag("span", figure.before if view.campaign else figure.change, class_="change")
         told_all = tag("b", told(now)), " ", change, *lines, tag("small", figure.detail, why)
         items.append(tag("div", tag("dt", label, title=about), tag("dd", *told_all), class_="first" * first))
     return joined(*items)
@@ -7183,13 +7208,26 @@ def reason_line(view: View, row: Row) -> Markup:
     return view.pages.templates["_reason"].render(**said, sentence=sentence_of(row["reason"]))
 
 
-def day_of(day: date) -> str:
-    return f"{day.day} {day:%b %Y}"
+def activity_part(
+    view: View, figures: Iterable[Figure], drawn: Markup, reasons: Iterable[Row], following: str
+) -> Markup:
+    """What came in: figures, their curve, and why they are so."""
+    machines = "machines" in view.asked
+    other = view.url(machines="" if machines else "1") + "#curve"
+    return view.pages.templates["_activity"].render(
+        figures=figure_list(view, figures),
+        machines_key=joined(" + ", tag("span", "by machines", class_="machine")) if machines else "",
+        machines=tag("a", f"{'Without' if machines else 'With'} machines", href=other),
+        curve=drawn,
+        following=following,
+        reasons=joined(*(reason_line(view, row) for row in reasons)),
+    )
 
 
 def range_told(period: Period) -> str:
     """A range in words: `30 days: 31 Oct 2026 – 29 Nov 2026`."""
-    days = dict.fromkeys(day_of(period.day(at)) for at in (period.starts[0], period.end - 1))
+    ends = (period.day(at) for at in (period.starts[0], period.end - 1))
+    days = dict.fromkeys(f"{day.day} {day:%b %Y}" for day in ends)
     name = RANGES[period.name].replace("all", "all so far").capitalize() + ": " if period.name else ""
     return f"{name}{' – '.join(days)}, {period.zone}"
 
@@ -7206,34 +7244,32 @@ def range_form(view: View, period: Period, typed: Mapping[str, str], fault: str)
 
 
 def dashboard_page(
-    view: View, stats: Stats, tables: Mapping[str, Rows], waiting: int, typed: Mapping[str, str], fault: str
+    view: View, stats: Stats, tables: Mapping[str, Rows], curves: Mapping[str, Any], waiting: int, form: Markup
 ) -> str:
-    period, machines = stats.period, "machines" in view.asked
-    other = view.url(machines="" if machines else "1") + "#curve"
+    period = stats.period
+    sent_before, hits_before = stats.before or (None, None)
     ranges = (
         tag("li", tag("a", label, href=view.range_url(range=name), aria_current="page" * (name == period.name)))
         for name, label in RANGES.items()
     )
     before = RANGES.get(period.name, "same length of time")
+    figures = activity_figures(stats.hits, stats.emails, hits_before)
+    given = {"campaigns": {"curves": curves}}
     return view.page(
         f"{view.tenant.name}: opens and clicks",
         "dashboard",
         told=range_told(period),
         last_hit=view.ago(stats.last_hit_at) if stats.last_hit_at else "none so far",
         ranges=joined(*ranges),
-        range_form=range_form(view, period, typed, fault),
+        range_form=form,
         notices=joined(*dashboard_notices(view, stats, waiting)),
-        sent=figure_list(view, sent_figures(stats.sent, stats.before and stats.before[0])),
-        activity=figure_list(view, activity_figures(stats)),
+        sent=figure_list(view, sent_figures(stats.sent, sent_before)),
         compared=f"; compared with the {before} before" if stats.before else "",
-        curve=curve(view, stats),
-        machines_key=joined(" + ", tag("span", "by machines", class_="machine")) if machines else "",
-        machines=tag("a", f"{'Without' if machines else 'With'} machines", href=other),
-        reasons=joined(*(reason_line(view, row) for row in stats.reasons)),
+        activity=activity_part(view, figures, curve(view, period, stats.steps), stats.reasons, "campaigns"),
         search=search_form(view),
         exports=view.base,
         parameters=query_of(view, (*RANGE_PARAMETERS, "tz")),
-        **{name: table_section(view, rows) for name, rows in tables.items()},
+        **{name: table_section(view, rows, **given.get(name, {})) for name, rows in tables.items()},
     )
 
 
@@ -7248,18 +7284,40 @@ def empty_page(view: View, stats: Stats, waiting: int, trial: Markup, hits: Rows
     )
 
 
-def campaign_page(view: View, campaign: Rows, links: Rows, emails: Rows) -> str:
-    [row] = campaign.named()
+def half_told(milliseconds: int | None) -> str:
+    """By when half of the opens had come: rounded up, since it is said of a time within which they had."""
+    if milliseconds is None:
+        return ""
+    hours, days = -(-milliseconds // HOUR_MS), -(-milliseconds // DAY_MS)
+    took = counted(days, "day") if hours > FIRST_HOURS else counted(hours, "hour")
+    return f"Half of the emails that people opened had been opened within {took}. "
+
+
+def campaign_page(view: View, stats: CampaignStats, tables: Mapping[str, Rows], last_hit: int | None) -> str:
+    before, compared = stats.before_sums, ""
+    *rates, sent = sent_figures(stats.sent, before)
+    if before:
+        compared = f", with what the {counted(len(stats.before), 'campaign')} before had come to when as old"
+        average = round(before.emails / len(stats.before))
+        sent = sent._replace(then=average, of=(stats.sent.emails, average))
+    activity = activity_figures(stats.hits, {"opens": stats.sent.opened, "clicks": stats.sent.clicked})
+    drawn = curve(view, stats.period, stats.steps, stats.hours)
+    given = {"links": {"of": stats.hits["clicks"]["person"]}}
     return view.page(
-        f"{row['campaign']}: {view.tenant.name}",
+        f"{stats.campaign}: {view.tenant.name}",
         "campaign",
-        campaign=row["campaign"],
-        first=view.ago(row["first_email_at"]),
-        last=view.ago(row["last_hit_at"]),
-        figures=figure_list(view, sent_figures(totals_of(row))),
-        links=table_section(view, links),
+        campaign=stats.campaign,
+        first=f"{view.time(stats.begun)}, {ago(stats.age / 1000)}",
+        last=view.ago(last_hit),
+        now=f"{view.time(view.now)}, {view.zone}",
+        age=lasting(stats.age // 1000),
+        compared=compared,
+        figures=figure_list(view, [*rates, sent]),
+        half=half_told(stats.half_after),
+        activity=activity_part(view, activity, drawn, stats.reasons, "links"),
+        numbers=page_url(view, "campaigns", f"{stats.campaign}.json"),
         search=search_form(view),
-        emails=table_section(view, emails),
+        **{name: table_section(view, rows, **given.get(name, {})) for name, rows in tables.items()},
     )
 
 
@@ -7309,8 +7367,8 @@ def email_page(view: View, emails: Rows, hits: Rows, context: Context) -> str:
         "Recipient": (email["recipient"] or "–") if view.people else "",
         "Sent": view.time(email["sent_at"]) or "not registered",
         "Delivered": view.time(delivered),
-        "Opened": ", ".join(happened(email, "opens")).capitalize() or "–",
-        "Clicked": ", ".join(happened(email, "clicks")).capitalize() or "–",
+        "Opens": ", ".join(happened(email, "opens")).capitalize() or "–",
+        "Clicks": ", ".join(happened(email, "clicks")).capitalize() or "–",
         "Key": key,
     }
     crumb = tag("a", tag("bdi", campaign), href=page_url(view, "campaigns", campaign)), " \u203a "
@@ -7348,8 +7406,7 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
         return tag("div", tag("p", text), more, class_="notice")
 
     if zone_named(tenant.tz) is None:
-        text = f"This machine has no data of the time zone {tenant.tz}: days begin in UTC. Ask whoever runs this tracker for it."
-        yield notice(text, "apt install tzdata")
+        yield notice(f"This machine has no data of the time zone {tenant.tz}: days begin in UTC.", "apt install tzdata")
     if view.are_hidden:
         text = "Readers are hidden: all those who come through a proxy have its one address, by which they are judged."
         yield notice(text, "tracker.py nginx --real-ip-from NETWORK", "FORWARDED_ALLOW_IPS=NETWORK  # without nginx")
@@ -7361,10 +7418,7 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
         yield notice(f"{counted(len(stats.machines) - len(late), 'machine')} drained within 5 s{names}.")
     if tenant.id_in_mail_at and not tenant.one_id:
         text = words["id-in-mail"].format(seen=view.time(tenant.id_in_mail_at))
-        yield notice(
-            text,
-            f"tracker.py tenant rotate {tenant.mail_id}  # and put {tenant.mail_id} into mail, not the dashboard's id",
-        )
+        yield notice(text, f"tracker.py tenant rotate {tenant.mail_id}", f"# put {tenant.mail_id} into mail")
     if tenant.suspended:
         yield notice("This tenant is suspended: its links show the naming page.")
     if others.emails:
@@ -8002,11 +8056,12 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
             asked = _wanted(request, view, table, days=period.days, most=rows.get(name) or view.most(name))
             tables[name] = read_table(connection, tenant.number, table, asked)
         stats = read_stats(connection, tenant, period)
+        curves = campaign_curves(connection, tenant.number, [row["campaign"] for row in tables["campaigns"].named()])
         if not has_emails(connection, tenant.number) and not fault:
             trial = _trial(app, request, tenant)
             return html_response(200, empty_page(view, stats, waiting, trial, tables["events"]))
-    typed = request.parameters() if fault else {}
-    return html_response(400 if fault else 200, dashboard_page(view, stats, tables, waiting, typed, fault))
+    form = range_form(view, period, request.parameters() if fault else {}, fault)
+    return html_response(400 if fault else 200, dashboard_page(view, stats, tables, curves, waiting, form))
 
 
 def _period_typed(connection: sqlite3.Connection, view: View) -> tuple[View, Period, str]:
@@ -8041,13 +8096,16 @@ def _trial(app: App, request: Request, tenant: Tenant) -> Markup:
 
 def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
     view = _view(app, request, tenant, campaign)
-    links = _wanted(request, view, LINKS, most=view.most("links"))
-    emails = _wanted(request, view, EMAILS, most=CAMPAIGN_EMAIL_ROWS)
+    rows = {"links": view.most("links"), "clients": ALL_ROWS, "emails": CAMPAIGN_EMAIL_ROWS}
     with app.numbers() as (connection, _):
-        if not (found := read_table(connection, tenant.number, CAMPAIGNS, Wanted(campaign=campaign))).rows:
+        if (stats := read_campaign(connection, tenant, campaign, view.zone, view.now)) is None:
             raise HTTPError(404, "There is no such campaign.")
-        tables = (read_table(connection, tenant.number, *each) for each in ((LINKS, links), (EMAILS, emails)))
-        return html_response(200, campaign_page(view, found, *tables))
+        tables = {
+            name: read_table(connection, tenant.number, TABLES[name], _wanted(request, view, TABLES[name], most=most))
+            for name, most in rows.items()
+        }
+        [row] = read_table(connection, tenant.number, CAMPAIGNS, Wanted(campaign=campaign)).named()
+    return html_response(200, campaign_page(view, stats, tables, row["last_hit_at"]))
 
 
 def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
@@ -9464,7 +9522,7 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
         stats = read_stats(connection, tenant, period)
         waiting = waiting_hits(database, connection)
     lines = [f"{tenant.name}: {RANGES[args.range]}, {period.zone}"]
-    figures = *sent_figures(stats.sent), *activity_figures(stats)
+    figures = *sent_figures(stats.sent), *activity_figures(stats.hits, stats.emails)
     lines += [f"{each.label:13} {told(each.now):>12}   {each.detail}".rstrip() for each in figures]
     for row in stats.reasons if args.why else ():
         what = f"{row['event_type']}s, {row['counts_as'].replace('_', ' ')}: {row['verdict']}, {row['reason']}"

@@ -201,8 +201,8 @@ def test_the_reasons_are_those_of_the_hits_in_the_range(mailing: Stage) -> None:
 def test_tables_have_rates_people_campaigns_and_programs(mailing: Stage) -> None:
     text = page(mailing)
     assert rows(text, "campaigns") == [
-        ["Spring", "5", "40–60 %", "40.0 %", "2 days ago", "1 day ago"],
-        ["Autumn", "2", "50.0 %", "0.0 %", "5 weeks ago", "1 day ago"],
+        ["Spring", "5", "40–60 %", "40.0 %", "2 days ago", "1 day ago", ""],
+        ["Autumn", "2", "50.0 %", "0.0 %", "5 weeks ago", "1 day ago", ""],
     ]
     assert rows(text, "links") == [
         ["acme.com/shoes?size=42", "1", "1", "1", "Spring"],
@@ -243,8 +243,13 @@ def test_the_curve_has_each_hit_on_its_day(mailing: Stage) -> None:
 
 def test_a_campaigns_page_has_its_numbers_links_and_recipients(mailing: Stage) -> None:
     text = page(mailing, "campaigns/Spring")
-    assert [value for value, _, _ in figures(text).values()] == ["40–60 %", "40.0 %", "66.7 %", "5"]
-    assert [row[0] for row in rows(text, "links")] == ["acme.com/shoes?size=42", "acme.com/hats"]
+    assert [value for value, _, _ in figures(text).values()] == ["40–60 %", "40.0 %", "66.7 %", "5", "2", "2", "2"]
+    assert rows(text, "links") == [
+        ["acme.com/shoes?size=42", "1", "1", "50.0 %", "1"],
+        ["acme.com/hats", "1", "1", "50.0 %", ""],
+    ]
+    assert ["Outlook", "desktop", "1", "", "33.3 %"] in rows(text, "clients")
+    assert "scanner scanner-word" in plain(text[text.index('id="why"') :])
     assert [row[:4] for row in rows(text, "emails")] == [
         ["reader5@example.org", "Shoes & hats", "By machines once", "By machines once"],
         ["reader4@example.org", "Shoes & hats", "–", "Clicked once acme.com/hats"],
@@ -253,6 +258,41 @@ def test_a_campaigns_page_has_its_numbers_links_and_recipients(mailing: Stage) -
         ["reader1@example.org", "Shoes & hats", "Opened once", "Clicked once acme.com/shoes?size=42"],
     ]
     page(mailing, "campaigns/Winter", 404)
+
+
+def test_a_campaigns_page_stands_beside_the_campaigns_before_when_they_were_as_old(stage: Stage) -> None:
+    new, old = NOW - 2 * DAY, NOW - 20 * DAY
+    for name, sent in (("New", new), ("Old", old)):
+        keys_of = (tracker.Registration(f"{name}{n}", campaign=name, sent_at=sent) for n in range(60))
+        register(stage, stage.acme, *keys_of)
+    lines = [hit(stage, f"New{n}", new + (n // 8) * HOUR + MINUTE, ua=OUTLOOK) for n in range(33)]
+    lines += [hit(stage, f"Old{n}", old + 3 * HOUR, ua=OUTLOOK) for n in range(30)]
+    lines += [hit(stage, f"Old{n}", old + 5 * DAY, ua=OUTLOOK) for n in range(30, 40)]  # when it was older
+    lines += [click(stage, f"Old{n}", SHOES, old + 4 * HOUR) for n in range(6)]
+    lines += [click(stage, f"New{n}", SHOES, new + 9 * HOUR) for n in range(3)]
+    count(stage, *lines)
+    text = page(stage, "campaigns/New")
+    assert {label: each[:2] for label, each in figures(text).items()} == {
+        "Opened": ("55.0 %", "50.0 % before"),
+        "Clicked": ("5.0 %", "10.0 % before"),
+        "Click-to-open": ("9.1 %", ""),  # of fewer than fifty
+        "Sent": ("60", "60 before"),
+        "Opens": ("33", ""),
+        "Clicks": ("3", ""),
+        "Machines": ("0", ""),
+    }
+    told = plain(text)
+    assert (
+        "After 2 days All mail of this campaign so far, with what the 1 campaign before had come to when as old."
+        in told
+    )
+    assert "Half of the emails that people opened had been opened within 3 hours." in told
+    found = dict(re.findall(r"<text>(\d+ \w+ \d\d:\d\d): ([^<]*)</text></a>", text))
+    assert [opens.split("+")[0] for opens in found.values()][:6] == ["8", "8", "8", "8", "1", "0"]
+    assert f'href="../dashboard?on={datetime.fromtimestamp(new / 1000):%Y-%m-%d}"' in text
+    assert rows(text, "links") == [["acme.com/shoes?size=42", "3", "3", "100.0 %"]]
+    curves = re.findall(r'<path d="(M0 16[^"]+)"', page(stage))  # New: 16, 16 and 1 in two hours each
+    assert curves == ["M0 16V0h3V0h3V15h3" + "V16h3" * 21 + "V16z", "M0 16V16h3V0h3" + "V16h3" * 22 + "V16z"]
 
 
 def test_an_emails_page_tells_all_that_happened_and_why(mailing: Stage) -> None:

@@ -5,6 +5,7 @@ Each picture that was looked at is left in the tests' temporary folder. What is 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import json
@@ -220,6 +221,19 @@ def test_paper_is_white_and_has_whole_tables_and_no_controls(site: Site, tab: Ta
     controls = "Array.from(document.querySelectorAll('form, button, .skip, nav ul, .take'))"
     assert tab.run(f"{controls}.filter(e => e.checkVisibility()).length") == 0
     (tmp_path / f"{name}-print.webp").write_bytes(tab.picture())
+
+
+def test_a_campaign_prints_on_one_sheet_that_says_whose_it_is_and_of_when(site: Site, tab: Tab) -> None:
+    for name, sheets in {"campaign": 1, "dashboard": 2}.items():
+        open_page(site, tab, paths(site)[name], 794)
+        paper = base64.b64decode(
+            tab.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True)["data"]
+        )
+        assert len(re.findall(rb"/Type /Page\b", paper)) == sheets, name
+    tab.go(site.url + paths(site)["campaign"])
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    shown = " ".join(tab.text("header"))
+    assert "Acme Shoes" in shown and re.search(r"as of \d\d \w+ \d{4} \d\d:\d\d, UTC", shown)
 
 
 # == The curve ==
