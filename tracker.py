@@ -362,6 +362,10 @@ class BadTarget(BadInput):
     """Why a URL can't be a link's target, in a sentence for the person who wrote it."""
 
 
+class Meant(BadTarget):
+    """Why a link stays of which its sender knows that it would."""
+
+
 class Target(NamedTuple):
     """Where a link leads, once a URL has been read and found fit."""
 
@@ -584,6 +588,7 @@ def recognise(segments: tuple[str, ...], query: str) -> tuple[bool, str, str, st
     return None
 
 
+@lru_cache(maxsize=4)  # who wraps a link asks about its URL several times in a row
 def read_target(url: str) -> Target:
     """Read a URL as a browser would (url.spec.whatwg.org) and make it safe for a Location header.
 
@@ -1214,7 +1219,7 @@ def _find_repeats(hits: Sequence[Hit], judged: list[Judgement]) -> None:
 
 
 # == Instrument ========================================================================================
-# Wrap the links of a message and place the pixel, and change nothing else. Pure: no file, no database, no clock.
+# Wrap the links of HTML and place the pixel, and change nothing else. Pure: no file, no database, no clock.
 # HTML is read as browsers read it (html.spec.whatwg.org, 13.2.5), and not with html.parser, which ends comments, texts
 # and attributes elsewhere, and not at the same place in every Python.
 
@@ -1318,7 +1323,7 @@ class Instrumenting:
 
     maker: LinkMaker
     key: str
-    pixel: str = "bottom"  # one of PIXEL_PLACES
+    pixel: str = "bottom"  # one of PIXEL_PLACES, or a mark in the text of the HTML, in whose place it goes
     links: bool = True
     hidden_link: bool = False  # one that only machines follow
     tool_campaign: str | None = None  # with it, the key is what a mailing tool replaces by its own ids
@@ -1347,11 +1352,11 @@ class Instrumenting:
         return self._url("pixel", ".gif")
 
     def target_beneath(self, url: str) -> str:
-        """Where a link to this server leads if it is another email's, such as a quoted one's; else BadTarget."""
+        """Where a link to this server leads if it is another email's, such as a quoted one's; else Meant."""
         hit = recognise(*split_target(url.removeprefix(self.maker.base)))
         target = hit[3] if hit and not any(self._path("click") + end in url for end in "/?") else None
         if not target or target == HIDDEN_TARGET or self.maker.is_ours(target):
-            raise BadTarget("" if HIDDEN_PATH in f"{url}?" else "it leads to this server already")
+            raise Meant("" if HIDDEN_PATH in f"{url}?" else "it leads to this server already")
         return target
 
     def _path(self, what: str) -> str:
@@ -1380,6 +1385,13 @@ def read_placeholder(text: str) -> re.Pattern[str]:
     raise BadInput(f"--placeholder {text!r}: expected a regular expression, such as '__[A-Z]+__': {fault}")
 
 
+def read_pixel_place(text: str, name: str) -> str:
+    """Read where the pixel goes: one of PIXEL_PLACES, or a mark that begins and ends with a sign. Raises BadInput."""
+    if text not in PIXEL_PLACES and not re.fullmatch(r"(?![ \w])[ -~]{3,200}(?<![ \w])", text):
+        raise BadInput(f"{name}: expected {', '.join(PIXEL_PLACES)}, or a mark in the HTML, such as {{{{pixel}}}}")
+    return text
+
+
 @dataclass(slots=True)
 class Report:
     """What became of a message. Sizes are bytes of the HTML without its transfer encoding."""
@@ -1393,6 +1405,8 @@ class Report:
     size_before: int = 0
     size_after: int = 0
     edits: list[Edit] = field(default_factory=list)  # of the whole; a character of new text is a byte
+    notes: list[str] = field(default_factory=list)  # what the sender should know
+    faults: dict[str, list[str]] = field(default_factory=dict)  # URLs that the sender meant to be wrapped, by reasons
     tracks: bool = False  # whether anything was wrapped or placed, so that the email is one to register
 
     @property
@@ -1402,10 +1416,14 @@ class Report:
 
     def warnings(self) -> list[str]:
         """What the sender should know before the message is sent."""
-        if self.size_after <= CLIPPED_BYTES:
-            return []
-        size = f"the HTML has {self.size_after:,} bytes, {self.size_before:,} before"
-        return [f"{size}: Gmail clips a message at about 102,000, and a pixel at its end with it"]
+        told = [
+            f"links left as they are: {len(urls)}, such as {re.sub('//[^/]*@', '//', urls[0])[:200]!r}: {reason}"
+            for reason, urls in islice(self.faults.items(), 5)
+        ]
+        if self.size_after > CLIPPED_BYTES:
+            size = f"the HTML has {self.size_after:,} bytes, {self.size_before:,} before"
+            told.append(f"{size}: Gmail clips a message at about 102,000, and a pixel at its end with it")
+        return [*self.notes, *told]
 
     def as_json(self) -> dict[str, Any]:
         """The report for programs."""
@@ -1449,7 +1467,7 @@ def instrument_html(text: str, how: Instrumenting) -> tuple[str, Report]:
 def instrument_html_bytes(raw: bytes, how: Instrumenting) -> tuple[bytes, Report]:
     """As instrument_html, of UTF-8; bytes that are none stay as they are, and a link with some in it is left."""
     content = raw.decode("latin-1")
-    return _instrument_pages(content, [Page(content, content)], how, Report())
+    return instrument_pages(content, [Page(content, content)], how, Report())
 
 
 # -- HTML: where its tags are, and what their attributes say
@@ -1557,6 +1575,14 @@ def read_quotations(text: str) -> Iterator[tuple[int, int]]:
         yield start, len(text)
 
 
+def read_marks(text: str, mark: str) -> Iterator[tuple[int, int]]:
+    """Where a mark stands in the text of an HTML text, and not within tags, comments and the like."""
+    stand_in = f"<x{' ' * (len(mark) - 3)}>"
+    for tag in read_tags(text.replace(mark, stand_in), wanted={"x"}):
+        if tag.name and not tag.conditional and text.startswith(mark, tag.start):
+            yield tag.start, tag.end
+
+
 def read_attributes(text: str, tag: Tag) -> dict[str, Attribute]:
     """The attributes of a tag by their names in lower case; of several of one name the first counts."""
     found: dict[str, Attribute] = {}
@@ -1578,10 +1604,11 @@ class Page(NamedTuple):
     text: str  # in which to look for tags: the content, but for letters that look like ASCII and are none
     codec: str = "utf-8"
     name: str = "the page"
-    unsubscribe: Collection[str] = ()  # the URLs of List-Unsubscribe
+    unsubscribe: Collection[str] = ()  # the URLs of List-Unsubscribe, as url_meaning makes them
     start: int = 0  # where its body begins in the message
     encode: Encode = list  # for its body
     longest: float = math.inf  # what a line may hold: no attribute and no pixel may be longer
+    stale: tuple[Edit, ...] = ()  # what takes headers out that would be wrong of a part that was changed
 
     def read(self, place: Attribute) -> str:
         """The value of an attribute as it is written. Raises BadTarget."""
@@ -1593,9 +1620,11 @@ class Page(NamedTuple):
             raise BadTarget("its characters can't be read in the part's charset") from None
 
 
-def _instrument_pages(text: str, pages: list[Page], how: Instrumenting, report: Report) -> tuple[bytes, Report]:
+def instrument_pages(text: str, pages: list[Page], how: Instrumenting, report: Report) -> tuple[bytes, Report]:
     """Wrap the links of the pages of a text, and put the hidden link and the pixel into the first that can hold them."""
     found = [(page, list(islice(read_tags(page.text), MAX_TAGS + 1))) for page in pages]
+    marks = {page.name: [*read_marks(page.text, how.pixel)] for page in pages if how.pixel not in PIXEL_PLACES}
+    found.sort(key=lambda each: not marks.get(each[0].name))
     additions = _additions(found, how, report)
     for page, tags in found:
         report.size_before += len(page.content)
@@ -1609,19 +1638,32 @@ def _instrument_pages(text: str, pages: list[Page], how: Instrumenting, report: 
                 said = f"not placed: its {len(markup)} characters are more than a line of this part may have"
             else:
                 place, said = _place(page.text, tags, where)
-                edits.append(Edit(place, place, markup))
+                span = (place, place)
+                if name == "pixel" and marks:
+                    if spans := marks[page.name]:
+                        span, said = spans.pop(0), f"placed where {where} was"
+                    else:
+                        said = f"{said}: {where} is not in the text"
+                        report.notes.append(f"the pixel was {said}")
+                edits.append(Edit(*span, markup))
                 del additions[name]
             setattr(report, name, said)
         links = [tag for tag in tags if tag.name in LINK_TAGS or tag.name.startswith("v:")] if how.links else []
         edits += filter(None, [_link_edit(page, tag, how, report) for tag in links])
         if edits:
             report.tracks = True
+        edits += [Edit(*span, "") for span in marks.get(page.name, ())]  # nobody is to read a mark
+        if edits:
             edits.sort(key=lambda edit: edit.start)
             report.touched.append(page.name)
             report.size_after += sum(edit.growth for edit in edits)
             at = page.start
-            report.edits += [Edit(at + start, at + end, new) for start, end, new, _ in page.encode(edits)]
-    report.edits.sort(key=lambda edit: edit.start)
+            made = [Edit(at + start, at + end, new) for start, end, new, _ in page.encode(edits)]
+            report.edits += [*made, *page.stale]
+            if broken := sum(len(edit.new.splitlines()) > 1 for edit in made if page.longest < math.inf):
+                most = f"since a line may have {page.longest} characters"
+                report.notes.append(f"{page.name}: line breaks were put into {broken} tags, {most}")
+    report.edits = sorted(dict.fromkeys(report.edits), key=lambda edit: edit.start)
     return apply_edits(text, report.edits).encode("latin-1"), report
 
 
@@ -1642,7 +1684,8 @@ def _additions(found: list[tuple[Page, list[Tag]]], how: Instrumenting, report: 
         return False
 
     link = f'<a href="{how.hidden_url()}" aria-hidden="true" tabindex="-1" style="display:none"></a>'
-    image = f'<img src="{how.pixel_url()}" width="1" height="1" alt="">'
+    # Out of the text's flow: within it, HTML5 would give it a line of its own, and set apart what is next to it.
+    image = f'<img src="{how.pixel_url()}" width="1" height="1" alt="" style="display:block;float:left">'
     additions = {}
     for name, asked, tags, attribute, url, markup, where in (
         # First of all, since some follow the first link only.
@@ -1706,6 +1749,8 @@ def _link_edit(page: Page, tag: Tag, how: Instrumenting, report: Report) -> Edit
     except BadTarget as error:
         if reason := str(error):
             report.left.append((url, reason))
+        if not isinstance(error, Meant):
+            report.faults.setdefault(reason, []).append(url)
         return None
     report.wrapped.append(target)
     return edit
@@ -1728,24 +1773,34 @@ def browser_trim(url: str) -> str:
     return re.sub("[\t\r\n]", "", url.strip(C0_OR_SPACE))
 
 
+def url_meaning(url: str) -> str:
+    """What the spellings of a URL have in common: its host as a browser reads it, and what is behind it, decoded."""
+    try:
+        location, host, _ = read_target(url)
+    except BadTarget:
+        return url
+    return f"{host}/{unquote(re.split('://[^/?#]*/*', location.partition('#')[0], maxsplit=1)[-1])}"
+
+
 def _refuse_other_links(page: Page, url: str, attributes: Mapping[str, Attribute], how: Instrumenting) -> None:
-    """Raise BadTarget, with the reason, for a link that stays as it is; with none for one that nobody asks about."""
+    """Raise Meant, with the reason, for a link that stays as it is; with none for one that nobody asks about."""
     if (how.placeholder and how.placeholder.search(url)) or holds_placeholder(url):
-        raise BadTarget("it holds a placeholder of a template; instrument after the merge to track it")
+        raise Meant("it holds a placeholder of a template; instrument after the merge to track it")
     if not url or url.startswith("#"):
-        raise BadTarget
+        raise Meant
     if not WEB_LINK.match(url):
-        raise BadTarget("it is no absolute http or https link")
+        raise Meant("it is no absolute http or https link")
     for name, value in NOT_TRACKED.items():
         if name in attributes:
             said = page.text[attributes[name].start : attributes[name].end].strip().lower()
             if value in said.split() if value else said != "false":
-                raise BadTarget(f"its tag says {name}" + f"={value}" * bool(value))
-    if url in page.unsubscribe:
-        raise BadTarget("it is the message's List-Unsubscribe")
+                raise Meant(f"its tag says {name}" + f"={value}" * bool(value))
+    if page.unsubscribe and url_meaning(url) in page.unsubscribe:
+        raise Meant("it is the message's List-Unsubscribe")
 
 
-# -- Messages: where the HTML stands. A message is read as latin-1, in which a character is a byte, and so are all places.
+# == Messages ==========================================================================================
+# Where the HTML of a message stands. Pure. A message is read as latin-1, in which a character is a byte, and so are all places.
 
 MAX_DEPTH = 50  # of parts in parts
 MAX_PARTS = 1_000  # more, and a message is no mail
@@ -1754,6 +1809,7 @@ MAX_LINES = 250_000  # of an encoded part; of full ones, 10 MB are half as many
 MAX_HEADERS = 256_000  # bytes, of one part
 MAX_PARAMETERS = 2_000  # bytes of a Content-Type: to read many of them takes quadratic time
 MAX_LINE = 998  # RFC 5322 §2.1.1, without the line break
+MESSAGE_HEADERS = {"from", "to", "cc", "bcc", "subject", "date", "message-id", "mime-version", "content-type"}
 TRACK_HEADER = "X-Track"  # of a message: what its sender wants tracked
 TRACK_WORDS = ({"none"}, {"opens"}, {"clicks"}, {"opens", "clicks"})
 WALKED = {"multipart/mixed", "multipart/alternative", "multipart/related"}
@@ -1809,7 +1865,7 @@ def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -
     except Unclear as error:
         return raw, Report(pixel="not placed: the message is left as it is", skipped=[("the message", str(error))])
     report.edits = _header_edits(text, start, whole.start, TRACK_HEADER)
-    return _instrument_pages(text, pages, how, report)
+    return instrument_pages(text, pages, how, report)
 
 
 def _as_its_header_says(whole: Part, how: Instrumenting, report: Report) -> Instrumenting:
@@ -1849,24 +1905,34 @@ def _headers_of(raw: bytes) -> email.message.Message:
         return read_headers(head.decode("latin-1"))
 
 
+def is_message(raw: bytes) -> bool:
+    """Whether it begins with headers, of which one is of mail."""
+    return not MESSAGE_HEADERS.isdisjoint(name.lower() for name in _headers_of(raw))
+
+
 def key_of_message(maker: LinkMaker, raw: bytes, recipient: str) -> str:
     """The key of a message for a recipient, by its Message-ID: the same at each try. A new one where either is missing."""
     message_id = str(_headers_of(raw).get("Message-ID", "")).strip()
     return key_of_mail(maker.secret, maker.mail_id, message_id, recipient) if message_id and recipient else new_key()
 
 
+def decode_words(text: str) -> str:
+    """Decode the encoded words of a header (RFC 2047); one that can't be read stays as it is."""
+    import email.header
+
+    with contextlib.suppress(Exception):  # whatever a header of a stranger's makes of the parser
+        return str(email.header.make_header(email.header.decode_header(text)))
+    return text
+
+
 def said_by_headers(raw: bytes) -> tuple[str, list[str]]:
     """Read the subject of a message and the addresses of To, Cc and Bcc; "" and none where they can't be read."""
-    import email.header
     import email.utils
 
     headers = _headers_of(raw)
 
     def decoded(value: object) -> str:
-        text = str(value)
-        with contextlib.suppress(Exception):  # whatever a header of a stranger's makes of the parser
-            text = str(email.header.make_header(email.header.decode_header(text)))
-        return " ".join(UNFIT.sub(" ", text).split())
+        return " ".join(UNFIT.sub(" ", decode_words(str(value))).split())
 
     named = [str(each) for name in ("To", "Cc", "Bcc") for each in headers.get_all(name, [])]
     addresses: list[tuple[str, str]] = []
@@ -1899,19 +1965,21 @@ def read_part(text: str, start: int, end: int, number: str = "") -> Part:
 
 def _read_pages(text: str, start: int, whole: Part, report: Report) -> list[Page]:
     """The HTML that readers see, what is shown first of all; the report gets all other parts with their reasons."""
-    lists = re.sub(r"\s", "", "".join(map(str, whole.headers.get_all("List-Unsubscribe", []))))
-    unsubscribe = re.findall("<([^<>]*)>", lists)
+    said = "".join(map(str, whole.headers.get_all("List-Unsubscribe", [])))
+    forms = (said, decode_words(said), said.encode("latin-1", "replace").decode("utf-8", "replace"))
+    unsubscribe = {url_meaning(url) for form in forms for url in re.findall("<([^<>]*)>", re.sub(r"\s", "", form))}
     pages: list[Page] = []
     count = 1
-    waiting = [("" if whole.kind in WALKED else "1", start, len(text))]
+    waiting = [("" if whole.kind in WALKED else "1", start, len(text), tuple[Edit, ...]())]
     while waiting:
-        name, start, end = waiting.pop()
+        name, start, end, stale = waiting.pop()
         try:
             part = read_part(text, start, end, name)
             name = str(part).strip()
+            stale += tuple(_header_edits(text, start, part.start, "Content-Length"))
             _refuse_other_parts(part)
             if part.kind == "text/html":
-                pages.append(_read_page(text, part, unsubscribe))
+                pages.append(_read_page(text, part, unsubscribe)._replace(stale=stale))
                 continue
             if part.number.count(".") == MAX_DEPTH - 1:
                 raise Unclear(f"it stands in {MAX_DEPTH} other parts")
@@ -1922,7 +1990,7 @@ def _read_pages(text: str, start: int, whole: Part, report: Report) -> list[Page
         count += len(spans)
         if count > MAX_PARTS:
             raise Unclear(f"it has more than {MAX_PARTS:,} parts")
-        inner = [(f"{part.number}.{n}".lstrip("."), *span) for n, span in enumerate(spans, 1)]
+        inner = [(f"{part.number}.{n}".lstrip("."), *span, stale) for n, span in enumerate(spans, 1)]
         # Of alternatives the last is shown (RFC 2046 §5.1.4).
         waiting += inner if part.kind == "multipart/alternative" else reversed(inner)
     return pages
@@ -1969,7 +2037,7 @@ def split_parts(text: str, part: Part) -> list[tuple[int, int]]:
     return [(begin, max(begin, end)) for (begin, _), (_, end) in pairwise(edges)]
 
 
-# -- Messages: charsets and transfer encodings. Each finds the bytes that an edit means, and encodes only what is new.
+# -- Charsets and transfer encodings. Each finds the bytes that an edit means, and encodes only what is new.
 
 ENCODED_LINE = 76  # RFC 2045 §6.7 and §6.8
 UNCHANGED = {"", "7bit", "7bits", "7-bit", "8bit", "8bits", "8-bit", "binary"}  # encodings that encode nothing
@@ -2020,7 +2088,8 @@ def _blank(run: re.Match[str]) -> str:
 
 def decode_part(text: str, part: Part) -> tuple[str, Encode, float]:
     """Undo a part's transfer encoding: what Page calls content, encode and longest. Raises Unclear."""
-    token = part.header("Content-Transfer-Encoding").rstrip("; \t").lower()
+    said = part.header("Content-Transfer-Encoding")
+    token = said.rstrip("; \t").lower()
     body = text[part.start : part.end]
     found = LINE_BREAK.search(body) or LINE_BREAK.search(text)
     line_break = found[0] if found else "\r\n"
@@ -2030,9 +2099,16 @@ def decode_part(text: str, part: Part) -> tuple[str, Encode, float]:
         return body, partial(_plain_edits, body, line_break), MAX_LINE
     if max(map(body.count, "\r\n")) > MAX_LINES:
         raise Unclear(f"it has more than {MAX_LINES:,} lines")
+    # A word that only some take for what is meant must be borne out by the body: others show it as it stands.
+    unsure = Unclear(f"its Content-Transfer-Encoding is {said[:40]!r}, and its body may be in it or not")
     if token == "base64":
-        return *_decode_base64(body, line_break), math.inf
+        content, encode = _decode_base64(body, line_break)
+        if said.lower() != token and "<" not in content:
+            raise unsure
+        return content, encode, math.inf
     if token in ("quoted-printable", "quoted printable"):
+        if said.lower() != "quoted-printable" and ("=" not in body or "=" in QP_TOKEN.sub("", body)):
+            raise unsure
         return *_decode_quoted_printable(body, line_break), math.inf
     raise Unclear(f"its Content-Transfer-Encoding is {token[:40]!r}, which is unknown")
 
@@ -8378,8 +8454,9 @@ _A_KEY = Field(str, MAX_KEY, read=_read_key)
 _UTM = {"utm": Field(str, MAX_UTM, read=read_utm)}
 _SAID_FIELDS = {name: Field(str, FIELD_LIMITS[name]) for name in SAID_OF_EMAILS}
 _SAID_FIELDS |= dict.fromkeys(("sent_at", "delivered_at"), _A_TIME)
-EMAIL_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, **_UTM, "links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)}
-_MESSAGE_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, **_UTM, "pixel": Field(str, words=PIXEL_PLACES)}
+EMAIL_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, **_UTM, "pixel": Field(str, read=read_pixel_place)}
+_MESSAGE_FIELDS = dict(EMAIL_FIELDS)
+EMAIL_FIELDS |= {"links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)}
 _MESSAGE_FIELDS |= dict.fromkeys(("links", "force", "hidden_link"), _YES_NO)
 _CAMPAIGN_FIELDS = {"campaign": Field(str, MAX_CAMPAIGN), "sent": Field(int), "sent_at": Field(str, 40)}
 _TENANT_FIELDS = {"name": Field(str, 200), "id": Field(str, 64), "domains": _TEXTS, "any_domain": Field(bool)}
@@ -8396,12 +8473,16 @@ def _json_body(request: Request) -> Any:
 # -- Emails
 
 
-def registration_of(message: bytes, key: str, links: int | None, **said: Any) -> Registration:
-    """What to register of a message: what is said, else what its headers say."""
+def registration_of(message: bytes, key: str, report: Report, **said: Any) -> Registration:
+    """What to register of a message: what is said, else what its headers say, and of several recipients the first."""
     subject, recipients = said_by_headers(message)
+    if len(recipients) > 1 and "recipient" not in said:
+        report.notes.append(
+            f"of {len(recipients)} recipients, whom opens can't tell apart, {recipients[0]} is registered"
+        )
     found = {"subject": subject, "recipient": next(iter(recipients), "")}
     cut: dict[str, Any] = {name: text[: FIELD_LIMITS[name]] for name, text in found.items()}
-    return Registration(key, **cut, links=links).joined(Registration(key, **said))
+    return Registration(key, **cut, links=report.links).joined(Registration(key, **said))
 
 
 def _link_maker(app: App, request: Request, tenant: Tenant) -> LinkMaker:
@@ -8436,7 +8517,8 @@ def _new_email(maker: LinkMaker, value: object, where: str) -> tuple[Registratio
     said = read_fields(value, EMAIL_FIELDS, where)
     key, urls, html = said.pop("key", "") or new_key(), said.pop("links", []), said.pop("html", None)
     utm = filled_utm(said.pop("utm", maker.utm), said.get("campaign", ""))
-    how = Instrumenting(maker, key, hidden_link=said.pop("hidden_link", False), utm=utm)
+    place, hidden = said.pop("pixel", "bottom"), said.pop("hidden_link", False)
+    how = Instrumenting(maker, key, place, hidden_link=hidden, utm=utm)
     about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url(), "links": []}
     targets = {*map(how.target, urls)}
     for n, url in enumerate(urls):
@@ -8461,19 +8543,20 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     said = read_fields(request.parameters(), _MESSAGE_FIELDS)
     given, force = said.pop("key", ""), said.pop("force", False)
     place, links, hidden = said.pop("pixel", "bottom"), said.pop("links", True), said.pop("hidden_link", False)
-    if not (raw := request.body()):
-        raise HTTPError(400, "expected a message: its headers, an empty line and its body")
+    if not is_message(raw := request.body()):
+        raise HTTPError(400, "expected a message: headers such as From, To and Subject, an empty line, and its body")
     key = given or key_of_message(maker, raw, said.get("recipient", ""))
     utm = filled_utm(said.pop("utm", maker.utm), said.get("campaign", ""))
     how = Instrumenting(maker, key, place, links, hidden, utm=utm)
     message, report = instrument_message(raw, how, force=force)
     if report.tracks:
         with app.database.transaction() as connection:
-            tell_emails(app.database, connection, tenant, [registration_of(raw, key, report.links, **said)])
+            tell_emails(app.database, connection, tenant, [registration_of(raw, key, report, **said)])
     if wants_json(request):
         text = base64.b64encode(message).decode()
         return json_response(200, {"key": key, "message_base64": text, "report": report.as_json()})
-    notes = (("X-Email-Key", key), ("X-Tracker", "instrumented" if report.tracks else "unchanged"))
+    notes = [("X-Email-Key", key), ("X-Tracker", "instrumented" if report.tracks else "unchanged")]
+    notes += [("X-Warning", each.encode("ascii", "backslashreplace").decode()) for each in report.warnings()]
     return Response(200, [("Content-Type", "message/rfc822"), *PAGE_HEADERS, *notes], message)
 
 
@@ -9377,7 +9460,7 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
     option("--subject SUBJECT", "the subject (default: that of the headers)"),
     option("--campaign CAMPAIGN", "the campaign that the email belongs to"),
     option("--html", "standard input is HTML, not a message"),
-    option("--pixel", "where in the body", choices=PIXEL_PLACES, default="bottom"),
+    option("--pixel PLACE", "bottom, top, none, or a mark in the HTML, such as {{pixel}}", default="bottom"),
     option("--no-links", "leave the links as they are", dest="links", action="store_false"),
     option("--hidden-link", "add a link that only scanners see; whatever follows it is known to be one"),
     option("--utm TEXT", "parameters that links' targets get, in place of the tenant's; '' for none"),
@@ -9389,14 +9472,15 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
 )
 def cmd_instrument(args: Namespace, settings: Settings) -> int:
     """Wrap the links of a message and place the pixel: standard input to standard output. Registers it as an email."""
-    given = {name: text for name in ("email", "utm", *SAID_OF_EMAILS) if (text := getattr(args, name)) is not None}
+    names = ("email", "pixel", "utm", *SAID_OF_EMAILS)
+    given = {name: text for name in names if (text := getattr(args, name)) is not None}
     said = read_fields(given, {**EMAIL_FIELDS, "email": EMAIL_FIELDS["key"]}, "--")
     mark = args.key_placeholder
     if mark is not None and (fault := placeholder_fault(mark)):
         raise BadInput(f"--key-placeholder: {fault}")
     if mark and "email" in said:
         raise BadInput("--email and --key-placeholder: expected one of them")
-    given_key = said.pop("email", mark)
+    given_key, _ = said.pop("email", mark), said.pop("pixel")
     # Nothing but the message may get into the message.
     with contextlib.redirect_stdout(sys.stderr), open(args.report or os.devnull, "w", encoding="utf-8") as report_file:
         raw = sys.stdin.buffer.read()
@@ -9439,9 +9523,7 @@ def _wrapped(
         )
         new, report = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
         if report.tracks and registers:
-            email = registration_of(message, key, report.links, **said)
-            if (number := len(said_by_headers(message)[1])) > 1 and "recipient" not in said:
-                tell(f"note: of {number} recipients, whom opens can't tell apart, {email.recipient} is registered")
+            email = registration_of(message, key, report, **said)
             with acting_as_owner(settings):
                 _register(settings, database, maker.mail_id, email, strict=args.strict)
         return key, new, report

@@ -5,6 +5,7 @@ One is started for all tests; whatever a page or a link asks of another origin i
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import email
 import email.policy
@@ -419,6 +420,36 @@ def newsletter() -> bytes:
     page = f'<html><body><p style="color: green">Grüße, Jörg: {link}</p></body></html>\n'
     made.add_alternative(page, subtype="html", cte="quoted-printable")
     return bytes(made)
+
+
+PAGES = {
+    "a block": "<body style='margin:0'><div style='height:300px'>x</div></body>",
+    "paragraphs": "<body><p>x</p><p>y</p></body>",
+    "text": "<body>text<br></body>",
+    "a table": "<body style='margin:0'><table width=100%><tr><td>x</td></tr></table></body>",
+    "a grid": "<body style='display:grid'><p>x</p></body>",
+    "cleared": "<body><div style='clear:both;height:300px'>x</div></body>",
+}
+
+
+@pytest.mark.parametrize("doctype", ["<!doctype html>", ""], ids=["html5", "quirks"])
+def test_the_pixel_makes_a_page_no_more_than_a_pixel_higher_wherever_it_stands(tab: Tab, doctype: str) -> None:
+    maker = tracker.LinkMaker("https://track.example", "k3v9x2mp", "s", lambda target: False)
+    image = "data:image/gif;base64," + base64.b64encode((ROOT / "pixel.gif").read_bytes()).decode()
+
+    def height(page: str) -> float:
+        tab.served[INBOX] = (page.encode(), "")
+        tab.go(INBOX)
+        assert tab.run("Array.from(document.images).every(each => each.naturalWidth == 1)")
+        return float(tab.run("document.documentElement.getBoundingClientRect().height"))
+
+    for name, page in PAGES.items():
+        before = height(doctype + page)
+        for place in ("bottom", "top"):
+            how = tracker.Instrumenting(maker, "e1", place)
+            new = tracker.instrument_html(doctype + page, how)[0].replace(how.pixel_url(), image)
+            assert new.count(image) == 1
+            assert 0 <= height(new) - before <= 1, f"{name}, {place}"
 
 
 def test_an_instrumented_message_is_opened_clicked_and_counted(site: Site, tmp_path: Path) -> None:

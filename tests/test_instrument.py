@@ -39,7 +39,7 @@ with warnings.catch_warnings():
 
 URL = "https://acme.com/sale?utm_source=mail&id=7"
 ROOT_URL = "https://acme.com/"
-PIXEL = f'<img src="{BASE}/k3v9x2mp/pixel/e1.gif" width="1" height="1" alt="">'
+PIXEL = f'<img src="{BASE}/k3v9x2mp/pixel/e1.gif" width="1" height="1" alt="" style="display:block;float:left">'
 PAGE = f'<html><body><p>Hello</p><a href="{URL}">Sale</a></body></html>'
 TRACKED = re.compile(rf"{BASE}/k3v9x2mp/click/e1/[\w-]{{16}}/([\w-]+)")
 SECONDS = 1.0  # for each kind of accidents
@@ -337,6 +337,43 @@ def test_top_puts_it_first_in_the_body_where_that_is_to_be_seen_and_none_nowhere
     assert instrument("<body></body>", pixel="none")[1].pixel == "not placed: not asked for"
 
 
+MARKS = ("{{pixel}}", "*|PIXEL|*", "%%pixel%%", "[[ open pixel ]]", "<!-- pixel -->", "<x-pixel/>")
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_the_pixel_stands_where_a_mark_in_the_text_says_and_no_mark_is_left_there(mark: str) -> None:
+    hidden = (
+        f'<title>{mark}</title><a title="{mark}" href={mark}></a><style>{mark}</style><!--[if mso]>{mark}<![endif]-->'
+    )
+    hidden = hidden if "<" not in mark else "<title>x</title>"
+    page = f"<body>{hidden}<p>a@@b</p>@@<p>c</p></body>"
+    text = page.replace("@@", mark)
+    new, report = instrument(text, pixel=mark)
+    assert new == page.replace("@@", PIXEL, 1).replace("@@", "")
+    assert (report.pixel, report.warnings()) == (f"placed where {mark} was", [])
+    for off in (how(pixel=mark, opens=False), how(pixel=mark, tool_campaign=None, opens=False, links=False)):
+        new, report = tracker.instrument_html(text, off)
+        assert (new, report.tracks) == (page.replace("@@", ""), False), "nobody is to read a mark"
+    new, report = instrument(f"{PIXEL}{text}", pixel=mark)
+    assert (new, report.pixel) == (PIXEL + page.replace("@@", ""), tracker.THERE)
+    new, report = instrument(page.replace("@@", ""), pixel=mark)
+    assert new == page.replace("@@", "").replace("</body>", f"{PIXEL}</body>")
+    assert report.pixel == f"placed before </body>: {mark} is not in the text"
+    assert report.warnings() == [f"the pixel was {report.pixel}"]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("coding", ["quoted-printable", "base64", "8bit"])
+def test_a_mark_is_found_in_whichever_part_has_it(coding: str, mark: str) -> None:
+    marked = f"<body><p>{mark}</p>{'x' * 900}</body>".encode()
+    other = part("text/html", in_coding(marked, coding), f"{ENCODING}: {coding}")
+    new, report = instrument_mail(multipart("mixed", HTML, other), pixel=mark)
+    first, second = (decoded(each) for _, each in numbered(email.message_from_bytes(new)) if not each.is_multipart())
+    assert first == expected(PAGE.encode(), pixel="none")
+    assert BLANKS.sub(b"", second) == BLANKS.sub(b"", marked.replace(mark.encode(), PIXEL.encode()))
+    assert report.pixel == f"placed where {mark} was" and report.wrapped == [URL]
+
+
 def test_there_is_no_second_pixel_and_another_image_is_none_of_ours() -> None:
     path = "/k3v9x2mp/pixel/e1.gif"
     ours = (PIXEL, f"<IMG alt=x SRC='{BASE.upper()}{path}'>", f"<img src={BASE}{path}?campaign=x>")
@@ -554,6 +591,13 @@ def in_base64(data: bytes, width: int, ends: str) -> bytes:
     return "".join(letters[at : at + width] + ends for at in range(0, len(letters), width)).encode()
 
 
+def in_coding(data: bytes, coding: str) -> bytes:
+    """A body in a transfer encoding."""
+    if coding == "base64":
+        return base64.encodebytes(data)
+    return binascii.b2a_qp(data) if coding == "quoted-printable" else data
+
+
 def expected(page: bytes, charset: str = "utf-8", **options: Any) -> bytes:
     """What instrument_html makes of the bytes of a page."""
     return tracker.instrument_html(page.decode(charset), how(**options))[0].encode(charset)
@@ -743,6 +787,23 @@ def test_encodings_may_be_called_so(token: str) -> None:
     new, report = instrument_mail(raw)
     assert report.wrapped == [URL]
     assert (unquote_qp(body_of(new)) if is_quoted else body_of(new)) == expected(page.encode())
+
+
+@pytest.mark.parametrize("ends", BREAKS)
+def test_what_only_some_programs_take_for_an_encoding_must_be_borne_out_by_the_body(ends: str) -> None:
+    odd = ("quoted-printable;", "Quoted-Printable ;", "quoted printable", "quoted-printable; ")
+    plain = ("<p>Hello</p>", PAGE, '<a href="https://acme.com/?id=12">x</a>', "a =\nb = c", "", "<p width=3D>=</p>")
+    for token, body in itertools.product(odd, plain):
+        left_alone(single(lines(body, ends), f"{ENCODING}: {token}", ends=ends), "1 text/html", "may be in it or not")
+        new, report = instrument_mail(single(lines("<p>Hello =3D=\n</p>", ends), f"{ENCODING}: {token}", ends=ends))
+        assert report.pixel.startswith("placed ") and b'src=3D"' in new
+    for body in ("hello123", "", "aGVsbG8="):
+        left_alone(single(body, f"{ENCODING}: base64;", ends=ends), "1 text/html", "may be in it or not")
+    assert instrument_mail(single(base64.b64encode(PAGE.encode()), f"{ENCODING}: base64;", ends=ends))[1].wrapped == [
+        URL
+    ]
+    for body in plain[:2]:
+        assert instrument_mail(single(lines(body, ends), QP, ends=ends))[1].pixel.startswith("placed ")
 
 
 @pytest.mark.parametrize("ends", BREAKS)
@@ -1060,6 +1121,88 @@ def test_a_link_that_equals_list_unsubscribe_is_left() -> None:
             assert report.wrapped == [URL + "9"]
             assert report.left == [(URL, "it is the message's List-Unsubscribe")] * 2
             assert header.encode() in new
+
+
+@pytest.mark.parametrize(
+    "header, written",
+    [
+        ("https://Acme.COM:443/out", "https://acme.com/out"), ("https://acme.com/out", "https://ACME.com./out"),
+        ("https://acme.com/?to=a@b.example", "https://acme.com/?to=a%40b.example"),
+        ("https://acme.com/?to=a%40b.example", "https://acme.com?to=a@b.example"),
+        ("https://acme.com/%7Eann/%2f", "https://acme.com/~ann/%2F"), ("https://acme.com", "https://acme.com/"),
+        ("https://xn--bcher-kva.example/", "https://bücher.example/"), ("https://acme.com/?x=ü", "https://acme.com/?x=%C3%BC"),
+        ("https://acme.com/out", "https://acme.com/out#top"), ("https://a.de/=?x=1?=&b", "https://a.de/=?x=1?=&amp;b"),
+    ],
+)  # fmt: skip
+def test_however_list_unsubscribe_and_its_link_are_written_the_link_is_left(header: str, written: str) -> None:
+    words = "".join(f"=?utf-8?{chance}?=\r\n " for chance in (
+        "q?" + "".join(f"={byte:02X}" for byte in f"<{header[:9]}".encode()),
+        "b?" + base64.b64encode(f"{header[9:]}>".encode()).decode(),
+    ))  # fmt: skip
+    page = f'<a href="{written}">out</a><a href="https://acme.com/sale">x</a><a href="https://sub.acme.com/out">x</a>'
+    for said in (f"<{header}>", f"<mailto:a@acme.com>, <{header}>", words.strip()):
+        raw = lines("", "") + b"List-Unsubscribe: " + said.encode() + b"\r\n" + single(page)
+        assert instrument_mail(raw)[1].wrapped == ["https://acme.com/sale", "https://sub.acme.com/out"], said
+
+
+def test_what_python_itself_makes_of_a_long_list_unsubscribe_is_read() -> None:
+    out = "https://acme.com/unsubscribe?list=" + "x" * 90 + "&who=ann%40example.org"
+    for said in (f"<{out}>", f"<mailto:out@acme.com?subject={'y' * 80}>, <{out}>"):
+        made = EmailMessage(policy=email.policy.SMTP)
+        made["Subject"], made["List-Unsubscribe"] = "Sale", said
+        made.set_content(f'<a href="{URL}">x</a><a href="{out.replace("&", "&amp;")}">out</a>', subtype="html")
+        raw = bytes(made)
+        assert b"=?utf-8?" in raw, "it is no longer written so"
+        assert instrument_mail(raw)[1].wrapped == [URL]
+
+
+def test_a_length_that_would_be_wrong_is_taken_out_and_one_that_is_right_stays() -> None:
+    length = b"Content-Length: 99\r\n"
+    for name in (b"Content-Length: 99\r\n", b"content-length :\r\n 99\r\n", length * 2):
+        for raw in (name + single(PAGE), b"From a\r\n" + name + single(PAGE), multipart("mixed", name + HTML)):
+            new, report = instrument_mail(raw)
+            assert (b"ength" in new, report.wrapped) == (False, [URL])
+            assert new == instrument_mail(raw.replace(name, b""))[0]
+        for plain in (name + b"Subject: x\r\n\r\nhello", name + single("x", "DKIM-Signature: v=1")):
+            assert instrument_mail(plain)[0] == plain
+    inner = part("multipart/alternative; boundary=in", parts(length + part("text/plain", "x"), HTML, boundary="in"))
+    raw = length + multipart("mixed", length + inner, length + part("image/png", "x"))
+    new, _ = instrument_mail(raw)
+    assert [piece.startswith(length) for piece in re.split(rb"--(?:b1|in)\r\n", new)] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_what_the_sender_would_not_expect_is_warned_of_and_what_they_know_is_not() -> None:
+    known = (
+        NEWSLETTER
+        + f'<a data-track=off href="{URL}">x</a><a href="{tracked(URL)}">x</a><a href="http://acme.com/{{{{x}}}}">'
+    )
+    assert instrument(known)[1].warnings() == []
+    bad = {
+        "https://ann:secret@acme.com/": "it holds credentials", "https://acme.com:99999/": "malformed",
+        f"{LONGEST}y": "4,097 characters", "https://acme.com\\x": "backslash", "https://a b.example/": "malformed",
+    }  # fmt: skip
+    for url, told in bad.items():
+        (warning,) = instrument(f'{known}<a href="{url}">x</a><a href="{url}">x</a>')[1].warnings()
+        assert warning.startswith("links left as they are: 2, such as 'https://a") and told in warning
+        assert "secret" not in warning
+    assert len(instrument("".join(f'<a href="https://x {n}/">x</a>' for n in range(100)))[1].warnings()) == 5
+    (warning,) = tracker.instrument_html_bytes(b"<a href='https://acme.com/\xfc'>x</a>", how())[1].warnings()
+    assert "can't be read" in warning
+    long = f"https://acme.com/{'x' * 690}"
+    for page, told in (
+        (f'<a href="{long}">x</a>', "longer than a line"),
+        ("x" * 950 + PAGE, "line breaks were put into 2 tags"),
+    ):
+        for coding, warned in (("7bit", 1), ("8bit", 1), ("quoted-printable", 0), ("base64", 0), ("binary", 0)):
+            body = in_coding(page.encode(), coding)
+            warnings = instrument_mail(single(body, f"{ENCODING}: {coding}"))[1].warnings()
+            assert [told in each for each in warnings] == [True] * warned
 
 
 # -- What a message itself says is to be tracked

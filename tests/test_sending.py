@@ -48,7 +48,7 @@ MESSAGE = HEADERS + b"\r\n" + PAGE.encode()
 PLAIN = b"To: ann@example.org\nSubject: plain\n\nhttps://acme.com/\n"
 SIGNED = b"DKIM-Signature: v=1; a=rsa-sha256; d=acme.com; s=x; b=abc\r\n" + MESSAGE
 SEALED = SIGNED.replace(b"DKIM-Signature", b"ARC-Seal")
-PIXEL = re.compile(rb'<img src="([^"]+)" width="1" height="1" alt="">')
+PIXEL = re.compile(rb'<img src="([^"]+)" width="1" height="1" alt="" style="display:block;float:left">')
 HIDDEN = re.compile(rb'<a href="([^"]+)" aria-hidden="true" tabindex="-1" style="display:none"></a>')
 CLICK = re.compile(
     rb"""https?://[^/"']+/[A-Za-z0-9_-]+/click/([^/"']+)/[A-Za-z0-9_-]{16}/([A-Za-z0-9_-]+)(\?campaign=[^"']+)?"""
@@ -177,7 +177,7 @@ def test_a_message_comes_out_as_it_went_in_but_for_a_link_and_a_pixel_that_count
     before = tracker.now_ms()
     out = said_of(pipe, way).out
     assert undone(out) == MESSAGE
-    assert b'alt="">' + b"</body></html>\r\n" in out
+    assert PIXEL.findall(out) and b'float:left"></body></html>\r\n' in out
     (row,) = emails(pipe.stage)
     assert row[1:] == ("Grüße aus Bern", "ann@example.org", "", 1)
     assert keys(out) == {row[0]} and re.fullmatch("[A-Za-z0-9_-]{22}", row[0])
@@ -213,8 +213,7 @@ def test_what_is_said_goes_before_the_headers(way: str, pipe: Pipe) -> None:
         ({"hidden_link": "yes"}, b"X-Track: opens\r\n" + MESSAGE, 1, 0, ""),
         ({"hidden_link": "yes"}, b"X-Track: none\r\n" + MESSAGE, 0, 0, "its X-Track says none"),
         ({"links": "no"}, b"X-Track: clicks\n" + MESSAGE, 0, 0, "not asked for"),
-        ({}, b"\x00\xff\r\r\n", 0, 0, ""),
-        ({}, b"<p>no message</p>", 0, 0, "HTML that is no message is given with --html"),
+        ({"pixel": "</body>"}, MESSAGE.replace(b"body>", b"BODY>"), 1, 1, ""),
     ],
 )
 def test_what_is_wanted_is_placed_and_a_message_that_is_not_changed_is_not_registered(
@@ -230,6 +229,44 @@ def test_what_is_wanted_is_placed_and_a_message_that_is_not_changed_is_not_regis
     else:
         assert ("nothing is tracked, so no email was registered" in said.err) == (pixels + links == 0)
         assert told in said.err and ("--html" in said.err) == ("--html" in told)
+
+
+def test_a_mark_says_where_the_pixel_stands_also_in_html_over_http(pipe: Pipe) -> None:
+    marked = PAGE.replace("Grüße", "{{ pixel }}Grüße")
+    plain = HEADERS + b"\r\n" + PAGE.encode()
+    for way in ("command", "http"):
+        out = said_of(pipe, way, HEADERS + b"\r\n" + marked.encode(), pixel="{{ pixel }}", key=way).out
+        assert undone(out) == plain and b'float:left">Gr' in out
+    sent = {"key": "e1", "html": marked, "pixel": "{{ pixel }}"}
+    answer = pipe.stage.web.post_json(f"/{pipe.stage.acme.id}/emails", sent, status=201).json
+    assert undone(answer["html"].encode()).decode() == PAGE and 'float:left">Grüße' in answer["html"]
+    sent["pixel"] = "pixel"
+    refused = pipe.stage.web.post_json(f"/{pipe.stage.acme.id}/emails", sent, status=400).json["error"]
+    assert refused.startswith("pixel: expected bottom, top, none, or a mark in the HTML")
+
+
+NO_MESSAGES = (
+    b"hello", b"hello\r\n\r\nSubject: x\r\n", b"\x00\xff\r\r\n", PAGE.encode(), b"<p>no message</p>", b'{"subject": "x"}',
+    b"\r\nSubject: x\r\n", b"https://acme.com/", b"Dear Ann: hello\n\nBye", b" Subject: x\r\n\r\nx",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("body", NO_MESSAGES)
+def test_what_is_no_message_is_refused_over_http_and_goes_on_in_a_pipe(body: bytes, pipe: Pipe) -> None:
+    told = post(pipe.stage, "", body, 400).json["error"]
+    assert told == "expected a message: headers such as From, To and Subject, an empty line, and its body"
+    said = pipe.instrument(stdin=body)
+    assert said.out == body and "nothing is tracked, so no email was registered" in said.err
+    assert ("--html" in said.err) == body.startswith(b"<")
+    assert emails(pipe.stage) == []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"subject: x\n\nhello", b"From a\nTO : x\n", b"X-Odd: y\r\nMIME-Version: 1.0\r\n", b"X-Odd: y\rDate: x\r\rz"],
+)
+def test_any_header_of_mail_makes_a_message(message: bytes, stage: Stage) -> None:
+    assert post(stage, "", message).body == message
 
 
 @WAYS
@@ -381,6 +418,20 @@ def test_several_recipients_are_remarked_on_unless_one_is_said(pipe: Pipe) -> No
     assert pipe.instrument("--recipient", "bob@example.org", stdin=message).err == ""
 
 
+def test_what_the_command_warns_of_an_answer_over_http_says_too(pipe: Pipe) -> None:
+    several = MESSAGE.replace(b"To: Ann <ann@example.org>", b"Cc: a@b.example\r\nTo: a@c.example, b@c.example")
+    broken = MESSAGE.replace(b"<A HREF", b"<A HREF='https://u:p@acme.com/\xc3\xbc'>y</A><A HREF")
+    wide = MESSAGE.replace(b"</body>", b"x" * 100_000 + b"\r\n</body>")
+    for message, told in ((several, "of 3 recipients"), (broken, "it holds credentials"), (wide, "Gmail clips")):
+        (warning,) = post(pipe.stage, "?key=e1", message).headers.getall("X-Warning")
+        assert told in warning
+        assert told in pipe.instrument("--email", "e1", stdin=message).err
+        answer = post(pipe.stage, "?key=e1", message, headers={"Accept": "application/json"}).json
+        assert [each.encode("ascii", "backslashreplace").decode() for each in answer["report"]["warnings"]] == [warning]
+    assert "X-Warning" not in post(pipe.stage, "?recipient=a@b.example", several).headers
+    assert "X-Warning" not in post(pipe.stage).headers
+
+
 def test_a_message_with_an_id_has_for_a_recipient_the_same_key_at_each_try(pipe: Pipe) -> None:
     def tried(id_: str, recipient: str, tenant: str = "Acme") -> str:
         """The key of a message that is tried by the command, by it without a database, and over HTTP."""
@@ -447,7 +498,10 @@ def test_links_to_own_hosts_are_left(host: str, pipe: Pipe) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
-        ("instrument Acme --pixel left", 2, "usage: "),
+        *(
+            (f"instrument Acme --pixel {shlex.quote(place)}", 1, "--pixel: expected bottom, top, none, or a mark")
+            for place in ("left", "", "{{", "pixel}}", "{{ü}}", "{" + "x" * 200 + "}", "{{a\nb}}")
+        ),
         ("instrument Acme --email e1 --key-placeholder {{id}}", 1, "expected one of them"),
         ("instrument Acme --report nowhere/report.json", 1, "report.json: No such file"),
         ("instrument Nobody", 1, "no tenant 'Nobody'"),
@@ -1028,7 +1082,10 @@ def test_each_email_of_an_array_gets_its_own_html(stage: Stage) -> None:
     assert undone(out) == PAGE.encode() and keys(out) == {"e1"}
     assert PIXEL.findall(out)[0].decode() == first["pixel_url"]
     assert (first["report"]["wrapped"], first["report"]["size_after"]) == ([LINK], len(out))
-    assert third["html"] == f'<img src="{third["pixel_url"]}" width="1" height="1" alt="">'
+    assert (
+        third["html"]
+        == f'<img src="{third["pixel_url"]}" width="1" height="1" alt="" style="display:block;float:left">'
+    )
     assert [row[0] for row in emails(stage)] == ["e1", "e2", "e3"]
 
 
@@ -1068,7 +1125,7 @@ def test_an_answer_says_its_type_its_key_and_whether_it_was_changed_or_is_json_w
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("pixel=left", "pixel: expected one of bottom, top, none"),
+        ("pixel=left", "pixel: expected bottom, top, none, or a mark in the HTML"),
         ("links=false", "links: expected one of yes, no"),
         ("force=1", "force: expected one of yes, no"),
         ("hidden_link=", "hidden_link: expected one of"),

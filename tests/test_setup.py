@@ -19,7 +19,7 @@ import tracker
 
 TOP_LEVEL = {"tracker.py", "schema.sql", "pixel.gif", "templates", "tests", "Makefile", "README.md"}
 SECTIONS = (
-    "Settings, Links, Verdicts, Instrument, Database, PostgreSQL, Tenants, Counting, Recording, Tables, Spool, Stats, "
+    "Settings, Links, Verdicts, Instrument, Messages, Database, PostgreSQL, Tenants, Counting, Recording, Tables, Spool, Stats, "
     "Pages, Web, Hits, Views, API, Routes and application, Server, Commands, Operating"
 )
 SOURCE = (ROOT / "tracker.py").read_text(encoding="utf-8")
