@@ -1523,7 +1523,8 @@ def read_tags(
             at = over.end() if over else -1
             condition = CONDITIONAL.match(text, start, end)
             if condition and at > 0 and not conditional:
-                yield from (tag for tag in read_tags(text, condition.end(), at, conditional=True) if tag.name)
+                inner = read_tags(text, condition.end(), at, conditional=True, wanted=wanted)
+                yield from (tag for tag in inner if tag.name)
         elif name:
             name = slash + name.lower()
             rest = TAG_REST.match(text, match.end(), end)
@@ -1562,6 +1563,8 @@ def read_quotations(text: str) -> Iterator[tuple[int, int]]:
     """Where mail programs put the mail that one answers or forwards; behind Outlook's divider, all that follows."""
     name, start, depth = "", len(text), 0
     for tag in read_tags(text, wanted=QUOTING_TAGS):
+        if tag.conditional:
+            continue
         if depth:
             depth += (tag.name == name) - (tag.name == f"/{name}")
             if not depth:

@@ -437,7 +437,7 @@ def test_a_pixel_of_this_email_counts_where_nothing_is_quoted_and_where_we_put_i
             new, report = instrument(there)
             assert new.count(PIXEL) == 1
             assert instrument(new)[1].pixel == tracker.THERE
-    closed = "<blockquote>a<div>b</blockquote><div class=gmail_quote>c<div>d</div><blockquote>e</div>"
+    closed = "<!--[if mso]><blockquote><![endif]--><blockquote>a<div>b</blockquote><div class=gmail_quote>c<div>d</div><blockquote>e</div>"
     text = f'<p>A saying: {closed}<div class="gmail_quoted"><div id=x>{PIXEL}</div></div></p>'
     assert instrument(text)[1].pixel == tracker.THERE, "behind quotations, and in what is none"
 
