@@ -8690,7 +8690,7 @@ def answer(app: App, environ: WSGIEnvironment) -> Response:
         method = "GET" if request.method == "HEAD" else request.method
         for route in ROUTES:
             if (values := route.read(request.segments)) is not None:
-                if methods and route.handler is to_tidy:  # whose pattern fits the words of others
+                if route.handler is to_tidy and (methods or method != "GET"):  # whose pattern fits any word
                     break
                 errors = as_json if route.access != ANYONE and is_for_programs(request) else route.errors
                 if route.method == method:

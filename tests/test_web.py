@@ -292,9 +292,12 @@ def test_another_method_is_refused_and_the_right_ones_named(played: Stage, route
     allowed |= {"HEAD"} if "GET" in allowed else set()
     for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - allowed:
         answer = call(played, method, target, b"{}")
+        assert_private(answer)
+        if route.pattern == "/{id}":  # any word fits: nobody is told that there is something
+            assert answer.status == 404
+            continue
         assert answer.status == 405
         assert set(answer["Allow"].split(", ")) == allowed
-        assert_private(answer)
     assert everything(played) == before
 
 
