@@ -9592,6 +9592,16 @@ def cmd_campaign_list(args: Namespace, settings: Settings) -> None:
     say(args, campaigns, (line.format_map(row) + too_many * totals_of(row).is_exceeded for row in campaigns))
 
 
+def _figure_text(figure: Figure, beside: str = "") -> str:
+    return f"{figure.label:13} {told(figure.now):>12}   {beside}{figure.detail}".rstrip()
+
+
+def _reason_texts(reasons: Iterable[Row]) -> Iterator[str]:
+    for row in reasons:
+        what = f"{row['event_type']}s, {row['counts_as'].replace('_', ' ')}: {row['verdict']}, {row['reason']}"
+        yield f"{row['hits']:>8,} {what}. {sentence_of(row['reason'])}"
+
+
 @command(
     TENANT,
     option("--range", "the time that is counted", choices=RANGES, default=DEFAULT_RANGE),
@@ -9607,14 +9617,63 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
         stats = read_stats(connection, tenant, period)
         waiting = waiting_hits(database, connection)
     lines = [f"{tenant.name}: {RANGES[args.range]}, {period.zone}"]
-    figures = *sent_figures(stats.sent), *activity_figures(stats.hits, stats.emails)
-    lines += [f"{each.label:13} {told(each.now):>12}   {each.detail}".rstrip() for each in figures]
-    for row in stats.reasons if args.why else ():
-        what = f"{row['event_type']}s, {row['counts_as'].replace('_', ' ')}: {row['verdict']}, {row['reason']}"
-        lines.append(f"{row['hits']:>8,} {what}. {sentence_of(row['reason'])}")
+    lines += map(_figure_text, (*sent_figures(stats.sent), *activity_figures(stats.hits, stats.emails)))
+    lines += _reason_texts(stats.reasons) if args.why else ()
     if waiting:
         lines.append(f"about {waiting} hits are still waiting to be counted")
     say(args, stats_json(stats, tenant.name, waiting), lines)
+
+
+MOST_REPORTED = 20  # campaigns, the newest
+
+
+@command(
+    TENANT,
+    option("--campaign NAME", "of this campaign alone, since it was first sent"),
+    option("--since", "of this time, and of each campaign that began in it; default: 7d", choices=RANGES, default="7d"),
+)
+def cmd_report(args: Namespace, settings: Settings) -> None:
+    """Print the numbers of a tenant, or of one campaign, as a text to hand on: for cron to mail."""
+    now = now_ms()
+    with database_of(settings, drained=True) as database, database.reading() as connection:
+        tenant = find_tenant(connection, args.tenant)
+        lines, names = [], [args.campaign]
+        if args.campaign is None:
+            period = period_of(connection, tenant, {"range": args.since}, now)
+            stats = read_stats(connection, tenant, period)
+            lines += [f"{tenant.name}: {RANGES[args.since]}, {period.zone}"]
+            lines += map(_figure_text, (*sent_figures(stats.sent), *activity_figures(stats.hits, stats.emails)))
+            begun = campaigns_before(connection, tenant.number, now // QUARTER_MS + 1, MOST_REPORTED)
+            names = [name for name, quarter in begun if quarter * QUARTER_MS >= period.starts[0]]
+        for name in names:
+            lines += [""] * bool(lines) + [*_campaign_report(connection, tenant, name, now)]
+    print("\n".join(lines))
+
+
+def _campaign_report(connection: sqlite3.Connection, tenant: Tenant, campaign: str, now: int) -> Iterator[str]:
+    """What a campaign's page says, in lines. Raises BadInput."""
+    zone = zone_of(tenant)
+    if (stats := read_campaign(connection, tenant, campaign, zone, now)) is None:
+        raise BadInput(f"no campaign {campaign!r}; `campaign list` shows them")
+    begun = datetime.fromtimestamp(stats.begun / 1000, zone)
+    yield f"{campaign}: first sent {begun:%d %b %Y %H:%M} ({zone}), {ago(stats.age / 1000)}"
+    number, before = len(stats.before), stats.before_sums
+    for figure in sent_figures(stats.sent, before):
+        beside = f"({counted(number, 'campaign')} before, as old: {told(figure.then)}) " if figure.then else ""
+        yield _figure_text(figure, beside if figure.label != "Sent" else "")
+    if stats.half_after:
+        yield f"Half of what people opened was opened within {lasting(stats.half_after // 1000)}."
+    asked = Wanted(campaign=campaign, most=TABLE_ROWS[0])
+    programs, links = (read_table(connection, tenant.number, table, asked).named() for table in (PROGRAMS, LINKS))
+    yield from ["Opened with (by people, and maybe):"] * bool(programs)
+    for row in programs:
+        what = ", ".join(filter(None, (row["client"], row["device"])))
+        yield f"{row['opens_person']:>8,} {row['opens_unconfirmed']:>8,} {what}"
+    yield from ["Links (emails in which people clicked, and their clicks):"] * bool(links)
+    for row in links:
+        yield f"{row['emails_person']:>8,} {row['clicks_person']:>8,} {row['url']}"
+    yield from ["Requests, and what they count as:"] * bool(stats.reasons)
+    yield from _reason_texts(stats.reasons)
 
 
 @command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -195,3 +196,34 @@ def test_emails_that_move_to_another_campaign_or_go_take_their_numbers_along(mai
     assert mailing.check() == []
     for path in ("campaigns/Spring.json", "stats.json?campaign=Spring"):
         assert get(mailing, f"/{mailing.acme.id}/{path}").status == 404
+
+
+def test_a_report_says_as_a_text_what_became_of_a_time_and_of_the_campaigns_that_began_in_it(
+    mailing: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mailing.use(monkeypatch)
+    command = ["--env", os.devnull, "report", "Acme"]
+    assert tracker.main([*command, "--campaign", "Spring"]) == 0
+    spring = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
+    assert spring.splitlines()[:8] == [
+        "Spring: first sent 19 Nov 2026 18:15 (UTC), 5 days ago",
+        "Opened             40–50 %   (2 campaigns before, as old: 33–50 %)"
+        " 4 by people, 1 maybe read; 1 more clicked, so they read it",
+        "Clicked             30.0 %   (2 campaigns before, as old: 16.7 %) 3 by people",
+        "Click-to-open       60.0 %   (2 campaigns before, as old: 50.0 %) of 5 emails that people read",
+        "Sent                    10   emails",
+        "Half of what people opened was opened within 2 hours.",
+        "Opened with (by people, and maybe):",
+        "       5        0 Outlook, desktop",
+    ]
+    assert "\n       3        3 https://acme.com/shoes\n       1        1 https://acme.com/hats\n" in spring
+    assert "\n       4 clicks, person: human, browser. A web browser.\n" in spring
+    assert tracker.main(command) == 0
+    week = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
+    assert [line for line in week.splitlines() if line.endswith(" ago")] == [
+        "Summer: first sent 23 Nov 2026 18:15 (UTC), 1 day ago",
+        "Spring: first sent 19 Nov 2026 18:15 (UTC), 5 days ago",
+    ]
+    assert week.startswith("Acme: 7 days, UTC\nOpened ") and spring in week
+    assert tracker.main([*command, "--campaign", "Sprung"]) == 1
+    assert capsys.readouterr().err.endswith("no campaign 'Sprung'; `campaign list` shows them\n")
