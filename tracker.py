@@ -7121,7 +7121,12 @@ def table_section(view: View, rows: Rows, **given: Any) -> Markup:
     heads = joined(*(column_head(view, name, column) for column in columns))
     end = table_end(view, rows, name)
     note = "" if view.campaign or table is EVENTS else "in this range" if table is PROGRAMS else "of all time"
-    told = {"name": name, "title": joined(table.title, " ", tag("small", note)), "above": above}
+    told = {
+        "name": name,
+        "what": table.title.lower(),
+        "title": joined(table.title, " ", tag("small", note)),
+        "above": above,
+    }
     return view.pages.templates["_table"].render(**told, heads=heads, rows=body, take=end)
 
 

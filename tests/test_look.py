@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib.resources
 import itertools
 import json
 import re
@@ -164,10 +165,18 @@ NAMED = {
 }  # fmt: skip
 
 
-def assert_accessible(tab: Tab, path: str) -> None:
+# The rules of axe-core (WCAG and good practice), which a package of Python brings along.
+AXE = importlib.resources.files("axe_core_python").joinpath("axe.min.js")
+VIOLATIONS = "axe.run().then(found => found.violations.map(each => [each.id, ...each.nodes.map(node => node.html)]))"
+
+
+def assert_accessible(tab: Tab, path: str, width: int) -> None:
     """What a page says to those who do not see it, and whether everything has a name and a place."""
     tab.run("document.querySelectorAll('details').forEach(e => e.open = true)")
     assert tab.run(FAULTS) == [], path
+    if width > 320:  # it takes a second; what differs on a phone is looked at above
+        tab.run(f"{AXE.read_text()}; 0")
+        assert tab.run(VIOLATIONS) == [], path
     tree = [node for node in tab.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
     roles: dict[str, list[str]] = {}
     for node in tree:
@@ -206,7 +215,7 @@ def test_every_page_is_whole_and_accessible_on_every_screen(
         assert is_white == (scheme == "light")
         (tmp_path / f"{name}-{width}-{scheme}.webp").write_bytes(tab.picture())
         if scheme == "light":
-            assert_accessible(tab, path)
+            assert_accessible(tab, path, width)
     assert "Your first mail" in tab.text("h2")
 
 
