@@ -74,9 +74,7 @@ PROGRAM = os.path.basename(PROGRAM_FILE)
 # What the operator says through the environment, what goes wrong, and the program's own files.
 
 ENV_FILE = "/etc/email-tracker.env"
-NETWORK_FILE_SYSTEM = (
-    "nfs4?|cifs|smb(3|fs)|9p|virtiofs|afs|lustre|(fuse[.])?(ceph|glusterfs)|fuse[.](sshfs|s3fs|rclone)"
-)
+NETWORK_KINDS = "nfs4?|cifs|smb(3|fs)|9p|virtiofs|afs|lustre|(fuse[.])?(ceph|glusterfs)|fuse[.](sshfs|s3fs|rclone)"
 
 
 class BadInput(ValueError):
@@ -131,12 +129,6 @@ def database_place(text: str) -> str:
     return re.sub("^/+", "/", path)
 
 
-def _absolute(text: str) -> str:
-    if not os.path.isabs(text):
-        raise ValueError("expected an absolute path, such as /var/lib/email-tracker")
-    return text
-
-
 def without_password(url: str) -> str:
     """A URL of a database as it may be shown."""
     return re.sub("(?<=[?&]password=)[^&]*", "…", re.sub("(?<=://)([^:/?@]*):.*@", r"\1:…@", url))
@@ -185,6 +177,7 @@ _bind = _matching(
 )
 _api_key = _matching("[!-~]{16,}", "at least 16 characters without spaces")
 _kept = _matching("truncated|full|none", "one of: truncated, full, none")
+_folder = _matching("(?s:/.*)", "an absolute path, such as /var/lib/email-tracker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +193,7 @@ class Settings:
     ip_addresses: str = _setting("IP_ADDRESSES", _kept, "truncated")
     keep_spool_days: int = _setting("KEEP_SPOOL_DAYS", _days, "3")
     keep_spool_mb: int = _setting("KEEP_SPOOL_MB", _megabytes, "2000")
-    data_folder: str | None = _setting("DATA_FOLDER", _absolute)
+    data_folder: str | None = _setting("DATA_FOLDER", _folder)
     local: bool = False  # `--local`: links may lead to this machine
 
     @property
@@ -323,7 +316,7 @@ def network_file_system_fault(folder: str, mounts: str = "/proc/self/mounts") ->
             point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
             if (folder + "/").startswith(point.rstrip("/") + "/") and len(point) >= depth:
                 kind, depth = this_kind, len(point)
-    if re.fullmatch(NETWORK_FILE_SYSTEM, kind):
+    if re.fullmatch(NETWORK_KINDS, kind):
         return f"{folder} is on {kind}; expected a local disk: locks do not hold on a network"
     return None
 
@@ -466,16 +459,12 @@ def signed_target(secret: str, mail_id: str, url: str) -> str:
 
 
 def split_target(uri: str) -> tuple[tuple[str, ...], str]:
-    """Split a request target into decoded path segments and the raw query: the one reading of a path.
-
-    The path is split on "/" first and decoded once, so that %2F in a segment stays inside it. A slash too many is none:
-    links are put together by many hands, and what they call is known all the same.
-    """
+    """Split a request target into decoded path segments and the raw query: the one reading of a path."""
     if not uri.startswith("/"):
         uri = re.sub(r"^(?i:https?)://[^/?]*", "", uri)  # absolute form, RFC 9112 §3.2.2
     path, _, query = uri.partition("?")
-    segments = path.split("/")[1:]
-    if "" in segments:
+    segments = path.split("/")[1:]  # before it is decoded, so that %2F stays inside of one
+    if "" in segments:  # a slash too many is none: links are put together by many hands
         segments = [segment for segment in segments if segment] or [""]
     if "%" in path:
         segments = [unquote(segment, errors="replace") for segment in segments]
@@ -483,14 +472,12 @@ def split_target(uri: str) -> tuple[tuple[str, ...], str]:
 
 
 def plain_url(query: str) -> str | None:
-    """The target of a plain link, from the raw query; None if it names none.
-
-    A value with "://" in it was written by hand and not encoded, so all that follows belongs to it, "&" included.
-    """
+    """The target of a plain link, from the raw query; None if it names none."""
     match = PLAIN_URL.search(query)
     if not match:
         return None
     rest, value = match.groups()
+    # With "://" in it, it was written by hand and not encoded, so all that follows belongs to it, "&" included.
     return str(rest) if "://" in value else unquote_plus(value, errors="replace")
 
 
@@ -514,10 +501,7 @@ def with_parameters(url: str, wanted: Iterable[tuple[str, str]]) -> str:
 
 
 def forwarded(location: str, query: str, names: Collection[str]) -> str:
-    """A link's location with what the link's own query says under names that begin with utm_, and under these names.
-
-    Nothing else, since a stranger may write it.
-    """
+    """A link's location with what its own query says under utm_… and these names; no more: a stranger may write it."""
     if "utm" not in query and not names:
         return location
     said = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
@@ -538,9 +522,8 @@ def read_utm(text: str, name: str = "utm") -> str:
     names = [match[1] for match in re.finditer(pair, text)]
     if text and (not re.fullmatch(rf"{pair}(?:&{pair})*", text) or len({*names}) < len(names) or len(text) > MAX_UTM):
         told = f"NAME=VALUE, joined by &, each name once, such as {UTM_EXAMPLE}, at most {MAX_UTM:,} characters"
-        raise BadInput(
-            f"{name} {text[:80]!r}: expected {told} (in a value %26 stands for &, and there is no # and no other brace)"
-        )
+        told += " (in a value %26 stands for &, and there is no # and no other brace)"
+        raise BadInput(f"{name} {text[:80]!r}: expected {told}")
     return text
 
 
