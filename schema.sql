@@ -23,7 +23,8 @@ create table tenants (
     created_at    integer not null,
     tz            text not null default 'UTC' check (length(tz) between 1 and 60),    -- in which its days begin
     unregistered_a_day integer check (unregistered_a_day >= 0),                       -- emails that hits alone may make; null: as usual
-    utm           text not null default '' check (length(utm) <= 1000)                -- what its links' targets get
+    utm           text not null default '' check (length(utm) <= 1000),               -- what its links' targets get
+    retention_days integer check (retention_days >= 0)                                -- 0: for ever; null: RETENTION_DAYS
 );
 
 create table tenant_rules (              -- hosts where its links may and may not lead; its own addresses; parameters that links forward
@@ -277,6 +278,15 @@ create table named_hosts (               -- clicks on plain links that met the n
     primary key (tenant, host, reason)
 ) without rowid;
 
+create table carried (                   -- numbers whose facts are gone, which a recount adds to what it finds
+    tenant integer not null,
+    rollup text not null,
+    key    text not null,                -- JSON: what it has in the key columns of its roll-up, a quarter in place of a day
+    name   text not null,                -- of the column
+    number integer not null,             -- to be added; of a column that is a time, the first or the last
+    primary key (tenant, rollup, key, name)
+) without rowid;
+
 -- Recounts, which state each number a second time. local_day, client_name and client_device are functions of the program.
 
 create view recount_email_counts as
@@ -522,10 +532,12 @@ create table marks (                     -- what the database knows of itself; s
     value text not null
 ) without rowid;
 
-create table gone (                      -- emails that were deleted: no hit makes them again, and no registration up to a time
-    hash text primary key,               -- keyed; see gone_hashes
-    at   integer not null
+create table gone (                      -- what no hit, registration or backup brings back
+    hash text not null,                  -- keyed, of an email's key or a recipient's address; see gone_hashes
+    kind text not null,                  -- 'deleted', or 'forgotten', of which the numbers stay
+    at   integer not null,              -- what is registered later is there again
+    primary key (hash, kind)
 ) without rowid;
 
-pragma user_version = 7;
+pragma user_version = 8;
 commit;

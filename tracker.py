@@ -2244,14 +2244,16 @@ def encode_quoted_printable(new: str, column: int, line_break: str) -> tuple[str
 # == Database ==========================================================================================
 # One file, one connection a process, one writer at a time; whose spool it is. Uses no section but Settings.
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 MOVED = -1  # in place of the version
 FIRST_VERSION = 5  # the oldest that is brought up to date, by the files in templates/schema
 QUARTER_MS = 900_000
 DAY_MS = 86_400_000
+AS_QUARTERS = ""  # in place of a zone: its days are told later
 BUSY_MS = 5_000  # how long to wait for a lock that is not ours (a shell, a copy)
 CACHE_KIBIBYTES = 1024  # of pages, in each worker; twice as much saved no time
 CHECKPOINT_BYTES = 16 << 20  # of WAL, before it is moved into the database: pages that change often are moved once
+READ_BYTES = 1 << 20  # of a file, at a time
 MAGIC = b"SQLite format 3\0"  # with which a database begins (sqlite.org/fileformat2.html)
 WAY_OUT = "`restore FILE` puts a backup in its place and counts what came since"
 
@@ -2354,6 +2356,8 @@ def zone_named(name: str) -> tzinfo | None:
 @lru_cache(maxsize=1024)
 def local_day(zone: str, quarter: int) -> int:
     """The day on which a quarter begins in a zone, counted from 1970; in UTC where the zone is not known here."""
+    if zone == AS_QUARTERS:
+        return quarter
     found = zone_named(zone)
     if found is None or found is timezone.utc:
         return quarter * QUARTER_MS // DAY_MS
@@ -2397,7 +2401,8 @@ def open_connection(path: str) -> sqlite3.Connection:
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         try:
             check_version(connection.execute("pragma user_version").fetchone()[0], path)
-            for setting in ("synchronous = full", "wal_autocheckpoint = 0", "foreign_keys = on"):
+            # What is deleted is overwritten.
+            for setting in ("synchronous = full", "wal_autocheckpoint = 0", "foreign_keys = on", "secure_delete = on"):
                 connection.execute(f"pragma {setting}")
             connection.execute(f"pragma cache_size = {-CACHE_KIBIBYTES}")
             _know_functions(connection)
@@ -2409,6 +2414,7 @@ def open_connection(path: str) -> sqlite3.Connection:
 
 TEXT_COLUMNS = frozenset(
     {"key", "word", "host", "agent", "target", "campaign", "mail_id", "hash", "name", "text", "whose"}
+    | {"client", "device", "reason"}
 )  # of sets; all others are numbers
 
 
@@ -2598,6 +2604,24 @@ class Database:
             finally:
                 if connection.in_transaction:
                     connection.execute("rollback")
+
+    def holds(self, texts: Collection[bytes]) -> bool:
+        """Whether the file holds any of some texts, what is free in it and the WAL included. Raises Busy.
+
+        SQLite overwrites what is deleted, but not all that was left behind where it once divided a page.
+        """
+        with self.checkpointed():
+            size, header = self._size, self._header
+        longest = max(map(len, texts))
+        parts = (os.pread(header, READ_BYTES + longest, at) for at in range(0, size, READ_BYTES))
+        return any(text in part for part in parts for text in texts)
+
+    def rewrite(self) -> None:
+        """Write the whole database anew, with nothing in it that was deleted; hits wait meanwhile. Raises Busy."""
+        with self._mutex, _plain_errors(self.path), write_lock(self.folder, math.inf):
+            connection = self._connect(locked=True)
+            connection.execute("vacuum")
+            self._checkpoint(connection, locked=True)
 
     def enlarge_cache(self, mebibytes: int) -> None:
         """Give this process's connection more memory, for much work at once."""
@@ -2849,6 +2873,13 @@ def forget_positions(connection: sqlite3.Connection, present: Iterable[str], bef
         set_mark(connection, "positions_since", str(before))
 
 
+def new_ids(connection: sqlite3.Connection, ids: Iterable[str]) -> set[str]:
+    """Those of the ids of lines of a log that never came before; from now on they have."""
+    asked = f"select wanted.word from {wanted('word')}"
+    sql = f"insert into ingested {asked} where 1 = 1 on conflict (hit_id) do nothing returning hit_id"
+    return {id_ for (id_,) in for_each(connection, ids, sql)}
+
+
 # -- Marks, and what is gone
 
 
@@ -2891,32 +2922,52 @@ def tell_of_machine(database: Database, waiting: int | None, now: int) -> tuple[
     return [*others.values()], ""
 
 
-def gone_hashes(connection: sqlite3.Connection, tenant: int, keys: Iterable[str]) -> dict[str, str]:
-    """The keys of emails by what is kept of them after they were deleted: who does not know a key learns nothing by it."""
+FORGOTTEN, DELETED = "forgotten", "deleted"  # kinds of what is gone
+Gone = dict[tuple[str, str], int]  # by hash and kind: up to which time
+
+
+def gone_hash(secret: str, mail_id: str, word: str) -> str:
+    """What is kept of an email's key, or of <a recipient's address>: who does not know it learns nothing by that."""
+    return hmac.digest(secret.encode(), f"{mail_id}/{word}".encode(), "sha256").hex()[:32]
+
+
+def as_person(address: str) -> str:
+    """A recipient's address, as it is told from keys."""
+    return f"<{address.lower()}>"
+
+
+def gone_hashes(connection: sqlite3.Connection, tenant: int, words: Iterable[str]) -> dict[str, str]:
+    """Keys of emails, and addresses as as_person has them, by what is kept of them when they are gone."""
     sql = "select mail_id, value from tenants join secrets on secrets.name = 'instance' where number = ?"
     mail_id, secret = connection.execute(sql, (tenant,)).fetchone()
-    return {hmac.digest(secret.encode(), f"{mail_id}/{key}".encode(), "sha256").hex()[:32]: key for key in keys}
+    return {gone_hash(secret, mail_id, word): word for word in words}
 
 
-def remember_gone(connection: sqlite3.Connection, gone: Mapping[str, int]) -> None:
-    """Never again make emails of these hashes from what was said, or came, up to these times."""
+def remember_gone(connection: sqlite3.Connection, gone: Gone) -> None:
+    """Never again make of these hashes what was said, or came, up to these times."""
     connection.executemany(
-        "insert into gone (hash, at) values (?, ?) on conflict (hash) do update"
+        "insert into gone (hash, kind, at) values (?, ?, ?) on conflict (hash, kind) do update"
         " set at = case when excluded.at > gone.at then excluded.at else gone.at end",
-        gone.items(),
+        [(*key, at) for key, at in gone.items()],
     )
+    if any(kind == FORGOTTEN for _, kind in gone):
+        set_mark(connection, "forgotten", secrets.token_hex(8))  # see clean_files
 
 
-def write_gone(folder: str, gone: Mapping[str, int]) -> None:
+def write_gone(folder: str, gone: Gone) -> None:
     """Write into the file `gone` too what must be gone from every backup; before the commit. Raises StoreError."""
-    append_to(os.path.join(folder, "gone"), "".join(f"{hash_} {at}\n" for hash_, at in gone.items()).encode())
+    lines = "".join(f"{hash_} {at} {kind}\n" for (hash_, kind), at in gone.items())
+    append_to(os.path.join(folder, "gone"), lines.encode())
 
 
-def read_gone(folder: str, connection: sqlite3.Connection) -> dict[str, int]:
+def read_gone(folder: str, connection: sqlite3.Connection) -> Gone:
     """What the file `gone` says that this database does not know, since it was copied before."""
-    known = dict(connection.execute("select hash, at from gone").fetchall())
-    told = re.findall("^([0-9a-f]{32}) ([0-9]{1,15})$", read_small_file(folder, "gone") or "", re.MULTILINE)
-    return {hash_: int(at) for hash_, at in told if int(at) > known.get(hash_, -1)}
+    known = {(hash_, kind): at for hash_, kind, at in connection.execute("select hash, kind, at from gone")}
+    line = re.compile("^([0-9a-f]{32}) ([0-9]{1,15})(?: ([a-z]+))?$", re.MULTILINE)
+    told = {
+        (hash_, kind or DELETED): int(at) for hash_, at, kind in line.findall(read_small_file(folder, "gone") or "")
+    }
+    return {key: at for key, at in told.items() if at > known.get(key, -1)}
 
 
 # == PostgreSQL ========================================================================================
@@ -3007,6 +3058,7 @@ def _set_in_postgres(match: re.Match[str]) -> str:
 def translated(sql: str) -> str:
     """A statement as psycopg and PostgreSQL read it."""
     sql = re.sub(r"\(select ((?:(?!select).)+) from json_each\(:wanted\)\) as wanted", _set_in_postgres, sql)
+    sql = re.sub(r"json_extract\(carried\.key, '\$\[(\d)\]'\)", r"(carried.key::json ->> \1)", sql)
     parts = re.split("('(?:[^']|'')*')", sql.replace("%", "%%"))
     for pattern, instead in _IN_STATEMENTS:
         parts[::2] = [re.sub(pattern, instead, part) for part in parts[::2]]
@@ -3202,6 +3254,10 @@ class Postgres(Database):
         select = "select value from marks where name = 'schema'"
         with self._transaction(f"begin isolation level repeatable read; {_FOR_FEW_ROWS}; {select}") as connection:
             yield connection
+
+    def holds(self, texts: Collection[bytes]) -> bool:
+        """Nobody but the server can look into its files."""
+        return False
 
     def enlarge_cache(self, mebibytes: int) -> None:
         """The server has its own."""
@@ -3451,12 +3507,6 @@ def change_tenant(connection: sqlite3.Connection, tenant: int, **changes: Any) -
         raise Conflict(f"the tracking host {host} belongs to another tenant ({row[0]})")
     for column, value in changes.items():
         connection.execute(f"update tenants set {column} = ? where number = ?", (value, tenant))
-    if "tz" in changes:  # other days
-        know_clients(connection)
-        for table in ("uniques", "reasons", "cohorts", "campaign_times", "clients"):
-            where = f"where tenant = ? and {'day > 0' if table == 'clients' else 'grain = 1'}"
-            connection.execute(f"delete from {table} {where}", (tenant,))
-            connection.execute(f"insert into {table} select * from recount_{table} {where}", (tenant,))
 
 
 def tenant_rules(connection: sqlite3.Connection, tenant: int) -> dict[str, list[str]]:
@@ -3482,8 +3532,18 @@ def set_tenant_rules(
 
 
 TABLES_OF_TENANTS = (  # each before those that it refers to
-    *("uniques", "reasons", "cohorts", "campaigns", "campaign_times", "campaign_hits", "links", "clients"),
-    *("named_hosts", "events", "campaign_sends", "allowances", "dropped", "tenant_rules", "urls", "emails"),
+    *(
+        "uniques",
+        "reasons",
+        "cohorts",
+        "campaigns",
+        "campaign_times",
+        "campaign_hits",
+        "links",
+        "clients",
+        "named_hosts",
+    ),
+    *("carried", "events", "campaign_sends", "allowances", "dropped", "tenant_rules", "urls", "emails"),
 )
 
 
@@ -3899,6 +3959,7 @@ def add_to_rollups(connection: sqlite3.Connection, cells: Mapping[Cell, int]) ->
 
 INSTEAD = "excluded.{column}"
 ADDED = "{table}.{column} + excluded.{column}"
+EARLIER = "case when excluded.{column} < {table}.{column} then excluded.{column} else {table}.{column} end"
 LATER = "case when excluded.{column} > coalesce({table}.{column}, 0) then excluded.{column} else {table}.{column} end"
 
 
@@ -3924,6 +3985,43 @@ def upsert(
     )
 
 
+def carry(connection: sqlite3.Connection, tenant: int, cells: Mapping[Cell, int]) -> None:
+    """Keep numbers of a tenant whose facts go. Cells have quarters in place of days, since zones may change."""
+    rows: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    for (table, key, name), number in cells.items():
+        if number:
+            change = LATER if name == "last_at" else EARLIER if name.endswith("_first") else ADDED
+            rows[change].append((tenant, table, as_set([*key]), name, number))
+    for change, some in rows.items():
+        upsert(connection, "carried", ("tenant", "rollup", "key", "name"), ("number",), some, change)
+
+
+def _recounted(table: str) -> str:
+    """The rows of a roll-up as they are counted anew: from facts, with what is carried of those that are gone."""
+    keys, numbers, times = ROLLUPS[table]
+    parts = {}
+    for place, name in enumerate(keys):
+        part = f"json_extract(carried.key, '$[{place}]')"
+        parts[name] = part if name in TEXT_COLUMNS else f"cast({part} as bigint)"
+    if "grain" in parts:
+        parts["time"] = f"case {parts['grain']} when {DAY} then local_day(tz, {parts['time']}) else {parts['time']} end"
+    if "day" in parts:
+        parts["day"] = f"local_day(tz, {parts['day']})"
+    values = [*parts.values(), *(f"case carried.name when '{name}' then carried.number else 0 end" for name in numbers)]
+    values += [f"case carried.name when '{name}' then carried.number end" for name in times]
+    columns = [*numbers, *times]
+    sums = [
+        f"{'sum' if name in numbers else 'max' if name == 'last_at' else 'min'}({name}) as {name}" for name in columns
+    ]
+    return f"""
+        select {", ".join((*keys, *sums))} from (
+            select {", ".join((*keys, *columns))} from recount_{table} union all
+            select {", ".join(values)} from carried join tenants on tenants.number = carried.tenant
+            where rollup = '{table}'
+        ) as parts group by {", ".join(keys)}
+    """
+
+
 def rollup_differences(connection: sqlite3.Connection, most: int = 20) -> list[str]:
     """Compare each roll-up with its recount; a line for each row that differs, up to `most` a roll-up and side.
 
@@ -3933,7 +4031,8 @@ def rollup_differences(connection: sqlite3.Connection, most: int = 20) -> list[s
     know_clients(connection)
     for table, (keys, numbers, others) in ROLLUPS.items():
         columns, counts = ", ".join((*keys, *numbers, *others)), " or ".join(f"{column} <> 0" for column in numbers)
-        kept, anew = (f"select {columns} from {rows} where {counts}" for rows in (table, f"recount_{table}"))
+        sources = table, f"({_recounted(table)}) as recounted"
+        kept, anew = (f"select {columns} from {rows} where {counts}" for rows in sources)
         for label, sql in (("recounted", f"{anew} except {kept}"), ("in the roll-up", f"{kept} except {anew}")):
             rows = connection.execute(f"{sql} limit {most}").fetchall()
             found += [f"{table}: {label} only: {tuple(row)}" for row in rows]
@@ -3946,7 +4045,18 @@ def rebuild_rollups(connection: sqlite3.Connection) -> None:
     for table, rollup in ROLLUPS.items():
         columns = ", ".join(chain(*rollup))
         connection.execute(f"delete from {table}")
-        connection.execute(f"insert into {table} ({columns}) select {columns} from recount_{table}")
+        connection.execute(f"insert into {table} ({columns}) select {columns} from ({_recounted(table)}) as recounted")
+
+
+def count_days_anew(connection: sqlite3.Connection, tenant: int) -> None:
+    """Count a tenant's numbers by day anew: its days begin at other times now."""
+    know_clients(connection)
+    for table, rollup in ROLLUPS.items():
+        if by_day := [name for name in ("grain = 1", "day > 0") if name.partition(" ")[0] in rollup.keys]:
+            where, columns = f"where tenant = ? and {by_day[0]}", ", ".join(chain(*rollup))
+            connection.execute(f"delete from {table} {where}", (tenant,))
+            sql = f"insert into {table} ({columns}) select {columns} from ({_recounted(table)}) as recounted {where}"
+            connection.execute(sql, (tenant,))
 
 
 # == Recording =========================================================================================
@@ -4213,13 +4323,15 @@ class Batch:
         self._campaign_hits: dict[tuple[Any, ...], int] = defaultdict(int)  # as CampaignHit
         self._standings: dict[Standing, int] = defaultdict(int)
         self._cells: dict[Cell, int] = defaultdict(int)
+        self._carries_for = 0  # a tenant, where facts go and their numbers stay
+        self._carried: dict[Cell, int] = defaultdict(int)
         self.dropped: dict[tuple[int, str, int], int] = defaultdict(int)
         self._emails: list[Email] = []  # whose counts may have changed
         self._events: list[tuple[Any, ...]] = []
         self._revised: list[tuple[int, int]] = []
         self._began: dict[int, int] = {}  # emails that were first spoken of earlier than was known
         self._firsts: list[tuple[Tally, Email, int, int, int | None]] = []  # tallies whose first hit went
-        self._left: set[tuple[int, str]] = set()  # campaigns that an email left, perhaps with their last hit
+        self._left: set[tuple[int, str, int]] = set()  # campaigns that an email left, perhaps with their last hit
         self._used: list[tuple[Any, ...]] = []  # of allowances
         self._tenants: dict[int, tuple[str, int | None]] = {}  # of hits: zones, and how many new emails a day
         self._numbers: dict[Judgement, tuple[int, int]] = {}  # and their states
@@ -4426,11 +4538,12 @@ class Batch:
         early = {key for key, hits in by_key.items() if key not in known or hits[0].at < known[key].created_at}
         # Of a hit without a time (which is fixed) nobody knows whether it came before its email was deleted.
         early |= {key for key, hits in by_key.items() for hit in hits if hit.fixed}
-        for key, gone_at in self._gone(tenant, early).items():
+        for key, kinds in self._gone(tenant, early).items():
             # What nobody registered again never comes back: a deleted email's pixel is still out there.
+            reason, gone_at = FORGOTTEN if FORGOTTEN in kinds else DELETED, max(kinds.values())
             later = [hit for hit in by_key[key] if key in known and hit.at > gone_at and not hit.fixed]
             if len(later) < len(by_key[key]):
-                self.dropped[tenant, "deleted", self.now // DAY_MS] += len(by_key[key]) - len(later)
+                self.dropped[tenant, reason, self.now // DAY_MS] += len(by_key[key]) - len(later)
             by_key[key] = later
         if unknown := {key: hits for key, hits in by_key.items() if hits and key not in known}:
             known |= self._make_unregistered(tenant, unknown)
@@ -4439,13 +4552,15 @@ class Batch:
         self._emails += [email for email, _ in emails]
         return emails
 
-    def _gone(self, tenant: int, keys: Collection[str]) -> dict[str, int]:
-        """Those of keys whose emails were deleted, and when."""
-        if not keys:
-            return {}
-        hashes = gone_hashes(self.connection, tenant, keys)
-        sql = f"select gone.hash, gone.at from {wanted('hash')} cross join gone where gone.hash = wanted.hash"
-        return {hashes[hash_]: at for hash_, at in for_each(self.connection, hashes, sql)}
+    def _gone(self, tenant: int, words: Collection[str]) -> dict[str, dict[str, int]]:
+        """Those of keys and addresses that are gone: by each kind, up to when."""
+        found: dict[str, dict[str, int]] = defaultdict(dict)
+        if words:
+            hashes = gone_hashes(self.connection, tenant, words)
+            sql = f"select gone.hash, kind, at from {wanted('hash')} cross join gone where gone.hash = wanted.hash"
+            for hash_, kind, at in for_each(self.connection, hashes, sql):
+                found[hashes[hash_]][kind] = at
+        return found
 
     def _make_unregistered(self, tenant: int, by_key: Mapping[str, list[Hit]]) -> dict[str, Email]:
         """Make the emails that hits speak of, as far as strangers may: beside those of the day, twice as many of a campaign
@@ -4611,11 +4726,15 @@ class Batch:
         known = find_emails(self.connection, tenant, {each.key for each in registrations})
         said = self._said_before(known.values())
         # Of what is said now nothing was deleted, whatever the clock says; of what is read again, that of before.
-        gone = self._gone(tenant, {each.key for each in registrations if each.at and each.key not in known})
+        again = [each for each in registrations if each.at]
+        words = {each.key for each in again if each.key not in known}
+        gone = self._gone(tenant, words | {as_person(each.recipient) for each in again if each.recipient})
         began: dict[str, int] = {}  # when emails were first spoken of that were not registered
         for each in registrations:
             key, at = each.key, each.at or self.now
-            if at < gone.get(key, -FAR):
+            if gone and any(
+                at < gone_at for word in (key, as_person(each.recipient or "")) for gone_at in gone[word].values()
+            ):
                 continue
             if key in said:
                 said[key] = said[key].joined(each._replace(at=at))
@@ -4674,33 +4793,67 @@ class Batch:
             self._revise(email, self._otherwise(zip(stored, judgements, strict=True)))
         return len(self._revised) - before
 
-    def delete(self, tenant: int, keys: Collection[str]) -> int:
-        """Remove emails, their events, and their part in every number; returns how many there were."""
+    def delete(self, tenant: int, keys: Collection[str], *, carries: bool = False) -> int:
+        """Remove emails and their events. Their part in every number goes too, or is carried; returns how many there were."""
         emails = [*find_emails(self.connection, tenant, keys).values()]
         self._read_all(emails)
+        self._carries_for = tenant if carries else 0
         asked = {"wanted": as_set([email.id for email in emails])}
         for table in ("events", "email_counts", "link_counts", "emails"):
             column = "id" if table == "emails" else "email"
             sql = f"delete from {table} where {column} in (select wanted.id from {wanted('id')})"
             self.connection.execute(sql, asked)
-        urls = sorted({stored.url for email in emails for stored in email.stored.values() if stored.url is not None})
         sql = f"""
-            select wanted.id from {wanted("id")}
-            where not exists (select 1 from events where events.url = wanted.id)
+            delete from carried where tenant = :tenant and rollup in ('email_counts', 'link_counts')
+                and key in (select wanted.key from {wanted("key")})
         """
-        unused = {row[0] for row in for_each(self.connection, urls, sql)}  # they may be one person's
+        rows = [as_set(key) for email in emails for key in ([email.id], *([email.id, url] for url in email.links))]
+        for_each(self.connection, rows, sql, tenant=tenant)
+        links: Counter[Cell] = Counter()
+        for email in emails:
+            self._standings[email.standing()] -= 1
+            self._left.add((tenant, email.campaign, email.last_at or 0))
+            for stored in email.stored.values():  # by their time; the tallies go with the email
+                self._count(email, stored.hit, None, stored.judgement, ASIDE, -1)
+            for url, (tally, _) in email.links.items():
+                links.update(dict(cells_of_link(tenant, email.campaign, url, tally)))
+        urls = {stored.url for email in emails for stored in email.stored.values()}.union(
+            *(each.links for each in emails)
+        )
+        unused = self._remove_urls(tenant, urls, links)  # they may be one person's
+        instead = self._number_of_other(tenant) if carries and any(cell[1][2] in unused for cell in links) else 0
+        for (table, (*key, url), name), number in links.items():
+            cell = table, (*key, instead if url in unused else url), name
+            if carries:
+                self._carried[cell] += number
+            if carries == (url in unused):
+                self._cells[cell] += number if carries else -number
+        return len(emails)
+
+    def _remove_urls(self, tenant: int, urls: Iterable[int | None], links: Mapping[Cell, int]) -> set[int]:
+        """Remove those of URLs that no event has, and no link but these that go; says which they were."""
+        own: Counter[int] = Counter()
+        for (_, (_, _, url), _), number in links.items():
+            own[url] += number
+        sql = f"""
+            select wanted.id from {wanted("id", "value")}
+            where not exists (select 1 from events where events.url = wanted.id) and wanted.value = coalesce((
+                select sum({" + ".join(LINK_COLUMNS)}) from links
+                where links.tenant = :tenant and links.url = wanted.id), 0)
+        """
+        asked = [(url, own[url]) for url in sorted(url for url in {*urls} if url is not None)]
+        unused = {id_ for (id_,) in for_each(self.connection, asked, sql, tenant=tenant)}
         for table, column in (("links", "url"), ("urls", "id")):
             sql = f"delete from {table} where {column} in (select wanted.id from {wanted('id')})"
             self.connection.execute(sql, {"wanted": as_set([*unused])})
-        for email in emails:
-            self._standings[email.standing()] -= 1
-            self._left.add((tenant, email.campaign))
-            for url, (tally, _) in email.links.items():
-                if url not in unused:
-                    self._count_link(tenant, email.campaign, url, tally, -1)
-            for stored in email.stored.values():  # by their time; the tallies go with the email
-                self._count(email, stored.hit, None, stored.judgement, ASIDE, -1)
-        return len(emails)
+        return unused
+
+    def _number_of_other(self, tenant: int) -> int:
+        """The number of what stands in the place of URLs that a tenant must not keep."""
+        look_up, insert = _INTERNED["url"]
+        known = for_each(self.connection, [OTHER], look_up, tenant=tenant).fetchall()
+        known = known or for_each(self.connection, [(OTHER, "")], insert, tenant=tenant).fetchall()
+        return int(known[0][1])
 
     def declare(self, tenant: int, campaign: str, sent: int, sent_at: int | None) -> bool:
         """Say how many emails of a campaign were sent without being registered, and when: now, or as was said before.
@@ -4740,14 +4893,15 @@ class Batch:
         self._find_firsts()
         self._write_counts()
         self._write_cells()
-        if left := sorted(campaign for campaign in self._left if campaign[1]):
+        if left := sorted(each for each in self._left if each[1]):
             sql = f"""
                 update campaigns set last_at = (
                     select max(email_counts.last_at) from emails join email_counts on email_counts.email = emails.id
                     where emails.tenant = campaigns.tenant and emails.campaign = campaigns.campaign
                         and emails.campaign <> '' and substr(emails.key, 1, 9) <> 'selftest~')
-                from {wanted("tenant", "campaign")}
+                from {wanted("tenant", "campaign", "at")}
                 where campaigns.tenant = wanted.tenant and campaigns.campaign = wanted.campaign
+                    and campaigns.last_at = wanted.at
             """
             self.connection.execute(sql, {"wanted": as_set(left)})
         upsert(self.connection, "allowances", ("tenant", "what", "whose", "day", "network"), ("used",), self._used)
@@ -4794,7 +4948,7 @@ class Batch:
                 self._standings[now] += 1
                 campaign = email.before.campaign
             if campaign != email.campaign:
-                self._left.add((email.tenant, campaign))
+                self._left.add((email.tenant, campaign, email.last_at or 0))
                 self._move_hits(email, campaign)
             for url, (old, new) in email.links.items():
                 if old != new or campaign != email.campaign:
@@ -4823,14 +4977,17 @@ class Batch:
         if others := {tenant for tenant, *_ in chain(self._shapes, self._standings)} - zones.keys():
             sql = f"select number, tz from {wanted('id')} cross join tenants where number = wanted.id"
             zones |= for_each(self.connection, others, sql)
+        cells, sign = self._cells, 1
+        if self._carries_for:
+            zones, cells, sign = dict.fromkeys(zones, AS_QUARTERS), self._carried, -1
         for columns, times in self._shapes.items():
             shape = Shape._make(columns)
             for cell in cells_of_hit(shape, self._judgements[shape.judgement], zones[shape.tenant]):
-                self._cells[cell] += times
+                cells[cell] += sign * times
         for columns, times in self._campaign_hits.items():
             hit = CampaignHit._make(columns)
             for cell in cells_of_campaign_hit(hit, self._judgements[hit.judgement]):
-                self._cells[cell] += times
+                cells[cell] += sign * times
         groups: dict[Group | None, int] = defaultdict(int)
         moments: dict[Moment, int] = defaultdict(int)
         for standing, times in self._standings.items():
@@ -4840,11 +4997,13 @@ class Batch:
                 moments[moment] += times
         for group, times in groups.items():
             for cell in cells_of_group(group, zones[group[0]]) if group and times else ():
-                self._cells[cell] += times
+                cells[cell] += sign * times
         for moment, times in moments.items():
             for cell in cells_of_moment(moment, zones[moment[0]]) if times else ():
-                self._cells[cell] += times
+                cells[cell] += sign * times
         add_to_rollups(self.connection, self._cells)
+        if self._carried:
+            carry(self.connection, self._carries_for, self._carried)
 
 
 def register_emails(
@@ -4853,28 +5012,6 @@ def register_emails(
     """Register emails, or update those whose key is known; returns how many are new."""
     with Batch(connection, now) as changes:
         return changes.register(tenant, registrations)
-
-
-def delete_emails(folder: str, connection: sqlite3.Connection, tenant: int, keys: Collection[str], now: int) -> int:
-    """Remove emails, so that no hit of before and no restored backup makes them again; returns how many there were."""
-    with Batch(connection, now) as changes:
-        found = changes.delete(tenant, keys)
-        if found:
-            gone = dict.fromkeys(gone_hashes(connection, tenant, keys), now)
-            remember_gone(connection, gone)
-            write_gone(folder, gone)
-    return found
-
-
-def forget_deleted(folder: str, connection: sqlite3.Connection) -> None:
-    """Remove what was deleted after this database was copied, or while a kill came between."""
-    new = read_gone(folder, connection)
-    remember_gone(connection, new)
-    for tenant in list_tenants(connection) if new else ():
-        keys = [key for (key,) in connection.execute("select key from emails where tenant = ?", (tenant.number,))]
-        hashes = gone_hashes(connection, tenant.number, keys)
-        with Batch(connection, 0) as changes:
-            changes.delete(tenant.number, [hashes[hash_] for hash_ in hashes.keys() & new])
 
 
 def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most: int) -> tuple[int, int] | None:
@@ -4915,15 +5052,6 @@ def record_lines(
     for (_, reason, _), hits in batch.dropped.items():
         dropped[reason] += hits
     return dropped, room - batch.room
-
-
-def unseen_lines(connection: sqlite3.Connection, lines: Iterable[Hit | SpooledEmail]) -> list[Hit | SpooledEmail]:
-    """Those of lines that come from a log whose ids never came before; each comes once, however often it is given."""
-    by_id = {line.id: line for line in lines}
-    asked = f"select wanted.word from {wanted('word')}"
-    sql = f"insert into ingested {asked} where 1 = 1 on conflict (hit_id) do nothing returning hit_id"
-    new = {id_ for (id_,) in for_each(connection, by_id, sql)}
-    return [line for id_, line in by_id.items() if id_ in new]
 
 
 # == Tables ============================================================================================
@@ -5475,7 +5603,6 @@ DRAIN_SECONDS = 0.25  # that a transaction should take, at most: meanwhile nobod
 TRIPS = 6  # to the database and back, that one needs at least
 DRAIN_EVENTS = 30_000  # stored hits that it may read: judging those of long sessions anew takes that long
 BACKLOG_BATCH = 50_000  # lines for the command `drain`, which has nobody to wait for it
-READ_BYTES = 1 << 20  # of a segment, at a time
 POSITIONS_DAYS = 400  # that a position is remembered: then a spool of old counts nothing twice, wherever it comes from
 EARLIEST, LATEST = 946_684_800.0, 4_102_444_800.0  # the years 2000 and 2100, in seconds: another time is no time
 
@@ -6033,6 +6160,13 @@ def read_lines(segment: Segment, position: int) -> Iterator[tuple[bytes, int]]:
         yield line, position
 
 
+def unseen_lines(connection: sqlite3.Connection, lines: Iterable[Hit | SpooledEmail]) -> list[Hit | SpooledEmail]:
+    """Those of lines that come from a log whose ids never came before; each comes once, however often it is given."""
+    by_id = {line.id: line for line in lines}
+    new = new_ids(connection, by_id)
+    return [line for id_, line in by_id.items() if id_ in new]
+
+
 def _keep_rejected(segment: Segment, offset: int, line: bytes) -> None:
     """Put a line that can't be read where a person finds it; its name makes a retry write the same file."""
     name = f"{segment.name}-{offset:010d}"
@@ -6089,11 +6223,22 @@ class Drainer(threading.Thread):
     WAKE_SECONDS = 0.5
     TURN_SECONDS = 1.0  # after which it looks anew what there is to drain
     TIDY_SECONDS = 60.0
+    CHORE_SECONDS = 0.25
     TELL_SECONDS = 1.5
     LONGEST_BUSY = 60.0
 
-    def __init__(self, database: Database, days: int = 3, megabytes: int = 2000, *, follows: bool = False) -> None:
+    def __init__(
+        self,
+        database: Database,
+        days: int = 3,
+        megabytes: int = 2000,
+        *,
+        follows: bool = False,
+        chores: Callable[[Database], Iterator[None]] = lambda _: iter(()),
+    ) -> None:
         super().__init__(name="drain", daemon=True)
+        self._chores = chores  # what is begun once a minute, and done some of it at a time
+        self._chore: Iterator[None] | None = None
         self._follows = follows
         self.database = database
         self._keep = days, megabytes
@@ -6127,6 +6272,11 @@ class Drainer(threading.Thread):
             with contextlib.suppress(OutOfTime):  # the next turn goes on
                 troubles = drain(self.database, until=time.monotonic() + self.TURN_SECONDS).troubles
             self._drained_at = time.monotonic()
+            for _ in self._chore or ():
+                if time.monotonic() > self._drained_at + self.CHORE_SECONDS:
+                    break
+            else:
+                self._chore = None
         except Busy as error:  # others write
             if time.monotonic() - self._drained_at > self.LONGEST_BUSY:
                 troubles = [f"nothing could be counted for over a minute: {error}"]
@@ -6157,6 +6307,8 @@ class Drainer(threading.Thread):
         with contextlib.suppress(Busy):  # a reader is in the way: the next turn tries again
             self._state["cut"] = tidy_spool(self.database, *self._keep, delete=not leapt)
             self._clock, self._tidy_at = clock, time.monotonic() + self.TIDY_SECONDS
+            if not leapt:
+                self._chore = self._chore or self._chores(self.database)
 
     def _is_ours(self) -> bool:
         """Whether this one is to drain; asked again and again, so that another takes over from a dead one."""
@@ -6285,6 +6437,229 @@ def tidy_spool(database: Database, days: int, megabytes: int, *, delete: bool = 
             if name.startswith(".new-") and os.lstat(path).st_mtime < time.time() - DAY_MS / 1000:
                 os.unlink(path)  # it never had a hit: those come after the rename
     return cut
+
+
+# == Privacy ===========================================================================================
+# What must not be stored any more goes from the database, the spool and what is restored; its numbers stay.
+
+
+def delete_emails(folder: str, connection: sqlite3.Connection, tenant: int, keys: Collection[str], now: int) -> int:
+    """Remove emails, so that no hit of before and no restored backup makes them again; returns how many there were."""
+    with Batch(connection, now) as changes:
+        found = changes.delete(tenant, keys)
+        if found:
+            gone = {(hash_, DELETED): now for hash_ in gone_hashes(connection, tenant, keys)}
+            remember_gone(connection, gone)
+            write_gone(folder, gone)
+    return found
+
+
+def forget_gone(folder: str, connection: sqlite3.Connection) -> None:
+    """Remove what is gone since this database was copied, or since a kill came between."""
+    new = read_gone(folder, connection)
+    remember_gone(connection, new)
+    for tenant in list_tenants(connection) if new else ():
+        sql = "select key, recipient from emails where tenant = ?"
+        emails = dict(connection.execute(sql, (tenant.number,)).fetchall())
+        words = gone_hashes(connection, tenant.number, {*emails, *map(as_person, emails.values())})
+        for kind in (FORGOTTEN, DELETED):
+            gone = {words[hash_] for hash_, each in new if each == kind and hash_ in words}
+            keys = [key for key, address in emails.items() if key in gone or as_person(address) in gone]
+            with Batch(connection, 0) as changes:
+                changes.delete(tenant.number, keys, carries=kind == FORGOTTEN)
+
+
+# -- Forgetting one person
+
+
+def read_person(text: str) -> str:
+    """Read the address of a recipient. Raises BadInput."""
+    address = text.strip()
+    if not 0 < len(address) <= FIELD_LIMITS["recipient"] or UNFIT.search(address):
+        raise BadInput("address: expected a recipient's, such as ann@example.com")
+    return address
+
+
+def keys_of_person(connection: sqlite3.Connection, tenant: int, address: str) -> tuple[list[str], set[str]]:
+    """The keys of the emails to an address, and of those that have it as their key, as some mailing tools do.
+
+    With them come the ways in which it is spelt.
+    """
+    sql = """
+        select recipient, key from emails
+        where tenant = :tenant and recipient <> '' and lower(recipient) = lower(:address)
+    """
+    found = connection.execute(sql, {"tenant": tenant, "address": address}).fetchall()
+    sql = f"""
+        select emails.key from {wanted("key")} cross join emails where emails.tenant = :tenant and emails.key = wanted.key
+        union
+        select emails.key from {wanted("key")} cross join emails
+        where emails.tenant = :tenant and emails.key > wanted.key || '?' and emails.key < wanted.key || '@'
+    """
+    spelt = {address, address.lower(), *(recipient for recipient, _ in found)}
+    keys = {key for _, key in found}.union(key for (key,) in for_each(connection, spelt, sql, tenant=tenant))
+    return sorted(keys), spelt
+
+
+def stored_of_person(connection: sqlite3.Connection, tenant: int, address: str) -> dict[str, Any]:
+    """All that the database has of a recipient."""
+    emails = []
+    for key in keys_of_person(connection, tenant, address)[0]:
+        [email] = read_table(connection, tenant, EMAILS, Wanted(key=key, whole=True)).named()
+        hits = read_table(connection, tenant, EVENTS, Wanted(key=key, whole=True)).named()
+        emails.append(email | {"hits": hits})
+    return {"address": address, "emails": emails}
+
+
+def spellings(words: Iterable[str]) -> set[bytes]:
+    """Words as files may have them: as they are, folded, escaped in JSON, percent-encoded, and anywhere in base64."""
+    found = set()
+    for text in {each for word in words for each in (word, word.lower(), fold_text(word))}:
+        raw, quoted = text.encode(), quote(text, safe="").encode()
+        found |= {raw, quoted, quoted.lower(), json.dumps(text)[1:-1].encode()}
+        for shift in range(3):  # what comes before it fills a part of the first letter, what follows one of the last
+            coded = base64.b64encode(bytes(shift) + raw)[-(-shift * 8 // 6) : (shift + len(raw)) * 8 // 6]
+            found |= {coded, coded.translate(bytes.maketrans(b"+/", b"-_"))}
+    return found
+
+
+def forget_person(
+    folder: str, connection: sqlite3.Connection, tenant: int, address: str, now: int
+) -> tuple[int, set[bytes]]:
+    """Remove all emails to an address for good, and keep their numbers; how many, and how files may spell the address."""
+    keys, spelt = keys_of_person(connection, tenant, address)
+    gone = {(hash_, FORGOTTEN): now for hash_ in gone_hashes(connection, tenant, [*keys, as_person(address)])}
+    remember_gone(connection, gone)
+    write_gone(folder, gone)
+    with Batch(connection, now) as changes:
+        changes.delete(tenant, keys, carries=True)
+    sql = f"delete from allowances where tenant = :tenant and whose in (select wanted.key from {wanted('key')})"
+    for_each(connection, keys, sql, tenant=tenant)
+    return len(keys), spellings(spelt)
+
+
+def texts_with(connection: sqlite3.Connection, address: str) -> list[str]:
+    """Texts of emails, and URLs, of whatever tenant, that have an address in them; or a longer one that ends with it."""
+    sql = """
+        select search || key from emails where search like :piece escape '\\' or lower(key) like :piece escape '\\'
+        union all select url from urls where lower(url) like :piece escape '\\' limit 1000
+    """
+    piece = re.sub(r"([%_\\])", r"\\\1", fold_text(address))
+    return [text for (text,) in connection.execute(sql, {"piece": f"%{piece}%"})]
+
+
+# -- Files
+
+
+def erase_rejected(spool: str, texts: Collection[bytes]) -> None:
+    """Overwrite and remove the lines that could not be read and hold any of some texts."""
+    folder = os.path.join(spool, "rejected")
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, name), "r+b") as file:
+            line = file.read()
+            if any(text in each for text in texts for each in (line, line.lower())):
+                os.pwrite(file.fileno(), bytes(len(line)), 0)
+                os.fsync(file.fileno())
+                os.unlink(file.name)
+
+
+# Nearly all lines, in a tenth of the time: a hit whose path has nothing encoded and names no campaign; our registrations.
+_find_hit = re.compile(rb'"uri":"/([\w-]+)/(?:pixel/([\w.~+@=:-]+)\.gif|click/([\w.~+@=:-]+))[/"?]').search
+_find_email = re.compile(rb'"mail_id":"([\w-]+)","key":"([^"\\]+)"(?:.*,"recipient":"([^"\\]*)")?').search
+
+
+def _words_of(line: bytes) -> tuple[str, list[str]]:
+    """Whose a line of the spool is: the tenant, and keys or an address, as what is gone is named."""
+    if (hit := _find_hit(line)) and b"campaign" not in line:
+        return hit[1].decode(), [(hit[2] or hit[3]).decode()]
+    if (email := _find_email(line)) and b"\\" not in line:
+        return email[1].decode(), [email[2].decode(), as_person((email[3] or b"").decode())]
+    with contextlib.suppress(BadInput):
+        found = parse_line(line)
+        if isinstance(found, SpooledEmail):
+            return found.mail_id, [found.registration.key, as_person(found.registration.recipient or "")]
+        return found.mail_id, [found.key, campaign_key(found.key, found.campaign)]
+    return "", []
+
+
+def _overwrite(path: str, spans: Sequence[tuple[int, int]]) -> None:
+    """Write blanks over parts of a segment; a file of nginx's, which we may not write to, is replaced by a copy."""
+    about, flags = os.stat(path), os.O_CLOEXEC | os.O_NOFOLLOW
+    copy = os.path.join(os.path.dirname(path), f".new-{secrets.token_hex(8)}")
+    try:
+        fd = os.open(path, os.O_WRONLY | flags)
+    except PermissionError:
+        shutil.copyfile(path, copy)
+        fd = os.open(copy, os.O_WRONLY | flags)
+    try:
+        for begin, end in spans:
+            os.pwrite(fd, b" " * (end - begin), begin)
+        os.fsync(fd)
+        os.utime(fd, ns=(about.st_atime_ns, about.st_mtime_ns))  # by which it is kept
+    finally:
+        os.close(fd)
+    if os.path.exists(copy):
+        os.rename(copy, path)
+        sync_folder(os.path.dirname(path))
+
+
+def _clean_spool(database: Database, since: int) -> Generator[None, None, bool]:
+    """Write blanks over the lines of all who were forgotten since a time, where they are drained; some lines at a time.
+
+    They are as long as the line was, so that positions hold. Returns whether nothing has to wait for nginx.
+    """
+    with database.reading() as connection:
+        rows = connection.execute("select hash from gone where kind = ? and at >= ?", (FORGOTTEN, since))
+        gone = {hash_ for (hash_,) in rows}
+        secret = stored_secret(connection, "instance") or ""
+        tenants = {id_: each.mail_id for each in list_tenants(connection) for id_ in (each.id, each.mail_id)}
+        kept = os.path.join(database.spool, "kept")
+        found = {**dict.fromkeys(segments_in(database.spool), database.spool), **dict.fromkeys(segments_in(kept), kept)}
+        positions = positions_of(connection, found)
+    is_whole = True
+    for name, position in positions.items():
+        path = os.path.join(found[name], name)
+        path = path if os.path.exists(path) else os.path.join(kept, name)
+        with contextlib.suppress(FileNotFoundError), open(path, "rb", READ_BYTES) as file:
+            spans, begin = [], 0
+            for n, (line, end) in enumerate(read_lines(Segment(database.spool, name, file, position, True), 0), 1):
+                mail_id, words = _words_of(line)
+                if any(gone_hash(secret, tenants.get(mail_id, ""), word) in gone for word in words):
+                    spans.append((begin, end - line.endswith(b"\n")))
+                begin = end
+                if n % 1000 == 0:
+                    yield
+            if spans and (os.access(path, os.W_OK) or found[name] == kept):
+                _overwrite(path, spans)
+            elif spans:
+                is_whole = False
+        yield
+    return is_whole
+
+
+def is_clean(database: Database, connection: sqlite3.Connection) -> tuple[bool, int]:
+    """Whether this machine's files have nothing of who was forgotten; and when that was so, at least."""
+    marks = marks_of(connection)
+    cleaned, _, at = marks.get(f"cleaned:{read_small_file(database.spool, 'instance')}", " 0").partition(" ")
+    return cleaned == marks.get("forgotten", ""), int(at)
+
+
+def clean_files(database: Database) -> Iterator[None]:
+    """Overwrite what this machine's files have of who was forgotten since it was last done; some of it at a time."""
+    began, instance = now_ms(), read_small_file(database.spool, "instance")
+    with database.reading() as connection:
+        (done, since), forgotten = is_clean(database, connection), marks_of(connection).get("forgotten")
+    if not done and not drain(database).troubles and (yield from _clean_spool(database, since - DAY_MS)):
+        with database.transaction() as connection:
+            set_mark(connection, f"cleaned:{instance}", f"{forgotten} {began}")
+        with database.checkpointed():
+            pass  # and nothing of it is in the WAL any more
+
+
+def drainer_of(database: Database, settings: Settings, *, follows: bool = False) -> Drainer:
+    """What drains and tidies, as the settings say."""
+    days, megabytes = settings.keep_spool_days, settings.keep_spool_mb
+    return Drainer(database, days, megabytes, follows=follows, chores=clean_files)
 
 
 # == Stats =============================================================================================
@@ -7755,7 +8130,7 @@ class App:
             sys.setswitchinterval(0.0005)  # the drain gives way to a request so often, and not after 5 ms each time
             own = open_database(self.settings, patience=1.0)  # a connection that no request waits for
             self.database.leave = own.leave = partial(os.kill, os.getpid(), signal.SIGTERM)
-            self.drainer = Drainer(own, self.settings.keep_spool_days, self.settings.keep_spool_mb)
+            self.drainer = drainer_of(own, self.settings)
             self.drainer.start()
             atexit.register(self.close)
 
@@ -8449,6 +8824,7 @@ EMAIL_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, **_UTM, "pixel": Field(str, read=
 _MESSAGE_FIELDS = dict(EMAIL_FIELDS)
 EMAIL_FIELDS |= {"links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)}
 _MESSAGE_FIELDS |= dict.fromkeys(("links", "force", "hidden_link"), _YES_NO)
+_PERSON_FIELDS = {"address": Field(str), "show": Field(bool)}
 _CAMPAIGN_FIELDS = {"campaign": Field(str, MAX_CAMPAIGN), "sent": Field(int), "sent_at": Field(str, 40)}
 _TENANT_FIELDS = {"name": Field(str, 200), "id": Field(str, 64), "domains": _TEXTS, "any_domain": Field(bool)}
 _TENANT_FIELDS |= {"tracking_host": Field(str, 253), "open_writing": Field(bool)}
@@ -8572,6 +8948,21 @@ def delete_email_view(app: App, request: Request, tenant: Tenant, key: str) -> R
     return json_response(200, {"deleted": key})
 
 
+def post_forgotten(app: App, request: Request, tenant: Tenant) -> Response:
+    """Forget a recipient, or show all that is stored of one: an address must not stand in a URL."""
+    said = read_fields(_json_body(request), _PERSON_FIELDS)
+    address = read_person(said.get("address", ""))
+    drain_for_reading(app.database)
+    if said.get("show"):
+        with app.database.reading() as connection:
+            return json_response(200, stored_of_person(connection, tenant.number, address))
+    with app.database.transaction() as connection:
+        await_replay(app.database, connection)
+        forgotten, texts = forget_person(app.database.folder, connection, tenant.number, address, now_ms())
+    erase_rejected(app.database.spool, texts)
+    return json_response(200, {"forgotten": forgotten})
+
+
 # -- Campaigns and tenants
 
 
@@ -8658,6 +9049,7 @@ ROUTES = (
     Route("GET", "/{id}/emails/{key}", email_view, READER),
     Route("POST", "/{id}/emails", post_emails, WRITER, as_json),
     Route("POST", "/{id}/messages", post_messages, WRITER, as_json),
+    Route("POST", "/{id}/forgotten", post_forgotten, WRITER, as_json),
     Route("POST", "/{id}/campaigns", post_campaigns, WRITER, as_json),
     Route("PATCH", "/{id}/emails/{key}", patch_email, WRITER, as_json),
     Route("DELETE", "/{id}/emails/{key}", delete_email_view, WRITER, as_json),
@@ -9144,6 +9536,7 @@ def _systemd_socket(address: str) -> str:
 
 _TOPICS = "instrument postfix api numbers dashboard keep scale elsewhere privacy costs design"
 HELP_TOPICS = tuple(_TOPICS.split())
+CLEAN_SECONDS = 120.0  # that `forget` waits for others, who read, and for nginx
 PIPE_PATIENCE = 5.0  # seconds that `instrument` waits for the database: a mail system waits for it
 
 Option = tuple[str, dict[str, Any]]
@@ -9241,7 +9634,7 @@ def cmd_serve(args: Namespace, settings: Settings) -> None:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
     try:
         with database_of(settings, make=True) as database, changing_tenants(database) as connection:
-            forget_deleted(database.folder, connection)
+            forget_gone(database.folder, connection)
             if not list_tenants(connection):
                 add_tenant(connection, "default", now_ms(), api_key_hash=key_hash(new_api_key()))
                 # Ids and keys are for a person and not for a log.
@@ -9256,7 +9649,7 @@ def cmd_serve(args: Namespace, settings: Settings) -> None:
     with acting_as_owner(settings):
         app = App(settings)
         with contextlib.suppress(OSError):  # a full disk
-            Drainer(app.database, settings.keep_spool_days, settings.keep_spool_mb).turn()  # /health is asked at once
+            drainer_of(app.database, settings).turn()  # /health is asked at once
             os.unlink(hidden_file(settings.folder))  # it may be mended
         app.database.close()  # a connection must not live through a fork
     run_gunicorn(settings, app)
@@ -9355,6 +9748,8 @@ def cmd_tenant_set(args: Namespace, settings: Settings) -> None:
         if tenant.one_id and args.open_writing:
             raise BadInput(f"--open-writing: {NEEDS_A_KEY}")
         change_tenant(connection, tenant.number, **columns)
+        if "tz" in columns:
+            count_days_anew(connection, tenant.number)
         for rule in rules:
             set_tenant_rules(connection, tenant.number, *rule)
     cmd_tenant_show(args, settings, tenant.id)
@@ -9711,6 +10106,56 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
             file.write(piece)
 
 
+@command(
+    TENANT,
+    option("address ADDRESS", "the recipient's address"),
+    option("--show", "erase nothing, print all that is stored of that person, as JSON"),
+)
+def cmd_forget(args: Namespace, settings: Settings) -> int:
+    """Erase all that is stored of one recipient, here and in what is restored; numbers stay. Ends when all files are clean."""
+    address = read_person(args.address)
+    with database_of(settings, drained=True) as database:
+        with database.reading() as connection:
+            tenant = find_tenant(connection, args.tenant)
+            if args.show:
+                print(json.dumps(stored_of_person(connection, tenant.number, address), ensure_ascii=False, indent=1))
+                return 0
+        with database.transaction() as connection:
+            await_replay(database, connection)
+            forgotten, texts = forget_person(database.folder, connection, tenant.number, address, now_ms())
+        print(f"forgot {forgotten} emails to that address; what they counted stays in the numbers", flush=True)
+        trouble = _until_clean(database, address, texts)
+        others = [name for name in sorted(os.listdir(settings.folder)) if name.startswith("set-aside-")]
+    until = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 14 * DAY_MS / 1000))
+    tell(f"note: backups made before today have it still, as kept by `backup --keep 14` each night: until {until}")
+    for name in others:
+        tell(f"note: so does {settings.folder}/{name}, which `restore` put aside: delete it")
+    tell(f"wrong: {trouble}" if trouble else "no file here has anything of it any more")
+    return 1 if trouble else 0
+
+
+def _until_clean(database: Database, address: str, texts: Collection[bytes]) -> str:
+    """Wait until no file has an address that was forgotten; returns what is in the way, if anything is for long."""
+    trouble = "some of the spool can't be drained, or overwritten yet; it is tried each minute"
+    erase_rejected(database.spool, texts)
+    until = time.monotonic() + CLEAN_SECONDS
+    while time.monotonic() < until:
+        try:
+            for _ in clean_files(database):
+                pass
+            with database.reading() as connection:
+                (done, _), others = is_clean(database, connection), texts_with(connection, address)
+            if done:
+                if not others and database.holds(texts):
+                    database.rewrite()
+                whole = re.compile(rf"(?<![\w.+-]){re.escape(address)}", re.IGNORECASE)
+                return "other emails, or links, have it in their texts" if any(map(whole.search, others)) else ""
+        except Busy as error:
+            trouble = str(error)
+        time.sleep(0.5)
+    return trouble
+
+
 # == Operating =========================================================================================
 # Commands for who runs a server, and the way from the command line to each.
 
@@ -9834,7 +10279,7 @@ def cmd_drain(args: Namespace, settings: Settings) -> int:
             database.spool, database.is_foreign = args.spool, True
         if args.follow:
             database.leave = partial(os.kill, os.getpid(), signal.SIGTERM)
-            Drainer(database, settings.keep_spool_days, settings.keep_spool_mb, follows=True).run()
+            drainer_of(database, settings, follows=True).run()
         database.enlarge_cache(64)
         report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
     print(f"drained {report.hits} hits, put {report.rejected} lines into spool/rejected", flush=True)
@@ -10016,7 +10461,7 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
         with restoring(path, backup) as (connection, made_at, aside):
             known = {tenant.id for tenant in list_tenants(connection)}
             take_over_tenants(settings.folder, connection)
-            forget_deleted(settings.folder, connection)
+            forget_gone(settings.folder, connection)
             adopted = [tenant for tenant in list_tenants(connection) if tenant.id not in known]
     with database_of(settings, make=True) as database:
         report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)

@@ -675,6 +675,9 @@ def nothing_stays(stage: Stage, database: tracker.Database) -> None:
         tracker.set_tenant_rules(connection, stage.globex.number, "block", ["evil.example"])
         with tracker.Batch(connection, NOW) as changes:
             changes.declare(stage.globex.number, "spring", 10, None)
+        [(key,)] = connection.execute("select key from emails where tenant = :tenant limit 1", number).fetchall()
+        with tracker.Batch(connection, NOW) as changes:
+            assert changes.delete(stage.globex.number, [key], carries=True) == 1
         connection.execute(
             f"create temp table old_emails as select id from emails where tenant = {stage.globex.number}"
         )
@@ -809,10 +812,10 @@ def test_what_is_written_while_reading_is_not_kept(stage: Stage) -> None:
 
 
 OTHER_SCHEMAS = {  # version, whether the database is open already, and what is said
-    "newer": (99, False, "has schema version 99, this program knows 7; use the newer program"),
+    "newer": (99, False, "has schema version 99, this program knows 8; use the newer program"),
     "older": (4, False, "was made by a version before 0.6.0"),
     "none": (0, False, "is no database of this program; expected one made by `serve` or `tenant add`"),
-    "made newer meanwhile": (8, True, "has schema version 8, this program knows 7; use the newer program"),
+    "made newer meanwhile": (9, True, "has schema version 9, this program knows 8; use the newer program"),
 }
 
 
@@ -986,12 +989,20 @@ def test_a_database_of_a_version_before_is_brought_up_to_date_and_counts_on(
 def test_what_a_database_lacks_of_this_version_is_made_and_counted_where_it_is(stage: Stage) -> None:
     register(stage, tracker.Registration("e1", campaign="Spring"))
     count(stage, hit(stage, "e1", ua=IPHONE), hit(stage, "e1", NOW + DAY, ua=CURL), click(stage, "e1"))
+    with stage.database.transaction() as connection:
+        tracker.remember_gone(connection, {("0123456789abcdef0123456789abcdef", tracker.DELETED): NOW})
     before = content(stage.database)
     with stage.database.transaction() as connection:
         for table in ("campaign_times", "campaign_hits"):
             connection.execute(f"drop view recount_{table}")
             connection.execute(f"drop table {table}")
         connection.execute("alter table tenants drop column utm")
+        connection.execute("drop table carried")
+        connection.execute("alter table tenants drop column retention_days")
+        connection.execute("alter table gone rename to gone_of_kinds")
+        connection.execute("create table gone (hash text primary key, at bigint not null)")
+        connection.execute("insert into gone select hash, at from gone_of_kinds")
+        connection.execute("drop table gone_of_kinds")
         shared = "update marks set value = '6' where name = 'schema'"
         connection.execute(shared if stage.database.is_shared else "pragma user_version = 6")
     stage.database.close()
@@ -1002,15 +1013,23 @@ def test_what_a_database_lacks_of_this_version_is_made_and_counted_where_it_is(s
             rules = tracker.tenant_rules(connection, stage.acme.number)
             tracker.set_tenant_rules(connection, stage.acme.number, "forward", ["r"])
             assert tracker.tenant_rules(connection, stage.acme.number) == rules | {"forward": ["r"]}
+        with database.reading() as connection:
+            gone = connection.execute("select hash, kind, at from gone").fetchall()
+        assert gone == [("0123456789abcdef0123456789abcdef", "deleted", NOW)]
 
 
 def as_of_version(version: int, schema: str) -> str:
     """The schema as it was: 5 in 0.6; without what came since."""
-    schema = re.sub(
-        r"^create (table|view) (recount_)?campaign_(times|hits) .*?;\n\n", "", schema, flags=re.MULTILINE | re.DOTALL
-    )
-    schema = re.sub(r"^ +utm .*\n", "", schema, flags=re.MULTILINE).replace("'own', 'forward'", "'own'")
-    schema = schema.replace("(unregistered_a_day >= 0),", "(unregistered_a_day >= 0)")
+    schema = re.sub(r"^create table carried .*?;\n\n", "", schema, flags=re.MULTILINE | re.DOTALL)
+    schema = re.sub(r"^ +retention_days .*\n", "", schema, flags=re.MULTILINE)
+    schema = schema.replace("(length(utm) <= 1000),", "(length(utm) <= 1000)")
+    gone = "create table gone (hash text primary key, at integer not null) without rowid;\n"
+    schema = re.sub(r"^create table gone .*?;\n", gone, schema, flags=re.MULTILINE | re.DOTALL)
+    if version < 7:
+        campaigns = r"^create (table|view) (recount_)?campaign_(times|hits) .*?;\n\n"
+        schema = re.sub(campaigns, "", schema, flags=re.MULTILINE | re.DOTALL)
+        schema = re.sub(r"^ +utm .*\n", "", schema, flags=re.MULTILINE).replace("'own', 'forward'", "'own'")
+        schema = schema.replace("(unregistered_a_day >= 0),", "(unregistered_a_day >= 0)")
     if version == 5:
         schema = re.sub(r"^create table (marks|gone|allowances) .*?;\n", "", schema, flags=re.MULTILINE | re.DOTALL)
         schema = schema.replace("create index dropped_by_day on dropped (day);\n", "")

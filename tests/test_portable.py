@@ -23,6 +23,7 @@ ALONE = {  # statements that are SQLite's alone, by how they begin, with the rea
     "pragma": "settings and checks of a file",
     "begin": "a transaction that writes is begun as one",
     "rollback": "as begun",
+    "vacuum": "writes a file anew",
 }
 BESIDE_SQLITE = ("# == PostgreSQL", "# == Tenants")  # between these lines
 SOURCE = (ROOT / "tracker.py").read_text(encoding="utf-8")
@@ -65,6 +66,7 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         hit(stage, "v", uri=f"/{stage.acme.mail_id}/pixel/v.gif?campaign=Spring"),
         click(stage, "u", "https://other.example/", answer="named", why="destination-not-allowed"),
         *(click(stage, "e5", at=NOW + 100_000 + n * 3_600_000) for n in range(2)),
+        click(stage, "e5", "https://acme.com/off?only=5", at=NOW + 9_000_000),
         click(stage, "e5", at=NOW + 101_000, method="HEAD"),  # the first click was a scanner's
         *(hit(stage, "e1", NOW - 600_000), click(stage, "e1", at=NOW - 1_000, method="HEAD")),
         tracker.email_line(stage.acme.mail_id, tracker.Registration("e10", "S", "r", "Spring"), NOW),
@@ -98,6 +100,7 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         connection.execute("update positions set updated_at = 0")
         connection.execute("update reasons set hits = hits + 1")
     tracker.tidy_spool(stage.database, 3, 2000)
+    stage.database.rewrite()
     stage.app.database.close()
     (stage.folder / "secret.key").unlink()
     tracker.App(stage.settings).close()
@@ -110,6 +113,7 @@ EXPORT_QUERIES = ("", "campaign=Spring", "key=e1", "q=spring", "show=opened&limi
 COMMANDS = (
     *("tenant list", "tenant show Acme", "tenant set Acme --tz Europe/Rome --domain a.example --own 203.0.113.7"),
     *("tenant set Acme --remove-domain a.example --tracking-host t.acme.example", "tenant add Initech", "stats Acme"),
+    *("forget Acme R5@example.org --show", "forget Acme r5@example.org", "forget Acme nobody@example.org"),
     *("check", "check --repair", "campaign list Acme", "campaign add Acme Spring --sent 9", "rejudge", "drain"),
     *(f"backup {tempfile.mkdtemp()}/backup.db", "tenant key Acme", "tenant rotate Acme", "tenant remove Globex --yes"),
 )

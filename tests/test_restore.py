@@ -183,7 +183,7 @@ class Restored:
         path, folder = self.stage.settings.database, str(self.stage.folder)
         with copy.open("rb") as backup, tracker.restoring(path, backup) as (connection, _, _):
             tracker.take_over_tenants(folder, connection)
-            tracker.forget_deleted(folder, connection)
+            tracker.forget_gone(folder, connection)
 
     def emails(self) -> list[tuple[Any, ...]]:
         return self.stage.rows(

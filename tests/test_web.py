@@ -45,6 +45,7 @@ CALLS: dict[tuple[str, str], tuple[str, bytes]] = {
     ("POST", "/{id}/emails"): ("", b'{"key": "new", "subject": "Written by a test"}'),
     ("POST", "/{id}/messages"): ("", b'Content-Type: text/html\r\n\r\n<a href="https://acme.com/">shop</a>'),
     ("POST", "/{id}/campaigns"): ("", b'{"campaign": "spring", "sent": 10}'),
+    ("POST", "/{id}/forgotten"): ("", b'{"address": "ann@example.com"}'),
     # Delivered a second before the click of the cast, which so becomes a scanner's: its roll-ups change too.
     ("PATCH", "/{id}/emails/{key}"): ("", json.dumps({"subject": "Said later", "delivered_at": DELIVERED_AT}).encode()),
     ("DELETE", "/{id}/emails/{key}"): ("", b""),

@@ -1,0 +1,29 @@
+-- From schema version 7 to 8.
+begin;
+
+alter table tenants add column retention_days integer check (retention_days >= 0);
+
+create table carried (
+    tenant integer not null,
+    rollup text not null,
+    key    text not null,
+    name   text not null,
+    number integer not null,
+    primary key (tenant, rollup, key, name)
+) without rowid;
+
+create table gone_of_kinds (
+    hash text not null,
+    kind text not null,
+    at   integer not null,
+    primary key (hash, kind)
+) without rowid;
+
+insert into gone_of_kinds select hash, 'deleted', at from gone;
+
+drop table gone;
+
+alter table gone_of_kinds rename to gone;
+
+pragma user_version = 8;
+commit;

@@ -1,0 +1,299 @@
+"""What must not be stored any more: one person is forgotten, old facts go, and the numbers stay as they were."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from conftest import NOW, Stage, click, hit, segment
+
+import tracker
+
+BOTH_ENGINES = True
+ANN = "Ann.Lee@example.com"
+DAY = tracker.DAY_MS
+URL = f"https://acme.com/off?e={quote(ANN)}"
+
+
+class Told:
+    """Commands on a stage, and what they say."""
+
+    def __init__(self, stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        stage.use(monkeypatch)
+        self._capsys = capsys
+
+    def __call__(self, *words: object, status: int = 0) -> str:
+        assert tracker.main(["--env", os.devnull, *map(str, words)]) == status
+        out, err = self._capsys.readouterr()
+        return out + err
+
+
+@pytest.fixture
+def run(stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Told:
+    return Told(stage, capsys, monkeypatch)
+
+
+def numbers(database: tracker.Database) -> dict[str, Any]:
+    """Every number that is read, without rows of zeros; of times only those that are no email's."""
+    found: dict[str, Any] = {}
+    with database.reading() as connection:
+        for table, (keys, columns, _) in tracker.ROLLUPS.items():
+            if table not in ("email_counts", "link_counts"):
+                sql = f"select {', '.join((*keys, *columns))} from {table} where {' + '.join(columns)} > 0"
+                found[table] = sorted(map(tuple, connection.execute(sql)))
+    return found
+
+
+def without_urls(found: dict[str, Any]) -> dict[str, Any]:
+    """Numbers, with those of a campaign's links together."""
+    sums: dict[Any, list[int]] = {}
+    for tenant, campaign, _, *counts in found["links"]:
+        so_far = sums.setdefault((tenant, campaign), [0] * len(counts))
+        sums[tenant, campaign] = [a + b for a, b in zip(so_far, counts, strict=True)]
+    return found | {"links": sums}
+
+
+def send_mail(stage: Stage) -> None:
+    """Three emails to Ann, one known by her address, and some of others; with hits of many kinds."""
+    said = [
+        ("a1", ANN, "Spring", f"Hello {ANN}"),
+        ("a2", ANN.lower(), "", "Sale"),
+        ("b1", "bob@example.com", "Spring", "Sale"),
+    ]
+    said.append(("c1", "joann.lee@example.com", "Spring", "Sale"))
+    emails = [
+        {"key": key, "recipient": to, "campaign": name, "subject": text, "sent_at": "2026-11-24T09:00:00Z"}
+        for key, to, name, text in said
+    ]
+    stage.web.post_json(f"/{stage.acme.id}/emails", emails)
+    by_address = f"/{stage.acme.mail_id}/pixel/{quote(ANN)}.gif"
+    lines = [
+        *(hit(stage, key, NOW + n * 3_600_000) for n, key in enumerate(("a1", "a2", "b1", "c1", "a1"))),
+        *(click(stage, key, at=NOW + 5_000) for key in ("a1", "b1")),
+        click(stage, "a1", quote(URL), at=NOW + 9_000),
+        click(stage, "a2", at=NOW + 1_000, method="HEAD"),
+        hit(stage, "", NOW, uri=by_address),
+        hit(stage, "", NOW + DAY, uri=f"{by_address}?campaign=Spring"),
+        click(stage, "a1", "https://other.example/x", NOW + 2_000_000, answer="named", why="destination-not-allowed"),
+    ]
+    segment(stage, *lines)
+    stage.drain()
+
+
+def forget(stage: Stage, address: str = ANN) -> int:
+    with stage.database.transaction() as connection:
+        return tracker.forget_person(str(stage.folder), connection, stage.acme.number, address, tracker.now_ms())[0]
+
+
+def written(*texts: str) -> re.Pattern[bytes]:
+    """Texts as files may have them."""
+    forms: set[bytes] = set()
+    for text in texts:
+        for each in (text, text.lower(), text.upper()):
+            raw = each.encode()
+            forms |= {raw, quote(each, safe="").encode(), each.replace("@", "\\u0040").encode()}
+            for n in range(3):
+                middle = base64.b64encode(b"x" * n + raw)[n and n + 1 : -4]
+                forms |= {middle, middle.translate(bytes.maketrans(b"+/", b"-_"))}
+    return re.compile(rb"(?<![o])(?:" + b"|".join(map(re.escape, sorted(forms))) + b")")  # joann is somebody else
+
+
+def files_with(pattern: re.Pattern[bytes], folder: Path) -> list[str]:
+    return [str(path) for path in sorted(folder.rglob("*")) if path.is_file() and pattern.search(path.read_bytes())]
+
+
+# -- Numbers
+
+
+def test_of_a_person_who_is_forgotten_every_number_stays_and_no_fact(stage: Stage) -> None:
+    send_mail(stage)
+    before, links = numbers(stage.database), stage.rows("select count(*) from links where clicks_person > 0")
+    assert forget(stage) == 4
+    assert stage.check() == []
+    assert without_urls(numbers(stage.database)) == without_urls(before)
+    assert stage.rows("select key from emails order by 1") == [("b1",), ("c1",)]
+    assert stage.rows("select count(*) from event_details where key not in ('b1', 'c1')") == [(0,)]
+    assert stage.rows("select url from urls order by 1") == [("https://acme.com/",), ("other",)]
+    assert stage.rows("select count(*) from links where clicks_person > 0") <= links
+    with tracker.changing_tenants(stage.database) as connection:
+        tracker.rebuild_rollups(connection)
+    assert without_urls(numbers(stage.database)) == without_urls(before)
+
+
+def test_numbers_that_are_carried_move_to_the_days_of_another_zone(staged: Callable[..., Stage]) -> None:
+    stages = staged(), staged()
+    found = []
+    for n, stage in enumerate(stages):
+        send_mail(stage)
+        for what in range(2):
+            if what == n:
+                forget(stage)
+            else:
+                with stage.database.transaction() as connection:
+                    tracker.change_tenant(connection, stage.acme.number, tz="Asia/Kolkata")
+                    tracker.count_days_anew(connection, stage.acme.number)
+        assert stage.check() == []
+        found.append(numbers(stage.database))
+    assert found[0] == found[1]
+
+
+def test_what_comes_in_after_somebody_was_forgotten_is_counted_as_dropped(stage: Stage) -> None:
+    send_mail(stage)
+    forget(stage)
+    before = numbers(stage.database)
+    lines = [hit(stage, "a1", NOW - DAY), hit(stage, "a1", tracker.now_ms() + 60_000), click(stage, "a2", at=NOW + DAY)]
+    again = tracker.Registration("a9", recipient=ANN.upper(), subject="again")
+    segment(stage, *lines, tracker.email_line(stage.acme.mail_id, again, NOW))
+    stage.drain()
+    assert stage.rows("select reason, hits from dropped") == [("forgotten", 3)]
+    assert numbers(stage.database) == before
+    stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "a1", "recipient": ANN})  # said anew, of a new mail
+    segment(stage, hit(stage, "a1", tracker.now_ms() + 1_000))
+    stage.drain()
+    assert stage.rows("select key from event_details where key = 'a1'") == [("a1",)]
+    assert stage.check() == []
+
+
+def test_an_email_that_is_deleted_takes_only_its_own_part_of_what_is_carried(stage: Stage) -> None:
+    send_mail(stage)
+    for key in ("a1", "a2"):
+        stage.web.delete(f"/{stage.acme.id}/emails/{key}")
+    without = numbers(stage.database)
+    assert forget(stage) == 2
+    assert without_urls(numbers(stage.database)) == without_urls(without)
+    for key in ("b1", "c1"):
+        stage.web.delete(f"/{stage.acme.id}/emails/{key}")
+    assert stage.check() == []
+    assert stage.rows("select sum(emails) from cohorts where grain = 0") == [(2,)]  # those known by her address
+
+
+# -- Files
+
+
+def test_forget_leaves_nothing_of_a_person_in_any_file(stage: Stage, run: Told) -> None:
+    stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "a0", "recipient": ANN})
+    send_mail(stage)
+    shown = json.loads(run("forget", "Acme", ANN, "--show"))
+    assert {each["key"]: len(each["hits"]) for each in shown["emails"]} == {
+        "a0": 0,
+        "a1": 5,
+        "a2": 2,
+        ANN: 1,
+        f"{ANN}?campaign=Spring": 1,
+    }
+    (stage.spool / "rejected" / "x").write_bytes(b'{"id": 1, "recipient": "' + ANN.encode() + b'"}\n')
+    (stage.spool / "rejected" / "y").write_bytes(b"bob's\n")
+    live = stage.spool / "0000000000001-1-aaaaaaaa.jsonl"
+    live.write_bytes(
+        hit(stage, "a1") + hit(stage, "b1") + hit(stage, "", uri=f"/{stage.acme.id}/pixel/{quote(ANN)}.gif")
+    )
+    theirs = written(ANN, URL)
+    assert len(files_with(theirs, stage.folder)) >= 3
+    sizes = {path.name: path.stat().st_size for path in stage.spool.rglob("*.jsonl")}
+    lines = sum(path.read_bytes().count(b"\n") for path in stage.spool.rglob("*.jsonl"))
+    said = run("forget", "Acme", ANN.upper())
+    assert "forgot 5 emails" in said and "no file here has anything of it" in said
+    assert files_with(theirs, stage.folder) == []
+    assert not re.search(
+        rb"a[0-9]\.gif|\"a[0-9]\"", b"".join(path.read_bytes() for path in stage.spool.rglob("*.jsonl"))
+    )
+    assert {path.name: path.stat().st_size for path in stage.spool.rglob("*.jsonl")} == sizes
+    assert sum(path.read_bytes().count(b"\n") for path in stage.spool.rglob("*.jsonl")) == lines
+    assert [path.name for path in (stage.spool / "rejected").iterdir()] == ["y"]
+    assert stage.rows("select count(*) from event_details where key = 'b1'") == [(3,)]
+    if not stage.database.is_shared:
+        run("backup", stage.folder / "copy.db")
+        assert files_with(theirs, stage.folder) == []
+    assert run("check") == "all is well\n"
+    assert "forgot 0 emails" in run("forget", "Acme", ANN)
+
+
+@pytest.mark.sqlite
+def test_somebody_who_was_forgotten_comes_back_from_no_backup_and_no_number_changes(stage: Stage, run: Told) -> None:
+    send_mail(stage)
+    run("backup", stage.folder / "copy.db")
+    stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "a7", "recipient": ANN, "sent_at": "2026-11-24T09:00:00Z"})
+    stage.drain()
+    run("forget", "Acme", ANN)
+    before = numbers(stage.database)
+    for _ in range(2):
+        said = run("restore", stage.folder / "copy.db")
+        assert stage.check() == [], said
+        found = numbers(stage.database)
+        assert [each for each in found if found[each] != before[each]] == ["cohorts"]  # a7's, of which nothing was kept
+        assert stage.rows("select key from emails order by 1") == [("b1",), ("c1",)]
+    (stage.folder / "copy.db").unlink()
+    for aside in stage.folder.glob("set-aside-*"):
+        assert str(aside) in run("forget", "Acme", ANN)
+    for path in stage.folder.glob("set-aside-*/*"):
+        path.unlink()
+    assert files_with(written(ANN), stage.folder) == []
+
+
+def test_the_drainer_cleans_files_after_a_person_was_forgotten_by_the_api(stage: Stage) -> None:
+    send_mail(stage)
+    home = f"/{stage.acme.id}/forgotten"
+    shown = stage.web.post_json(home, {"address": ANN, "show": True}).json
+    assert [each["key"] for each in shown["emails"]] and shown["address"] == ANN
+    for wrong in ({"address": ""}, {"address": "a\nb"}, {"addres": ANN}, {}):
+        assert "expected" in stage.web.post_json(home, wrong, status=400).json["error"]
+    assert stage.web.post_json(f"/{stage.globex.id}/forgotten", {"address": ANN}).json == {"forgotten": 0}
+    assert stage.web.post_json(home, {"address": ANN}).json == {"forgotten": 4}
+    drainer = tracker.drainer_of(stage.database, stage.settings)
+    for _ in range(2):  # at first it does not know yet whether the clock is right
+        drainer._tidy_at = 0.0
+        drainer.turn()
+    assert drainer._state["trouble"] == ""
+    assert files_with(written(ANN), stage.folder) == []
+
+
+@pytest.mark.sqlite
+def test_what_an_older_program_left_in_free_pages_is_looked_for_and_the_file_written_anew(
+    stage: Stage, run: Told
+) -> None:
+    stage.database.close()
+    with contextlib.closing(sqlite3.connect(stage.settings.database)) as old:
+        old.execute("pragma secure_delete = off")
+        number = stage.acme.number
+        for n in range(200):
+            row = (number, f"x{n}", ANN, 1, NOW, NOW)
+            old.execute(
+                "insert into emails (tenant, key, recipient, registered, created_at, sent_at) values (?, ?, ?, ?, ?, ?)",
+                row,
+            )
+        old.execute("delete from emails where key like 'x%'")
+        old.commit()
+    assert files_with(written(ANN), stage.folder)
+    run("forget", "Acme", ANN)
+    assert files_with(written(ANN), stage.folder) == []
+    assert run("check") == "all is well\n"
+
+
+@pytest.mark.sqlite
+def test_a_file_of_nginx_is_replaced_by_a_copy_of_the_same_age(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root makes files of others")
+    tmp_path.chmod(0o777)
+    path = tmp_path / "0000000000001-0-aaaaaaaa-nginx.jsonl"
+    path.write_bytes(b"mine\nyours\n")
+    path.chmod(0o644)
+    os.utime(path, (5, 5))
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == 0 and str(parent).startswith(str(tmp_path.parent.parent)):
+            parent.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        tracker._overwrite(str(path), [(5, 10)])
+    finally:
+        os.seteuid(0)
+    assert path.read_bytes() == b"mine\n     \n"
+    assert path.stat().st_mtime == 5 and [each.name for each in tmp_path.iterdir()] == [path.name]
