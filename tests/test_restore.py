@@ -451,6 +451,7 @@ def test_hits_of_before_a_deletion_stay_gone_where_the_key_has_come_again(damage
     stage.app.spool.close()
     stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "e1"})
     stage.web.delete(f"/{stage.acme.id}/emails/e1")
+    stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "e1"})
     stage.pixel("e1")
     stage.drain()
     for path in late.glob("*.jsonl"):
