@@ -59,10 +59,10 @@ run: runtime-packages ## start the tracker on this machine
 	@exec $(VENV)/bin/python -m tracker serve --local
 
 # A database of its own, made anew each time: the demo must never mix with real numbers.
-demo: runtime-packages ## fill data/demo with half a year of made-up mail, print its dashboards
+demo: runtime-packages ## fill data/demo with half a year of made-up mail, print its dashboards, serve it
 	@rm -rf data/demo
 	@DATABASE_URL=sqlite:data/demo/tracking.db $(VENV)/bin/python tests/demo.py
-	@echo "To look at them: DATABASE_URL=sqlite:data/demo/tracking.db $(if $(PORT),PORT=$(PORT) )make run"
+	@exec env DATABASE_URL=sqlite:data/demo/tracking.db $(VENV)/bin/python -m tracker serve --local
 
 # Without hash randomisation, which would order sets differently each time: the same sources give the same bytes.
 dist: runtime-packages ## build dist/email-tracker.pyz, the whole program in one file

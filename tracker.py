@@ -19,7 +19,6 @@ import bisect
 import codecs
 import contextlib
 import errno
-import fcntl
 import gc
 import hashlib
 import hmac
@@ -54,6 +53,11 @@ from http import HTTPStatus
 from itertools import accumulate, chain, islice, pairwise, repeat, starmap
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO, cast
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
+
+try:
+    import fcntl
+except ImportError:
+    sys.exit("The tracker runs on Linux, macOS and BSD; on Windows, start it in WSL, which is a Linux")
 
 if TYPE_CHECKING:
     import email.message
@@ -9391,6 +9395,16 @@ def run_gunicorn(settings: Settings, app: App) -> None:
     Server().run()
 
 
+def _heartbeat_folder(settings: Settings) -> str:
+    """Where workers tell the master that they live: in memory, where that can be, so that it waits for no disk."""
+    import tempfile
+
+    with contextlib.suppress(FileNotFoundError):
+        return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+    log("neither /dev/shm nor /tmp can be written to; what workers say that they live goes to the data folder")
+    return settings.folder
+
+
 def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
     user, group = data_owner(settings.folder) or (os.geteuid(), os.getegid())
 
@@ -9415,7 +9429,7 @@ def gunicorn_options(settings: Settings, app: App) -> dict[str, Any]:
         "forwarder_headers": "",  # or a header SCRIPT_NAME would be part of the path
         "secure_scheme_headers": {},  # nothing here asks for the scheme, and contradictions about it would be a 400
         "proc_name": "email-tracker",
-        "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # a heartbeat waits for no disk
+        "worker_tmp_dir": _heartbeat_folder(settings),
         "when_ready": share_memory,
         "post_worker_init": lambda worker: app.start(),
     }
@@ -9701,6 +9715,8 @@ def cmd_serve(args: Namespace, settings: Settings) -> None:
         # Mail already sent goes on working: its hits wait in the spool until there is a sound database.
         log(f"serving pixels and links only: {error}")
     probe(settings)
+    if settings.local:
+        log(f"open {settings.public_url()} (a tenant's dashboard: {PROGRAM} tenant show NAME --local)")
     with acting_as_owner(settings):
         app = App(settings)
         with contextlib.suppress(OSError):  # a full disk

@@ -625,6 +625,23 @@ def test_status_says_whether_anything_arrives(stage: Stage, run: Terminal) -> No
     assert f"last hit   {tracker.iso_time(at)}, just now, of Acme" in out and "rejected   1 lines" in out
 
 
+def test_where_there_is_no_fcntl_as_on_windows_one_sentence_says_which_systems_there_are() -> None:
+    code = "import runpy, sys; sys.modules['fcntl'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    for name in ("tracker.py", "tests/demo.py"):
+        command = [sys.executable, "-c", code, str(ROOT / name)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        told = "The tracker runs on Linux, macOS and BSD; on Windows, start it in WSL, which is a Linux\n"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", told)
+
+
+def test_serve_local_says_what_to_open_and_serve_does_not(run: Terminal) -> None:
+    run.monkeypatch.delenv("BASE_URL")
+    for name in ("probe", "run_gunicorn"):
+        run.monkeypatch.setattr(tracker, name, lambda *_: None)
+    assert " open http://localhost:3000 (a tenant's dashboard: tracker.py tenant show" in run("serve", "--local").out
+    assert " open " not in run("serve").out
+
+
 def test_version_is_a_command_too(run: Terminal) -> None:
     assert run("version").out == run("--version").out != ""
 

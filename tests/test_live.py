@@ -686,6 +686,25 @@ def test_a_server_started_without_its_database_answers_hits_makes_no_other_and_c
     assert_counted_once(server, outcome)
 
 
+READ_ONLY = """
+mount --bind "$1" /mnt && shift || exit
+for folder in /tmp /var/tmp /dev/shm; do mount --bind $folder $folder && mount -o remount,ro,bind $folder || exit; done
+cd /proc && exec "$@"
+"""
+
+
+@pytest.mark.sqlite
+def test_where_no_folder_for_temporary_files_can_be_written_to_it_serves_and_says_so(
+    servers: Callable[..., Server],
+) -> None:
+    server = servers(DATABASE_URL="sqlite:/mnt/data/tracking.db")
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "mount", "--bind", "/tmp", "/mnt"]).returncode:
+        missing("the right to mount")
+    server.launch("unshare", "--mount", "sh", "-c", READ_ONLY, "sh", str(server.folder), *SERVE)
+    assert get(server.port, "/nobody/pixel/k.gif")[0] == 200
+    assert "neither /dev/shm nor /tmp can be written to" in server.stop()
+
+
 def test_a_port_is_listened_on_by_ipv4_and_ipv6_and_a_proxy_is_known_by_both(servers: Callable[..., Server]) -> None:
     if not tracker.is_dual_stack():
         missing("a socket for IPv4 and IPv6")
