@@ -363,7 +363,7 @@ LIMITED = {  # method, target, and the status where it is not refused
     # Decoded, or by their query, these would be what has no limit.
     "a pixel's path behind another": ("GET", "/{mail_id}/campaigns/..%2F..%2F{mail_id}%2Fpixel%2Fburst.gif", 404),
     "a pixel's path with encoded slashes": ("GET", "/{mail_id}/pixel%2Fburst.gif", 404),
-    "a pixel's path in the query": ("GET", "/{id}/stats.json?/{mail_id}/pixel/burst.gif", 200),
+    "a pixel's path in the query": ("GET", "/{id}/dashboard?/{mail_id}/pixel/burst.gif", 200),
     "a signed link's with encoded slashes": ("GET", "/{mail_id}/click/burst%2Fx%2Fy", 404),
     "a dashboard, encoded": ("GET", "/{id}/%64ashboard", 200),
 }

@@ -1059,7 +1059,8 @@ def test_the_numbers_are_the_same_in_whatever_order_things_arrive(staged: Callab
                 stage.drain()
             assert stage.check() == []
         tables = ("emails", "events", "links", "campaigns", "clients")
-        told = {name: stage.web.get(f"{home}/{name}.json?range=all").json["rows"] for name in tables}
+        paths = {name: f"{home}/{name}.json{'?range=all' * (name == 'clients')}" for name in tables}
+        told = {name: stage.web.get(path).json["rows"] for name, path in paths.items()}
         told["dropped"] = stage.rows("select * from dropped")
         return {name: sorted(map(str, rows)) for name, rows in told.items()}
 
