@@ -392,7 +392,7 @@ def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, lo
             text = without_password(text) if variable == "DATABASE_URL" else text
             shown = f" is {text!r}" if text and not each.metadata["secret"] else ""
             faults.append(f"{variable}{shown}: {told}")
-    if _given("RETENTION_DAYS", sources)[0]:
+    if any(source.get("RETENTION_DAYS", "").strip() for source in sources.values()):
         faults.append("RETENTION_DAYS: this version removes nothing by itself, so it expects this to be unset")
     if faults:
         raise SettingsError("\n".join(faults))
