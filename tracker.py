@@ -2699,9 +2699,8 @@ def integrity_faults(connection: sqlite3.Connection) -> list[str]:
     """What SQLite itself finds wrong with the file, and rows that refer to nothing."""
     faults = []
     if isinstance(connection, sqlite3.Connection):
-        faults += [
-            f"integrity_check: {row[0]}" for row in connection.execute("pragma integrity_check") if row[0] != "ok"
-        ]
+        checks = (row[0] for row in connection.execute("pragma integrity_check"))
+        faults += [f"integrity_check: {check}" for check in checks if check != "ok"]
         faults += [f"foreign_key_check: {tuple(row)}" for row in connection.execute("pragma foreign_key_check")]
     for table, column, referred in (
         *(("events", "agent", "agents"), ("events", "url", "urls"), ("events", "judgement", "judgements")),
@@ -2883,18 +2882,16 @@ def positions_of(connection: sqlite3.Connection, segments: Iterable[str]) -> dic
     return dict(for_each(connection, segments, sql))
 
 
-def set_position(
-    connection: sqlite3.Connection, segment: str, position: int, now: int, before: int | None = None
-) -> None:
+def set_position(connection: sqlite3.Connection, name: str, position: int, now: int, before: int | None = None) -> None:
     """Remember how far a segment is drained; raises Busy where that is not what was read before."""
     sql = """
-        insert into positions values (:segment, :position, :now) on conflict (segment) do update
+        insert into positions values (:name, :position, :now) on conflict (segment) do update
         set position = excluded.position, updated_at = excluded.updated_at
         where positions.position = coalesce(:before, positions.position) returning 1
     """
-    asked = {"segment": segment, "position": position, "now": now, "before": before}
+    asked = {"name": name, "position": position, "now": now, "before": before}
     if not connection.execute(sql, asked).fetchall():
-        raise Busy(f"{segment} was drained by somebody else meanwhile")
+        raise Busy(f"{name} was drained by somebody else meanwhile")
 
 
 def forget_positions(connection: sqlite3.Connection, present: Iterable[str], before: int) -> None:
@@ -3047,6 +3044,7 @@ _IN_STATEMENTS = (
     (r"\burls\.url = (wanted\.target|%\(\w+\)s)", r"md5(urls.url) = md5(\1) and urls.url = \1"),
 )
 # Statements are planned to read few rows of large tables, and to compile one takes longer than to run it.
+_SELECT_VERSION = "select value from marks where name = 'schema'"
 _FOR_FEW_ROWS = "set local random_page_cost = 1.1; set local jit = off"
 _CONNECT = {  # unless the URL says otherwise: a machine that went silent is noticed within seconds
     "connect_timeout": 5,
@@ -3271,7 +3269,7 @@ class Postgres(Database):
             set local lock_timeout = {500 if not wait else int(self._patience * 1000) if of_worker else 0};
             set local idle_in_transaction_session_timeout = '{1 if of_worker else 60}s';
             set local statement_timeout = '{20 if of_worker else 0}s';
-            select value from marks where name = 'schema' for no key update
+            {_SELECT_VERSION} for no key update
         """
         with self._transaction(begin) as connection:
             yield connection
@@ -3286,8 +3284,8 @@ class Postgres(Database):
     @contextlib.contextmanager
     def reading(self, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
         """One consistent view of the database; nothing is written but what know_clients tells."""
-        select = "select value from marks where name = 'schema'"
-        with self._transaction(f"begin isolation level repeatable read; {_FOR_FEW_ROWS}; {select}") as connection:
+        begin = f"begin isolation level repeatable read; {_FOR_FEW_ROWS}; {_SELECT_VERSION}"
+        with self._transaction(begin) as connection:
             yield connection
 
     def holds(self, texts: Collection[bytes]) -> bool:
@@ -3311,12 +3309,9 @@ class Postgres(Database):
             connection = PostgresConnection(self._url)
             with contextlib.closing(connection.raw), connection.raw.transaction():
                 lock = "select pg_advisory_xact_lock(hashtext('email-tracker'))"
-                [version] = connection.run(f"{lock}; select to_regclass('marks')")
-                if version is not None:
-                    [version] = connection.run(
-                        "select value::bigint from marks where name = 'schema' for no key update"
-                    )
-                yield connection, version
+                [is_there] = connection.run(f"{lock}; select to_regclass('marks')")
+                version = connection.run(f"{_SELECT_VERSION} for no key update") if is_there else None
+                yield connection, version and int(version[0])
 
     def build(self) -> None:
         """Make the tables, or bring them up to date, and this machine's spool. Raises StoreError where all is gone."""
@@ -3523,11 +3518,9 @@ def _is_taken(connection: sqlite3.Connection, id_: str) -> bool:
     return connection.execute(sql, {"id": id_}).fetchone() is not None
 
 
-def add_tenant(
-    connection: sqlite3.Connection, name: str, now: int, allow: Iterable[str] = (), **columns: Any
-) -> Tenant:
+def add_tenant(connection: sqlite3.Connection, name: str, now: int, allow: Iterable[str] = (), **more: Any) -> Tenant:
     """Make a tenant; an `id` is both its ids. Raises Conflict if that or the tracking host is taken."""
-    id_ = columns.pop("id", None)
+    id_ = more.pop("id", None)
     if id_ is not None and _is_taken(connection, id_):
         raise Conflict(f"the id {id_!r} is taken, now or by mail already sent; choose another")
     mail_id = id_ or new_mail_id()
@@ -3535,9 +3528,9 @@ def add_tenant(
         mail_id = new_mail_id()
     sql = "insert into tenants (id, mail_id, name, created_at) values (?, ?, ?, ?) returning number"
     [(number,)] = connection.execute(sql, (id_ or new_dashboard_id(), mail_id, name, now)).fetchall()
-    change_tenant(connection, number, **columns)
+    change_tenant(connection, number, **more)
     set_tenant_rules(connection, number, "allow", allow)
-    return find_tenant(connection, columns.get("mail_id", mail_id))
+    return find_tenant(connection, more.get("mail_id", mail_id))
 
 
 def change_tenant(connection: sqlite3.Connection, tenant: int, **changes: Any) -> None:
@@ -3586,6 +3579,7 @@ TABLES_OF_TENANTS = (  # each before those that it refers to
     ),
     *("carried", "events", "campaign_sends", "allowances", "dropped", "tenant_rules", "urls", "emails"),
 )
+_RETIRE = "insert into retired_ids (mail_id, retired_at) values (?, ?) on conflict (mail_id) do nothing"
 
 
 def remove_tenant(connection: sqlite3.Connection, tenant: Tenant, now: int) -> None:
@@ -3596,10 +3590,7 @@ def remove_tenant(connection: sqlite3.Connection, tenant: Tenant, now: int) -> N
     for table in TABLES_OF_TENANTS:
         connection.execute(f"delete from {table} where tenant = ?", number)
     connection.execute("delete from tenants where number = ?", number)
-    connection.execute(
-        "insert into retired_ids (mail_id, retired_at) values (?, ?) on conflict (mail_id) do nothing",
-        (tenant.mail_id, now),
-    )
+    connection.execute(_RETIRE, (tenant.mail_id, now))
 
 
 # -- tenants.json
@@ -3679,8 +3670,7 @@ def take_over_tenants(folder: str, connection: sqlite3.Connection) -> None:
     told, known = Directory(folder).refresh(), {tenant.mail_id: tenant for tenant in list_tenants(connection)}
     for mail_id in told.retired & known.keys():
         remove_tenant(connection, known[mail_id], now)
-    retire = "insert into retired_ids (mail_id, retired_at) values (?, ?) on conflict (mail_id) do nothing"
-    connection.executemany(retire, [(mail_id, now) for mail_id in told.retired])
+    connection.executemany(_RETIRE, [(mail_id, now) for mail_id in told.retired])
     for mail_id, entry in told.tenants.items():
         tenant = known.get(mail_id)
         if tenant is None:
