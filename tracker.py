@@ -7915,7 +7915,10 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
         may, host = can_allow(host, reason), host or "other hosts"
         ask = f" Ask whoever runs this tracker to allow {host}." * may
         allow = [f"tracker.py tenant set {tenant.mail_id} --domain {host}"] * may
-        yield notice(f"{counted(clicks, 'click')} to {host} met the naming page: {words[reason]}.{ask}", *allow)
+        yield notice(
+            f"{counted(clicks, 'click')} to {host} met the page that names where a link leads: {words[reason]}.{ask}",
+            *allow,
+        )
     if not view.people:
         yield notice(
             "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."

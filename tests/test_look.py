@@ -121,7 +121,7 @@ def overflow(tab: Tab, width: int) -> list[str]:
     return found
 
 
-# What no tree of accessibility says. Sizes are those of WCAG 2.2, 2.5.8; links in sentences are exempt there.
+# What no tree of accessibility says. Sizes are those of WCAG 2.2, 2.5.8; the steps of a curve are also in a table.
 FAULTS = """(() => {
     const found = [], all = selector => Array.from(document.querySelectorAll(selector)).filter(e => e.checkVisibility());
     const say = (what, e) => found.push(what + ": " + e.outerHTML.slice(0, 120));
@@ -152,8 +152,8 @@ FAULTS = """(() => {
         for (const name of ["aria-labelledby", "aria-describedby"])
             if (e.hasAttribute(name) && !document.getElementById(e.getAttribute(name))) say("nobody has that id", e);
     for (const e of all("a[href^='#']")) if (!document.getElementById(e.hash.slice(1))) say("leads nowhere", e);
-    for (const e of all("header a, nav a, form input:not([type=hidden]), form select, form button, summary, thead a, .legend a")) {
-        if (e.closest(".skip")) continue;
+    for (const e of all("a, input:not([type=hidden]), select, button, summary")) {
+        if (e.closest(".skip, svg")) continue;
         const box = e.getBoundingClientRect();
         if (box.width < 24 || box.height < 24) say(`${box.width} x ${box.height}`, e);
     }
@@ -230,6 +230,34 @@ def test_paper_is_white_and_has_whole_tables_and_no_controls(site: Site, tab: Ta
     controls = "Array.from(document.querySelectorAll('form, button, .skip, nav ul, .take'))"
     assert tab.run(f"{controls}.filter(e => e.checkVisibility()).length") == 0
     (tmp_path / f"{name}-print.webp").write_bytes(tab.picture())
+
+
+# What a phone cuts off or hides sideways, and of how many lines the rows of a table are.
+CUT = """Array.from(document.querySelectorAll(".scroll, .figures b, td.share, td.number, .campaigns td, .strip a"))
+    .filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth && e.clientWidth).map(e => e.outerHTML.slice(0, 80))"""
+LINES = """table => Array.from(document.querySelectorAll(`.${table} tbody tr`), row => new Set(Array.from(row.cells)
+    .filter(e => e.checkVisibility()).map(e => Math.round(e.getBoundingClientRect().top / 8))).size)"""
+
+
+@pytest.mark.parametrize("width", [320, 360, 430])
+def test_on_a_phone_a_row_is_two_lines_and_rates_and_numbers_are_whole(site: Site, tab: Tab, width: int) -> None:
+    for name in ("dashboard", "90d-machines", "campaign", "email"):
+        open_page(site, tab, paths(site)[name], width)
+        assert tab.run(CUT) == [], name
+    open_page(site, tab, paths(site)["dashboard"], width)
+    seen = tab.text(".campaigns tbody tr")
+    assert seen and all(re.search(r"\n\d+\n+[\d–]+ %\n+[\d.]+ %\n", text) for text in seen), seen
+    assert set(tab.run(f"({LINES})('campaigns')")) == {2}
+    assert set(tab.run(f"({LINES})('emails')")) <= {2, 3}  # a third has the links that somebody clicked
+
+
+def test_a_wide_screen_has_tables_beside_each_other(site: Site, tab: Tab) -> None:
+    open_page(site, tab, paths(site)["dashboard"], 1920)
+    places = {
+        name: tab.run(f"document.getElementById('{name}').getBoundingClientRect().top")
+        for name in ("campaigns", "links")
+    }
+    assert places["campaigns"] == places["links"]
 
 
 def test_a_campaign_prints_on_one_sheet_that_says_whose_it_is_and_of_when(site: Site, tab: Tab) -> None:

@@ -95,7 +95,7 @@ def test_a_page_tells_of_mail_that_nobody_registered_and_of_clicks_that_met_the_
     assert "Opened: 1 by people." in unregistered
     told, _, operator = named.partition("For the operator")
     assert told == (
-        "1 click to elsewhere.example met the naming page: this tenant had not allowed that host. "
+        "1 click to elsewhere.example met the page that names where a link leads: this tenant had not allowed that host. "
         "Ask whoever runs this tracker to allow elsewhere.example."
     )
     assert operator == f"tracker.py tenant set {stage.acme.mail_id} --domain elsewhere.example"
@@ -108,7 +108,7 @@ def test_the_advice_for_a_host_names_its_port_and_is_left_out_where_it_would_be_
         get(stage, f"/{stage.acme.mail_id}/click/k{n}?url={url}", {"User-Agent": CHROME})
     text = dashboard(stage).text
     assert "--domain acme.com:8443" in text
-    assert "1 click to intranet met the naming page" in text and "--domain intranet" not in text
+    assert "1 click to intranet met the page that names" in text and "--domain intranet" not in text
 
 
 def assert_inert(page: Page) -> None:
