@@ -4606,14 +4606,15 @@ class Batch:
         firsts = {key: hits[0] for key, hits in by_key.items()}
         campaigns = {key: first.campaign for key, first in firsts.items() if first.campaign and key != first.key}
         sql = f"""
-            select wanted.campaign, 2 * coalesce(campaign_sends.sent, 0)
+            select wanted.campaign, 2 * coalesce(campaign_sends.sent, 0), campaign_sends.sent_at
             from {wanted("campaign")} left join campaign_sends
                 on campaign_sends.tenant = :tenant and campaign_sends.campaign = wanted.campaign
             where campaign_sends.sent is not null
                 or exists (select 1 from campaigns where tenant = :tenant and campaigns.campaign = wanted.campaign)
         """
-        known = dict(for_each(self.connection, {*campaigns.values()}, sql, tenant=tenant)) if campaigns else {}
-        room = {key: (known[campaign], campaign, NO_DAY) for key, campaign in campaigns.items() if known.get(campaign)}
+        asked = for_each(self.connection, {*campaigns.values(), OTHER}, sql, tenant=tenant) if campaigns else ()
+        known = {campaign: (twice, sent_at) for campaign, twice, sent_at in asked}
+        room = {key: (known[name][0], name, NO_DAY) for key, name in campaigns.items() if known.get(name, (0,))[0]}
         over = self._over(tenant, "unregistered", firsts, room)
         made = [key for key in firsts if key not in over]
         new = {campaigns[key]: firsts[key] for key in made if key in campaigns and campaigns[key] not in known}
@@ -4625,12 +4626,17 @@ class Batch:
         for key in made:
             campaign = campaigns.get(key, "")
             campaign = OTHER if campaign in others else campaign
-            rows.append((tenant, key, campaign, firsts[key].at, fold_text(key, campaign) if campaign else ""))
-        self.connection.executemany(
-            "insert into emails (tenant, key, campaign, registered, created_at, search) values (?, ?, ?, 0, ?, ?)", rows
-        )
-        found = find_emails(self.connection, tenant, made)
-        for email in found.values():
+            rows.append((key, campaign, firsts[key].at, fold_text(key, campaign) if campaign else ""))
+        sql = f"""
+            insert into emails (tenant, key, campaign, registered, created_at, search)
+            select :tenant, wanted.key, wanted.campaign, 0, wanted.at, wanted.text
+            from {wanted("key", "campaign", "at", "text")} returning key, id
+        """
+        ids = dict(for_each(self.connection, rows, sql, tenant=tenant)) if rows else {}
+        found = {}
+        for key, campaign, at, _ in rows:
+            sent_at = known[campaign][1] if campaign in known else None
+            found[key] = email = Email((ids[key], tenant, key, 0, campaign, at, sent_at, None, 0, None, None))
             self._standings[email.standing()] += 1
         return found
 
