@@ -4097,8 +4097,8 @@ def count_days_anew(connection: sqlite3.Connection, tenant: int) -> None:
             connection.execute(sql, (tenant,))
 
 
-# == Recording =========================================================================================
-# From registrations and hits to facts and numbers: looking up, judging with what is stored, counting, all in sets.
+# == Emails ============================================================================================
+# What the database has of emails: registrations, tallies, stored hits, and these judged together with new ones.
 
 
 class Registration(NamedTuple):
@@ -4122,7 +4122,7 @@ class Registration(NamedTuple):
 UNDATED = 1
 SAID_OF_EMAILS = ("subject", "recipient", "campaign")  # texts, each a bit of emails.cleared, from the first on
 _SAID_TIMES = ("created_at", "sent_at", "delivered_at", "time_said", "told_at")
-_SAID_COLUMNS = (*SAID_OF_EMAILS, "search", "registered", *_SAID_TIMES, "cleared", "links")
+SAID_COLUMNS = (*SAID_OF_EMAILS, "search", "registered", *_SAID_TIMES, "cleared", "links")
 
 
 class SpooledEmail(NamedTuple):
@@ -4142,7 +4142,7 @@ class Stored(NamedTuple):
     hit: Hit
 
 
-_new = tuple.__new__  # of a named tuple, in a third of the time: there are several for each hit
+new_tuple = tuple.__new__  # of a named tuple, in a third of the time: there are several for each hit
 
 
 class Email:
@@ -4160,9 +4160,9 @@ class Email:
     def __init__(self, row: Sequence[Any]) -> None:
         self.id, self.tenant, self.key, self.registered, self.campaign, self.created_at, self.sent_at, *facts = row
         begin, said, links, self.last_at, *counts = facts
-        self.context = _new(Context, (begin, said == 1, links)) if self.registered else NO_CONTEXT
-        self.opens: Tally = counts[:6] if self.last_at else [*_NO_TALLY]
-        self.clicks: Tally = counts[6:] if self.last_at else [*_NO_TALLY]
+        self.context = new_tuple(Context, (begin, said == 1, links)) if self.registered else NO_CONTEXT
+        self.opens: Tally = counts[:6] if self.last_at else [*NO_TALLY]
+        self.clicks: Tally = counts[6:] if self.last_at else [*NO_TALLY]
         self.links: dict[int, tuple[Tally, Tally]] = {}  # the tallies that were read: as they were, and as they will be
         self.before: Standing | None = None  # where that may have changed
         self.stored: dict[int, Stored] = {}  # by number: those that were read
@@ -4183,7 +4183,7 @@ class Email:
         )
 
 
-_NO_TALLY = (0, None) * len(STATES)
+NO_TALLY = (0, None) * len(STATES)
 _EMAIL_FACTS = f"""
     select emails.id, emails.tenant, emails.key, emails.registered, emails.campaign, emails.created_at,
            coalesce(emails.sent_at, campaign_sends.sent_at),
@@ -4196,7 +4196,7 @@ _EMAIL_FACTS = f"""
     left join campaign_sends on emails.registered = 0 and campaign_sends.tenant = emails.tenant
         and campaign_sends.campaign = emails.campaign
 """
-_EVENT_FACTS = """
+EVENT_FACTS = """
     select events.email, events.at, events.id, events.judgement, events.url, events.agent, events.type, events.method,
            events.address, events.purpose, events.own, events.fixed
     from {} cross join events
@@ -4209,7 +4209,7 @@ def find_emails(connection: sqlite3.Connection, tenant: int, keys: Iterable[str]
     return {email.key: email for email in map(Email, for_each(connection, sorted(keys), sql, tenant=tenant))}
 
 
-def _emails_by_id(connection: sqlite3.Connection, ids: Iterable[int]) -> list[Email]:
+def emails_by_id(connection: sqlite3.Connection, ids: Iterable[int]) -> list[Email]:
     sql = _EMAIL_FACTS.format(wanted("id")) + "where emails.id = wanted.id"
     return [*map(Email, for_each(connection, ids, sql))]
 
@@ -4260,7 +4260,7 @@ def network_of(hit: Hit) -> int:
 # -- The session of a hit
 
 
-def _reaches(times: Iterable[int], since: int, at: int) -> bool:
+def session_reaches(times: Iterable[int], since: int, at: int) -> bool:
     """Whether a session up to a time may have begun before what was read of it."""
     begin = at
     for earlier in sorted((time_ for time_ in times if time_ <= at), reverse=True):
@@ -4270,7 +4270,7 @@ def _reaches(times: Iterable[int], since: int, at: int) -> bool:
     return since < at - MOSTLY_MS and begin - SESSION_GAP_MS < at - MOSTLY_MS
 
 
-def _take_links(rows: Iterable[Sequence[Any]], emails: Mapping[int, Email]) -> None:
+def take_links(rows: Iterable[Sequence[Any]], emails: Mapping[int, Email]) -> None:
     """Give emails the tallies of their links."""
     for id_, url, *counts in rows:
         emails[id_].links[url] = counts, [*counts]
@@ -4319,7 +4319,8 @@ def _concerned(session: Session) -> set[int]:
     return found
 
 
-# -- What changes
+# == Recording =========================================================================================
+# From registrations and hits to facts and numbers: looking up, judging with what is stored, counting, all in sets.
 
 ALL_EVENTS = 1 << 40
 
@@ -4416,11 +4417,11 @@ class Batch:
             for email, new in emails:
                 judgements, again = judge_together(email, new)
                 judged.append((email, new, judgements, self._otherwise(again) if again else []))
-            _take_links(links, by_id)
+            take_links(links, by_id)
             others = [
                 (email, each.url) for email, _, _, revised in judged for each, _ in revised if each.url is not None
             ]
-            _take_links(self._ask_links([(email, url) for email, url in others if url not in email.links]), by_id)
+            take_links(self._ask_links([(email, url) for email, url in others if url not in email.links]), by_id)
             for email, new, judgements, revised in judged:
                 self._revise(email, revised)
                 for hit, judgement in zip(new, judgements):  # noqa: B905  # as long as each other
@@ -4624,8 +4625,7 @@ class Batch:
                 self.dropped[tenant, f"{what}-limit", hit.at // DAY_MS] += 1
         rows = []
         for key in made:
-            campaign = campaigns.get(key, "")
-            campaign = OTHER if campaign in others else campaign
+            campaign = OTHER if campaigns.get(key) in others else campaigns.get(key, "")
             rows.append((key, campaign, firsts[key].at, fold_text(key, campaign) if campaign else ""))
         sql = f"""
             insert into emails (tenant, key, campaign, registered, created_at, search)
@@ -4662,13 +4662,15 @@ class Batch:
         times: dict[int, list[int]] = defaultdict(list)
         for row in rows:
             times[row[0]].append(row[1])
-        rows += self._near(self._ask_near([each for each in before if _reaches(times[each[0]], *each[1:])], "desc"))
+        rows += self._near(
+            self._ask_near([each for each in before if session_reaches(times[each[0]], *each[1:])], "desc")
+        )
         self._take_events(rows, by_id)
 
     def _ask_near(self, spans: Sequence[tuple[int, int, int]], order: str) -> Iterable[Sequence[Any]]:
         """Ask for events later than the first and up to the second of two times, from that end on which `order` begins."""
         sql = f"""
-            {_EVENT_FACTS.format(wanted("email", "since", "until"))} where events.id in (
+            {EVENT_FACTS.format(wanted("email", "since", "until"))} where events.id in (
                 select near.id from events as near
                 where near.email = wanted.email and near.at > wanted.since and near.at <= wanted.until
                 order by near.at {order} limit :most)
@@ -4685,7 +4687,7 @@ class Batch:
         return rows
 
     def _take_events(self, rows: Collection[Sequence[Any]], emails: Mapping[int, Email]) -> None:
-        """Give emails their events, from rows as _EVENT_FACTS has them."""
+        """Give emails their events, from rows as EVENT_FACTS has them."""
         agents, urls = self._texts.values()
         unknown = {("agent", row[5]) for row in rows if row[5] not in agents}
         if unknown := unknown | {("url", row[4]) for row in rows if row[4] not in urls}:
@@ -4700,13 +4702,13 @@ class Batch:
             judgement = self._judgements[number]
             why = judgement.reason if judgement.reason in NAMING_REASONS else ""
             said = method or "GET", "", "", urls[url], "", address or "", agents[agent], purpose or "", "", why
-            hit = _new(Hit, ("", at, type_, *said, "", own == 1, judgement if fixed else None, False))
+            hit = new_tuple(Hit, ("", at, type_, *said, "", own == 1, judgement if fixed else None, False))
             emails[email].stored[id_] = Stored(id_, number, url, hit)
 
     def _ask_links(self, clicked: Collection[tuple[Email, int]]) -> Iterable[Sequence[Any]]:
         """Ask for the tallies of links of emails."""
         for email, url in clicked:
-            email.links[url] = [*_NO_TALLY], [*_NO_TALLY]
+            email.links[url] = [*NO_TALLY], [*NO_TALLY]
         sql = f"""
             select link_counts.* from {wanted("email", "url")} cross join link_counts
             where link_counts.email = wanted.email and link_counts.url = wanted.url
@@ -4718,8 +4720,8 @@ class Batch:
         self._read_judgements()
         by_id = {email.id: email for email in emails}
         sql = f"select link_counts.* from {wanted('id')} cross join link_counts where link_counts.email = wanted.id"
-        _take_links(for_each(self.connection, by_id, sql), by_id)
-        sql = _EVENT_FACTS.format(wanted("id")) + "where events.email = wanted.id"
+        take_links(for_each(self.connection, by_id, sql), by_id)
+        sql = EVENT_FACTS.format(wanted("id")) + "where events.email = wanted.id"
         self._take_events(for_each(self.connection, by_id, sql).fetchall(), by_id)
 
     # -- Counting
@@ -4797,7 +4799,7 @@ class Batch:
             rows.append((tenant, key, *texts, search, 1, *times, cleared, each.links))
             if key not in known:
                 self._standings[Standing(tenant, campaign, True, key.startswith(TEST_KEY), sent_at // QUARTER_MS)] += 1
-        upsert(self.connection, "emails", ("tenant", "key"), _SAID_COLUMNS, rows)
+        upsert(self.connection, "emails", ("tenant", "key"), SAID_COLUMNS, rows)
         if known:
             self._replace(known, find_emails(self.connection, tenant, known))
         return len(began)
@@ -4909,7 +4911,7 @@ class Batch:
         at = sent_at if sent_at is not None else before[1] if before else self.now
         # Emails that hits have made already come into the campaign's cohort, or move with it.
         sql = "select id from emails where tenant = ? and campaign = ? and registered = 0 and campaign <> ''"
-        emails = _emails_by_id(self.connection, [row[0] for row in self.connection.execute(sql, (tenant, campaign))])
+        emails = emails_by_id(self.connection, [row[0] for row in self.connection.execute(sql, (tenant, campaign))])
         for email in emails:
             email.before = email.standing()
             email.sent_at = at
@@ -5068,7 +5070,7 @@ def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most:
     if not ids:
         return None
     with Batch(connection, 0) as changes:
-        return ids[-1], changes.judge_anew(_emails_by_id(connection, ids))
+        return ids[-1], changes.judge_anew(emails_by_id(connection, ids))
 
 
 def record_lines(
