@@ -238,6 +238,7 @@ def _setting(variable: str, convert: Callable[[str], Any], default: str = "", *,
 
 _workers = _matching("[1-9]|[1-5][0-9]|6[0-4]", "a whole number from 1 to 64", int)
 _days = _matching("[1-9][0-9]{0,2}", "a whole number from 1 to 999", int)
+_long = _matching("[7-9]|[1-9][0-9]{1,3}", "a whole number from 7 to 9999", int)
 _megabytes = _matching("[1-9][0-9]{0,6}", "a whole number from 1 to 9999999", int)
 _bind = _matching(
     r"unix:/.+|fd://[0-9]+|(?:\[[0-9A-Fa-f:.]+\]|[^\s:/]+):([0-9]+)",
@@ -272,6 +273,8 @@ class Settings:
     ip_addresses: str = _setting("IP_ADDRESSES", _kept, "truncated")
     keep_spool_days: int = _setting("KEEP_SPOOL_DAYS", _days, "3")
     keep_spool_mb: int = _setting("KEEP_SPOOL_MB", _megabytes, "2000")
+    retention_days: int | None = _setting("RETENTION_DAYS", _long)
+    agent_days: int = _setting("AGENT_DAYS", _days, "30")
     data_folder: str | None = _setting("DATA_FOLDER", _folder)
     local: bool = False  # `--local`: links may lead to this machine
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)  # where each value comes from
@@ -392,8 +395,6 @@ def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, lo
             text = without_password(text) if variable == "DATABASE_URL" else text
             shown = f" is {text!r}" if text and not each.metadata["secret"] else ""
             faults.append(f"{variable}{shown}: {told}")
-    if any(source.get("RETENTION_DAYS", "").strip() for source in sources.values()):
-        faults.append("RETENTION_DAYS: this version removes nothing by itself, so it expects this to be unset")
     if faults:
         raise SettingsError("\n".join(faults))
     settings = Settings(**values)
@@ -747,6 +748,25 @@ def read_own_network(text: str) -> str:
     return str(network.network_address if network.num_addresses == 1 else network)
 
 
+def campaign_key(key: str, campaign: str) -> str:
+    """The key of an email that nobody registered, in a campaign that its hits name: as its URL has it, if that fits."""
+    whole = f"{key}?campaign={campaign}"
+    if len(whole) <= MAX_KEY:
+        return whole
+    digest = hashlib.sha256(whole.encode()).hexdigest()
+    return f"{key[: MAX_KEY - len(digest) - 1]}?{digest}"
+
+
+@lru_cache(maxsize=1024)
+def url_host(url: str) -> str:
+    """The host that a target leads to, with the port unless it is a default one; "" for what can't be read."""
+    try:
+        target = read_target(url)
+    except BadTarget:
+        return ""
+    return target.host if target.port in DEFAULT_PORTS.values() else f"{target.host}:{target.port}"
+
+
 # == Verdicts ==========================================================================================
 # Who made a hit, and why we think so. Pure: an email's hits and its context decide, without a clock or a look-up.
 # What is known of programs, networks and reasons is data, in templates/*.txt.
@@ -905,11 +925,20 @@ def judge_agent(agent: str, type_: int) -> Judgement:
 @lru_cache(maxsize=1024)
 def client_of(agent: str) -> tuple[str, str]:
     """A user agent's family of programs, and its device: mobile, desktop, or "" if a proxy hides it."""
+    people = [each for each in verdict_data().programs if not each.section.startswith(("scanner", "bot"))]
+    family, _, device = agent.removesuffix(")").partition(" (")
+    if device in ("", "mobile", "desktop") and family in ("Others", *(each.family for each in people if each.family)):
+        return family, device  # as family_of has it
     hidden = judge_agent(agent, OPEN).reason in ("image-proxy", "apple-mpp")
     agent = agent.strip().lower()
-    people = (each for each in verdict_data().programs if not each.section.startswith(("scanner", "bot")))
     devices = (name for name in ("mobile", "desktop") if verdict_data().shapes[name].search(agent))
     return next((each.family for each in people if each.fit(agent)), "Others"), "" if hidden else next(devices, "")
+
+
+def family_of(agent: str) -> str:
+    """What is kept of a user agent that is old: what client_of says of it, which it also says of that."""
+    family, device = client_of(agent)
+    return f"{family} ({device})" if device else family
 
 
 @lru_cache(maxsize=1024)
@@ -2963,6 +2992,9 @@ def gone_hash(secret: str, mail_id: str, word: str) -> str:
     return hmac.digest(secret.encode(), f"{mail_id}/{word}".encode(), "sha256").hex()[:32]
 
 
+AGED = "aged~"  # with which the key of an old email begins; the hash of the one it had follows
+
+
 def as_person(address: str) -> str:
     """A recipient's address, as it is told from keys."""
     return f"<{address.lower()}>"
@@ -2972,7 +3004,9 @@ def gone_hashes(connection: sqlite3.Connection, tenant: int, words: Iterable[str
     """Keys of emails, and addresses as as_person has them, by what is kept of them when they are gone."""
     sql = "select mail_id, value from tenants join secrets on secrets.name = 'instance' where number = ?"
     mail_id, secret = connection.execute(sql, (tenant,)).fetchone()
-    return {gone_hash(secret, mail_id, word): word for word in words}
+    return {
+        word.removeprefix(AGED) if word.startswith(AGED) else gone_hash(secret, mail_id, word): word for word in words
+    }
 
 
 def remember_gone(connection: sqlite3.Connection, gone: Gone) -> None:
@@ -3352,6 +3386,7 @@ def know_clients(connection: sqlite3.Connection) -> None:
             " on conflict (agent) do update set client = excluded.client, device = excluded.device",
             [(agent, *client_of(agent)) for (agent,) in agents],
         )
+        connection.execute("delete from agent_clients where agent not in (select agent from agents)")
 
 
 def open_database(settings: Settings, patience: float = math.inf, *, make: bool = False) -> Database:
@@ -3463,6 +3498,7 @@ class Tenant:
     tz: str  # the zone in which its days begin
     unregistered_a_day: int | None = None  # how many emails hits alone may make; None: as many as usual
     utm: str = ""  # parameters that targets get, as read_utm takes them
+    retention_days: int | None = None  # how long facts are kept; 0: for ever; None: as RETENTION_DAYS says
 
     @property
     def one_id(self) -> bool:
@@ -4203,10 +4239,16 @@ EVENT_FACTS = """
 """
 
 
-def find_emails(connection: sqlite3.Connection, tenant: int, keys: Iterable[str]) -> dict[str, Email]:
-    """Those of the emails that are known, by key."""
+def find_emails(connection: sqlite3.Connection, tenant: int, keys: Collection[str]) -> dict[str, Email]:
+    """Those of the emails that are known, by key; an old one, whose own key is not known any more, by what that was."""
     sql = _EMAIL_FACTS.format(wanted("key")) + "where emails.tenant = :tenant and emails.key = wanted.key"
-    return {email.key: email for email in map(Email, for_each(connection, sorted(keys), sql, tenant=tenant))}
+    found = {email.key: email for email in map(Email, for_each(connection, sorted(keys), sql, tenant=tenant))}
+    old = "select 1 from emails where tenant = ? and key > ? and key < ? limit 1"
+    if (unknown := {*keys} - found.keys()) and connection.execute(old, (tenant, AGED, f"{AGED}~")).fetchone():
+        hashes = {f"{AGED}{hash_}": key for hash_, key in gone_hashes(connection, tenant, unknown).items()}
+        for email in map(Email, for_each(connection, sorted(hashes), sql, tenant=tenant)):
+            found[hashes[email.key]] = email
+    return found
 
 
 def emails_by_id(connection: sqlite3.Connection, ids: Iterable[int]) -> list[Email]:
@@ -4224,25 +4266,6 @@ def fold_text(*texts: str) -> str:
 
 
 _BARE_LETTERS = str.maketrans({"ø": "o", "đ": "d", "ł": "l", "ħ": "h", "ŧ": "t", "\u0131": "i", "æ": "ae", "œ": "oe"})
-
-
-def campaign_key(key: str, campaign: str) -> str:
-    """The key of an email that nobody registered, in a campaign that its hits name: as its URL has it, if that fits."""
-    whole = f"{key}?campaign={campaign}"
-    if len(whole) <= MAX_KEY:
-        return whole
-    digest = hashlib.sha256(whole.encode()).hexdigest()
-    return f"{key[: MAX_KEY - len(digest) - 1]}?{digest}"
-
-
-@lru_cache(maxsize=1024)
-def url_host(url: str) -> str:
-    """The host that a target leads to, with the port unless it is a default one; "" for what can't be read."""
-    try:
-        target = read_target(url)
-    except BadTarget:
-        return ""
-    return target.host if target.port in DEFAULT_PORTS.values() else f"{target.host}:{target.port}"
 
 
 NO_DAY = -1  # of an allowance that is a campaign's
@@ -4326,7 +4349,7 @@ ALL_EVENTS = 1 << 40
 
 
 # What is stored once: how its numbers are looked up, and how it is inserted.
-_INTERNED = {
+INTERNED = {
     "agent": (
         f"select agents.agent, agents.id from {wanted('agent')} cross join agents where agents.agent = wanted.agent",
         f"insert into agents (agent) select wanted.agent from {wanted('agent')} returning agent, id",
@@ -4404,7 +4427,7 @@ class Batch:
     def record(self, hits: Iterable[Hit]) -> None:
         """Judge hits, those of each email together, and count them."""
         for tenant, groups in self._by_tenant(hits).items():
-            asked = {what: self._ask_interned(tenant, what, groups.values()) for what in _INTERNED}
+            asked = {what: self._ask_interned(tenant, what, groups.values()) for what in INTERNED}
             emails = self._emails_of(tenant, groups)
             by_id = {email.id: email for email, _ in emails}
             agents, urls = (self._interned(tenant, what, *asked[what], emails) for what in ("agent", "url"))
@@ -4442,7 +4465,7 @@ class Batch:
     def _ask_interned(self, tenant: int, what: str, hits: Iterable[list[Hit]]) -> tuple[set[str], sqlite3.Cursor]:
         """Ask for the numbers of agents or URLs of hits, which are stored once."""
         texts = {*map(operator.attrgetter(what), chain.from_iterable(hits))} - {None}
-        return texts, for_each(self.connection, {*texts, OTHER}, _INTERNED[what][0], tenant=tenant)
+        return texts, for_each(self.connection, {*texts, OTHER}, INTERNED[what][0], tenant=tenant)
 
     def _interned(
         self, tenant: int, what: str, texts: set[str], asked: sqlite3.Cursor, emails: Iterable[tuple[Email, list[Hit]]]
@@ -4457,7 +4480,7 @@ class Batch:
             if others and OTHER not in known:
                 stored.append(OTHER)
             rows = [(text, url_host(text)) for text in stored] if what == "url" else stored
-            known |= for_each(self.connection, rows, _INTERNED[what][1], tenant=tenant)
+            known |= for_each(self.connection, rows, INTERNED[what][1], tenant=tenant)
         self._texts[what].update((number, text) for text, number in known.items())
         return known | dict.fromkeys(others, known.get(OTHER, 0))
 
@@ -4770,7 +4793,7 @@ class Batch:
     def register(self, tenant: int, registrations: Collection[Registration]) -> int:
         """Register emails, or update those whose key is known; returns how many are new."""
         known = find_emails(self.connection, tenant, {each.key for each in registrations})
-        said = self._said_before(known.values())
+        said = self._said_before(known)
         # Of what is said now nothing was deleted, whatever the clock says; of what is read again, that of before.
         again = [each for each in registrations if each.at]
         words = {each.key for each in again if each.key not in known}
@@ -4792,11 +4815,12 @@ class Batch:
             created_at = sent_at if key in began else known[key].created_at
             campaign = (each.campaign or "").strip(" ")  # as hits and declarations name it
             texts = each.subject or "", each.recipient or "", campaign
-            search = fold_text(key, *texts) if any(texts) else ""
+            name = known[key].key if key in known else key
+            search = fold_text(name, *texts) if any(texts) else ""
             times = created_at, sent_at, each.delivered_at, int(each.sent_at is not None), each.at or self.now
             told = each.subject, each.recipient, each.campaign
             cleared = sum(1 << n for n, text in enumerate(told) if text == "") if "" in told else 0
-            rows.append((tenant, key, *texts, search, 1, *times, cleared, each.links))
+            rows.append((tenant, name, *texts, search, 1, *times, cleared, each.links))
             if key not in known:
                 self._standings[Standing(tenant, campaign, True, key.startswith(TEST_KEY), sent_at // QUARTER_MS)] += 1
         upsert(self.connection, "emails", ("tenant", "key"), SAID_COLUMNS, rows)
@@ -4804,7 +4828,7 @@ class Batch:
             self._replace(known, find_emails(self.connection, tenant, known))
         return len(began)
 
-    def _said_before(self, emails: Iterable[Email]) -> dict[str, Registration]:
+    def _said_before(self, known: Mapping[str, Email]) -> dict[str, Registration]:
         """What was said of those of emails that are registered, by key."""
         texts = (
             f"case when emails.{name} <> '' or emails.cleared & {1 << n} <> 0 then emails.{name} end"
@@ -4815,8 +4839,9 @@ class Batch:
                    case when emails.time_said = 1 then emails.sent_at end, emails.delivered_at, emails.links, emails.told_at
             from {wanted("id")} cross join emails where emails.id = wanted.id and emails.registered = 1
         """
-        rows = for_each(self.connection, [email.id for email in emails if email.registered], sql)
-        return {row[0]: Registration(*row) for row in rows}
+        asked = {email.key: key for key, email in known.items()}
+        rows = for_each(self.connection, [email.id for email in known.values() if email.registered], sql)
+        return {asked[row[0]]: Registration(*row) for row in rows}
 
     def _replace(self, known: Mapping[str, Email], new: Mapping[str, Email]) -> None:
         """What is said of emails changed: count them, and where it matters their links and hits, anew."""
@@ -4866,7 +4891,7 @@ class Batch:
         urls = {stored.url for email in emails for stored in email.stored.values()}.union(
             *(each.links for each in emails)
         )
-        unused = self._remove_urls(tenant, urls, links)  # they may be one person's
+        unused = self.remove_urls(tenant, urls, links)  # they may be one person's
         instead = self._number_of_other(tenant) if carries and any(cell[1][2] in unused for cell in links) else 0
         for (table, (*key, url), name), number in links.items():
             cell = table, (*key, instead if url in unused else url), name
@@ -4876,7 +4901,9 @@ class Batch:
                 self._cells[cell] += number if carries else -number
         return len(emails)
 
-    def _remove_urls(self, tenant: int, urls: Iterable[int | None], links: Mapping[Cell, int]) -> set[int]:
+    def remove_urls(
+        self, tenant: int, urls: Iterable[int | None], links: Mapping[Cell, int], nothing: int = 0
+    ) -> set[int]:
         """Remove those of URLs that no event has, and no link but these that go; says which they were."""
         own: Counter[int] = Counter()
         for (_, (_, _, url), _), number in links.items():
@@ -4885,10 +4912,10 @@ class Batch:
             select wanted.id from {wanted("id", "value")}
             where not exists (select 1 from events where events.url = wanted.id) and wanted.value = coalesce((
                 select sum({" + ".join(LINK_COLUMNS)}) from links
-                where links.tenant = :tenant and links.url = wanted.id), 0)
+                where links.tenant = :tenant and links.url = wanted.id), :nothing)
         """
-        asked = [(url, own[url]) for url in sorted(url for url in {*urls} if url is not None)]
-        unused = {id_ for (id_,) in for_each(self.connection, asked, sql, tenant=tenant)}
+        asked = [(url, own[url] or nothing) for url in sorted(url for url in {*urls} if url is not None)]
+        unused = {id_ for (id_,) in for_each(self.connection, asked, sql, tenant=tenant, nothing=nothing)}
         for table, column in (("links", "url"), ("urls", "id")):
             sql = f"delete from {table} where {column} in (select wanted.id from {wanted('id')})"
             self.connection.execute(sql, {"wanted": as_set([*unused])})
@@ -4896,7 +4923,7 @@ class Batch:
 
     def _number_of_other(self, tenant: int) -> int:
         """The number of what stands in the place of URLs that a tenant must not keep."""
-        look_up, insert = _INTERNED["url"]
+        look_up, insert = INTERNED["url"]
         known = for_each(self.connection, [OTHER], look_up, tenant=tenant).fetchall()
         known = known or for_each(self.connection, [(OTHER, "")], insert, tenant=tenant).fetchall()
         return int(known[0][1])
@@ -6488,6 +6515,8 @@ def tidy_spool(database: Database, days: int, megabytes: int, *, delete: bool = 
 # == Privacy ===========================================================================================
 # What must not be stored any more goes from the database, the spool and what is restored; its numbers stay.
 
+RETIRED_EVENTS = 2_000  # that a transaction removes, or looks at: nobody should have to wait for it
+
 
 def delete_emails(folder: str, connection: sqlite3.Connection, tenant: int, keys: Collection[str], now: int) -> int:
     """Remove emails, so that no hit of before and no restored backup makes them again; returns how many there were."""
@@ -6537,13 +6566,12 @@ def keys_of_person(connection: sqlite3.Connection, tenant: int, address: str) ->
     """
     found = connection.execute(sql, {"tenant": tenant, "address": address}).fetchall()
     sql = f"""
-        select emails.key from {wanted("key")} cross join emails where emails.tenant = :tenant and emails.key = wanted.key
-        union
         select emails.key from {wanted("key")} cross join emails
         where emails.tenant = :tenant and emails.key > wanted.key || '?' and emails.key < wanted.key || '@'
     """
     spelt = {address, address.lower(), *(recipient for recipient, _ in found)}
     keys = {key for _, key in found}.union(key for (key,) in for_each(connection, spelt, sql, tenant=tenant))
+    keys.update(email.key for email in find_emails(connection, tenant, spelt).values())
     return sorted(keys), spelt
 
 
@@ -6702,10 +6730,152 @@ def clean_files(database: Database) -> Iterator[None]:
             pass  # and nothing of it is in the WAL any more
 
 
+# -- Retention
+
+
+class Expiry(Batch):
+    """A transaction in which old facts of one tenant go, and their numbers stay."""
+
+    def expire(self, tenant: int, before: int, most: int = RETIRED_EVENTS) -> int:
+        """Remove the oldest events, of before a time; returns how many there were."""
+        sql = EVENT_FACTS.format("(select 1 as one) as one")
+        sql += "where events.tenant = :tenant and events.at < :before order by events.at limit :most"
+        rows = self.connection.execute(sql, {"tenant": tenant, "before": before, "most": most}).fetchall()
+        self._read_judgements()
+        self._carries_for, carried = tenant, self._carried
+        emails = {email.id: email for email in emails_by_id(self.connection, {row[0] for row in rows})}
+        self._take_events(rows, emails)
+        urls = set()
+        for email in emails.values():
+            for _, number, url, hit in email.stored.values():
+                state = self._judgements[number].state
+                self._count(email, hit, None, number, ASIDE, -1)
+                last = "email_counts", (email.id,), "last_at"
+                carried[last] = max(carried[last], hit.at)
+                for table, key in (("email_counts", (email.id,)), ("link_counts", (email.id, url))):
+                    if state != ASIDE and key[-1] is not None:
+                        name = f"{TYPES[hit.type]}_{STATES[state]}"
+                        carried[table, key, name] += 1
+                        first = table, key, f"{name}_first"
+                        carried[first] = min(carried.get(first, FAR), hit.at)
+                urls.add(url)
+        sql = f"delete from events where id in (select wanted.id from {wanted('id')})"
+        self.connection.execute(sql, {"wanted": as_set([row[2] for row in rows])})
+        self.remove_urls(tenant, urls, {}, nothing=-1)
+        return len(rows)
+
+    def cut_agents(self, rows: Iterable[tuple[int, int]]) -> set[int]:
+        """Leave of the agents of events, given with their ids, only what they are families of; returns those they have now."""
+        events = [*rows]
+        sql = f"select agents.id, agents.agent from {wanted('id')} cross join agents where agents.id = wanted.id"
+        texts = dict(for_each(self.connection, {agent for _, agent in events}, sql))
+        families = {agent: family_of(text) for agent, text in texts.items()}
+        look_up, insert = INTERNED["agent"]
+        known = dict(for_each(self.connection, {*families.values()}, look_up))
+        known |= for_each(self.connection, {*families.values()} - known.keys(), insert)
+        changed = [(event, known[families[agent]]) for event, agent in events if families[agent] != texts[agent]]
+        self._set("events", "agent", changed)
+        self._set("events", "fixed", [(event, 1) for event, _ in events])
+        return {known[family] for family in families.values()}
+
+
+def _age_emails(
+    connection: sqlite3.Connection, tenant: int, before: int, after: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Take recipient, subject and key from some emails of before a time; returns behind which to go on, if there may be more.
+
+    Tests keep their key, which says that they are some.
+    """
+    sql = """
+        select id, created_at, key, campaign, recipient || subject from emails
+        where tenant = :tenant and created_at < :before and (created_at, id) > (:at, :id)
+        order by created_at, id limit :most
+    """
+    about = {"tenant": tenant, "before": before, "at": after[0], "id": after[1], "most": RETIRED_EVENTS}
+    rows = connection.execute(sql, about).fetchall()
+    kept = (AGED, TEST_KEY)
+    old = {key: (id_, campaign) for id_, _, key, campaign, said in rows if said or not key.startswith(kept)}
+    hashes = gone_hashes(connection, tenant, old)
+    keys = {key: key if key.startswith(kept) else f"{AGED}{hash_}" for hash_, key in hashes.items()}
+    sql = f"""
+        update emails set key = wanted.key, search = wanted.text, recipient = '', subject = ''
+        from {wanted("id", "key", "text")} where emails.id = wanted.id
+    """
+    texts = [(id_, keys[key], fold_text(keys[key], name) if name else "") for key, (id_, name) in old.items()]
+    for_each(connection, texts, sql)
+    return (rows[-1][1], rows[-1][0]) if len(rows) == RETIRED_EVENTS else None
+
+
+def _retire_agents(database: Database, cuts: Mapping[int, int]) -> Iterator[None]:
+    """Cut the agents of events that tenants had before a time, and remove those that no event has any more."""
+    used, families, last = set[int](), set[int](), 0
+    with database.reading() as connection:
+        asked = "select coalesce(max(events.id), 0), (select max(id) from agents) from events"
+        [(end, newest)] = connection.execute(asked).fetchall()
+    while last < end:
+        sql = "select id, agent, tenant, at, fixed from events where id > ? order by id limit ?"
+        with database.transaction() as connection, (changes := Expiry(connection, now_ms())):
+            rows = connection.execute(sql, (last, RETIRED_EVENTS)).fetchall()
+            last = rows[-1][0] if rows else end
+            old = [row for row in rows if row[3] < cuts.get(row[2], 0) and not (row[4] and row[1] in families)]
+            used.update(row[1] for row in rows if row not in old)
+            families |= changes.cut_agents([row[:2] for row in old])
+        yield
+    used |= families
+    with database.reading() as connection:
+        unused = [id_ for (id_,) in connection.execute("select id from agents where id <= ?", (newest or 0,))]
+    while unused := [id_ for id_ in unused if id_ not in used]:
+        with database.transaction() as connection:
+            used.update(agent for (agent,) in connection.execute("select agent from events where id > ?", (end,)))
+            some = {*unused[:RETIRED_EVENTS]}
+            sql = f"delete from agents where id in (select wanted.id from {wanted('id')})"
+            for_each(connection, some - used, sql)
+            used |= some
+        yield
+
+
+def retire(database: Database, settings: Settings) -> Iterator[None]:
+    """Remove what is older than its tenant keeps it, once a day, a transaction at a time; numbers stay."""
+    now = now_ms()
+    with database.reading() as connection:
+        done, tenants = marks_of(connection).get("retired"), list_tenants(connection)
+    days = {each.number: each.retention_days for each in tenants}
+    days = {number: settings.retention_days if each is None else each for number, each in days.items()}
+    kept = {number: each for number, each in days.items() if each}
+    doing = f"{now // DAY_MS} {settings.agent_days} {kept}"
+    if not kept or done == doing:
+        return
+    for tenant, each in kept.items():
+        before, more = now - each * DAY_MS, True
+        after: tuple[int, int] | None = (-FAR, 0)
+        while more:
+            with database.transaction() as connection, (changes := Expiry(connection, now)):
+                more = changes.expire(tenant, before) == RETIRED_EVENTS
+            yield
+        while after:
+            with database.transaction() as connection:
+                after = _age_emails(connection, tenant, before, after)
+            yield
+        with database.transaction() as connection:
+            sql = "delete from allowances where tenant = ? and day between 0 and ?"
+            connection.execute(sql, (tenant, before // DAY_MS))
+    # What is left of a session that was cut stays as it was judged.
+    yield from _retire_agents(
+        database, {tenant: now - min(settings.agent_days, each - 1) * DAY_MS for tenant, each in kept.items()}
+    )
+    with database.transaction() as connection:
+        set_mark(connection, "retired", doing)
+
+
+def _chores(settings: Settings, database: Database) -> Iterator[None]:
+    yield from clean_files(database)
+    yield from retire(database, settings)
+
+
 def drainer_of(database: Database, settings: Settings, *, follows: bool = False) -> Drainer:
     """What drains and tidies, as the settings say."""
     days, megabytes = settings.keep_spool_days, settings.keep_spool_mb
-    return Drainer(database, days, megabytes, follows=follows, chores=clean_files)
+    return Drainer(database, days, megabytes, follows=follows, chores=partial(_chores, settings))
 
 
 # == Stats =============================================================================================
@@ -9738,6 +9908,11 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     option("--unblock HOST...", "links may lead there again"),
     option("--tz ZONE", "in which zone its days begin, such as Europe/Rome"),
     option("--unregistered-a-day NUMBER", f"emails that hits alone may make, not {A_DAY['unregistered']:,}", type=int),
+    option(
+        "--retention DAYS",
+        "how long facts are kept, such as 400; 0: for ever; '': RETENTION_DAYS",
+        dest="retention_days",
+    ),
     option("--own ADDRESS...", "the sender's own address or network, whose hits are set aside"),
     option("--not-own ADDRESS...", "… is no longer the sender's own"),
     option("--utm TEXT", f"parameters that links' targets get, such as {UTM_EXAMPLE}; '' for none"),
@@ -9756,6 +9931,12 @@ def _read_a_day(number: int) -> int:
     return number
 
 
+def _read_retention(text: str) -> int | None:
+    if not re.fullmatch("|0|[7-9]|[1-9][0-9]{1,3}", text):
+        raise BadInput("--retention: expected a whole number of days from 7 to 9999, or 0, or ''")
+    return int(text) if text else None
+
+
 def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], list[Any]]:
     """Read TENANT_OPTIONS before anything is opened or made: columns to set, RULES each with what to add and to remove."""
     readers: dict[str, Callable[[Any], Any]] = {
@@ -9766,6 +9947,7 @@ def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], 
         "utm": lambda text: read_utm(text, "--utm"),
         "suspended": bool,
         "unregistered_a_day": _read_a_day,
+        "retention_days": _read_retention,
     }
     columns = {name: read(said) for name, read in readers.items() if (said := getattr(args, name)) is not None}
     columns |= {"api_key_hash": None} if args.open_writing else {}
@@ -9863,6 +10045,7 @@ def cmd_tenant_show(args: Namespace, settings: Settings, word: str = "", key: st
         "utm": tenant.utm,
         "tz": tenant.tz,
         "suspended": tenant.suspended,
+        "retention_days": settings.retention_days if tenant.retention_days is None else tenant.retention_days,
         "tracking_host": tenant.tracking_host or "",
         "api_key": key or bool(tenant.api_key_hash),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import os
 import re
 import sqlite3
@@ -100,6 +101,11 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         connection.execute("update positions set updated_at = 0")
         connection.execute("update reasons set hits = hits + 1")
     tracker.tidy_spool(stage.database, 3, 2000)
+    web.post_json(f"{home}/forgotten", {"address": "r5@example.org"})
+    for days in (9_000, 1):
+        settings = dataclasses.replace(stage.settings, retention_days=days, agent_days=1)
+        assert [*tracker.retire(stage.database, settings)]
+    web.patch_json(f"{home}/emails/e2", {"subject": "Later"})
     stage.database.rewrite()
     stage.app.database.close()
     (stage.folder / "secret.key").unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -14,12 +15,13 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import NOW, Stage, click, hit, segment
+from conftest import CHROME, NOW, ON_SQLITE, Stage, click, hit, segment
 
 import tracker
 
 BOTH_ENGINES = True
 ANN = "Ann.Lee@example.com"
+IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Mobile/15E148"
 DAY = tracker.DAY_MS
 URL = f"https://acme.com/off?e={quote(ANN)}"
 
@@ -297,3 +299,138 @@ def test_a_file_of_nginx_is_replaced_by_a_copy_of_the_same_age(tmp_path: Path) -
         os.seteuid(0)
     assert path.read_bytes() == b"mine\n     \n"
     assert path.stat().st_mtime == 5 and [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+# -- Retention
+
+
+def retire(stage: Stage, days: int, agent_days: int = 30) -> None:
+    """What a day's retention does."""
+    settings = dataclasses.replace(stage.settings, retention_days=days, agent_days=agent_days)
+    for _ in tracker.retire(stage.database, settings):
+        pass
+
+
+def send_old_mail(stage: Stage, now: int) -> None:
+    """Mail of the last hundred days, and what was made of it then, and again lately."""
+    emails = [
+        tracker.Registration(
+            f"e{n}", "Sale", f"r{n}@example.com", ("Spring", "")[n % 2], now - (100 - n) * DAY + 3_600_000
+        )
+        for n in range(0, 100, 5)
+    ]
+    with stage.database.transaction() as connection:
+        tracker.register_emails(connection, stage.acme.number, emails, now)
+    lines = []
+    for n, each in enumerate(emails):
+        sent = each.sent_at or 0
+        lines += [
+            hit(stage, each.key, sent + 3_600_000, ua=IPHONE if n > 12 else f"{IPHONE} {n}"),
+            hit(stage, each.key, sent + 3_700_000),
+        ]
+        lines += [click(stage, each.key, at=sent + 3_800_000), click(stage, f"u{n}", at=sent + 5_000)]
+        lines.append(hit(stage, each.key, now - DAY + n * 60_000))
+        lines.append(
+            click(stage, each.key, f"https://other.example/{n}", sent + 1, answer="named", why="destination-blocked")
+        )
+    segment(stage, *lines)
+    stage.drain()
+
+
+@pytest.mark.parametrize("slices", [7, ON_SQLITE(2_000)])
+def test_old_facts_go_and_every_number_stays_to_the_hit(
+    slices: int, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "RETIRED_EVENTS", slices)
+    now = tracker.now_ms()
+    send_old_mail(stage, now)
+    before, tallies = numbers(stage.database), tallies_of(stage)
+    assert stage.check() == []
+    retire(stage, 40, 10)
+    assert stage.check() == []
+    assert (numbers(stage.database), tallies_of(stage)) == (before, tallies)
+    assert stage.rows(f"select count(*) from events where at < {now - 40 * DAY}") == [(0,)]
+    assert stage.rows("select count(*) from events") == [(20 + 8 * 5,)]
+    old = f"select count(*) from emails where created_at < {now - 40 * DAY}"
+    assert stage.rows(old) == stage.rows(f"{old} and recipient = '' and subject = '' and key like 'aged~%'") == [(24,)]
+    assert stage.rows("select count(*) from emails where key like 'aged~%'") == [(24,)]
+    assert sorted(row[0] for row in stage.rows("select agent from agents")) == sorted(
+        [CHROME, IPHONE, "Apple Mail (mobile)", "Chrome (desktop)"]
+    )
+    assert stage.rows(f"select count(*) from events where fixed = 0 and at < {now - 10 * DAY}") == [(0,)]
+    assert stage.rows("select count(*) from urls where url like 'https://other.example/%'") == [(8,)]
+    with stage.database.transaction() as connection:
+        tracker.rebuild_rollups(connection)
+    assert (numbers(stage.database), tallies_of(stage)) == (before, tallies)
+    retire(stage, 40, 10)
+    assert (numbers(stage.database), tallies_of(stage)) == (before, tallies)
+
+
+def tallies_of(stage: Stage) -> list[Any]:
+    """What is counted of each email and link."""
+    columns = ", ".join(tracker.TALLY_COLUMNS)
+    clicks, sums = ", ".join(tracker.CLICK_COLUMNS), " + ".join(tracker.CLICK_TALLIES)
+    return [
+        stage.rows(f"select email, {columns}, last_at from email_counts order by 1"),
+        stage.rows(f"select email, url, {clicks} from link_counts where {sums} > 0 order by 1, 2"),
+    ]
+
+
+def test_later_hits_and_words_of_old_mail_find_it_by_the_hash_of_its_key(stage: Stage, run: Told) -> None:
+    now = tracker.now_ms()
+    send_old_mail(stage, now)
+    retire(stage, 40)
+    emails = stage.rows("select count(*) from emails")
+    by_campaign = f"/{stage.acme.mail_id}/pixel/e0.gif?campaign=Spring"
+    segment(stage, hit(stage, "e0", now), click(stage, "u0", at=now), hit(stage, "", now + 60_000, uri=by_campaign))
+    stage.drain()
+    stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "e5", "subject": "again", "recipient": ANN})
+    stage.web.patch_json(f"/{stage.acme.id}/emails/e10", {"campaign": "Autumn"})
+    assert stage.rows("select count(*) from emails") == emails
+    assert stage.check() == []
+    page = stage.web.get(f"/{stage.acme.id}/emails/{aged(stage, 'e0')}")
+    assert page.status_int == 200
+    retire(stage, 39)
+    assert stage.rows("select count(*) from emails where recipient = ? or subject = 'again'", ANN) == [(0,)]
+    stage.web.delete(f"/{stage.acme.id}/emails/e5")
+    stage.web.delete(f"/{stage.acme.id}/emails/{aged(stage, 'e10')}")
+    segment(stage, hit(stage, "e5", now + 1), hit(stage, "e10", now + 1))
+    stage.drain()
+    assert stage.rows("select sum(hits) from dropped where reason = 'deleted'") == [(2,)]
+    run("rejudge")
+    assert stage.check() == []
+
+
+def aged(stage: Stage, key: str) -> str:
+    """The key that an old email has now."""
+    with stage.database.reading() as connection:
+        return tracker.find_emails(connection, stage.acme.number, [key])[key].key
+
+
+def test_each_tenant_keeps_facts_as_long_as_it_is_told_to(stage: Stage, run: Told) -> None:
+    now = tracker.now_ms()
+    send_old_mail(stage, now)
+    for said in ("6", "1.5", "-1", "10000", "ten"):
+        assert "--retention: expected" in run("tenant", "set", "Acme", "--retention", said, status=1)
+    run("tenant", "set", "Acme", "--retention", "0")
+    retire(stage, 40)
+    assert stage.rows(f"select count(*) from events where at < {now - 40 * DAY}") != [(0,)]
+    assert "retention_days 60" in run("tenant", "set", "Acme", "--retention", "60")
+    retire(stage, 40)
+    assert stage.rows(f"select count(*) from events where at < {now - 60 * DAY}") == [(0,)]
+    assert stage.rows(f"select count(*) from events where at < {now - 40 * DAY}") != [(0,)]
+    run("tenant", "set", "Acme", "--retention", "")
+    drainer = tracker.drainer_of(stage.database, dataclasses.replace(stage.settings, retention_days=40))
+    for _ in range(6):
+        drainer._tidy_at = 0.0
+        drainer.turn()
+    assert stage.rows(f"select count(*) from events where at < {now - 40 * DAY}") == [(0,)]
+    assert stage.check() == []
+
+
+def test_what_is_left_of_a_program_is_what_it_was_counted_as(shared: Path) -> None:
+    agents = set(re.split(r"[\t\n]", (shared / "useragents.tsv").read_text(encoding="utf-8")))
+    for agent in {CHROME, IPHONE, "", "curl/8", "Thunderbird", "a (b) (mobile)", *agents}:
+        family = tracker.family_of(agent)
+        assert tracker.client_of(family) == tracker.client_of(agent), agent
+        assert tracker.family_of(family) == family

@@ -55,6 +55,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "IP_ADDRESSES": {"truncated": "truncated", "full": "full", "none": "none", "": "truncated"},
     "KEEP_SPOOL_DAYS": {"1": 1, "999": 999, "": 3},
     "KEEP_SPOOL_MB": {"1": 1, "9999999": 9_999_999, "": 2000},
+    "RETENTION_DAYS": {"7": 7, "30": 30, "9999": 9999, "": None},
+    "AGENT_DAYS": {"1": 1, "999": 999, "": 30},
     "DATA_FOLDER": {"": None},
 }
 
@@ -114,7 +116,8 @@ BAD = {  # what is said to be expected, and values that are not it
     "KEEP_SPOOL_DAYS": ["a whole number from 1 to 999", "0", "1000", "1.5", "three", "-1"],
     "KEEP_SPOOL_MB": ["a whole number from 1 to 9999999", "0", "10000000", "2 GB"],
     "DATA_FOLDER": ["expected an absolute path", "data", "./data"],
-    "RETENTION_DAYS": ["so it expects this to be unset", "90", "0"],  # which this version does not have
+    "RETENTION_DAYS": ["a whole number from 7 to 9999", "6", "0", "10000", "a year", "-7", "7.5"],
+    "AGENT_DAYS": ["a whole number from 1 to 999", "0", "1000", "x"],
 }
 
 
@@ -123,15 +126,15 @@ def test_a_bad_value_is_refused_with_what_was_expected_and_shown_unless_it_is_se
     expected, *texts = BAD[variable]
     for text in texts:
         (fault,) = faults({variable: text})
-        shown = variable not in ("API_KEY", "SECRET_KEY", "RETENTION_DAYS")
+        shown = variable not in ("API_KEY", "SECRET_KEY")
         assert fault.startswith(f"{variable} is {text!r}: " if shown else f"{variable}: ") and expected in fault, text
         assert shown or len(text) < 9 or text not in fault, "a secret in a log"
 
 
 def test_all_faults_are_reported_at_once() -> None:
-    assert set(BAD) == {*GOOD, "RETENTION_DAYS"}
+    assert set(BAD) == set(GOOD)
     found = faults({variable: texts[1] for variable, texts in BAD.items()})
-    assert [re.split("[ :]", fault)[0] for fault in found] == [*FIELDS, "RETENTION_DAYS"]
+    assert [re.split("[ :]", fault)[0] for fault in found] == [*FIELDS]
     assert load({"port": "0", "PORTS": "x", "LANG": "C", "DATABASE": "x"}) == load({}), "others do not matter"
 
 
