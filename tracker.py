@@ -3892,8 +3892,8 @@ class Standing(NamedTuple):
 
 
 # What many emails have alike: how they count, with their tenant, campaign, whether they are registered, when they were sent,
-# the best state of their opens and of their clicks; and a column of their campaign, with since when they are in it.
-Group = tuple[int, str, bool, int, int | None, int | None]
+# and what became of them, as columns; and one of these columns, with since when they are in it.
+Group = tuple[int, str, bool, int, tuple[str, ...]]
 Moment = tuple[int, str, str, int]
 
 
@@ -3925,38 +3925,30 @@ def cells_of_campaign_hit(hit: CampaignHit, judgement: Judgement) -> Iterator[Ce
 
 
 _OPENED, _CLICKED = ({state: f"{verb}_{name}" for state, name in STATES.items()} for verb in ("opened", "clicked"))
-_UNIQUE = {
-    name: (type_, state) for type_, names in ((OPEN, _OPENED), (CLICK, _CLICKED)) for state, name in names.items()
-}
+_UNIQUE = {name: (OPEN, state) for state, name in _OPENED.items()}
+_UNIQUE |= {name: (CLICK, state) for state, name in _CLICKED.items()}
 
 
 def parts_of(email: Standing) -> tuple[Group | None, list[Moment]]:
     """The group that an email is in as it stands, and its moments."""
     tenant, campaign, registered, is_test, sent, opened, opened_in, clicked, clicked_in = email
+    campaign = "" if is_test else campaign
     moments = []
-    if is_test:
-        campaign = ""
     if opened:
         moments.append((tenant, campaign, _OPENED[opened], opened_in))
     if clicked:
         moments.append((tenant, campaign, _CLICKED[clicked], clicked_in))
+    if clicked == PERSON != opened:  # a click by a person proves that the mail was read
+        moments.append((tenant, campaign, "click_only", clicked_in))
+    columns = tuple(column for _, _, column, _ in moments)
     if campaign and registered:
         moments.append((tenant, campaign, "emails", sent))
-    if campaign and clicked == PERSON != opened:
-        moments.append((tenant, campaign, "click_only", clicked_in))
-    return None if is_test else (tenant, campaign, registered, sent, opened, clicked), moments
+    return None if is_test else (tenant, campaign, registered, sent, columns), moments
 
 
 def cells_of_group(group: Group, zone: str) -> Iterator[Cell]:
     """The numbers by mailing that an email of this group is in. Days are those of the zone."""
-    tenant, campaign, registered, sent, opened, clicked = group
-    columns = []
-    if opened:
-        columns.append(_OPENED[opened])
-    if clicked:
-        columns.append(_CLICKED[clicked])
-    if clicked == PERSON != opened:
-        columns.append("click_only")  # a click by a person proves that the mail was read
+    tenant, campaign, registered, sent, columns = group
     groups: list[tuple[str, tuple[Any, ...]]] = [("cohorts", (tenant, QUARTER, sent))]
     if sent != NO_QUARTER:
         groups.append(("cohorts", (tenant, DAY, local_day(zone, sent))))
@@ -4441,10 +4433,8 @@ class Batch:
                 judgements, again = judge_together(email, new)
                 judged.append((email, new, judgements, self._otherwise(again) if again else []))
             take_links(links, by_id)
-            others = [
-                (email, each.url) for email, _, _, revised in judged for each, _ in revised if each.url is not None
-            ]
-            take_links(self._ask_links([(email, url) for email, url in others if url not in email.links]), by_id)
+            more = [(email, each.url) for email, _, _, revised in judged for each, _ in revised if each.url is not None]
+            take_links(self._ask_links([(email, url) for email, url in more if url not in email.links]), by_id)
             for email, new, judgements, revised in judged:
                 self._revise(email, revised)
                 for hit, judgement in zip(new, judgements):  # noqa: B905  # as long as each other
@@ -5079,12 +5069,10 @@ class Batch:
             carry(self.connection, self._carries_for, self._carried)
 
 
-def register_emails(
-    connection: sqlite3.Connection, tenant: int, registrations: Collection[Registration], now: int
-) -> int:
+def register_emails(connection: sqlite3.Connection, tenant: int, said: Collection[Registration], now: int) -> int:
     """Register emails, or update those whose key is known; returns how many are new."""
     with Batch(connection, now) as changes:
-        return changes.register(tenant, registrations)
+        return changes.register(tenant, said)
 
 
 def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most: int) -> tuple[int, int] | None:
@@ -5158,9 +5146,7 @@ def uniques_in(connection: sqlite3.Connection, tenant: int, span: Span) -> list[
     return connection.execute(sql, {"tenant": tenant, **span._asdict()}).fetchall()
 
 
-def hits_in(
-    connection: sqlite3.Connection, tenant: int, steps: Sequence[Sequence[Span]]
-) -> list[list[tuple[Any, ...]]]:
+def hits_in(connection: sqlite3.Connection, tenant: int, steps: list[list[Span]]) -> list[list[tuple[Any, ...]]]:
     """Of each step, in the spans that it is made of: (verdict, reason, type, state, hits)."""
     # Each span is summed up alone, and by one number: to sort a year of quarters, or by two, takes a third longer.
     sql = f"""
@@ -5381,19 +5367,8 @@ EVENTS = Table(
     fields=("key", "event_type", "timestamp", "method", "verdict", "reason", "url", "user_agent", "ip_address"),
     more=("recipient", "subject", "campaign"),
     spreadsheet=(
-        *(
-            "timestamp",
-            "event_type",
-            "recipient",
-            "subject",
-            "campaign",
-            "client",
-            "device",
-            "verdict",
-            "reason",
-            "url",
-        ),
-        *("key", "method", "user_agent", "ip_address"),
+        *("timestamp", "event_type", "recipient", "subject", "campaign", "client", "device"),
+        *("verdict", "reason", "url", "key", "method", "user_agent", "ip_address"),
     ),
     filters=("key", "campaign", "since", "until", "verdict"),
     columns=(
@@ -5930,15 +5905,13 @@ def keep_lines(database: Database, connection: sqlite3.Connection, kind: str, li
     set_position(connection, name, append_to(os.path.join(kept, name), lines), now)
 
 
-def tell_emails(
-    database: Database, connection: sqlite3.Connection, tenant: Tenant, registrations: Sequence[Registration]
-) -> int:
+def tell_emails(database: Database, connection: sqlite3.Connection, tenant: Tenant, said: list[Registration]) -> int:
     """Register emails, in the database and in a segment that is kept; returns how many are new. Raises Busy."""
     await_replay(database, connection)
     now = now_ms()
-    lines = (email_line(tenant.mail_id, each, now) for each in registrations)
+    lines = (email_line(tenant.mail_id, each, now) for each in said)
     keep_lines(database, connection, "-emails", b"".join(lines))
-    return register_emails(connection, tenant.number, registrations, now)
+    return register_emails(connection, tenant.number, said, now)
 
 
 # -- Drain
