@@ -3601,20 +3601,6 @@ def set_tenant_rules(
     connection.execute(sql, {"tenant": tenant, "rule": rule, "wanted": as_set([*remove])})
 
 
-TABLES_OF_TENANTS = (  # each before those that it refers to
-    *(
-        "uniques",
-        "reasons",
-        "cohorts",
-        "campaigns",
-        "campaign_times",
-        "campaign_hits",
-        "links",
-        "clients",
-        "named_hosts",
-    ),
-    *("carried", "events", "campaign_sends", "allowances", "dropped", "tenant_rules", "urls", "emails"),
-)
 _RETIRE = "insert into retired_ids (mail_id, retired_at) values (?, ?) on conflict (mail_id) do nothing"
 
 
@@ -3623,7 +3609,8 @@ def remove_tenant(connection: sqlite3.Connection, tenant: Tenant, now: int) -> N
     number = (tenant.number,)
     for table in ("email_counts", "link_counts"):
         connection.execute(f"delete from {table} where email in (select id from emails where tenant = ?)", number)
-    for table in TABLES_OF_TENANTS:
+    has_tenant = r"^create table (\w+).*\n(?: .*\n)*? +tenant "
+    for table in reversed(re.findall(has_tenant, resource("schema.sql").decode(), re.MULTILINE)):  # first what refers
         connection.execute(f"delete from {table} where tenant = ?", number)
     connection.execute("delete from tenants where number = ?", number)
     connection.execute(_RETIRE, (tenant.mail_id, now))
