@@ -5213,9 +5213,9 @@ def campaigns_before(connection: sqlite3.Connection, tenant: int, quarter: int, 
 
 
 def campaign_sums(
-    connection: sqlite3.Connection, tenant: int, spans: Iterable[tuple[int, str, Span]]
-) -> dict[int, dict[str, int]]:
-    """By place: what the emails of a campaign came to in the spans that have this place."""
+    connection: sqlite3.Connection, tenant: int, times: Sequence[tuple[str, list[Span]]]
+) -> list[dict[str, int]]:
+    """What the emails of a campaign came to in some spans together, for each of `times`."""
     names = ROLLUPS["campaign_times"].numbers
     sql = f"""
         select place, {", ".join(f"sum({name})" for name in names)}
@@ -5224,8 +5224,11 @@ def campaign_sums(
             and time >= since and time < until
         group by place
     """
-    rows = for_each(connection, [(place, name, *span) for place, name, span in spans], sql, tenant=tenant)
-    return {place: dict(zip(names, sums, strict=True)) for place, *sums in rows}
+    asked = [(place, name, *span) for place, (name, spans) in enumerate(times) for span in spans]
+    found = [dict.fromkeys(names, 0) for _ in times]
+    for place, *sums in for_each(connection, asked, sql, tenant=tenant):
+        found[place] = dict(zip(names, sums, strict=True))
+    return found
 
 
 def campaign_opens(
@@ -7040,9 +7043,8 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
     """Read a period's numbers from the roll-ups; events are never counted here."""
     number, span = tenant.number, period.span(tenant.tz)
     past = span._replace(start=2 * span.start - span.end, end=span.start)  # as long, and as much of it has passed
-    hits_before, *steps = hits_in(
-        connection, number, [period.parts(each, tenant.tz) for each in (past, *period.spans(tenant.tz))]
-    )
+    spans = past, *period.spans(tenant.tz)
+    hits_before, *steps = hits_in(connection, number, [period.parts(each, tenant.tz) for each in spans])
     before = totals_of(cohort_in(connection, number, past)), counts_of(hits_before)
     recent = dropped_hits(connection, number, period.days[0])
     return Stats(
@@ -7087,9 +7089,7 @@ class CampaignStats:
     before: dict[str, Totals]  # the campaigns before, newest first, as they were at the same age
     hits: Counts
     reasons: list[dict[str, Any]]  # as those of Stats
-    half_after: (
-        int | None
-    )  # milliseconds after `begun` by which people had opened half of what they opened, to the quarter
+    half_after: int | None  # milliseconds after `begun` by which people had opened half of what they opened
     period: Period  # hours for the first two days, then its steps: days, or longer ones
     hours: int  # how many of the steps are hours
     steps: list[Counts]
@@ -7134,25 +7134,12 @@ def read_campaign(
         return None
     period, hours = read_campaign_period(zone, begun * QUARTER_MS, rows[0]["last_hit_at"] or 0, now)
     others = dict(campaigns_before(connection, number, begun, MOST_BEFORE))
-    bounds = [
-        0,
-        *(at // QUARTER_MS for at in period.starts[1:]),
-        quarter,
-    ]  # what came before its time is in the first step
-    wholes = [(campaign, *each) for each in pairwise(bounds)]
-    wholes += [(name, 0, first + max(quarter - begun, 0)) for name, first in others.items()]
-    sums = campaign_sums(
-        connection,
-        number,
-        (
-            (place, name, span)
-            for place, (name, since, until) in enumerate(wholes)
-            for span in Period.parts(Span(0, since, until), tenant.tz)
-        ),
-    )
-    nothing = dict.fromkeys(ROLLUPS["campaign_times"].numbers, 0)
-    totals = [totals_of(sums.get(place, nothing)) for place in range(len(wholes))]
-    count = len(period.starts)
+    bounds = [0, *(at // QUARTER_MS for at in period.starts[1:]), quarter]  # what came before is in the first step
+    own = [(campaign, *each) for each in pairwise(bounds)]
+    past = ((name, 0, first + max(quarter - begun, 0)) for name, first in others.items())
+    times = [(name, Period.parts(Span(0, *span), tenant.tz)) for name, *span in (*own, *past)]
+    totals = [*map(totals_of, campaign_sums(connection, number, times))]
+    count = len(own)
     steps = [{"opens": each.opened, "clicks": each.clicked} for each in totals[:count]]
     hits = campaign_hits(connection, number, campaign)
     return CampaignStats(
@@ -7163,7 +7150,7 @@ def read_campaign(
         before={name: each for name, each in zip(others, totals[count:], strict=True) if not each.is_exceeded},
         hits=counts_of(hits),
         reasons=reasons_of(hits),
-        half_after=_half_after(connection, number, campaign, begun, list(pairwise(bounds)), steps),
+        half_after=_half_after(connection, number, begun, own, steps),
         period=period,
         hours=hours,
         steps=steps,
@@ -7171,24 +7158,19 @@ def read_campaign(
 
 
 def _half_after(
-    connection: sqlite3.Connection,
-    tenant: int,
-    campaign: str,
-    begun: int,
-    spans: list[tuple[int, int]],
-    steps: list[Counts],
+    connection: sqlite3.Connection, tenant: int, begun: int, spans: list[tuple[str, int, int]], steps: list[Counts]
 ) -> int | None:
     """How long after the first sending people had opened half of the emails that they opened so far."""
     opened = list(accumulate(step["opens"]["person"] for step in steps))
     if not opened[-1]:
         return None
     half = (opened[-1] + 1) // 2
-    place = next(place for place, so_far in enumerate(opened) if so_far >= half)
-    so_far, (since, until) = (opened[place - 1] if place else 0), spans[place]
-    for _, later, emails in campaign_opens(connection, tenant, [(campaign, since, until)], 1):
+    place = bisect.bisect_left(opened, half)
+    so_far = opened[place - 1] if place else 0
+    for _, later, emails in campaign_opens(connection, tenant, [spans[place]], 1):
         so_far += emails
         if so_far >= half:
-            return max(since + later + 1 - begun, 1) * QUARTER_MS
+            return max(spans[place][1] + later + 1 - begun, 1) * QUARTER_MS
     return None
 
 
