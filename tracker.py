@@ -50,7 +50,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
 from http import HTTPStatus
-from itertools import accumulate, chain, islice, pairwise, repeat, starmap
+from itertools import accumulate, chain, groupby, islice, pairwise, repeat, starmap
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO, cast
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
@@ -526,6 +526,9 @@ def decode_target(segment: str) -> str | None:
     except ValueError:
         return None
     return url if encode_target(url) == segment else None
+
+
+HIDDEN_SEGMENT = encode_target(HIDDEN_TARGET)
 
 
 def key_in_path(key: str) -> str:
@@ -1391,8 +1394,8 @@ class Instrumenting:
 
     def hidden_url(self) -> str:
         """Of the link that only machines follow."""
-        hidden = encode_target(HIDDEN_TARGET)
-        return self._url("click", f"/{sign(self.maker.secret, self.maker.mail_id, hidden)}/{hidden}")
+        signature = sign(self.maker.secret, self.maker.mail_id, HIDDEN_SEGMENT)
+        return self._url("click", f"/{signature}/{HIDDEN_SEGMENT}")
 
     def pixel_url(self) -> str:
         """Of the image that tells of opens."""
@@ -1403,7 +1406,7 @@ class Instrumenting:
         hit = recognise(*split_target(url.removeprefix(self.maker.base)))
         target = hit[3] if hit and not any(self._path("click") + end in url for end in "/?") else None
         if not target or target == HIDDEN_TARGET or self.maker.is_ours(target):
-            raise Meant("" if HIDDEN_PATH in f"{url}?" else "it leads to this server already")
+            raise Meant("" if f"/{HIDDEN_SEGMENT}?" in f"{url}?" else "it leads to this server already")
         return target
 
     def _path(self, what: str) -> str:
@@ -1487,7 +1490,6 @@ class Report:
         }
 
 
-HIDDEN_PATH = f"/{encode_target(HIDDEN_TARGET)}?"
 THERE = "not placed: one of ours is there already"
 NOT_ASKED_FOR = "not placed: not asked for"
 
@@ -1922,11 +1924,10 @@ def _as_its_header_says(whole: Part, how: Instrumenting, report: Report) -> Inst
     """Track of a message only what its X-Track says, if it has one. Raises Unclear, to track nothing, if that is no word."""
     if (said := whole.headers.get_all(TRACK_HEADER)) is None:
         return how
-    words = {*re.findall(r"[^\s,]+", ",".join(map(str, said)).lower())}
+    told = ", ".join(map(str, said))
+    words = {*re.findall(r"[^\s,]+", told.lower())}
     if words not in TRACK_WORDS:
-        raise Unclear(
-            f"its {TRACK_HEADER} is {', '.join(map(str, said))[:40]!r}; expected none, opens, clicks, or both of these"
-        )
+        raise Unclear(f"its {TRACK_HEADER} is {told[:40]!r}; expected none, opens, clicks, or both of these")
     if words == {"none"}:
         report.skipped.append(("the message", f"its {TRACK_HEADER} says none"))
     clicks = "clicks" in words
@@ -3030,9 +3031,8 @@ def read_gone(folder: str, connection: sqlite3.Connection) -> Gone:
     """What the file `gone` says that this database does not know, since it was copied before."""
     known = {(hash_, kind): at for hash_, kind, at in connection.execute("select hash, kind, at from gone")}
     line = re.compile("^([0-9a-f]{32}) ([0-9]{1,15})(?: ([a-z]+))?$", re.MULTILINE)
-    told = {
-        (hash_, kind or DELETED): int(at) for hash_, at, kind in line.findall(read_small_file(folder, "gone") or "")
-    }
+    text = read_small_file(folder, "gone") or ""
+    told = {(hash_, kind or DELETED): int(at) for hash_, at, kind in line.findall(text)}
     return {key: at for key, at in told.items() if at > known.get(key, -1)}
 
 
@@ -4062,10 +4062,9 @@ def _recounted(table: str) -> str:
         parts["day"] = f"local_day(tz, {parts['day']})"
     values = [*parts.values(), *(f"case carried.name when '{name}' then carried.number else 0 end" for name in numbers)]
     values += [f"case carried.name when '{name}' then carried.number end" for name in times]
-    columns = [*numbers, *times]
-    sums = [
-        f"{'sum' if name in numbers else 'max' if name == 'last_at' else 'min'}({name}) as {name}" for name in columns
-    ]
+    totals = {**dict.fromkeys(numbers, "sum"), **dict.fromkeys(times, "min")}
+    totals |= {"last_at": "max"} if "last_at" in times else {}
+    columns, sums = [*totals], [f"{total}({name}) as {name}" for name, total in totals.items()]
     return f"""
         select {", ".join((*keys, *sums))} from (
             select {", ".join((*keys, *columns))} from recount_{table} union all
@@ -4778,9 +4777,8 @@ class Batch:
         began: dict[str, int] = {}  # when emails were first spoken of that were not registered
         for each in registrations:
             key, at = each.key, each.at or self.now
-            if gone and any(
-                at < gone_at for word in (key, as_person(each.recipient or "")) for gone_at in gone[word].values()
-            ):
+            until = *gone[key].values(), *gone[as_person(each.recipient or "")].values()
+            if at < max(until, default=-FAR):
                 continue
             if key in said:
                 said[key] = said[key].joined(each._replace(at=at))
@@ -4865,9 +4863,7 @@ class Batch:
                 self._count(email, stored.hit, None, stored.judgement, ASIDE, -1)
             for url, (tally, _) in email.links.items():
                 links.update(dict(cells_of_link(tenant, email.campaign, url, tally)))
-        urls = {stored.url for email in emails for stored in email.stored.values()}.union(
-            *(each.links for each in emails)
-        )
+        urls = {url for email in emails for url in (*email.links, *(each.url for each in email.stored.values()))}
         unused = self.remove_urls(tenant, urls, links)  # they may be one person's
         instead = self._number_of_other(tenant) if carries and any(cell[1][2] in unused for cell in links) else 0
         for (table, (*key, url), name), number in links.items():
@@ -8243,10 +8239,8 @@ def send(response: Response, method: str, start_response: StartResponse) -> Iter
 # == Hits ==============================================================================================
 # What outlives a request, and the handlers that everybody reaches: pixels, links, health, files.
 
-PIXEL_HEADERS = (
-    ("Content-Type", "image/gif"),
-    ("Cache-Control", "no-store, no-cache, max-age=0, must-revalidate, private"),
-)
+NEVER_KEPT = "no-store, no-cache, max-age=0, must-revalidate, private"
+PIXEL_HEADERS = (("Content-Type", "image/gif"), ("Cache-Control", NEVER_KEPT))
 REDIRECT_HEADERS = (("Cache-Control", "no-store"), ("X-Robots-Tag", "noindex"), ("Content-Type", TEXT_TYPE))
 PURPOSE_HEADERS = ("HTTP_SEC_PURPOSE", "HTTP_PURPOSE", "HTTP_X_PURPOSE", "HTTP_X_MOZ")
 MOST_FOR_READERS = 500  # hits that wait, which who asks for numbers drains first: a worker waits for that
@@ -8347,9 +8341,7 @@ class App:
         self._hidden += 1
         if self._hits > 1_000:  # what was long ago must not outweigh what is
             self._hits, self._hidden = self._hits // 2, self._hidden // 2
-        if self._hidden * HIDDEN_SHARE < self._hits:
-            return
-        if not are_readers_hidden(self.settings.folder):
+        if self._hidden * HIDDEN_SHARE >= self._hits and not are_readers_hidden(self.settings.folder):
             log(f"readers: {HIDDEN}")
             with contextlib.suppress(OSError):  # a full disk
                 write_small_file(hidden_file(self.settings.folder), "", 0o640)
@@ -8387,11 +8379,8 @@ def are_readers_hidden(folder: str) -> bool:
 
 
 def link_secrets(settings: Settings, database: Database) -> tuple[str, ...]:
-    """The keys that verify links, the one that signs first. The database's own always verifies: mail may carry it.
-
-    Read from the fast copy, so that links work without the database. Raises StoreError if there is none at all.
-    """
-    own = read_small_file(settings.folder, "secret.key")
+    """The keys that verify links, the one that signs first; the database's own always does. Raises StoreError."""
+    own = read_small_file(settings.folder, "secret.key")  # its fast copy, so that links work without the database
     is_there = database.is_shared or os.path.exists(database.path)
     if not own and is_there:
         with database.reading() as connection:
@@ -8448,7 +8437,6 @@ def pixel(app: App, request: Request, mail_id: str, key: str) -> Response:
 
 NOT_OURS = "This link is not complete, or it is not one that this server made."
 NOBODYS = "This link belongs to nobody on this server."
-HIDDEN_SEGMENT = encode_target(HIDDEN_TARGET)
 
 
 def signed_click(app: App, request: Request, mail_id: str, key: str, signature: str, target: str) -> Response:
@@ -9013,9 +9001,8 @@ def registration_of(message: bytes, key: str, report: Report, **said: Any) -> Re
     """What to register of a message: what is said, else what its headers say, and of several recipients the first."""
     subject, recipients = said_by_headers(message)
     if len(recipients) > 1 and "recipient" not in said:
-        report.notes.append(
-            f"of {len(recipients)} recipients, whom opens can't tell apart, {recipients[0]} is registered"
-        )
+        several = f"of {len(recipients)} recipients, whom opens can't tell apart"
+        report.notes.append(f"{several}, {recipients[0]} is registered")
     found = {"subject": subject, "recipient": next(iter(recipients), "")}
     cut: dict[str, Any] = {name: text[: FIELD_LIMITS[name]] for name, text in found.items()}
     return Registration(key, **cut, links=report.links).joined(Registration(key, **said))
@@ -9624,8 +9611,7 @@ def nginx_locations(settings: Settings, log_folder: str, networks: Sequence[str]
     believed += "    real_ip_header X-Forwarded-For;\n    real_ip_recursive on;\n" * bool(networks)
     more = {"believed": believed, "answered": "", "pixels": "", "path": path, "log_folder": log_folder}
     if whose is not None:
-        cache_control = dict(PIXEL_HEADERS)["Cache-Control"]
-        more["pixels"] = server_file("_nginx_pixel.conf", cache_control=cache_control, spool=settings.spool)
+        more["pixels"] = server_file("_nginx_pixel.conf", cache_control=NEVER_KEPT, spool=settings.spool)
         more["answered"] = server_file("_nginx_answered.conf", whose=whose)
     return server_file("_nginx_locations.conf", **more)
 
@@ -10097,14 +10083,12 @@ def _wrapped(
     try:
         with acting_as_owner(settings):
             maker = _link_maker_of(args.tenant, settings, database)
-        tool_campaign = None if registers else args.campaign or ""
+        tool = None if registers else args.campaign or ""
         message = b"" if args.html else raw
         key = key or key_of_message(maker, message, said.get("recipient", ""))
         left = None if args.placeholder is None else read_placeholder(args.placeholder)
         utm = filled_utm(said.pop("utm", maker.utm), args.campaign or "")
-        how = Instrumenting(
-            maker, key, args.pixel, args.links, args.hidden_link, tool_campaign, placeholder=left, utm=utm
-        )
+        how = Instrumenting(maker, key, args.pixel, args.links, args.hidden_link, tool, placeholder=left, utm=utm)
         new, report = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
         if report.tracks and registers:
             email = registration_of(message, key, report, **said)
@@ -10262,9 +10246,7 @@ def _campaign_report(connection: sqlite3.Connection, tenant: Tenant, campaign: s
     option("table", "which table", choices=("emails", "events", "links", "campaigns"), nargs="?"),
     option("--postgresql", "instead: all tables of all tenants, as SQL that `psql -f` makes a database of"),
     option("--format", "how it is written", choices=EXPORT_TYPES, default="csv"),
-    option(
-        "--spreadsheet", "for Excel and others: times of the tenant's zone, events with recipient, subject, program"
-    ),
+    option("--spreadsheet", "for Excel and others: the tenant's times, events with recipient, subject, program"),
     option("--output FILE", "a new file (default: standard output)"),
     option("--campaign NAME", "emails, events and links of this campaign only"),
     option("--search TEXT", "emails with this in their recipient, key, subject or campaign"),
@@ -10710,9 +10692,7 @@ def cmd_status(args: Namespace, settings: Settings) -> int:
     about |= {"rejected_lines": state["rejected"], "since": iso_time(since), "drained_at": drained}
     lines = [
         f"last hit   {iso_time(at)}, {ago((now_ms() - at) / 1000)}, of {name}" if at else "last hit   none so far",
-        f"since      {iso_time(since)}: the first hit, or the first email sent"
-        if since
-        else "since      nothing was sent",
+        f"since      {f'{iso_time(since)}: the first hit, or the first email sent' if since else 'nothing was sent'}",
         f"waiting    {'unknown' if state['waiting'] is None else state['waiting']} hits to be counted",
         f"rejected   {state['rejected']} lines that could not be read, in spool/rejected",
         f"counted    {drained or 'never'}",
@@ -10737,12 +10717,10 @@ def cmd_config(args: Namespace, settings: Settings) -> None:
             shown[variable] = "(set)" if each.metadata["secret"] and value is not None else value
     shown["DATABASE_URL"] = settings.database_url
     texts = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in shown.items()}
-    lines, before = [], ""
-    for name, text in texts.items():
-        origin = settings.origins[name]
-        lines += [f"# {origin if origin == 'by default' else f'from {origin}'}"] * (origin != before)
-        lines.append(f"{name}={'(unset)' if text is None else text}")
-        before = origin
+    lines = []
+    for origin, names in groupby(texts, settings.origins.__getitem__):
+        lines.append(f"# {origin if origin == 'by default' else f'from {origin}'}")
+        lines += [f"{name}={'(unset)' if texts[name] is None else texts[name]}" for name in names]
     say(args, {**shown, "origins": settings.origins}, lines)
     _tell_of_odd(settings)
 
