@@ -430,7 +430,7 @@ MAX_TARGET_BYTES = 2 * MAX_TARGET  # in UTF-8: more, in base64 and beside a long
 MAX_KEY = 200
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
 ROUTE_WORDS = re.compile(
-    "admin|api|assets|campaigns|click|clients|dashboard|emails|events|favicon|forget|health|"
+    "admin|api|assets|campaigns|click|clients|dashboard|emails|events|favicon|forget|forgotten|health|"
     "links|messages|pixel|robots|static|stats|tenants",
     re.IGNORECASE,
 )
