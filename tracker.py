@@ -7602,12 +7602,10 @@ def is_shown(view: View, table: str, column: Column, rows: Sequence[Row]) -> boo
 
 def emails_shown(view: View, rows: Rows) -> Markup:
     """Which emails a table shows, and buttons for others; how many a search found."""
-    items, found = list[Markup](), joined()
+    items, found, now = list[Markup](), joined(), view.asked.get("show", "all")
     for name, (label, _) in SHOWN.items():
         url = view.url(show="" if name == "all" else name, after="") + "#emails"
-        items.append(
-            tag("li", tag("a", label, href=url, aria_current="true" * (name == view.asked.get("show", "all"))))
-        )
+        items.append(tag("li", tag("a", label, href=url, aria_current="true" * (name == now))))
     if rows.found:
         newest, older = rows.found
         also = f" and {older:,} older that begin so" if older else ""
@@ -7632,15 +7630,10 @@ def table_section(view: View, rows: Rows, **given: Any) -> Markup:
     lines = ((CELLS[column.kind](view, row, column.field) for column in columns) for row in named)
     body = joined(*(tag("tr", *line) for line in lines))
     heads = joined(*(column_head(view, name, column) for column in columns))
-    end = table_end(view, rows, name)
     note = "" if view.campaign or table is EVENTS else "in this range" if table is PROGRAMS else "of all time"
-    told = {
-        "name": name,
-        "what": table.title.lower(),
-        "title": joined(table.title, " ", tag("small", note)),
-        "above": above,
-    }
-    return view.pages.templates["_table"].render(**told, heads=heads, rows=body, take=end)
+    title, what = joined(table.title, " ", tag("small", note)), table.title.lower()
+    told = {"name": name, "what": what, "title": title, "above": above, "take": table_end(view, rows, name)}
+    return view.pages.templates["_table"].render(**told, heads=heads, rows=body)
 
 
 # -- The curve
@@ -7719,11 +7712,7 @@ def step_url(view: View, period: Period, n: int, hours: int) -> str:
 def step_label(period: Period, n: int, hours: int) -> str:
     local = datetime.fromtimestamp(period.starts[n] / 1000, period.zone)
     day = f"{local.day} {local:%b}"
-    return (
-        f"{day} {local:%H:%M}"
-        if n < hours
-        else local.strftime({"hour": "%H:%M", "month": "%b %Y"}.get(period.step, day))
-    )
+    return local.strftime(f"{day} %H:%M" if n < hours else {"hour": "%H:%M", "month": "%b %Y"}.get(period.step, day))
 
 
 # -- Figures
@@ -7805,9 +7794,7 @@ def reason_line(view: View, row: Row) -> Markup:
     return view.pages.templates["_reason"].render(**said, sentence=sentence_of(row["reason"]))
 
 
-def activity_part(
-    view: View, figures: Iterable[Figure], drawn: Markup, reasons: Iterable[Row], following: str
-) -> Markup:
+def activity_part(view: View, figures: Iterable[Figure], drawn: Markup, reasons: Iterable[Row], below: str) -> Markup:
     """What came in: figures, their curve, and why they are so."""
     machines = "machines" in view.asked
     other = view.url(machines="" if machines else "1") + "#curve"
@@ -7816,7 +7803,7 @@ def activity_part(
         machines_key=joined(" + ", tag("span", "by machines", class_="machine")) if machines else "",
         machines=tag("a", f"{'Without' if machines else 'With'} machines", href=other),
         curve=drawn,
-        following=following,
+        following=below,
         reasons=joined(*(reason_line(view, row) for row in reasons)),
     )
 
@@ -8021,12 +8008,9 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
     if others.emails:
         parts = {"Opened": made_of(others.opened), "Clicked": made_of(others.clicked)}
         told = " ".join(f"{verb}: {text}." for verb, text in parts.items() if text)
-        yield notice(
-            f"So far {counted(others.emails, 'email')} that nobody registered got requests. {told} They are in no rate."
-        )
+        yield notice(words["of-nobody"].format(emails=counted(others.emails, "email"), told=told))
     for what, hits in stats.over.items():
-        text = f"In this range {counted(hits, 'request')} {words[what]}: more were new on a day than strangers may make up."
-        yield notice(text)
+        yield notice(words["over"].format(requests=counted(hits, "request"), what=words[what]))
     for host, reason, clicks in stats.named:
         may, host = can_allow(host, reason), host or "other hosts"
         ask = f" Ask whoever runs this tracker to allow {host}." * may
@@ -8036,9 +8020,7 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
             *allow,
         )
     if not view.people:
-        yield notice(
-            "Recipients and subjects are left out: this dashboard's id stands in mail. With the tenant's API key they are in the exports."
-        )
+        yield notice(words["no-people"])
 
 
 # == Web ===============================================================================================
