@@ -1213,10 +1213,7 @@ def _find_company(hits: Sequence[Hit], judged: list[Judgement], reason: str, sam
 
 
 def _find_followers(hits: Sequence[Hit], judged: list[Judgement], signs: Signs) -> None:
-    """What a scanner's address, or its program if that is a rare one, asks for within 15 minutes is its too.
-
-    So is what its program opened from there, at any time of the session: filters load the images first.
-    """
+    """What a scanner's address, or its program if that is a rare one, asks for within 15 minutes is its too."""
     if _FOLLOWED.isdisjoint([each.reason for each in judged]):
         return
     until: dict[tuple[str, str], int] = {}
@@ -1229,6 +1226,7 @@ def _find_followers(hits: Sequence[Hit], judged: list[Judgement], signs: Signs) 
             same_here = same_here and hit.address != ""
             if same_here or (here and not hit.address.endswith(TRUNCATED)) or (same and _age(hit) != "current"):
                 judged[n] = _scanner("after-scanner")
+            # At any time of the session: filters load the images first.
             elif hit.type == OPEN and places[1] in scanners and (hit.address or _age(hit) != "current"):
                 judged[n] = _scanner("with-scanner")
             elif here and hit.type == CLICK:  # another program in the same network, so doubtful
@@ -1559,10 +1557,7 @@ def decode_attribute(text: str) -> str:
 def read_tags(
     text: str, at: int = 0, end: int = sys.maxsize, *, conditional: bool = False, wanted: Collection[str] = WANTED_TAGS
 ) -> Iterator[Tag]:
-    """The wanted tags of an HTML text, in order, in linear time; last one named "" where the text ends unfinished.
-
-    Comments, scripts, styles and the like hold no tag, but conditional comments do, and those of VML (`v:…`) too.
-    """
+    """The wanted tags of an HTML text, in order, in linear time; last one named "" where the text ends unfinished."""
     end = min(end, len(text))
     while match := MARKUP.search(text, at, end):
         start = match.start()
@@ -1571,7 +1566,7 @@ def read_tags(
             over = match if comment.endswith(">") else COMMENT_END.search(text, match.end(), end)
             at = over.end() if over else -1
             condition = CONDITIONAL.match(text, start, end)
-            if condition and at > 0 and not conditional:
+            if condition and at > 0 and not conditional:  # such comments hold tags, and those of VML (`v:…`) too
                 inner = read_tags(text, condition.end(), at, conditional=True, wanted=wanted)
                 yield from (tag for tag in inner if tag.name)
         elif name:
@@ -2703,14 +2698,11 @@ class Database:
                 self._disconnect(self._ids(), locked=True)
 
     def build(self) -> None:
-        """Make the database, its spool and its secret where there are none, or bring it up to date.
-
-        Raises StoreError if traces say that a database was here: a new one would hide the loss.
-        """
+        """Make the database, its spool and its secret where there are none, or bring it up to date, or StoreError."""
         with write_lock(self.folder, math.inf):
             if not os.path.exists(self.path):
                 if (nothing := NoDatabase(self.path, self.folder)).trace:
-                    raise nothing
+                    raise nothing  # a new one would hide the loss
                 with building(self.path) as connection:
                     made = [(name, secrets.token_hex(32)) for name in ("link", "instance")]
                     connection.executemany("insert into secrets (name, value) values (?, ?)", made)
@@ -2746,12 +2738,10 @@ def integrity_faults(connection: sqlite3.Connection) -> list[str]:
 
 
 def copy_database(connection: sqlite3.Connection, copy: sqlite3.Connection, name: str) -> None:
-    """Copy the whole database into an empty one, as it is at this moment. Raises StoreError.
-
-    In one step: in smaller ones SQLite begins anew with every write in between, so under load it would never end.
-    """
+    """Copy the whole database into an empty one, as it is at this moment. Raises StoreError."""
     with _plain_errors(name):
         copy.execute("pragma journal_mode = off")  # whoever finds half a copy has no use for it
+        # In smaller steps SQLite would begin anew with every write in between, so under load it would never end.
         connection.backup(copy, pages=-1)
 
 
@@ -2836,10 +2826,7 @@ def _upgrade_database(path: str) -> None:
 
 
 def adopt_folder(database: Database, instance: str | None, link: str | None) -> None:
-    """Give a database without a spool (new, or restored from a backup) its spool and the fast copy of its secret.
-
-    Raises Conflict if secret.key is not the database's secret.
-    """
+    """Give a new or restored database its spool and a copy of its secret. Raises Conflict if that is another's."""
     spool, folder = database.spool, database.folder
     for name in (spool, os.path.join(spool, "rejected"), os.path.join(spool, "kept")):
         os.makedirs(name, mode=0o750, exist_ok=True)
@@ -4075,14 +4062,12 @@ def _recounted(table: str) -> str:
 
 
 def rollup_differences(connection: sqlite3.Connection, most: int = 20) -> list[str]:
-    """Compare each roll-up with its recount; a line for each row that differs, up to `most` a roll-up and side.
-
-    A row of zeros is as good as none: what is taken back leaves one, and what is set aside makes none.
-    """
+    """Compare each roll-up with its recount; a line for each row that differs, up to `most` a roll-up and side."""
     found = []
     know_clients(connection)
     for table, (keys, numbers, others) in ROLLUPS.items():
         columns, counts = ", ".join((*keys, *numbers, *others)), " or ".join(f"{column} <> 0" for column in numbers)
+        # A row of zeros is as good as none: what is taken back leaves one, and what is set aside makes none.
         sources = table, f"({_recounted(table)}) as recounted"
         kept, anew = (f"select {columns} from {rows} where {counts}" for rows in sources)
         for label, sql in (("recounted", f"{anew} except {kept}"), ("in the roll-up", f"{kept} except {anew}")):
@@ -4902,10 +4887,7 @@ class Batch:
         return int(known[0][1])
 
     def declare(self, tenant: int, campaign: str, sent: int, sent_at: int | None) -> bool:
-        """Say how many emails of a campaign were sent without being registered, and when: now, or as was said before.
-
-        Said again, it replaces what was said; returns whether it is the first time.
-        """
+        """Say, or say anew, how many emails of a campaign nobody registers, and when; whether it is the first time."""
         sql = "select sent, sent_at from campaign_sends where tenant = ? and campaign = ?"
         before = self.connection.execute(sql, (tenant, campaign)).fetchone()
         at = sent_at if sent_at is not None else before[1] if before else self.now
@@ -5059,10 +5041,7 @@ def register_emails(connection: sqlite3.Connection, tenant: int, said: Collectio
 
 
 def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most: int) -> tuple[int, int] | None:
-    """Judge all hits anew of up to `most` emails behind the email with the number `after`, if they have hits since a time.
-
-    Returns the number of the last email and how many hits were judged otherwise before; None if there are no such emails.
-    """
+    """Judge anew the next `most` emails with hits since a time; the last one's number, and how many hits changed."""
     sql = "select email from email_counts where email > ? and last_at >= ? order by email limit ?"
     ids = [row[0] for row in connection.execute(sql, (after, since, most))]
     if not ids:
@@ -5970,16 +5949,13 @@ def waiting_segments(database: Database, connection: sqlite3.Connection, trouble
 
 
 def take_slots(spool: str, pause: int) -> None:
-    """Give what nginx has logged a name of its own in the spool, before a byte is read; nginx then begins another file.
-
-    Not sooner than `pause` seconds after the last time: who drains again and again would make a segment each time.
-    """
+    """Give what nginx has logged a name in the spool, before a byte is read; nginx then begins another file."""
     folder = os.path.join(spool, "nginx")
     if not os.path.isdir(folder):
         return
     now = now_ms()
     newest = max((int(name[:13]) for name in segments_in(spool) if "-nginx" in name), default=0)
-    if abs(now - newest) >= pause * 1000:
+    if abs(now - newest) >= pause * 1000:  # who drains again and again would make a segment each time
         for slot in filter(SLOT.fullmatch, os.listdir(folder)):
             name = f"{now:013d}-0-{secrets.token_hex(12)}-nginx.jsonl"
             with contextlib.suppress(FileNotFoundError):  # another drain was quicker
@@ -6072,10 +6048,7 @@ class Drain:
             self.database.ahead += took if newest else -took
 
     def drain_some(self, waiting: Waiting) -> bool:
-        """Record some lines of a segment, up to its end as it was found, or as it is now if its writer is gone.
-
-        It is kept when that was all; returns whether there is more.
-        """
+        """Record some lines of a segment, up to its end as found, or as it is once its writer is gone; is there more?"""
         path = os.path.join(self.database.spool, "kept" if waiting.kept else "", waiting.name)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
@@ -6106,17 +6079,14 @@ class Drain:
         return False
 
     def _drain_batch(self, segment: Segment) -> bool:
-        """Record as many lines as fit into the time of a transaction.
-
-        If a line breaks the program, fewer are tried, down to that one, which is put aside: it must not hold up others.
-        """
+        """Record as many lines as fit into the time of a transaction; puts one aside that breaks the program."""
         # At first few, since nobody knows yet how long they take.
         lines = self.paces.get(segment.name) or self.database.paces.get(segment.name) or max(self.batch // 8, 1)
         began = time.monotonic()
         try:
             more = self.record_some(segment, lines)
         except (TooMuch, *LINE_FAULTS) as error:
-            if lines > 1:
+            if lines > 1:  # down to the one that it is
                 self.paces[segment.name] = lines // 2
                 if isinstance(error, TooMuch):
                     self.batch = lines // 2  # it would be as much again
@@ -6361,12 +6331,9 @@ class Drainer(threading.Thread):
 
 
 def drain_for_reading(database: Database, seconds: float = 0.1) -> bool:
-    """Drain what is in the spool now, before numbers are read; False if not all of it could be counted.
-
-    Whom others keep from writing gives up sooner: they are at it.
-    """
+    """Drain what is in the spool now, before numbers are read; False if not all of it could be counted."""
     began = time.monotonic()
-    while time.monotonic() < began + seconds / 5:
+    while time.monotonic() < began + seconds / 5:  # and no longer, where others write: they are at it
         try:
             return not drain(database, wait=False, until=began + seconds).troubles
         except Busy:
@@ -6515,10 +6482,7 @@ def read_person(text: str) -> str:
 
 
 def keys_of_person(connection: sqlite3.Connection, tenant: int, address: str) -> tuple[list[str], set[str]]:
-    """The keys of the emails to an address, and of those that have it as their key, as some mailing tools do.
-
-    With them come the ways in which it is spelt.
-    """
+    """The keys of the emails to an address, and of those that have it as their key; and the ways it is spelt in."""
     sql = """
         select recipient, key from emails
         where tenant = :tenant and recipient <> '' and lower(recipient) = lower(:address)
@@ -8872,10 +8836,7 @@ _CSV_FORMATS = {**dict.fromkeys(TIMES_AS_NUMBERS, iso_time), **dict.fromkeys(FOR
 
 
 def _csv_lines(names: Sequence[str], pages: Iterator[Rows], zone: tzinfo | None) -> Iterator[bytes]:
-    """RFC 4180 with a header; where more follows, the last column of the last line, `next`, says where.
-
-    For a spreadsheet, with a zone, times are the zone's, as it reads them, and a last line says that there is more.
-    """
+    """RFC 4180 with a header; its last column, `next`, says where more follows. With a zone: for a spreadsheet."""
     import csv
     import io
 
