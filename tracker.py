@@ -7452,8 +7452,8 @@ def text_cell(text: str, whole: str = "", url: str = "", head: bool = False) -> 
 def share_bar(low: float, high: float) -> Markup:
     """A rate as a bar: what is certain, and what may be."""
     certain, rest = (f"{100 * min(share, 1):.0f}%" for share in (low, high - low))
-    unsure = tag("rect", class_="u", x=certain, width=rest) if high > low else ""
-    return tag("svg", tag("rect", class_="p", width=certain), unsure, aria_hidden="true", class_="bar")
+    unsure = tag("rect", x=certain, width=rest) if high > low else ""
+    return tag("svg", tag("rect", width=certain), unsure, aria_hidden="true")
 
 
 def share_cell(row: Row, name: str) -> Markup:
@@ -7470,8 +7470,9 @@ def share_cell(row: Row, name: str) -> Markup:
 def spark_cell(hours: Sequence[int]) -> Markup:
     """How the opens of the first two days came, two hours a step: its shape alone."""
     steps = [sum(pair) for pair in zip(hours[::2], hours[1::2], strict=True)]
-    shape = "".join(f"V{16 - round(16 * opens / max(*steps, 1))}h3" for opens in steps)
-    path = tag("path", d=f"M0 16{shape}V16z", class_="p")
+    runs = groupby(16 - round(16 * opens / max(*steps, 1)) for opens in steps)
+    shape = "".join(f"V{height}h{3 * len([*run])}" for height, run in runs)
+    path = tag("path", d=f"M0 16{shape}V16z")
     return tag("td", tag("svg", path, viewBox=f"0 0 {3 * len(steps)} 16", aria_hidden="true", class_="spark"))
 
 

@@ -292,7 +292,7 @@ def test_a_campaigns_page_stands_beside_the_campaigns_before_when_they_were_as_o
     assert f'href="../dashboard?on={datetime.fromtimestamp(new / 1000):%Y-%m-%d}"' in text
     assert rows(text, "links") == [["acme.com/shoes?size=42", "3", "3", "100.0 %"]]
     curves = re.findall(r'<path d="(M0 16[^"]+)"', page(stage))  # New: 16, 16 and 1 in two hours each
-    assert curves == ["M0 16V0h3V0h3V15h3" + "V16h3" * 21 + "V16z", "M0 16V16h3V0h3" + "V16h3" * 22 + "V16z"]
+    assert curves == ["M0 16V0h6V15h3V16h63V16z", "M0 16V16h3V0h3V16h66V16z"]
 
 
 def test_an_emails_page_tells_all_that_happened_and_why(mailing: Stage) -> None:
