@@ -112,7 +112,7 @@ create table events (                    -- a row a hit, as it was judged
 );
 create index events_by_email on events (email, at);
 create index events_by_tenant on events (tenant, at);
-create index events_by_url on events (url) where url is not null;
+create index events_by_url on events (url, at) where url is not null;
 
 create view event_details as             -- events with all that is stored elsewhere
 select events.id, events.tenant, events.email, emails.key, events.at, events.type,

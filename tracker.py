@@ -5293,6 +5293,11 @@ class Table:
         return {column.order: column.sql or f"lower({column.field})" for column in self.columns if column.order}
 
 
+_OF_PERSON = """
+    select other.id from emails as one join emails as other
+    on other.tenant = one.tenant and lower(other.recipient) = lower(one.recipient) and other.recipient <> ''
+    where one.tenant = :tenant and one.key = :person and one.recipient <> ''
+"""  # the emails of the recipient of one: an address in a URL would come into logs
 EMAILS = Table(
     "emails",
     "Emails",
@@ -5303,7 +5308,7 @@ EMAILS = Table(
         *("clicks_person", "clicks_unconfirmed", "clicks_machine", "clicked_as", "clicked_at"),
     ),
     more=("delivered_at", "began_at"),
-    filters=("campaign", "q", "show"),
+    filters=("campaign", "q", "show", "person"),
     columns=(
         Column("Recipient", "email", "recipient", "recipient"),
         Column("Subject", "subject", "subject", "subject"),
@@ -5314,6 +5319,7 @@ EMAILS = Table(
     ),
     scopes={
         "key": "tenant = :tenant and key = :key",
+        "person": f"id in ({_OF_PERSON})",
         "search": f"id in (select id from {wanted('id')})",
         "campaign": "tenant = :tenant and campaign = :campaign and campaign <> ''",
         # Tests are looked up, by the index: to read each key would double the time to sort the newest emails.
@@ -5335,7 +5341,7 @@ EVENTS = Table(
         *("timestamp", "event_type", "recipient", "subject", "campaign", "client", "device"),
         *("verdict", "reason", "url", "key", "method", "user_agent", "ip_address"),
     ),
-    filters=("key", "campaign", "since", "until", "verdict"),
+    filters=("key", "person", "url", "campaign", "since", "until", "verdict"),
     columns=(
         Column("When", "time", "timestamp"),
         Column("What", "text", "event_type"),
@@ -5345,6 +5351,8 @@ EVENTS = Table(
     ),
     scopes={
         "key": "email = (select id from emails where tenant = :tenant and key = :key) and at >= :since",
+        "person": f"email in ({_OF_PERSON}) and at >= :since",
+        "url": "url = (select id from urls where tenant = :tenant and urls.url = :url) and at >= :since",
         "campaign": f"email in ({_IN_CAMPAIGN}) and at >= :since",  # only of a few: they are sorted
         "": "tenant = :tenant and at >= :since",
     },
@@ -5355,6 +5363,23 @@ EVENTS = Table(
         from {wanted("id")} cross join event_details as details join emails on emails.id = details.email
         where details.id = wanted.id
     """,
+)
+CLICKS = replace(
+    EVENTS,
+    title="Who clicked",
+    empty="Nobody so far.",
+    columns=(
+        Column("When", "time", "timestamp"),
+        Column("Recipient", "email", "recipient"),
+        Column("Campaign", "text", "campaign"),
+        Column("With", "with", "user_agent"),
+        Column("By", "by", "verdict"),
+    ),
+)
+DONE = replace(
+    EVENTS,
+    title="What happened",
+    columns=(*EVENTS.columns[:2], Column("Email", "mail", "subject"), *EVENTS.columns[3:]),
 )
 _THEN_CLICKS = "* 1000000 + sum(clicks_person)"
 LINKS = Table(
@@ -5373,7 +5398,11 @@ LINKS = Table(
         Column("Machines", "few", "clicks_machine", "machines", f"sum(clicks_machine) {_THEN_CLICKS}"),
         Column("Campaign", "campaigns", "campaign", "campaign", "max(campaign)"),
     ),
-    scopes={"campaign": "links.tenant = :tenant and campaign = :campaign", "": "links.tenant = :tenant"},
+    scopes={
+        "link": "links.tenant = :tenant and links.url = :link and campaign = coalesce(:campaign, campaign)",
+        "campaign": "links.tenant = :tenant and campaign = :campaign",
+        "": "links.tenant = :tenant",
+    },
     ids="""
         select url as id, 0 as at, 1 as fits, {sort} as sort_key from links
         where {scope} and url < :id
@@ -5488,6 +5517,9 @@ class Wanted(NamedTuple):
     ascending: bool = False
     people: bool = True  # whether recipients and subjects may be searched
     whole: bool = False  # for an export: newest first, and with the hidden link
+    link: int | None = None  # by its number
+    url: str | None = None  # that was clicked
+    person: str | None = None  # the key of an email to them
     after: Cursor = NEWEST
     most: int = ALL_ROWS
 
@@ -5575,6 +5607,19 @@ def search_emails(connection: sqlite3.Connection, asked: Wanted, values: dict[st
     rows = (row for sql in (keys, recipients)[: 1 + asked.people] for row in connection.execute(sql, values))
     older = {str(id_) for (id_,) in rows}.difference(newest)
     return f"[{','.join([*newest[before:][: values['looked']], *older])}]", (len(newest), len(older))
+
+
+def person_of(connection: sqlite3.Connection, tenant: int, key: str) -> tuple[str, dict[str, int]]:
+    """The recipient of an email, "" where none is known, and what became of all that they got, by the names of a group's."""
+    names = [f"{verb}_{state}" for verb in ("opened", "clicked") for state in STATES.values()]
+    sums = (f"count(case when {verb}_as = '{state}' then 1 end)" for verb, state in (name.split("_") for name in names))
+    sql = f"""
+        select coalesce(max(recipient), ''), coalesce(sum(registered), 0), {", ".join(sums)},
+               count(case when clicked_as = 'person' and coalesce(opened_as, '') <> 'person' then 1 end)
+        from email_details where id in ({_OF_PERSON})
+    """
+    recipient, *numbers = connection.execute(sql, {"tenant": tenant, "person": key}).fetchone()
+    return recipient, dict(zip(("emails", *names, "click_only"), numbers, strict=True))
 
 
 def clicked_links(connection: sqlite3.Connection, emails: Iterable[int]) -> dict[int, list[str]]:
@@ -7247,7 +7292,10 @@ def tag(name: str, /, *content: object, **attributes: object) -> Markup:
 class Pages:
     """The templates and the files they point to, read once."""
 
-    NAMES = "page dashboard empty campaign email message naming _activity _curve _range _reason _search _table _trial _trial_hits"
+    NAMES = (
+        "page dashboard empty campaign email link person message naming _activity "
+        "_curve _range _reason _search _table _trial _trial_hits"
+    )
 
     def __init__(self, root: str = "") -> None:
         self.root = root
@@ -7286,6 +7334,7 @@ class View:
     asked: Mapping[str, str]  # parameters that are not the default
     campaign: str | None = None  # whose page it is
     are_hidden: bool = False  # whether readers come through a proxy that is not believed
+    about: Mapping[str, str] = field(default_factory=dict)  # what else it is of, as exports are asked for it
 
     def page(self, title: str, template: str, /, **values: object) -> str:
         home = f"{self.base}/dashboard{self.kept}"
@@ -7500,7 +7549,9 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
         "td", f"{row[name]:,}" if row[name] else "", class_="number", data_of=FEW[name] * (row[name] > 0)
     ),
     "time": lambda view, row, name: tag("td", view.ago(row[name])),
-    "url": lambda view, row, name: text_cell(short_url(row[name]), row[name], head=True),
+    "url": lambda view, row, name: text_cell(short_url(row[name]), row[name], url=link_url(view, row["id"]), head=True),
+    "with": lambda view, row, name: text_cell(program_name(*client_of(row[name])), row[name]),
+    "mail": lambda view, row, name: text_cell(row.get(name) or row["key"], url=page_url(view, "emails", row["key"])),
     "done": lambda view, row, name: done_cell(row, name),
     "by": lambda view, row, name: tag("td", by_whom(row)),
     "campaign": lambda view, row, name: text_cell(row[name], url=page_url(view, "campaigns", row[name]), head=True),
@@ -7525,9 +7576,15 @@ def page_url(view: View, kind: str, name: str) -> str:
     return f"{view.base}/{kind}/{quote(name, safe='')}{view.kept}"
 
 
+def link_url(view: View, number: int) -> str:
+    """The page of a link; from a campaign's page, as far as it is in that campaign."""
+    campaign = f"?campaign={quote(view.campaign, safe='')}" if view.campaign else ""
+    return page_url(view, "links", str(number)) + campaign
+
+
 def query_of(view: View, names: Iterable[str]) -> str:
     """Some of what was asked for, to ask it of an export."""
-    asked = {**view.asked, "campaign": view.campaign or ""}
+    asked = {**view.asked, **view.about, "campaign": view.campaign or ""}
     return "&".join(f"{name}={quote(asked[name], safe='')}" for name in names if asked.get(name))
 
 
@@ -7548,7 +7605,7 @@ def table_end(view: View, rows: Rows, name: str) -> Markup:
         return joined()
     more = joined()
     larger = next((str(most) for most in TABLE_ROWS if most > view.most(name)), "")
-    after, value = ("after", str(rows.next)) if rows.table is EMAILS else (name, larger)
+    after, value = ("after", str(rows.next)) if rows.table in (EMAILS, CLICKS) else (name, larger)
     if rows.next and value:
         more = joined(tag("a", "More", href=f"{view.url(**{after: value})}#{name}", rel="next"), " · ")
     query = query_of(view, rows.table.filters)
@@ -7911,9 +7968,10 @@ def email_page(view: View, emails: Rows, hits: Rows, context: Context) -> str:
     timeline = zip(reversed(hits.named(view.people)), reversed(signs), strict=True)
     key, subject, campaign = email["key"], email.get("subject"), email["campaign"]
     delivered = email["delivered_at"]
+    recipient: str = email.get("recipient") or ""
     arrived, arrival = delivered or email["sent_at"], "it was delivered" if delivered else "it was sent"
     about = {
-        "Recipient": (email["recipient"] or "–") if view.people else "",
+        "Recipient": tag("a", recipient, href=page_url(view, "people", key)) if recipient else "–" * view.people,
         "Sent": view.time(email["sent_at"]) or "not registered",
         "Delivered": view.time(delivered),
         "Opens": ", ".join(happened(email, "opens")).capitalize() or "–",
@@ -7934,6 +7992,40 @@ def email_page(view: View, emails: Rows, hits: Rows, context: Context) -> str:
         events=f"{view.base}/events",
         key=quote(key, safe=""),
         zone=str(view.zone),
+    )
+
+
+def link_page(view: View, links: Rows, clicks: Rows) -> str:
+    """A link, and who clicked it: people alone, unless machines are asked for."""
+    [link] = links.named()
+    url, machines = link["url"], "machines" in view.asked
+    way = tag("a", url, href=url, rel="noreferrer nofollow") if re.match("https?://", url) else url
+    crumb = tag("a", tag("bdi", view.campaign), href=page_url(view, "campaigns", view.campaign or "")), " \u203a "
+    people, unsure, others = (link[f"clicks_{state}"] for state in STATES.values())
+    more = f", {unsure:,} maybe by people" * (unsure > 0) + f", {others:,} by machines" * (others > 0)
+    return view.page(
+        f"{short_url(url)}: {view.tenant.name}",
+        "link",
+        title=short_url(url),
+        campaign=joined(*crumb) if view.campaign else "",
+        destination=way,
+        numbers=f"Clicked in {counted(link['emails_person'], 'email')} by people: {counted(people, 'click')}{more}.",
+        machines=tag(
+            "a", "People alone" if machines else "Machines too", href=view.url(machines="" if machines else "1")
+        ),
+        clicks=table_section(view, clicks),
+    )
+
+
+def person_page(view: View, recipient: str, totals: Totals, emails: Rows, done: Rows) -> str:
+    """All that one recipient got and did."""
+    return view.page(
+        f"{recipient}: {view.tenant.name}",
+        "person",
+        recipient=recipient,
+        figures=figure_list(view, sent_figures(totals)),
+        emails=table_section(view, emails),
+        done=table_section(view, done),
     )
 
 
@@ -8551,7 +8643,7 @@ EMAIL_ROWS = 8  # on a page, and so on: enough to see at once, and a page stays 
 CAMPAIGN_EMAIL_ROWS = 50
 HIT_ROWS = 5
 TIMELINE_ROWS = 200
-ASKED = (*RANGE_PARAMETERS, "tz", "q", "show", "sort", "after", "campaigns", "links", "machines")
+ASKED = (*RANGE_PARAMETERS, "tz", "q", "show", "sort", "after", "campaigns", "links", "events", "machines")
 MOST_TYPED = 200  # characters of a search
 MOST_ASKED = 60  # of any other parameter: no zone's name is longer
 
@@ -8674,6 +8766,38 @@ def _known_parameters(request: Request, *known: str) -> dict[str, str]:
     return parameters
 
 
+def link_view(app: App, request: Request, tenant: Tenant, link: str) -> Response:
+    """Who clicked a link, in all campaigns or in one."""
+    number, campaign = (
+        int(link) if re.fullmatch("[0-9]{1,18}", link) else 0,
+        request.parameters().get("campaign") or None,
+    )
+    view = _view(app, request, tenant, campaign)
+    verdict, after = "" if "machines" in view.asked else "human", read_cursor(view.asked.get("after", ""), EVENTS)
+    with app.numbers() as (connection, _):
+        links = read_table(connection, tenant.number, LINKS, Wanted(campaign, link=number, whole=True))
+        if not number or not links.rows:
+            raise HTTPError(404, "There is no such link.")
+        url = links.named()[0]["url"]
+        asked = Wanted(campaign, url=url, verdict=verdict, most=CAMPAIGN_EMAIL_ROWS, after=after)
+        clicks = read_table(connection, tenant.number, EVENTS, asked)
+    view = replace(view, about={"url": url, "verdict": verdict}, asked={**view.asked, "campaign": campaign or ""})
+    return html_response(200, link_page(view, links, clicks._replace(table=CLICKS)))
+
+
+def person_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
+    """All that the recipient of an email got and did."""
+    view = replace(_view(app, request, tenant), about={"person": key})
+    with app.numbers() as (connection, _):
+        recipient, sums = person_of(connection, tenant.number, key)
+        if not recipient or not view.people:
+            raise HTTPError(404, "There is no such person.")
+        asked = _wanted(request, view, EMAILS, most=CAMPAIGN_EMAIL_ROWS, person=key)._replace(search="")
+        emails = read_table(connection, tenant.number, EMAILS, asked)
+        done = read_table(connection, tenant.number, EVENTS, Wanted(person=key, most=view.most("events")))
+    return html_response(200, person_page(view, recipient, totals_of(sums), emails, done._replace(table=DONE)))
+
+
 def campaign_stats_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
     """A campaign's numbers as JSON: as its page has them."""
     _known_parameters(request, "tz", *["campaign"] * (request.segments[-1] == "stats.json"))  # they are of all time
@@ -8711,7 +8835,10 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
     known = dict.fromkeys(("limit", "after", *table.filters, *(of_csv if form == "csv" else ())))
     parameters = _known_parameters(request, *known)
     view = _view(app, request, tenant, parameters.get("campaign"))
-    asked = narrowed(_wanted(request, view, table, whole=True, key=parameters.get("key")), parameters)
+    narrow = {name: parameters.get(name) for name in ("key", "person", "url")}
+    asked = narrowed(_wanted(request, view, table, whole=True, **narrow), parameters)
+    if asked.person and not view.people:
+        raise HTTPError(404, "There is no such person.")
     limit = parameters.get("limit", str(MOST_CAMPAIGNS if table is CAMPAIGNS else MAX_ROWS))
     if not re.fullmatch("[0-9]{1,6}", limit) or not 1 <= int(limit) <= MAX_ROWS:
         raise HTTPError(400, f"limit: expected a whole number from 1 to {MAX_ROWS}")
@@ -9147,6 +9274,8 @@ ROUTES = (
     Route("GET", "/{id}/campaigns/{campaign}.json", campaign_stats_view, READER, as_json),
     Route("GET", "/{id}/campaigns/{campaign}", campaign_view, READER),
     Route("GET", "/{id}/emails/{key}", email_view, READER),
+    Route("GET", "/{id}/links/{link}", link_view, READER),
+    Route("GET", "/{id}/people/{key}", person_view, READER),
     Route("POST", "/{id}/emails", post_emails, WRITER, as_json),
     Route("POST", "/{id}/messages", post_messages, WRITER, as_json),
     Route("POST", "/{id}/forgotten", post_forgotten, WRITER, as_json),
@@ -10196,6 +10325,8 @@ def _campaign_report(connection: sqlite3.Connection, tenant: Tenant, campaign: s
     option("--search TEXT", "emails with this in their recipient, key, subject or campaign"),
     option("--show", "emails by what their readers did; default: all", choices=SHOWN),
     option("--key KEY", "events of this email only"),
+    option("--person KEY", "emails and events of the recipient of this email only"),
+    option("--url URL", "clicks of this link only"),
     option("--since TIME", "events from then on, such as 2026-11-30T09:00:00Z"),
     option("--until TIME", "events before then"),
     option("--verdict VERDICT", "events with this verdict", choices=[*VERDICT_STATES]),
@@ -10224,7 +10355,10 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
                 tell("note: the key that signs links is in it; keep it like a password")
                 return
             tenant = find_tenant(connection, args.tenant)
-        asked = narrowed(Wanted(args.campaign, args.key, args.search or "", args.show or "all"), vars(args))
+        asked = narrowed(
+            Wanted(args.campaign, args.key, args.search or "", args.show or "all", url=args.url, person=args.person),
+            vars(args),
+        )
         zone = zone_of(tenant) if args.spreadsheet else None
         for piece in export_rows(database, tenant.number, TABLES[args.table], args.format, asked, zone):
             file.write(piece)

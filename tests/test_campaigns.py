@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
+from collections import Counter
 from typing import Any
+from urllib.parse import quote
 
 import pytest
-from asking import get, register
+from asking import add_one_id, get, register
 from conftest import NOW, Stage, click, hit, segment
 
 import tracker
@@ -227,3 +231,101 @@ def test_a_report_says_as_a_text_what_became_of_a_time_and_of_the_campaigns_that
     assert week.startswith("Acme: 7 days, UTC\nOpened ") and spring in week
     assert tracker.main([*command, "--campaign", "Sprung"]) == 1
     assert capsys.readouterr().err.endswith("no campaign 'Sprung'; `campaign list` shows them\n")
+
+
+# -- Into a link, and to a person
+
+
+def rows_of(page: str, name: str) -> list[str]:
+    """The text of each row of a table."""
+    [table] = re.findall(f'<table class="{name}">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
+    return [" ".join(html.unescape(re.sub("<[^>]+>", " ", row)).split()) for row in re.findall("<tr>(.*?)</tr>", table)]
+
+
+def number_of(stage: Stage, url: str) -> int:
+    [(number,)] = stage.rows("select id from urls where url = ?", url)
+    return int(number)
+
+
+def link_of(stage: Stage, url: str, query: str = "") -> str:
+    return get(stage, f"/{stage.acme.id}/links/{number_of(stage, url)}?{query}").text
+
+
+def test_a_links_page_says_which_people_clicked_it_when_and_with_what_newest_first(mailing: Stage) -> None:
+    segment(mailing, click(mailing, "Spring9", SHOES, SENT + HOUR, ua=GATEWAY))
+    mailing.drain()
+    page = link_of(mailing, SHOES)
+    assert f'<a href="{SHOES}" rel="noreferrer nofollow">{SHOES}</a>' in page
+    assert "Clicked in 3 emails by people: 3 clicks, 1 by machines." in page
+    rows = [row.split(" ago ")[1].split(" Spring ")[0] for row in rows_of(page, "events")]
+    assert rows == ["reader7@example.org", "reader2@example.org", "reader1@example.org"]
+    assert all("Chrome" in row for row in rows_of(page, "events"))
+    assert len(rows_of(link_of(mailing, SHOES, "machines=1"), "events")) == 4
+    # The campaign's page leads to it; what is downloaded is what is shown.
+    campaign = get(mailing, f"/{mailing.acme.id}/campaigns/Spring").text
+    assert f'href="../links/{number_of(mailing, SHOES)}?campaign=Spring"' in campaign
+    query = f"url={quote(SHOES, safe='')}&verdict=human"
+    assert f"../events.json?{query}" in html.unescape(page)
+    found = get(mailing, f"/{mailing.acme.id}/events.json?{query}").json["rows"]
+    assert [row["key"] for row in found] == ["Spring7", "Spring2", "Spring1"]
+
+
+def test_a_link_of_many_campaigns_can_be_seen_in_one(mailing: Stage) -> None:
+    found = [
+        [row.split(" ago ")[1].split()[0] for row in rows_of(link_of(mailing, HATS, query), "events")]
+        for query in ("", "campaign=Winter", "campaign=Spring")
+    ]
+    assert found == [["reader1@example.org"] * 2, ["reader1@example.org"], ["reader1@example.org"]]
+    numbers = "Clicked in 1 email by people: 1 click."
+    assert numbers in link_of(mailing, HATS, "campaign=Spring") and "2 clicks" in link_of(mailing, HATS)
+    for link in (f"{number_of(mailing, HATS)}?campaign=Autumn", "999", "0", "-1", "x", "9" * 30):
+        assert get(mailing, f"/{mailing.acme.id}/links/{link}").status == 404
+    assert get(mailing, f"/{mailing.globex.id}/links/{number_of(mailing, HATS)}").status == 404
+
+
+def test_the_clicks_of_a_link_go_on_page_by_page(stage: Stage) -> None:
+    register(stage, stage.acme, *mails("Spring", 120, SENT))
+    segment(stage, *(click(stage, f"Spring{n}", SHOES, SENT + n * MINUTE) for n in range(1, 121)))
+    stage.drain()
+    seen, query = list[str](), ""
+    while True:
+        page = link_of(stage, SHOES, query)
+        seen += re.findall(r"reader[0-9]+", " ".join(rows_of(page, "events")))
+        if not (following := re.search(r'href="\?([^"]*)#events" rel="next"', page)):
+            break
+        query = html.unescape(following[1])
+    assert seen == [f"reader{n}" for n in range(120, 0, -1)]
+
+
+def test_a_persons_page_has_all_that_they_got_and_did_over_all_mailings_however_their_address_is_written(
+    mailing: Stage,
+) -> None:
+    register(mailing, mailing.acme, tracker.Registration("late", "To Reader 1", "Reader1@Example.org", sent_at=NOW))
+    for key in ("Spring1", "late"):
+        page = get(mailing, f"/{mailing.acme.id}/people/{key}").text
+        # Of Spring, Autumn, Winter, Summer and the last: all but the last were read, two clicked.
+        assert "80.0" in page and "40.0" in page
+        subjects = " ".join(rows_of(page, "emails"))
+        assert all(f"News of {name}" in subjects for name in ("Spring", "Autumn", "Winter", "Summer"))
+        assert "To Reader 1" in subjects and len(rows_of(page, "emails")) == 5
+        done = rows_of(page, "events")
+        assert len(done) == 8 and "News of Summer" in done[0] and done[-1].startswith(("5 weeks", "6 weeks", "40 days"))
+    keys = [row["key"] for row in get(mailing, f"/{mailing.acme.id}/emails.json?person=Spring1").json["rows"]]
+    assert keys == ["late", "Summer1", "Spring1", "Winter1", "Autumn1"]
+    events = get(mailing, f"/{mailing.acme.id}/events.json?person=late").json["rows"]
+    assert Counter(row["key"] for row in events) == {"Spring1": 4, "Winter1": 2, "Autumn1": 1, "Summer1": 1}
+    assert 'href="../people/Spring1"' in get(mailing, f"/{mailing.acme.id}/emails/Spring1").text
+
+
+def test_nobody_is_found_by_an_email_without_recipient_nor_where_people_are_not_shown(stage: Stage) -> None:
+    register(stage, stage.acme, tracker.Registration("k1"), tracker.Registration("k2"))
+    tenant = add_one_id(stage)
+    register(stage, tenant, tracker.Registration("k1", recipient="secret@example.org"))
+    for path in (f"{stage.acme.id}/people/k1", f"{stage.acme.id}/people/none", f"{tenant.id}/people/k1"):
+        assert get(stage, f"/{path}").status == 404
+    assert get(stage, f"/{stage.acme.id}/emails.json?person=k1").json["rows"] == []
+    for name in ("emails", "events"):
+        assert get(stage, f"/{tenant.id}/{name}.json?person=k1").status == 404
+    segment(stage, hit(stage, "k1", uri=f"/{tenant.mail_id}/click/k1?url={HATS}", answer="302"))
+    stage.drain()
+    assert "secret" not in get(stage, f"/{tenant.id}/links/{number_of(stage, HATS)}").text

@@ -79,7 +79,10 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     web.post_json(f"{home}/campaigns", {"campaign": "Spring", "sent": 50})
     web.post_json(f"{home}/campaigns", {"campaign": "Spring", "sent": 60})
     web.patch_json(f"{home}/emails/e1", {"sent_at": "2026-11-24T09:00:00Z"})
-    pages = product(("dashboard", "stats.json", "campaigns/Spring", "campaigns/Spring.json", "emails/e1"), PAGE_QUERIES)
+    pages = product(
+        ("dashboard", "stats.json", "campaigns/Spring", "campaigns/Spring.json", "emails/e1", "people/e1", "links/1"),
+        PAGE_QUERIES,
+    )
     exports = product((f"{table}.csv" for table in tracker.TABLES), EXPORT_QUERIES)
     for path, query in chain(pages, exports):
         assert web.get(f"{home}/{path}?{query}", status="*").status_int in (200, 400)  # not each knows each

@@ -448,7 +448,7 @@ def test_an_answer_has_no_more_campaigns_than_a_script_can_bear(stage: Stage, mo
 
 UNKNOWN = [
     *(f"emails.json?{name}=x" for name in ("campain", "Campaign", "key", "since", "sort", "range", "utm_source", "")),
-    *(f"events.csv?{name}=x" for name in ("q", "show", "from", "campaigns", "verdicts", "url")),
+    *(f"events.csv?{name}=x" for name in ("q", "show", "from", "campaigns", "verdicts", "uri")),
     *("links.json?key=x", "links.csv?limits=1", "campaigns.json?campaign=x", "campaigns.csv?sort=sent.up"),
     *("clients.json?campaigns=x", "clients.csv?timezone=UTC"),
     *(f"stats.json?{name}=x" for name in ("campain", "key", "limit", "ranges", "since")),

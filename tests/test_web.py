@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -36,8 +37,7 @@ GETS = """
 /{mail_id}/pixel/{key}.gif /{mail_id}/click/{key}/{signature}/{target} /health /assets/{name} /robots.txt /favicon.ico /
 /{id} /{id}/dashboard /{id}/stats.json /{id}/emails.json /{id}/emails.csv /{id}/events.json /{id}/events.csv /{id}/links.json
 /{id}/links.csv /{id}/campaigns.json /{id}/campaigns.csv /{id}/clients.json /{id}/clients.csv /{id}/campaigns/{campaign}
-/{id}/campaigns/{campaign}.json
-/{id}/emails/{key}
+/{id}/campaigns/{campaign}.json /{id}/emails/{key} /{id}/links/{link} /{id}/people/{key}
 """
 CALLS: dict[tuple[str, str], tuple[str, bytes]] = {
     **{("GET", pattern): ("", b"") for pattern in GETS.split()},
@@ -58,6 +58,13 @@ def routes(*access: str) -> list[Any]:
     return [pytest.param(route, id=f"{route.method} {route.pattern}") for route in found]
 
 
+def link_of(stage: Stage, tenant: tracker.Tenant) -> str:
+    """The number of a tenant's link; any, where its database is away."""
+    with contextlib.suppress(tracker.StoreError):
+        return str(stage.rows("select max(id) from urls where tenant = ?", tenant.number)[0][0])
+    return "1"
+
+
 def target_of(stage: Stage, route: tracker.Route, tenant: tracker.Tenant, **instead: str) -> str:
     """A request target that this route answers for a tenant, whose email has the key mail-of-NAME."""
     if (route.method, route.pattern) not in CALLS:
@@ -68,6 +75,7 @@ def target_of(stage: Stage, route: tracker.Route, tenant: tracker.Tenant, **inst
         "mail_id": tenant.mail_id,
         "key": f"mail-of-{tenant.name.lower()}",
         "campaign": f"campaign-of-{tenant.name.lower()}",
+        "link": link_of(stage, tenant) if "{link}" in route.pattern else "",
         "name": stage.app.pages.stylesheet_name,
         "target": link,
         "signature": tracker.sign(stage.app.secrets[0], tenant.mail_id, link),
@@ -148,7 +156,9 @@ def test_who_has_no_dashboard_id_finds_nothing(played: Stage, route: tracker.Rou
 
 # Those of whose captures one names something of a tenant's.
 OWNED = [
-    param for param in routes(tracker.READER, tracker.WRITER) if re.search("{(key|campaign)}", param.values[0].pattern)
+    param
+    for param in routes(tracker.READER, tracker.WRITER)
+    if re.search("{(key|campaign|link)}", param.values[0].pattern)
 ]
 
 
@@ -157,6 +167,7 @@ def test_another_tenants_email_is_not_there_and_stays_as_it_is(played: Stage, ro
     before = everything(played)
     for tenant, name in ((played.acme, "globex"), (played.globex, "acme"), (played.acme, "nobody")):
         others = {"key": f"mail-of-{name}", "campaign": f"campaign-of-{name}"}
+        others["link"] = "9" * 18 if name == "nobody" else link_of(played, getattr(played, name))
         assert_error(use(played, route, tenant, bearer(OPERATOR_KEY), **others), 404)
     assert everything(played) == before
 

@@ -1,6 +1,9 @@
 -- From schema version 7 to 8.
 begin;
 
+drop index events_by_url;
+create index events_by_url on events (url, at) where url is not null;
+
 alter table tenants add column retention_days integer check (retention_days >= 0);
 
 create table carried (

@@ -146,6 +146,17 @@ def pages_of(site: Site) -> Iterator[Page]:
         "select key from emails join email_counts on email = id where tenant = ? and id > 100 order by id limit 200"
     )
     yield ("email", f"{home}/emails/{busiest[-1][0]}")
+    yield ("person", f"{home}/people/{busiest[-1][0]}")
+    link, of = site.rows(
+        "select url, max(campaign) from links where tenant = ? group by url order by sum(clicks_person) desc limit 1"
+    )[0]
+    path = f"{home}/links/{link}"
+    for name_, asked in (
+        ("", ""),
+        (" in a campaign", f"campaign={quote(of, safe='')}"),
+        (" with machines", "machines=1"),
+    ):
+        yield (f"link{name_}", f"{path}?{asked}")
     for each in ("30d", "all"):
         yield (f"stats.json: {each}", f"{home}/stats.json?range={each}")
     yield ("campaigns.csv", f"{home}/campaigns.csv")
