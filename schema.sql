@@ -34,6 +34,14 @@ create table tenant_rules (              -- hosts where its links may and may no
     primary key (tenant, rule, value)
 ) without rowid;
 
+create table shares (                    -- addresses that can only read a tenant's numbers
+    hash       text primary key check (length(hash) = 64),                            -- of the id in the dashboard's place: SHA-256
+    tenant     integer not null references tenants (number),
+    campaign   text not null check (length(campaign) <= 200),                         -- the only one that it shows; '': all
+    created_at integer not null,
+    ends_at    integer not null
+) without rowid;
+
 create table retired_ids (               -- mail ids of removed tenants: mail with them is still out there
     mail_id    text primary key,
     retired_at integer not null

@@ -3468,6 +3468,15 @@ NO_PUBLIC_URL = (
 )
 
 
+class Share(NamedTuple):
+    """An address that can only read a tenant's numbers, as the table has it."""
+
+    hash: str  # of the id that it has in the place of the dashboard's; which so is in no backup
+    campaign: str  # the only one whose numbers it shows; "": all
+    created_at: int
+    ends_at: int
+
+
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """A customer of the server, as the table has it."""
@@ -3486,6 +3495,7 @@ class Tenant:
     unregistered_a_day: int | None = None  # how many emails hits alone may make; None: as many as usual
     utm: str = ""  # parameters that targets get, as read_utm takes them
     retention_days: int | None = None  # how long facts are kept; 0: for ever; None: as RETENTION_DAYS says
+    share: Share | None = None  # by which it is read: then `id` is the share's, and its own is not known
 
     @property
     def one_id(self) -> bool:
@@ -3493,14 +3503,36 @@ class Tenant:
         return self.id == self.mail_id
 
 
-def _tenants(connection: sqlite3.Connection, which: str, **values: str) -> list[Tenant]:
-    sql = f"select {', '.join(Tenant.__slots__)} from tenants {which}"
+def _tenants(connection: sqlite3.Connection, which: str, **values: str | int) -> list[Tenant]:
+    sql = f"select {', '.join(Tenant.__slots__[:-1])} from tenants {which}"
     found = starmap(Tenant, connection.execute(sql, values))
     return [replace(each, any_domain=bool(each.any_domain), suspended=bool(each.suspended)) for each in found]
 
 
 def tenant_by_id(connection: sqlite3.Connection, id_: str) -> Tenant | None:
     return next(iter(_tenants(connection, "where id = :id", id=id_)), None)
+
+
+def tenant_by_share(connection: sqlite3.Connection, id_: str, now: int) -> Tenant | None:
+    """The tenant that a share's id opens for reading."""
+    sql = "select tenant, hash, campaign, created_at, ends_at from shares where hash = ? and ends_at > ?"
+    for number, *about in connection.execute(sql, (key_hash(id_), now)).fetchall():
+        [tenant] = _tenants(connection, "where number = :number", number=number)
+        return replace(tenant, id=id_, share=Share(*about))
+    return None
+
+
+def shares_of(connection: sqlite3.Connection, tenant: int, now: int = 0) -> list[Share]:
+    """A tenant's shares; of those that have not ended, with the time."""
+    sql = "select hash, campaign, created_at, ends_at from shares where tenant = ? and ends_at > ? order by 3, 1"
+    return list(starmap(Share, connection.execute(sql, (tenant, now))))
+
+
+def set_shares(connection: sqlite3.Connection, tenant: int, shares: Iterable[Sequence[Any]]) -> None:
+    """Make these a tenant's shares, and no others."""
+    connection.execute("delete from shares where tenant = ?", (tenant,))
+    sql = "insert into shares (tenant, hash, campaign, created_at, ends_at) values (?, ?, ?, ?, ?)"
+    connection.executemany(sql, [(tenant, *share) for share in shares])
 
 
 def new_api_key() -> str:
@@ -3617,6 +3649,7 @@ def directory_of(connection: sqlite3.Connection) -> dict[str, Any]:
             "suspended": tenant.suspended,
             "api_key_sha256": tenant.api_key_hash,
             "utm": tenant.utm,
+            "shares": [[*share] for share in shares_of(connection, tenant.number)],
             **tenant_rules(connection, tenant.number),
         }
         for tenant in list_tenants(connection)
@@ -3669,7 +3702,7 @@ def told_change(folder: str) -> str | None:
 def take_over_tenants(folder: str, connection: sqlite3.Connection) -> None:
     """Begin a change of tenants: where an older database was put in place, with what only tenants.json knows.
 
-    That is which tenants there are, those that are new with a new dashboard id, and of each rule the stricter.
+    That is which tenants there are, those that are new with a new dashboard id, their shares, and of each rule the stricter.
     """
     mark, marks, now = told_change(folder), marks_of(connection), time.time_ns() // 1_000_000
     is_behind = mark not in (None, marks.get("tenants"), marks.get("tenants_before"))
@@ -3695,6 +3728,7 @@ def take_over_tenants(folder: str, connection: sqlite3.Connection) -> None:
         key = entry.get("api_key_sha256") or tenant.api_key_hash  # 0.7.0.dev0 and before did not write it
         about = {"any_domain": any_domain, "suspended": suspended, "utm": entry.get("utm", tenant.utm)}
         change_tenant(connection, tenant.number, api_key_hash=key, **about)
+        set_shares(connection, tenant.number, entry.get("shares", ()))
         with contextlib.suppress(Conflict):
             change_tenant(connection, tenant.number, tracking_host=entry["tracking_host"])
         rules = tenant_rules(connection, tenant.number)
@@ -7138,7 +7172,8 @@ def read_campaign(
     if not rows or begun is None:
         return None
     period, hours = read_campaign_period(zone, begun * QUARTER_MS, rows[0]["last_hit_at"] or 0, now)
-    others = dict(campaigns_before(connection, number, begun, MOST_BEFORE))
+    is_alone = tenant.share is not None and tenant.share.campaign != ""  # then the others are not to be told of
+    others = {} if is_alone else dict(campaigns_before(connection, number, begun, MOST_BEFORE))
     bounds = [0, *(at // QUARTER_MS for at in period.starts[1:]), quarter]  # what came before is in the first step
     own = [(campaign, *each) for each in pairwise(bounds)]
     past = ((name, 0, first + max(quarter - begun, 0)) for name, first in others.items())
@@ -7294,7 +7329,7 @@ class Pages:
 
     NAMES = (
         "page dashboard empty campaign email link person message naming _activity "
-        "_curve _range _reason _search _table _trial _trial_hits"
+        "_curve _downloads _range _reason _search _table _trial _trial_hits"
     )
 
     def __init__(self, root: str = "") -> None:
@@ -7804,6 +7839,8 @@ def kept_fields(view: View, *without: str) -> Markup:
 
 
 def search_form(view: View) -> Markup:
+    if view.tenant.share:
+        return joined()
     return view.pages.templates["_search"].render(
         kept=kept_fields(view, "q", "after", "sort"),
         text=view.asked.get("q", ""),
@@ -7852,7 +7889,7 @@ def range_form(view: View, period: Period, typed: Mapping[str, str], fault: str)
 def dashboard_page(
     view: View, stats: Stats, tables: Mapping[str, Rows], curves: Mapping[str, Any], waiting: int, form: Markup
 ) -> str:
-    period = stats.period
+    period, tenant = stats.period, view.tenant
     sent_before, hits_before = stats.before or (None, None)
     ranges = (
         tag("li", tag("a", label, href=view.range_url(range=name), aria_current="page" * (name == period.name)))
@@ -7862,7 +7899,7 @@ def dashboard_page(
     figures = activity_figures(stats.hits, stats.emails, hits_before)
     given = {"campaigns": {"curves": curves}}
     return view.page(
-        f"{view.tenant.name}: opens and clicks",
+        f"{tenant.name}: opens and clicks",
         "dashboard",
         told=range_told(period),
         last_hit=view.ago(stats.last_hit_at) if stats.last_hit_at else "none so far",
@@ -7873,9 +7910,10 @@ def dashboard_page(
         compared=f"; compared with the {before} before" if stats.before else "",
         activity=activity_part(view, figures, curve(view, period, stats.steps), stats.reasons, "campaigns"),
         search=search_form(view),
+        downloads=joined() if tenant.share else view.pages.templates["_downloads"].render(exports=view.base),
         exports=view.base,
         parameters=query_of(view, (*RANGE_PARAMETERS, "tz")),
-        **{name: table_section(view, rows, **given.get(name, {})) for name, rows in tables.items()},
+        **{name: table_section(view, tables[name], **given.get(name, {})) if name in tables else "" for name in TABLES},
     )
 
 
@@ -7921,9 +7959,9 @@ def campaign_page(view: View, stats: CampaignStats, tables: Mapping[str, Rows], 
         figures=figure_list(view, [*rates, sent]),
         half=half_told(stats.half_after),
         activity=activity_part(view, activity, drawn, stats.reasons, "links"),
-        numbers=page_url(view, "campaigns", f"{stats.campaign}.json"),
+        numbers=f"{view.base}/campaigns/{quote(stats.campaign, safe='')}.json?{query_of(view, ['tz'])}",
         search=search_form(view),
-        **{name: table_section(view, rows, **given.get(name, {})) for name, rows in tables.items()},
+        **{"emails": "", **{name: table_section(view, rows, **given.get(name, {})) for name, rows in tables.items()}},
     )
 
 
@@ -8043,9 +8081,13 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
 
     def notice(text: str, *commands: str) -> Markup:
         summary = tag("summary", "For the operator")
-        more = tag("details", summary, *(tag("pre", tag("code", each)) for each in commands)) if commands else ""
+        more = tag("details", summary, *(tag("pre", tag("code", each)) for each in commands))
+        more = more if commands and not tenant.share else joined()
         return tag("div", tag("p", text), more, class_="notice")
 
+    if tenant.share:
+        until = view.time(tenant.share.ends_at)
+        yield notice(f"Shared for reading until {until}: the numbers, without recipients and single emails.")
     if zone_named(tenant.tz) is None:
         yield notice(f"This machine has no data of the time zone {tenant.tz}: days begin in UTC.", "apt install tzdata")
     if view.are_hidden:
@@ -8057,7 +8099,7 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
         late = [each for each in stats.machines if each.at < now_ms() - 5_000]
         names = "".join(f"; {each.name} not since {view.time(each.at)}" for each in late)
         yield notice(f"{counted(len(stats.machines) - len(late), 'machine')} drained within 5 s{names}.")
-    if tenant.id_in_mail_at and not tenant.one_id:
+    if tenant.id_in_mail_at and not (tenant.one_id or tenant.share):
         text = words["id-in-mail"].format(seen=view.time(tenant.id_in_mail_at))
         yield notice(text, f"tracker.py tenant rotate {tenant.mail_id}", f"# put {tenant.mail_id} into mail")
     if tenant.suspended:
@@ -8076,7 +8118,7 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
             f"{counted(clicks, 'click')} to {host} met the page that names where a link leads: {words[reason]}.{ask}",
             *allow,
         )
-    if not view.people:
+    if tenant.one_id and not view.people:
         yield notice(words["no-people"])
 
 
@@ -8653,7 +8695,7 @@ def _view(app: App, request: Request, tenant: Tenant, campaign: str | None = Non
     # Cut to what is heeded: each of the many links of the page repeats it.
     cut = {name: parameters.get(name, "")[: MOST_TYPED if name == "q" else MOST_ASKED] for name in ASKED}
     asked = {name: value for name, value in cut.items() if value and (name, value) != ("tz", tenant.tz)}
-    people = not tenant.one_id or has_key(app, request, tenant)
+    people = tenant.share is None and (not tenant.one_id or has_key(app, request, tenant))
     zone = zone_of(tenant, None if forgiving else parameters.get("tz"))  # the form says what is wrong with it
     are_hidden = are_readers_hidden(app.settings.folder)
     return View(app.pages, tenant, zone, now_ms(), people, request.segments, asked, campaign, are_hidden)
@@ -8684,11 +8726,13 @@ def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
     with app.numbers() as (connection, waiting):
         view, period, fault = _period_typed(connection, view)
         for name, table in TABLES.items():
+            if tenant.share and table in (EMAILS, EVENTS):
+                continue
             asked = _wanted(request, view, table, days=period.days, most=rows.get(name) or view.most(name))
             tables[name] = read_table(connection, tenant.number, table, asked)
         stats = read_stats(connection, tenant, period)
         curves = campaign_curves(connection, tenant.number, [row["campaign"] for row in tables["campaigns"].named()])
-        if not has_emails(connection, tenant.number) and not fault:
+        if not (fault or tenant.share or has_emails(connection, tenant.number)):
             trial = _trial(app, request, tenant)
             return html_response(200, empty_page(view, stats, waiting, trial, tables["events"]))
     form = range_form(view, period, request.parameters() if fault else {}, fault)
@@ -8727,7 +8771,8 @@ def _trial(app: App, request: Request, tenant: Tenant) -> Markup:
 
 def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
     view = _view(app, request, tenant, campaign)
-    rows = {"links": view.most("links"), "clients": ALL_ROWS, "emails": CAMPAIGN_EMAIL_ROWS}
+    rows = {"links": view.most("links"), "clients": ALL_ROWS}
+    rows |= {} if tenant.share else {"emails": CAMPAIGN_EMAIL_ROWS}
     with app.numbers() as (connection, _):
         if (stats := read_campaign(connection, tenant, campaign, view.zone, view.now)) is None:
             raise HTTPError(404, "There is no such campaign.")
@@ -9223,14 +9268,17 @@ def post_tenants(app: App, request: Request) -> Response:
 # Which handler answers what, and who may ask. The access column is the security policy; a test walks it.
 
 ANYONE = "anyone"
+SHARED = "shared"  # has the dashboard id in the path, or the id of a share, which may be of one campaign alone
 READER = "reader"  # has the dashboard id in the path
 WRITER = "writer"  # has the dashboard id and, where the tenant has one, its API key; or the operator's key
 OPERATOR = "operator"  # has API_KEY
 
 
 def to_tidy(app: App, request: Request, tenant: Tenant) -> Response:
-    """Lead to a page's own address, since its links are relative; from a tenant's id alone to the dashboard."""
-    segments = request.segments if len(request.segments) > 1 else (tenant.id, "dashboard")
+    """Lead to a page's own address, since its links are relative; from a tenant's id alone to its first page."""
+    segments, only = request.segments, tenant.share and tenant.share.campaign
+    if len(segments) == 1 or (only and segments[1:] == ("dashboard",)):
+        segments = (tenant.id, "campaigns", only) if only else (tenant.id, "dashboard")
     path = app.settings.base_path + "".join("/" + quote(segment, safe="~+@=:") for segment in segments)
     query = "?" * bool(request.query) + quote(request.query, safe="!#$%&'()*+,/:;=?@[]\\^_`{|}~")
     return Response(302, [("Location", path + query), ("Content-Type", TEXT_TYPE), *PAGE_HEADERS], b"")
@@ -9268,11 +9316,15 @@ ROUTES = (
     Route("GET", "/robots.txt", robots, ANYONE),
     Route("GET", "/favicon.ico", favicon, ANYONE),
     Route("GET", "/", home, ANYONE),
-    Route("GET", "/{id}/dashboard", dashboard, READER),
-    Route("GET", "/{id}/stats.json", stats_view, READER, as_json),
-    *(Route("GET", f"/{{id}}/{name}.{form}", export, READER, as_json) for name in TABLES for form in ("json", "csv")),
-    Route("GET", "/{id}/campaigns/{campaign}.json", campaign_stats_view, READER, as_json),
-    Route("GET", "/{id}/campaigns/{campaign}", campaign_view, READER),
+    Route("GET", "/{id}/dashboard", dashboard, SHARED),
+    Route("GET", "/{id}/stats.json", stats_view, SHARED, as_json),
+    *(
+        Route("GET", f"/{{id}}/{name}.{form}", export, READER if table in (EMAILS, EVENTS) else SHARED, as_json)
+        for name, table in TABLES.items()
+        for form in ("json", "csv")
+    ),
+    Route("GET", "/{id}/campaigns/{campaign}.json", campaign_stats_view, SHARED, as_json),
+    Route("GET", "/{id}/campaigns/{campaign}", campaign_view, SHARED),
     Route("GET", "/{id}/emails/{key}", email_view, READER),
     Route("GET", "/{id}/links/{link}", link_view, READER),
     Route("GET", "/{id}/people/{key}", person_view, READER),
@@ -9283,7 +9335,7 @@ ROUTES = (
     Route("PATCH", "/{id}/emails/{key}", patch_email, WRITER, as_json),
     Route("DELETE", "/{id}/emails/{key}", delete_email_view, WRITER, as_json),
     Route("POST", "/tenants", post_tenants, OPERATOR, as_json),
-    Route("GET", "/{id}", to_tidy, READER),
+    Route("GET", "/{id}", to_tidy, SHARED),
 )
 PROGRAMS_PATH = re.compile(rf"(tenants(/.*)?|[^/]+/(messages|stats|{'|'.join(TABLES)})([/.].*)?)")
 NOTHING_HERE = "There is nothing at this address."
@@ -9339,12 +9391,20 @@ def _dispatch(app: App, request: Request, route: Route, values: list[str]) -> Re
         return route.handler(app, request, *values)
     with app.database.reading() as connection:
         tenant = tenant_by_id(connection, values[0])
+        if tenant is None and route.access == SHARED:
+            tenant = tenant_by_share(connection, values[0], now_ms())
     if tenant is None or app.is_others_host(request, tenant.mail_id):
         raise HTTPError(404, NOTHING_HERE)
     if route.access == WRITER and (tenant.one_id or tenant.api_key_hash) and not has_key(app, request, tenant):
         if tenant.api_key_hash:
             raise HTTPError(401, "Expected the tenant's API key: Authorization: Bearer KEY.", BEARER)
         raise HTTPError(403, "This tenant's id stands in mail, so writing needs an API key: `tenant key` makes one.")
+    if tenant.share and (only := tenant.share.campaign):
+        if route.handler is dashboard:
+            return to_tidy(app, request, tenant)
+        asked = values[1] if len(values) > 1 else request.parameters().get("campaign")
+        if route.handler is not to_tidy and asked != only:
+            raise HTTPError(404, NOTHING_HERE)
     path = request.uri.partition("?")[0]
     if route.errors is as_page and path[:1] == "/" and path.count("/") > len(request.segments) > 1:
         return to_tidy(app, request, tenant)
@@ -10075,6 +10135,58 @@ def cmd_tenant_rotate(args: Namespace, settings: Settings) -> None:
         tenant = find_tenant(connection, args.tenant)
         change_tenant(connection, tenant.number, id=id_, id_in_mail_at=None)
     cmd_tenant_show(args, settings, id_)
+
+
+MOST_SHARED = 3_650  # days
+SHARE_NAME = 8  # characters of its hash
+
+
+@command(
+    TENANT,
+    option("--campaign CAMPAIGN", "only the numbers of this campaign"),
+    option("--days DAYS", "for how long", type=int, default=30),
+    LOCAL,
+    JSON,
+)
+def cmd_tenant_share(args: Namespace, settings: Settings) -> None:
+    """Make an address under which numbers can be read, without recipients and single emails. Prints it, this once."""
+    if not 1 <= args.days <= MOST_SHARED:
+        raise BadInput(f"--days: expected a number of days from 1 to {MOST_SHARED:,}")
+    campaign = read_declaration(args.campaign, 0, None)[0] if args.campaign is not None else ""
+    id_, now = new_dashboard_id(), now_ms()
+    share = Share(key_hash(id_), campaign, now, now + args.days * DAY_MS)
+    with database_of(settings) as database, changing_tenants(database) as connection:
+        tenant = find_tenant(connection, args.tenant)
+        if (url := tenant_summary(settings, replace(tenant, id=id_))["dashboard_url"]) is None:
+            raise StoreError(NO_PUBLIC_URL)
+        set_shares(connection, tenant.number, [*shares_of(connection, tenant.number, now), share])
+        is_known = read_table(connection, tenant.number, CAMPAIGNS, Wanted(campaign=campaign)).rows
+    if campaign and not is_known:
+        tell(f"note: there is no campaign {campaign!r} so far; until there is one, the address shows nothing")
+    url = url.removesuffix("/dashboard") if campaign else url
+    say(args, {"url": url, "campaign": campaign, "ends_at": iso_time(share.ends_at)}, [url])
+
+
+@command(TENANT, option("--revoke SHARE", "end this one: its address, or its name as listed"), JSON)
+def cmd_tenant_shares(args: Namespace, settings: Settings) -> None:
+    """List the addresses that `tenant share` made and that open a tenant's numbers now; end one."""
+    with database_of(settings) as database:
+        using = changing_tenants(database) if args.revoke else database.reading()
+        with using as connection:
+            tenant = find_tenant(connection, args.tenant)
+            shares = {share.hash[:SHARE_NAME]: share for share in shares_of(connection, tenant.number, now_ms())}
+            if args.revoke:
+                names = {args.revoke, *(key_hash(part)[:SHARE_NAME] for part in args.revoke.split("/"))} & shares.keys()
+                if len(names) != 1:
+                    raise BadInput("--revoke: expected the address of a share, or its name as `tenant shares` lists it")
+                del shares[names.pop()]
+                set_shares(connection, tenant.number, shares.values())
+    told, lines = [], ["share      campaign         made and ends"]
+    for name, share in shares.items():
+        made, ends = iso_time(share.created_at), iso_time(share.ends_at)
+        told.append({"share": name, "campaign": share.campaign, "created_at": made, "ends_at": ends})
+        lines.append(f"{name}   {share.campaign or '(all)':15}  {made}  {ends}")
+    say(args, told, lines)
 
 
 @command(TENANT, option("--yes", "don't ask"))

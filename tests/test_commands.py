@@ -406,6 +406,40 @@ def test_after_rotate_the_old_dashboard_is_gone_and_old_mail_works(options: tupl
     assert stats["unregistered"]["emails"] == 1  # counted for the tenant all the same
 
 
+def test_a_share_opens_numbers_until_it_is_revoked_or_its_days_are_over(run: Terminal) -> None:
+    made = run.add("Acme")
+    run("campaign", "add", "Acme", "Spring", "--sent", "9")
+    first, second = (run("tenant", "share", "Acme", *more).out.strip() for more in ((), ("--campaign", "Spring")))
+    third = run("tenant", "share", "Acme", "--days", "1", "--json").json
+    assert "no campaign" in run("tenant", "share", "Acme", "--campaign", "Sprong").err
+    assert {url.partition("://")[2].partition("/")[0] for url in (first, second)} == {"track.example.com"}
+    assert made["id"] not in first + second + third["url"]
+    web = run.web()
+
+    def status(url: str) -> int:
+        path = url.removeprefix("https://track.example.com") + "/campaigns/Spring" * (url == second)
+        found: int = web.get(path, expect_errors=True).status_int
+        return found
+
+    assert [status(url) for url in (first, second, third["url"])] == [200, 200, 200]
+    listed = run("tenant", "shares", "Acme", "--json").json
+    assert [each["campaign"] for each in listed] == ["", "Spring", "", "Sprong"]
+    assert "Spring" in run("tenant", "shares", "Acme").out
+    assert first.split("/")[3] not in run("tenant", "shares", "Acme").out + run("tenant", "show", "Acme").out
+    for wrong in ("x", "https://track.example.com/", made["id"], ""):
+        assert wrong == "" or "--revoke: expected" in run("tenant", "shares", "Acme", "--revoke", wrong, status=1).err
+    assert len(run("tenant", "shares", "Acme", "--revoke", first, "--json").json) == 3
+    assert len(run("tenant", "shares", "Acme", "--revoke", listed[1]["share"], "--json").json) == 2
+    assert [status(url) for url in (first, second, third["url"])] == [404, 404, 200]
+    run.sql(f"update shares set ends_at = {tracker.now_ms() - 1} where campaign = ''")
+    assert status(third["url"]) == 404
+    assert [each["campaign"] for each in run("tenant", "shares", "Acme", "--json").json] == ["Sprong"]
+    for days in ("0", "-1", "3651"):
+        assert "--days: expected" in run("tenant", "share", "Acme", "--days", days, status=1).err
+    run("tenant", "rotate", "Acme")
+    assert "all is well" in run("check").out
+
+
 def test_remove_asks_for_the_name_and_a_wrong_one_deletes_nothing(run: Terminal) -> None:
     made = run.add("Acme")
     for wrong in ("acme\n", "\n", made["mail_id"] + "\n", ""):
@@ -685,6 +719,7 @@ def test_the_demo_fills_an_empty_database_with_two_tenants_whose_numbers_look_li
 
 NEED_A_DATABASE = [
     *("tenant set Acme --any-domain", "tenant list", "tenant show Acme", "tenant key Acme", "tenant rotate Acme"),
+    *("tenant share Acme", "tenant shares Acme", "tenant shares Acme --revoke x"),
     *("tenant remove Acme --yes", "stats Acme", "drain", "ingest", "check", "check --repair"),
 ]
 

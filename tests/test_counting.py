@@ -673,6 +673,7 @@ def nothing_stays(stage: Stage, database: tracker.Database) -> None:
     number = {"tenant": stage.globex.number}
     with tracker.changing_tenants(database) as connection:
         tracker.set_tenant_rules(connection, stage.globex.number, "block", ["evil.example"])
+        tracker.set_shares(connection, stage.globex.number, [(tracker.key_hash("a-share"), "", NOW, NOW)])
         with tracker.Batch(connection, NOW) as changes:
             changes.declare(stage.globex.number, "spring", 10, None)
         [(key,)] = connection.execute("select key from emails where tenant = :tenant limit 1", number).fetchall()
@@ -996,6 +997,7 @@ def test_what_a_database_lacks_of_this_version_is_made_and_counted_where_it_is(s
         for table in ("campaign_times", "campaign_hits"):
             connection.execute(f"drop view recount_{table}")
             connection.execute(f"drop table {table}")
+        connection.execute("drop table shares")
         connection.execute("alter table tenants drop column utm")
         connection.execute("drop table carried")
         connection.execute("alter table tenants drop column retention_days")
@@ -1021,7 +1023,7 @@ def test_what_a_database_lacks_of_this_version_is_made_and_counted_where_it_is(s
 def as_of_version(version: int, schema: str) -> str:
     """The schema as it was: 5 in 0.6; without what came since."""
     schema = schema.replace("events (url, at)", "events (url)")
-    schema = re.sub(r"^create table carried .*?;\n\n", "", schema, flags=re.MULTILINE | re.DOTALL)
+    schema = re.sub(r"^create table (shares|carried) .*?;\n\n", "", schema, flags=re.MULTILINE | re.DOTALL)
     schema = re.sub(r"^ +retention_days .*\n", "", schema, flags=re.MULTILINE)
     schema = schema.replace("(length(utm) <= 1000),", "(length(utm) <= 1000)")
     gone = "create table gone (hash text primary key, at integer not null) without rowid;\n"

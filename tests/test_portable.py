@@ -129,7 +129,13 @@ COMMANDS = (
     *("tenant set Acme --remove-domain a.example --tracking-host t.acme.example", "tenant add Initech", "stats Acme"),
     *("forget Acme R5@example.org --show", "forget Acme r5@example.org", "forget Acme nobody@example.org"),
     *("check", "check --repair", "campaign list Acme", "campaign add Acme Spring --sent 9", "rejudge", "drain"),
-    *(f"backup {tempfile.mkdtemp()}/backup.db", "tenant key Acme", "tenant rotate Acme", "tenant remove Globex --yes"),
+    *(
+        f"backup {tempfile.mkdtemp()}/backup.db",
+        "tenant key Acme",
+        "tenant rotate Acme",
+        "tenant share Acme --campaign x",
+    ),
+    *("tenant shares Acme", "tenant remove Globex --yes"),
 )
 
 

@@ -26,6 +26,8 @@ SAID = {  # by command: its other words and its standard input, and what it says
     "tenant show": ("Acme", "", "tz +Europe/Rome"),
     "tenant key": ("Acme", "", r"^[\w-]{40,}$"),
     "tenant rotate": ("Acme", "", "dashboard_url"),
+    "tenant share": ("Acme", "", "/dashboard$"),
+    "tenant shares": ("Acme", "", r"\(all\)"),
     "instrument": ("Acme --html --strict", '<a href="https://acme.example/">x</a>', "/click/"),
     "ingest": ("-", "unspooled " + json.dumps({**HIT, "ua": "x", "answer": "pixel"}), "1 hits counted"),
     "campaign add": ("Acme Spring --sent 9", "", "9 sent"),

@@ -556,6 +556,19 @@ def test_of_what_backup_and_tenants_json_say_of_a_tenant_the_stricter_holds_afte
     assert "all is well" in damaged.run("check")
 
 
+def test_after_a_restore_shares_are_those_there_were_before_it(damaged: Restored) -> None:
+    stage = damaged.stage
+    old, kept = (damaged.run("tenant", "share", "Acme").split()[-1] for _ in range(2))
+    copy = damaged.backup("copy.db")
+    new = damaged.run("tenant", "share", "Acme").split()[-1]
+    damaged.run("tenant", "shares", "Acme", "--revoke", old)
+    damaged.run("restore", copy)
+    stage.refresh()
+    for url, status in ((old, 404), (kept, 200), (new, 200)):
+        stage.web.get(url.removeprefix("https://track.example.com"), status=status)
+    assert "all is well" in damaged.run("check")
+
+
 def test_a_change_of_tenants_that_is_killed_anywhere_is_in_the_database_and_in_tenants_json_or_in_neither(
     damaged: Restored,
 ) -> None:

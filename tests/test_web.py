@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from asking import (
@@ -113,7 +115,7 @@ def cast(stage: Stage) -> Stage:
 def everything_of(stage: Stage, tenant: tracker.Tenant) -> list[list[tuple[Any, ...]]]:
     """All rows that belong to a tenant."""
     tables = ("emails", "events", "uniques", "reasons", "cohorts", "campaigns", "campaign_times", "campaign_hits")
-    others = ("links", "urls", "tenant_rules")
+    others = ("links", "urls", "tenant_rules", "shares")
     rows = (stage.rows(f"select * from {table} where tenant = ?", tenant.number) for table in (*tables, *others))
     owned = [sorted(each, key=repr) for each in rows]
     return [*owned, stage.rows("select * from tenants where number = ?", tenant.number)]
@@ -134,14 +136,14 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 def test_every_route_is_known_to_these_tests() -> None:
     assert {(route.method, route.pattern) for route in tracker.ROUTES} == set(CALLS)
-    accesses = {tracker.ANYONE, tracker.READER, tracker.WRITER, tracker.OPERATOR}
+    accesses = {tracker.ANYONE, tracker.SHARED, tracker.READER, tracker.WRITER, tracker.OPERATOR}
     assert {route.access for route in tracker.ROUTES} == accesses
     # Whose path has no id in it is public, or the operator's.
-    private = (tracker.READER, tracker.WRITER)
+    private = (tracker.SHARED, tracker.READER, tracker.WRITER)
     assert all((route.access in private) == route.pattern.startswith("/{id}") for route in tracker.ROUTES)
 
 
-@pytest.mark.parametrize("route", routes(tracker.READER, tracker.WRITER))
+@pytest.mark.parametrize("route", routes(tracker.SHARED, tracker.READER, tracker.WRITER))
 def test_who_has_no_dashboard_id_finds_nothing(played: Stage, route: tracker.Route) -> None:
     before, acme = everything(played), played.acme
     # The second is what every recipient knows: the id that stands in mail. The operator's key does not replace the id.
@@ -157,7 +159,7 @@ def test_who_has_no_dashboard_id_finds_nothing(played: Stage, route: tracker.Rou
 # Those of whose captures one names something of a tenant's.
 OWNED = [
     param
-    for param in routes(tracker.READER, tracker.WRITER)
+    for param in routes(tracker.SHARED, tracker.READER, tracker.WRITER)
     if re.search("{(key|campaign|link)}", param.values[0].pattern)
 ]
 
@@ -184,7 +186,7 @@ def test_what_one_tenant_writes_changes_nothing_of_anothers(stage: Stage, route:
     assert stage.check() == []
 
 
-@pytest.mark.parametrize("route", routes(tracker.READER))
+@pytest.mark.parametrize("route", routes(tracker.SHARED, tracker.READER))
 def test_who_has_the_dashboard_id_reads_and_sees_nothing_of_another_tenant(played: Stage, route: tracker.Route) -> None:
     answer = use(played, route, played.acme)
     assert answer.status == (302 if route.pattern == "/{id}" else 200)
@@ -195,6 +197,126 @@ def test_who_has_the_dashboard_id_reads_and_sees_nothing_of_another_tenant(playe
     ((at, number),) = played.rows("select at, id from events where tenant = 2 and type = 2")
     after = get(played, target_of(played, route, played.acme) + f"?after={at + 1}-{number + 1}")
     assert b"globex" not in after.body.lower()
+
+
+SHARE, SPRING_SHARE, ENDED_SHARE = "the-id-of-a-share", "of-one-campaign", "one-that-ended"
+
+
+def share(stage: Stage) -> None:
+    """Acme's numbers under three addresses: all, those of one campaign, and an old one; and mail of two more campaigns."""
+    register(
+        stage, stage.acme, tracker.Registration("w", "Secret", "ann@acme.example", "Winter", sent_at=NOW - 86_400_000)
+    )
+    register(stage, stage.acme, tracker.Registration("s", "Secret", "bob@acme.example", "Spring/1", sent_at=NOW))
+    segment(stage, hit(stage, "w", ip="203.0.113.0"), hit(stage, "s", ip="203.0.113.0"))
+    stage.drain()
+    shares = (
+        (SHARE, "", 0, 4_000_000_000_000),
+        (SPRING_SHARE, "Spring/1", 0, 4_000_000_000_000),
+        (ENDED_SHARE, "", 0, NOW),
+    )
+    with stage.database.transaction() as connection:
+        tracker.set_shares(connection, stage.acme.number, [(tracker.key_hash(each[0]), *each[1:]) for each in shares])
+
+
+@pytest.fixture(scope="module")
+def lent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    made = cast(make_stage(tmp_path_factory.mktemp("lent"), API_KEY=OPERATOR_KEY))
+    share(made)
+    yield made
+    made.app.close()
+
+
+def assert_tells_nobody(stage: Stage, answer: Answer) -> None:
+    """That it names no recipient, no single email, and none of the ids that open more."""
+    told = answer.text + repr(answer.headers)
+    people = (
+        "ann@",
+        "bob@",
+        "reader@",
+        "Secret",
+        "Subject of",
+        "203.0.113",
+        "198.51.100",
+        "mail-of-acme",
+        "/emails",
+        "/events",
+    )
+    for word in (stage.acme.id, stage.globex.id, *people):
+        assert word not in told, word
+
+
+@pytest.mark.parametrize("route", routes(tracker.SHARED, tracker.READER, tracker.WRITER))
+def test_a_share_reads_numbers_without_people_and_nothing_else(lent: Stage, route: tracker.Route) -> None:
+    before = everything(lent)
+    for headers in ({}, bearer(OPERATOR_KEY), bearer(ACME_KEY)):
+        answer = use(lent, route, lent.acme, headers, id=SHARE)
+        assert answer.status == (404 if route.access != tracker.SHARED else 302 if route.pattern == "/{id}" else 200)
+        assert_private(answer)
+        assert_tells_nobody(lent, answer)
+        assert_error(use(lent, route, lent.acme, headers, id=ENDED_SHARE), 404)
+        assert_error(use(lent, route, lent.acme, headers, id=tracker.key_hash(SHARE)), 404)
+        assert_error(use(lent, route, lent.globex, headers, id=SHARE), 404) if "{campaign}" in route.pattern else None
+    assert everything(lent) == before
+
+
+@pytest.mark.parametrize("route", routes(tracker.SHARED, tracker.READER, tracker.WRITER))
+@pytest.mark.parametrize("query", ["", "?campaign=Spring/1", "?campaign=Winter", "?campaign=Spring/1&campaign=Winter"])
+def test_a_share_of_one_campaign_tells_of_no_other(lent: Stage, route: tracker.Route, query: str) -> None:
+    for campaign in ("Spring%2F1", "Winter", "campaign-of-acme"):
+        answer = use(lent, route, lent.acme, id=SPRING_SHARE, campaign=campaign + query)
+        assert_tells_nobody(lent, answer)
+        told = re.sub("campaign=Winter", "", answer.text)  # which the query of a page keeps
+        assert "Winter" not in told and "campaign-of" not in told
+        if campaign != "Spring%2F1" and "{campaign}" in route.pattern:
+            assert answer.status == 404
+    whole = get(lent, target_of(lent, route, lent.acme, id=SPRING_SHARE) + query) if route.method == "GET" else None
+    if whole and "{campaign}" not in route.pattern and query[:18] != "?campaign=Spring/1":
+        assert whole.status == (302 if route.pattern in ("/{id}", "/{id}/dashboard") else 404)
+
+
+def test_what_a_share_shows_is_what_the_dashboard_shows(lent: Stage) -> None:
+    for path in (
+        "stats.json",
+        "campaigns.json",
+        "links.json",
+        "clients.csv",
+        "campaigns/Winter.json",
+        "stats.json?campaign=Winter",
+    ):
+        own, shared = (get(lent, f"/{id_}/{path}").text for id_ in (lent.acme.id, SHARE))
+        moving = r"(\"(to|from|age_hours)\": .*)"
+        assert re.sub(moving, "", own) == re.sub(moving, "", shared), path
+    alone = json.loads(get(lent, f"/{SPRING_SHARE}/campaigns/Spring%2F1.json").text)
+    whole = json.loads(get(lent, f"/{lent.acme.id}/campaigns/Spring%2F1.json").text)
+    assert (
+        alone["sent"] == whole["sent"]
+        and alone["sent"]["opened"]["person"] + alone["sent"]["opened"]["unconfirmed"] == 1
+    )
+    assert whole["before"]["campaigns"] and alone["before"] is None
+
+
+def test_links_on_a_shares_pages_stay_in_it_and_lead_somewhere(lent: Stage) -> None:
+    """From page to page, as somebody would click, also the downloads."""
+    for id_, least in ((SHARE, 12), (SPRING_SHARE, 3)):
+        seen, waiting = set[str](), [f"/{id_}"]
+        while waiting and len(seen) < 150:
+            url = waiting.pop()
+            if url.partition("#")[0] in seen:
+                continue
+            seen.add(url.partition("#")[0])
+            answer = get(lent, url.partition("#")[0])
+            assert answer.status in (200, 302), url
+            assert_tells_nobody(lent, answer)
+            links = re.findall(' href="([^"]+)"', answer.text) if "html" in answer["Content-Type"] else []
+            for link in [*links, *([answer["Location"]] if answer.status == 302 else [])]:
+                to = urljoin(url, html.unescape(link))
+                assert to.startswith((f"/{id_}/", "/assets/", "/favicon.ico")), (url, link)
+                waiting.append(to)
+        assert len(seen) >= least
+    assert (
+        get(lent, f"/{SPRING_SHARE}/dashboard?range=7d")["Location"] == f"/{SPRING_SHARE}/campaigns/Spring%2F1?range=7d"
+    )
 
 
 KEYS = ("not-this-one", GLOBEX_KEY, "", ACME_KEY + "x", ACME_KEY.upper(), tracker.key_hash(ACME_KEY), "\xe9\xff")
@@ -253,7 +375,7 @@ def test_the_operators_routes_need_the_operators_key(
     assert_private(answer)
 
 
-@pytest.mark.parametrize("route", routes(tracker.READER, tracker.WRITER))
+@pytest.mark.parametrize("route", routes(tracker.SHARED, tracker.READER, tracker.WRITER))
 def test_private_pages_answer_on_ones_own_tracking_host_and_not_on_anothers(stage: Stage, route: tracker.Route) -> None:
     stage.change(cast(stage).acme, tracking_host="mail.acme.com")
     stage.change(stage.globex, tracking_host="mail.globex.com")
@@ -271,7 +393,7 @@ def test_without_its_database_a_private_page_is_a_503(stage: Stage, capsys: pyte
     for connected in (False, True):  # a database that is removed under an open connection is as gone as any other
         with database_away(stage):
             for route in tracker.ROUTES:
-                if route.access in (tracker.READER, tracker.WRITER):
+                if route.access in (tracker.SHARED, tracker.READER, tracker.WRITER):
                     answer = use(stage, route, stage.acme)
                     assert "Hits are recorded all the same" in assert_error(answer, 503)
                     assert int(answer["Retry-After"]) > 0
@@ -334,12 +456,12 @@ def test_an_unknown_path_is_a_404(played: Stage) -> None:
 @pytest.mark.parametrize("spell", [
     lambda path: path + "/", lambda path: "/" + path, lambda path: path.replace("/", "//"), lambda path: f"//{path}///",
 ])  # fmt: skip
-@pytest.mark.parametrize("route", routes(tracker.ANYONE, tracker.READER))
+@pytest.mark.parametrize("route", routes(tracker.ANYONE, tracker.SHARED, tracker.READER))
 def test_a_slash_too_many_changes_nothing(played: Stage, route: tracker.Route, spell: Callable[[str], str]) -> None:
     target = target_of(played, route, played.acme)
     path, mark, query = target.partition("?")
     answer = get(played, spell(path) + mark + query)
-    if route.access == tracker.READER and "Location" in answer:  # pages have links that are relative
+    if route.access in (tracker.SHARED, tracker.READER) and "Location" in answer:  # pages have links that are relative
         assert answer["Location"] == (f"{path}/dashboard" if route.pattern == "/{id}" else target)
         answer = get(played, answer["Location"])
     wanted = get(played, f"{path}/dashboard" if route.pattern == "/{id}" else target)

@@ -6,6 +6,14 @@ create index events_by_url on events (url, at) where url is not null;
 
 alter table tenants add column retention_days integer check (retention_days >= 0);
 
+create table shares (
+    hash       text primary key check (length(hash) = 64),
+    tenant     integer not null references tenants (number),
+    campaign   text not null check (length(campaign) <= 200),
+    created_at integer not null,
+    ends_at    integer not null
+) without rowid;
+
 create table carried (
     tenant integer not null,
     rollup text not null,
