@@ -24,7 +24,8 @@ create table tenants (
     tz            text not null default 'UTC' check (length(tz) between 1 and 60),    -- in which its days begin
     unregistered_a_day integer check (unregistered_a_day >= 0),                       -- emails that hits alone may make; null: as usual
     utm           text not null default '' check (length(utm) <= 1000),               -- what its links' targets get
-    retention_days integer check (retention_days >= 0)                                -- 0: for ever; null: RETENTION_DAYS
+    retention_days integer check (retention_days >= 0),                               -- 0: for ever; null: RETENTION_DAYS
+    ignore_gpc    integer not null default 0 check (ignore_gpc in (0, 1))             -- whether Sec-GPC and DNT change nothing
 );
 
 create table tenant_rules (              -- hosts where its links may and may not lead; its own addresses; parameters that links forward

@@ -443,6 +443,7 @@ PARAMETER = r"[A-Za-z0-9_.~:\[\]-]{1,100}"  # the name of one, as tenants may te
 PLAIN_URL = re.compile(r"(?:^|&)url=(([^&]*).*)", re.DOTALL)
 CAMPAIGN = re.compile(r"(?:^|&)campaign=([^&]*)")
 DEFAULT_PORTS = {"http": 80, "https": 443}
+UNTRACKED_KEY = "untracked~"  # in the place of the key in hits that say that they want no tracking
 TEST_KEY = "selftest~"  # begins the keys of test emails, whose hits are the sender's own and in no number
 HIDDEN_TARGET = "about:blank"  # of the link that only machines follow; no link that anybody writes leads there
 
@@ -829,6 +830,7 @@ class Hit(NamedTuple):
     own: bool = False  # whether it came from an address that the tenant calls its own
     fixed: Judgement | None = None  # what it stays, because what it was judged by was cut
     signed: bool = False  # whether its URL is one that we signed, so that nobody made it up
+    asks: bool = False  # by Sec-GPC or DNT, not to be tracked
 
 
 class Context(NamedTuple):
@@ -3495,6 +3497,7 @@ class Tenant:
     unregistered_a_day: int | None = None  # how many emails hits alone may make; None: as many as usual
     utm: str = ""  # parameters that targets get, as read_utm takes them
     retention_days: int | None = None  # how long facts are kept; 0: for ever; None: as RETENTION_DAYS says
+    ignore_gpc: bool = False  # whether hits that ask not to be tracked count like others
     share: Share | None = None  # by which it is read: then `id` is the share's, and its own is not known
 
     @property
@@ -3506,7 +3509,12 @@ class Tenant:
 def _tenants(connection: sqlite3.Connection, which: str, **values: str | int) -> list[Tenant]:
     sql = f"select {', '.join(Tenant.__slots__[:-1])} from tenants {which}"
     found = starmap(Tenant, connection.execute(sql, values))
-    return [replace(each, any_domain=bool(each.any_domain), suspended=bool(each.suspended)) for each in found]
+    flags = operator.attrgetter("any_domain", "suspended", "ignore_gpc")
+    return [
+        replace(each, any_domain=any_, suspended=suspended, ignore_gpc=ignores)
+        for each in found
+        for any_, suspended, ignores in [map(bool, flags(each))]
+    ]
 
 
 def tenant_by_id(connection: sqlite3.Connection, id_: str) -> Tenant | None:
@@ -3647,6 +3655,7 @@ def directory_of(connection: sqlite3.Connection) -> dict[str, Any]:
             "tracking_host": tenant.tracking_host,
             "any_domain": tenant.any_domain,
             "suspended": tenant.suspended,
+            "ignore_gpc": tenant.ignore_gpc,
             "api_key_sha256": tenant.api_key_hash,
             "utm": tenant.utm,
             "shares": [[*share] for share in shares_of(connection, tenant.number)],
@@ -3719,7 +3728,7 @@ def take_over_tenants(folder: str, connection: sqlite3.Connection) -> None:
         if tenant is None:
             if _is_taken(connection, mail_id):
                 continue
-            about = {"mail_id": mail_id, "any_domain": entry["any_domain"]}
+            about = {name: entry.get(name, False) for name in ("any_domain", "ignore_gpc")} | {"mail_id": mail_id}
             tenant = add_tenant(connection, entry["name"], now, allow=entry["allow"], **about)
             set_tenant_rules(connection, tenant.number, "forward", entry.get("forward", ()))
         elif key_hash(tenant.id) != entry["id_sha256"]:  # the one it had is no longer its
@@ -3727,6 +3736,7 @@ def take_over_tenants(folder: str, connection: sqlite3.Connection) -> None:
         any_domain, suspended = tenant.any_domain and entry["any_domain"], tenant.suspended or entry["suspended"]
         key = entry.get("api_key_sha256") or tenant.api_key_hash  # 0.7.0.dev0 and before did not write it
         about = {"any_domain": any_domain, "suspended": suspended, "utm": entry.get("utm", tenant.utm)}
+        about["ignore_gpc"] = tenant.ignore_gpc and entry.get("ignore_gpc", False)
         change_tenant(connection, tenant.number, api_key_hash=key, **about)
         set_shares(connection, tenant.number, entry.get("shares", ()))
         with contextlib.suppress(Conflict):
@@ -4541,7 +4551,7 @@ class Batch:
         hits = [*hits]
         sql = f"""
             select tenants.number, tenants.mail_id, tenants.id, tenants.tracking_host, tenants.id_in_mail_at,
-                   tenants.tz, tenants.unregistered_a_day
+                   tenants.ignore_gpc, tenants.tz, tenants.unregistered_a_day
             from {wanted("word")} cross join tenants
             where tenants.mail_id = wanted.word or tenants.id = wanted.word or tenants.tracking_host = wanted.word
         """
@@ -4549,6 +4559,7 @@ class Batch:
         self._read_judgements()
         tenants = asked.fetchall()
         by_mail_id = {mail_id: number for number, mail_id, *_ in tenants}
+        ignoring = {number for number, *_, ignores, _, _ in tenants if ignores}
         by_id = {id_: (number, last or 0) for number, _, id_, _, last, *_ in tenants}
         owners = {host: mail_id for _, mail_id, _, host, *_ in tenants if host}
         self._tenants = {number: (tz, a_day) for number, *_, tz, a_day in tenants}
@@ -4567,6 +4578,8 @@ class Batch:
                 reason = "bad-key"
             elif hit.type == CLICK and hit.answer not in ("302", "named", "hidden"):
                 reason = "not-redirected"
+            elif hit.asks and (tenant not in ignoring or hit.key == UNTRACKED_KEY):
+                reason = f"untracked-{TYPES[hit.type]}"
             else:
                 found[tenant][hit.key, hit.campaign].append(hit)
                 continue
@@ -5798,6 +5811,7 @@ def parse_line(line: bytes) -> Hit | SpooledEmail:
         raw.get("own") is True or key.startswith(TEST_KEY),
         judgement_of("unconfirmed", "undated") if undated else None,
         not is_open and len(segments) > 3,  # with a signature and a target
+        "1" in (raw.get("gpc"), raw.get("dnt")),
     )
 
 
@@ -7048,6 +7062,7 @@ class Stats:
     named: list[tuple[str, str, int]]
     dropped: dict[str, int]  # so far, by reason
     over: dict[str, int]  # of those in the period, by the limit that was met
+    untracked: dict[str, int]  # hits in the period that asked not to be tracked, by their type
     last_hit_at: int | None
     before: tuple[Totals, Counts] | None  # what was sent, and hits, in the same length of time before
     machines: list[Machine]  # that drain into this database, where several do
@@ -7097,6 +7112,7 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
         named=named_clicks(connection, number),
         dropped=dropped_hits(connection, number),
         over={what: recent[f"{what}-limit"] for what in A_DAY if f"{what}-limit" in recent},
+        untracked={each: recent[f"untracked-{each}"] for each in TYPES.values() if f"untracked-{each}" in recent},
         last_hit_at=last_hit_at(connection, number),
         before=None if period.name == "all" else before,
         machines=[*machines_of(connection, now_ms()).values()],
@@ -7612,9 +7628,9 @@ def page_url(view: View, kind: str, name: str) -> str:
 
 
 def link_url(view: View, number: int) -> str:
-    """The page of a link; from a campaign's page, as far as it is in that campaign."""
+    """The page of a link, which names people; from a campaign's page, as far as it is in that campaign."""
     campaign = f"?campaign={quote(view.campaign, safe='')}" if view.campaign else ""
-    return page_url(view, "links", str(number)) + campaign
+    return "" if view.tenant.share else page_url(view, "links", str(number)) + campaign
 
 
 def query_of(view: View, names: Iterable[str]) -> str:
@@ -8108,6 +8124,9 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
         parts = {"Opened": made_of(others.opened), "Clicked": made_of(others.clicked)}
         told = " ".join(f"{verb}: {text}." for verb, text in parts.items() if text)
         yield notice(words["of-nobody"].format(emails=counted(others.emails, "email"), told=told))
+    if stats.untracked:
+        some = " and ".join(counted(hits, type_) for type_, hits in stats.untracked.items())
+        yield notice(words["untracked"].format(requests=some))
     for what, hits in stats.over.items():
         yield notice(words["over"].format(requests=counted(hits, "request"), what=words[what]))
     for host, reason, clicks in stats.named:
@@ -8406,8 +8425,11 @@ class App:
             if header in request.environ and (purpose := utf8(request.environ[header])):
                 hit["purpose"] = purpose[:64]
                 break
-        if gpc := request.environ.get("HTTP_SEC_GPC"):
+        gpc, dnt = request.environ.get("HTTP_SEC_GPC"), request.environ.get("HTTP_DNT")
+        if gpc:
             hit["gpc"] = utf8(gpc)[:8]
+        if "1" in (gpc, dnt):
+            hit |= self._untracked(mail_id, answered)
         if why:
             hit["why"] = why
         if self.directory.is_own(mail_id, request.address):  # before the address is cut
@@ -8416,6 +8438,13 @@ class App:
         if len(line) > MAX_HIT_LINE:
             return "too long"
         return "recorded" if self.spool.append(line) else "unspooled"
+
+    def _untracked(self, mail_id: str, answered: str) -> dict[str, str]:
+        """What is written of a hit that asks not to be tracked in the place of who made it, and for which email."""
+        if self.directory.tenants.get(mail_id, {}).get("ignore_gpc"):
+            return {"gpc": "1"}
+        way = f"pixel/{UNTRACKED_KEY}.gif" if answered == "pixel" else f"click/{UNTRACKED_KEY}?url={UNTRACKED_KEY}"
+        return {"gpc": "1", "uri": f"/{quote(mail_id, safe='')}/{way}", "ip": "", "ua": ""}
 
     def _heed_hidden(self) -> None:
         """Write down that readers are hidden, if it is true of a good part of the hits; say so in the log once a day."""
@@ -9979,6 +10008,7 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     option("--utm TEXT", f"parameters that links' targets get, such as {UTM_EXAMPLE}; '' for none"),
     option("--forward NAME...", "links forward this parameter of theirs to the target, as they do utm_…"),
     option("--no-forward NAME...", "… no longer"),
+    option("--ignore-gpc", "whether hits that ask for no tracking (Sec-GPC, DNT) count as others", action="yes or no"),
     option("--suspend", "whether all links show the naming page", action="yes or no", dest="suspended"),
     option("--open-writing", "whoever has the dashboard URL may write and delete over HTTP, without an API key"),
     LOCAL,
@@ -10007,6 +10037,7 @@ def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], 
         "tz": lambda name: str(read_zone(name)),
         "utm": lambda text: read_utm(text, "--utm"),
         "suspended": bool,
+        "ignore_gpc": bool,
         "unregistered_a_day": _read_a_day,
         "retention_days": _read_retention,
     }
@@ -10107,6 +10138,7 @@ def cmd_tenant_show(args: Namespace, settings: Settings, word: str = "", key: st
         "tz": tenant.tz,
         "suspended": tenant.suspended,
         "retention_days": settings.retention_days if tenant.retention_days is None else tenant.retention_days,
+        "ignore_gpc": tenant.ignore_gpc,
         "tracking_host": tenant.tracking_host or "",
         "api_key": key or bool(tenant.api_key_hash),
     }

@@ -998,9 +998,9 @@ def test_what_a_database_lacks_of_this_version_is_made_and_counted_where_it_is(s
             connection.execute(f"drop view recount_{table}")
             connection.execute(f"drop table {table}")
         connection.execute("drop table shares")
-        connection.execute("alter table tenants drop column utm")
+        for column in ("utm", "ignore_gpc", "retention_days"):
+            connection.execute(f"alter table tenants drop column {column}")
         connection.execute("drop table carried")
-        connection.execute("alter table tenants drop column retention_days")
         connection.execute("alter table gone rename to gone_of_kinds")
         connection.execute("create table gone (hash text primary key, at bigint not null)")
         connection.execute("insert into gone select hash, at from gone_of_kinds")
@@ -1024,7 +1024,7 @@ def as_of_version(version: int, schema: str) -> str:
     """The schema as it was: 5 in 0.6; without what came since."""
     schema = schema.replace("events (url, at)", "events (url)")
     schema = re.sub(r"^create table (shares|carried) .*?;\n\n", "", schema, flags=re.MULTILINE | re.DOTALL)
-    schema = re.sub(r"^ +retention_days .*\n", "", schema, flags=re.MULTILINE)
+    schema = re.sub(r"^ +(retention_days|ignore_gpc) .*\n", "", schema, flags=re.MULTILINE)
     schema = schema.replace("(length(utm) <= 1000),", "(length(utm) <= 1000)")
     gone = "create table gone (hash text primary key, at integer not null) without rowid;\n"
     schema = re.sub(r"^create table gone .*?;\n", gone, schema, flags=re.MULTILINE | re.DOTALL)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import webtest
-from asking import Page, assert_private, call, database_away, get, spooled
+from asking import Page, assert_private, call, database_away, get, register, spooled
 from conftest import BASE, CHROME, NOW, Stage, another_database, hit, segment
 
 import tracker
@@ -137,16 +137,91 @@ def test_the_drain_counts_no_hit_on_another_tenants_host(stage: Stage) -> None:
 def test_a_hit_is_one_line_of_json_with_these_fields(stage: Stage) -> None:
     target = f"/{stage.acme.mail_id}/pix%65l/e1.gif?a=%41&b=c+d%00"
     before = time.time()
-    get(stage, target, {"User-Agent": CHROME, "Sec-Purpose": "prefetch", "Sec-GPC": "1"}, HTTP_HOST="Track.Example.com")
+    get(
+        stage, target, {"User-Agent": CHROME, "Sec-Purpose": "prefetch", "Sec-GPC": "?0"}, HTTP_HOST="Track.Example.com"
+    )
     (path,) = stage.spool.glob("*.jsonl")
     assert path.read_bytes().count(b"\n") == 1
     (line,) = spooled(stage)
     assert re.fullmatch("[0-9a-f]{16,}", line.pop("id"))
     assert before - 0.001 <= line.pop("t") <= time.time() + 0.001
     asked = {"method": "GET", "host": "track.example.com", "uri": target}  # as it came, not as it was understood
-    assert line == {**asked, "ip": "192.0.2.0", "ua": CHROME, "answer": "pixel", "purpose": "prefetch", "gpc": "1"}
+    assert line == {**asked, "ip": "192.0.2.0", "ua": CHROME, "answer": "pixel", "purpose": "prefetch", "gpc": "?0"}
     get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif")  # what says nothing is left out
     assert list(spooled(stage)[1]) == ["id", "t", "method", "host", "uri", "ip", "ua", "answer"]
+
+
+ASKING = ({"Sec-GPC": "1"}, {"DNT": "1"}, {"DNT": "1", "Sec-GPC": "0"}, {"DNT": "0", "Sec-GPC": "1"})
+
+
+@pytest.mark.parametrize("headers", ASKING, ids=str)
+def test_who_asks_not_to_be_tracked_is_counted_without_email_link_program_or_address(
+    stage: Stage, headers: dict[str, str]
+) -> None:
+    register(stage, stage.acme, tracker.Registration("mail-of-ann", "Sale", "ann@example.org", "Spring"))
+    stage.pixel("mail-of-ann")
+    stage.drain()
+    before = stage.web.get(f"/{stage.acme.id}/stats.json").json
+    said = {"User-Agent": "Her own program", "Sec-Purpose": "prefetch", **headers}
+    mail_id, link = stage.acme.mail_id, "https://acme.com/for-ann"
+    signed = tracker.click_path(stage.app.secrets[0], mail_id, "mail-of-ann", link)
+    assert get(stage, f"/{mail_id}/pixel/mail-of-ann.gif?campaign=Spring", said)["X-Tracker"] == "recorded"
+    assert get(stage, f"/{mail_id}/click/mail-of-ann?url={link}", said)["Location"] == link
+    assert get(stage, signed, said)["Location"] == link
+    lines = b"".join(path.read_bytes() for path in stage.spool.glob("*.jsonl"))
+    assert lines.count(b"\n") == 3
+    for word in (b"mail-of", b"for-ann", tracker.encode_target(link).encode(), b"program", b"192.0.2", b"Spring"):
+        assert word not in lines
+    stage.drain()
+    assert stage.rows("select key, agent from event_details") == [("mail-of-ann", CHROME)]  # what came before stays
+    assert stage.rows("select count(*) from agents where agent like 'Her%'") == [(0,)]
+    assert stage.rows("select key from emails") == [("mail-of-ann",)]
+    after = stage.web.get(f"/{stage.acme.id}/stats.json").json
+    assert after["dropped"] == {"untracked-click": 2, "untracked-open": 1}
+    assert [after[name] for name in ("sent", "reasons")] == [before[name] for name in ("sent", "reasons")]
+    page = stage.web.get(f"/{stage.acme.id}/dashboard")
+    assert "In this range 1 open and 2 clicks asked not to be tracked" in page.text
+    assert stage.check() == []
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Sec-GPC": "0"}, {"DNT": "0"}, {"DNT": "unspecified"}, {"Sec-GPC": "11"}], ids=str
+)
+def test_a_header_that_does_not_ask_changes_nothing(stage: Stage, headers: dict[str, str]) -> None:
+    get(stage, f"/{stage.acme.mail_id}/pixel/e1.gif", {"User-Agent": CHROME, **headers})
+    stage.drain()
+    assert stage.rows("select key, agent from event_details") == [("e1", CHROME)]
+    assert "asked not to be tracked" not in stage.web.get(f"/{stage.acme.id}/dashboard").text
+
+
+def test_what_nginx_logged_of_who_asks_is_counted_in_the_same_way(stage: Stage) -> None:
+    segment(
+        stage, hit(stage, "e1", gpc="1", dnt=""), hit(stage, "e1", gpc="", dnt="1"), hit(stage, "e2", gpc="", dnt="")
+    )
+    stage.drain()
+    assert stage.rows("select key from emails") == [("e2",)]
+    assert stage.rows("select reason, hits from dropped") == [("untracked-open", 2)]
+
+
+def test_a_tenant_may_ignore_that_hits_ask(stage: Stage) -> None:
+    other = f"/{stage.globex.mail_id}/pixel/e1.gif"
+    stage.change(stage.acme, ignore_gpc=True)
+    for path in (f"/{stage.acme.mail_id}/pixel/e1.gif", other):
+        get(stage, path, {"User-Agent": CHROME, "DNT": "1"})
+    segment(stage, hit(stage, "e2", gpc="1"))
+    get(
+        stage, f"/{stage.acme.mail_id}/pixel/{tracker.UNTRACKED_KEY}.gif", {"Sec-GPC": "1"}
+    )  # as before it ignored them
+    stage.drain()
+    assert stage.rows("select tenant, key from emails order by key") == [(1, "e1"), (1, "e2")]
+    assert stage.rows("select tenant, reason, hits from dropped") == [
+        (1, "untracked-open", 1),
+        (2, "untracked-open", 1),
+    ]
+    stage.change(stage.acme, ignore_gpc=False)
+    get(stage, f"/{stage.acme.mail_id}/pixel/e3.gif", {"DNT": "1"})
+    stage.drain()
+    assert stage.rows("select count(*) from emails") == [(2,)]
 
 
 def test_the_line_says_how_the_hit_was_answered_and_why(stage: Stage) -> None:

@@ -5,6 +5,7 @@ drop index events_by_url;
 create index events_by_url on events (url, at) where url is not null;
 
 alter table tenants add column retention_days integer check (retention_days >= 0);
+alter table tenants add column ignore_gpc integer not null default 0 check (ignore_gpc in (0, 1));
 
 create table shares (
     hash       text primary key check (length(hash) = 64),
