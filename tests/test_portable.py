@@ -96,6 +96,7 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     with tracker.changing_tenants(stage.database) as connection:  # a tenant that no backup ever knew, and goes
         tracker.remove_tenant(connection, tracker.add_tenant(connection, "Hooli", NOW), NOW)
     web.delete(f"{home}/emails/e3")
+    web.get("/nobody/dashboard", status=404)  # looked for among the shares
     tracker.Drainer(stage.database).turn()
     tracker.tidy_spool(stage.database, 3, 2000)
     for each in (stage.spool / "kept").iterdir():
