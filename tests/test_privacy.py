@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import CHROME, NOW, ON_SQLITE, Stage, click, hit, segment
+from conftest import CHROME, NOW, ON_SQLITE, Postgres, Stage, click, hit, make_stage, segment
 
 import tracker
 
@@ -306,6 +306,44 @@ def test_a_file_of_nginx_is_replaced_by_a_copy_of_the_same_age(tmp_path: Path) -
         os.seteuid(0)
     assert path.read_bytes() == b"mine\n     \n"
     assert path.stat().st_mtime == 5 and [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_a_kill_left_to_be_forgotten_is_forgotten_at_the_next_start(stage: Stage) -> None:
+    send_mail(stage)
+    before = numbers(stage.database)
+    with pytest.raises(ZeroDivisionError), stage.database.transaction() as connection:
+        tracker.forget_person(str(stage.folder), connection, stage.acme.number, ANN, tracker.now_ms())
+        raise ZeroDivisionError
+    assert len(stage.rows("select key from emails")) == 6
+    with tracker.changing_tenants(stage.database) as connection:
+        tracker.forget_gone(str(stage.folder), connection)
+    assert stage.rows("select key from emails order by 1") == [("b1",), ("c1",)]
+    assert without_urls(numbers(stage.database)) == without_urls(before)
+    assert stage.check() == []
+    for _ in tracker.clean_files(stage.database):
+        pass
+    assert files_with(written(ANN), stage.folder) == []
+
+
+def test_each_machine_cleans_its_own_spool(postgres: Postgres, tmp_path: Path) -> None:
+    url = postgres.make()
+    one = make_stage(tmp_path, lambda folder, model="": {"DATABASE_URL": url, "DATA_FOLDER": str(folder / "one")})
+    settings = dataclasses.replace(one.settings, data_folder=str(tmp_path / "two"))
+    two = tracker.open_database(settings, make=True)
+    send_mail(one)
+    Path(two.spool, "0000000000001-1-aaaaaaaa.jsonl").write_bytes(hit(one, "a1") + hit(one, "b1"))
+    assert tracker.drain(two).hits == 2
+    kept = Path(two.spool, "kept", "0000000000001-1-aaaaaaaa.jsonl")
+    assert b"a1.gif" in kept.read_bytes()
+    forget(one)
+    for database in (one.database, two):
+        for _ in tracker.clean_files(database):
+            pass
+    assert b"a1.gif" not in kept.read_bytes() and b"b1.gif" in kept.read_bytes()
+    assert files_with(written(ANN), tmp_path) == []
+    two.close()
+    one.app.close()
+    postgres.drop()
 
 
 # -- Retention
