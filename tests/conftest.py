@@ -170,6 +170,8 @@ class Stage:
             for rule in tracker.RULES:
                 tracker.set_tenant_rules(connection, tenant.number, rule, changes.pop(rule, []))
             tracker.change_tenant(connection, tenant.number, **changes)
+            if "tz" in changes:
+                tracker.count_days_anew(connection, tenant.number)
         self.refresh()
 
     def another(self) -> tracker.Database:
