@@ -3677,11 +3677,7 @@ def directory_faults(database: Database, connection: sqlite3.Connection) -> list
 
 @contextlib.contextmanager
 def changing_tenants(database: Database, *, elsewhere: bool = False) -> Iterator[sqlite3.Connection]:
-    """A transaction that changes tenants, or in which it is seen that another machine did; then tenants.json is written.
-
-    A kill between the two leaves a file that is one change behind, and the database knows that change: whoever drains
-    writes it anew.
-    """
+    """A transaction that changes tenants, or sees that another machine did; then tenants.json is written."""
     path = os.path.join(database.folder, "tenants.json")
     with database.transaction() as connection:
         if not database.is_shared:  # else it is right, whatever a file of one of its machines says
@@ -3693,6 +3689,7 @@ def changing_tenants(database: Database, *, elsewhere: bool = False) -> Iterator
         try:
             write_small_file(f"{path}.next", json.dumps(directory_of(connection), indent=1) + "\n", 0o640)
             connection.commit()
+            # A kill here leaves a file that is one change behind; whoever drains knows by its mark, and writes it anew.
             outcome = "the database has the change"
             os.rename(f"{path}.next", path)
             sync_folder(database.folder)
@@ -3885,16 +3882,6 @@ class Shape(NamedTuple):
     about: str  # the agent of an open; the host of a click that met the naming page
 
 
-class CampaignHit(NamedTuple):
-    """All that matters of a judged hit to the numbers of its campaign."""
-
-    tenant: int
-    campaign: str
-    type: int
-    judgement: int
-    about: str  # as of a shape
-
-
 class Standing(NamedTuple):
     """All that matters of an email to the numbers by email."""
 
@@ -3935,11 +3922,15 @@ def cells_of_hit(shape: Shape, judgement: Judgement, zone: str) -> Iterator[Cell
         yield "named_hosts", (tenant, about, judgement.reason), "clicks"
 
 
-def cells_of_campaign_hit(hit: CampaignHit, judgement: Judgement) -> Iterator[Cell]:
+# What matters of a judged hit to the numbers of its campaign: tenant, campaign, type, judgement, about as of a Shape.
+CampaignHit = tuple[int, str, int, int, str]
+
+
+def cell_of_campaign_hit(hit: CampaignHit, judgements: Mapping[int, Judgement]) -> Cell:
     """The number that a judged hit of a campaign is in."""
     tenant, campaign, type_, number, about = hit
-    is_read = type_ == OPEN and judgement.state in (PERSON, UNCONFIRMED)
-    yield "campaign_hits", (tenant, campaign, type_, number, *(client_of(about) if is_read else ("", ""))), "hits"
+    is_read = type_ == OPEN and judgements[number].state in (PERSON, UNCONFIRMED)
+    return "campaign_hits", (tenant, campaign, type_, number, *(client_of(about) if is_read else ("", ""))), "hits"
 
 
 _OPENED, _CLICKED = ({state: f"{verb}_{name}" for state, name in STATES.items()} for verb in ("opened", "clicked"))
@@ -4389,7 +4380,7 @@ class Batch:
         self.now = now
         self.room = room  # for how many stored hits, of the sessions that new ones come into
         self._shapes: dict[tuple[Any, ...], int] = defaultdict(int)  # as Shape
-        self._campaign_hits: dict[tuple[Any, ...], int] = defaultdict(int)  # as CampaignHit
+        self._campaign_hits: dict[CampaignHit, int] = defaultdict(int)
         self._standings: dict[Standing, int] = defaultdict(int)
         self._cells: dict[Cell, int] = defaultdict(int)
         self._carries_for = 0  # a tenant, where facts go and their numbers stay
@@ -4589,16 +4580,13 @@ class Batch:
         return found
 
     def _emails_of(self, tenant: int, groups: dict[tuple[str, str], list[Hit]]) -> list[tuple[Email, list[Hit]]]:
-        """The emails that hits belong to, in the order of their numbers, with their hits in order.
-
-        Where a URL names a campaign and nobody registered its key, the campaign is part of the key: mailing tools
-        give each subscriber one id for all campaigns, and an email is one message.
-        """
+        """The emails that hits belong to, in the order of their numbers, with their hits in order."""
         named = {pair: campaign_key(*pair) for pair in groups if pair[1]}
         known = find_emails(self.connection, tenant, {*(key for key, _ in groups), *named.values()})
         by_key: dict[str, list[Hit]] = {}
         for pair, hits in groups.items():
             key = pair[0]
+            # Mailing tools give each subscriber one id for all campaigns, and an email is one message.
             if pair in named and not (key in known and known[key].registered):
                 key = named[pair]
             by_key.setdefault(key, []).extend(hits)
@@ -5059,10 +5047,8 @@ class Batch:
             shape = Shape._make(columns)
             for cell in cells_of_hit(shape, self._judgements[shape.judgement], zones[shape.tenant]):
                 cells[cell] += sign * times
-        for columns, times in self._campaign_hits.items():
-            hit = CampaignHit._make(columns)
-            for cell in cells_of_campaign_hit(hit, self._judgements[hit.judgement]):
-                cells[cell] += sign * times
+        for hit, times in self._campaign_hits.items():
+            cells[cell_of_campaign_hit(hit, self._judgements)] += sign * times
         groups: dict[Group | None, int] = defaultdict(int)
         moments: dict[Moment, int] = defaultdict(int)
         for standing, times in self._standings.items():
@@ -6239,15 +6225,12 @@ class Drain:
 
 
 def read_lines(segment: Segment, position: int) -> Iterator[tuple[bytes, int]]:
-    """The lines from a position to the goal, each with its newline, and the positions after them.
-
-    Of a line that is longer than any of ours comes the beginning; so does one that its writer had no time to end.
-    """
+    """The lines from a position to the goal, with their newlines if they have such, and the positions after them."""
     segment.file.seek(position)
     while position < segment.goal:
         line = rest = segment.file.readline(MAX_READ_LINE)
         position += len(rest)
-        while rest and not rest.endswith(b"\n"):
+        while rest and not rest.endswith(b"\n"):  # longer than any of ours: its beginning will do
             rest = segment.file.readline(READ_BYTES)
             position += len(rest)
         if not line or not (rest or segment.finished):
@@ -6454,12 +6437,9 @@ def waiting_hits(database: Database, connection: sqlite3.Connection) -> int:
 def missing_hours(database: Database, since: int) -> list[tuple[int, int]]:
     """Each time of an hour or more since a time of which neither spool/ nor spool/kept has a segment."""
     gaps, end = [], since
-    spans = [
-        (int(name[:13]), about.st_mtime_ns // 1_000_000)
-        for folder in (database.spool, os.path.join(database.spool, "kept"))
-        for name, about in segments_in(folder).items()
-    ]
-    for begin, last in (*sorted(spans), (now_ms(), 0)):
+    found = segments_in(database.spool) | segments_in(os.path.join(database.spool, "kept"))
+    spans = sorted((int(name[:13]), about.st_mtime_ns // 1_000_000) for name, about in found.items())
+    for begin, last in (*spans, (now_ms(), 0)):
         if begin - end >= SEGMENT_SECONDS * 1000:
             gaps.append((end, begin))
         end = max(begin, last, end)
@@ -7142,23 +7122,13 @@ class CampaignStats:
     age: int  # since then
     sent: Totals
     before: dict[str, Totals]  # the campaigns before, newest first, as they were at the same age
+    before_sums: Totals | None  # all of them as one, so that a small one weighs little: for rates
     hits: Counts
     reasons: list[dict[str, Any]]  # as those of Stats
     half_after: int | None  # milliseconds after `begun` by which people had opened half of what they opened
     period: Period  # hours for the first two days, then its steps: days, or longer ones
     hours: int  # how many of the steps are hours
     steps: list[Counts]
-
-    @property
-    def before_sums(self) -> Totals | None:
-        """All campaigns before as one, so that a small one weighs little: for rates. None where there were none."""
-        all_of = self.before.values()
-        opened, clicked = (
-            {state: sum(getattr(each, verb)[state] for each in all_of) for state in STATES.values()}
-            for verb in ("opened", "clicked")
-        )
-        sums = (sum(getattr(each, name) for each in all_of) for name in ("emails", "clicked_without_open"))
-        return Totals(next(sums), opened, clicked, next(sums)) if self.before else None
 
 
 def read_campaign_period(zone: tzinfo, begun: int, last: int, now: int) -> tuple[Period, int]:
@@ -7194,16 +7164,19 @@ def read_campaign(
     own = [(campaign, *each) for each in pairwise(bounds)]
     past = ((name, 0, first + max(quarter - begun, 0)) for name, first in others.items())
     times = [(name, Period.parts(Span(0, *span), tenant.tz)) for name, *span in (*own, *past)]
-    totals = [*map(totals_of, campaign_sums(connection, number, times))]
-    count = len(own)
-    steps = [{"opens": each.opened, "clicks": each.clicked} for each in totals[:count]]
+    sums = campaign_sums(connection, number, times)
+    steps = [{"opens": each.opened, "clicks": each.clicked} for each in map(totals_of, sums[: len(own)])]
+    before = zip(others, sums[len(own) :], strict=True)
+    comparable = {name: each for name, each in before if not totals_of(each).is_exceeded}
+    together = sum(map(Counter, comparable.values()), Counter[str]())
     hits = campaign_hits(connection, number, campaign)
     return CampaignStats(
         campaign=campaign,
         begun=begun * QUARTER_MS,
         age=max(now - begun * QUARTER_MS, 0),
         sent=totals_of(rows[0]),
-        before={name: each for name, each in zip(others, totals[count:], strict=True) if not each.is_exceeded},
+        before={name: totals_of(each) for name, each in comparable.items()},
+        before_sums=totals_of(together) if comparable else None,
         hits=counts_of(hits),
         reasons=reasons_of(hits),
         half_after=_half_after(connection, number, begun, own, steps),
@@ -8916,8 +8889,8 @@ def export(app: App, request: Request, tenant: Tenant) -> Response:
     limit = parameters.get("limit", str(MOST_CAMPAIGNS if table is CAMPAIGNS else MAX_ROWS))
     if not re.fullmatch("[0-9]{1,6}", limit) or not 1 <= int(limit) <= MAX_ROWS:
         raise HTTPError(400, f"limit: expected a whole number from 1 to {MAX_ROWS}")
+    asked = asked._replace(most=int(limit))
     with app.numbers() as (connection, _):  # drained, so that the export is complete
-        asked = asked._replace(most=int(limit))
         if "range" in table.filters:
             asked = asked._replace(days=period_of(connection, tenant, view.asked, view.now).days)
     zone = view.zone if form == "csv" and "whole" in parameters else None
@@ -10924,11 +10897,6 @@ def cmd_status(args: Namespace, settings: Settings) -> int:
     return 1 if state["trouble"] else 0
 
 
-def _tell_of_odd(settings: Settings) -> None:
-    for each in settings.odd:
-        tell(f"note: {each}")
-
-
 @command(JSON)
 def cmd_config(args: Namespace, settings: Settings) -> None:
     """Print the settings in force, secrets masked, and where each comes from."""
@@ -10944,7 +10912,8 @@ def cmd_config(args: Namespace, settings: Settings) -> None:
         lines.append(f"# {origin if origin == 'by default' else f'from {origin}'}")
         lines += [f"{name}={'(unset)' if texts[name] is None else texts[name]}" for name in names]
     say(args, {**shown, "origins": settings.origins}, lines)
-    _tell_of_odd(settings)
+    for note in settings.odd:
+        tell(f"note: {note}")
 
 
 def _put_out(path: str | None, text: str) -> None:
