@@ -2481,10 +2481,7 @@ TEXT_COLUMNS = frozenset(
 
 
 def wanted(*columns: str) -> str:
-    """A table of what a statement is asked for: the rows that as_set packs into the parameter `:wanted`.
-
-    The one way in which a set is passed, however many rows it has. Columns named as in TEXT_COLUMNS are texts.
-    """
+    """A table of what a statement is asked for: the rows, however many, that as_set packs into `:wanted`."""
     if len(columns) == 1:
         return f"(select value as {columns[0]} from json_each(:wanted)) as wanted"
     places = ", ".join(f"json_extract(value, '$[{n}]') as {column}" for n, column in enumerate(columns))
@@ -3026,18 +3023,7 @@ def read_gone(folder: str, connection: sqlite3.Connection) -> Gone:
 
 
 # == PostgreSQL ========================================================================================
-# A database that machines share; uses Database alone. What differs from SQLite, and why.
-#
-#    parameters           are written otherwise by psycopg, and say no type: the statement does
-#    types, identities    bigint, since SQLite's integers have 64 bits; texts are in the order of their bytes, as there
-#    URLs                 are unique by their hash: an entry of an index has 2,700 bytes at most
-#    sets                 are JSON here too, which is read otherwise
-#    executemany          is one statement over JSON: a statement a row would be a round trip a row
-#    nearest events       are read by a lateral join: an `in` that depends on the outer row is run for every event
-#    sum()                is numeric, and read as a whole number
-#    views' functions     local_day is written in SQL; what Python knows of clients comes in a table: see know_clients
-#    pragma, write.lock   the mark `schema` holds the version, and its row is locked by who writes, on any machine
-#    positions            are locked too, and set only from what was read: an engine may lose a lock, not a row
+# A database that machines share; uses Database alone. templates/schema/postgresql.sql says what differs, and why.
 
 _IN_SCHEMA = (
     ("--.*", ""),
@@ -4370,10 +4356,7 @@ class TooMuch(StoreError):
 
 
 class Batch:
-    """What one transaction changes: gathered in memory, and written once, at the end. It remembers nothing longer.
-
-    All that is looked up is looked up in sets: however many hits there are, the statements are the same.
-    """
+    """What one transaction changes: gathered in memory, and written once, at the end. It remembers nothing longer."""
 
     def __init__(self, connection: sqlite3.Connection, now: int, room: int = ALL_EVENTS) -> None:
         self.connection = connection
@@ -4681,9 +4664,8 @@ class Batch:
         times: dict[int, list[int]] = defaultdict(list)
         for row in rows:
             times[row[0]].append(row[1])
-        rows += self._near(
-            self._ask_near([each for each in before if session_reaches(times[each[0]], *each[1:])], "desc")
-        )
+        long = [each for each in before if session_reaches(times[each[0]], *each[1:])]
+        rows += self._near(self._ask_near(long, "desc"))
         self._take_events(rows, by_id)
 
     def _ask_near(self, spans: Sequence[tuple[int, int, int]], order: str) -> Iterable[Sequence[Any]]:
@@ -5086,11 +5068,8 @@ def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most:
 def record_lines(
     connection: sqlite3.Connection, lines: Sequence[Hit | SpooledEmail], now: int, room: int = ALL_EVENTS
 ) -> tuple[Counter[str], int]:
-    """Record what the spool holds: registrations first, since hits may be theirs. Raises TooMuch, see Batch.
-
-    Returns how many were dropped, by the reason, and how many stored hits were read.
-    """
-    spooled: dict[str, list[Registration]] = defaultdict(list)
+    """Record lines; returns how many were dropped, by reason, and how many stored hits were read. Raises TooMuch."""
+    spooled: dict[str, list[Registration]] = defaultdict(list)  # these first, since hits may be theirs
     for line in lines:
         if isinstance(line, SpooledEmail):
             spooled[line.mail_id].append(line.registration)
@@ -6002,16 +5981,12 @@ class Waiting(NamedTuple):
 
 
 def waiting_segments(database: Database, connection: sqlite3.Connection, troubles: list[str]) -> list[Waiting]:
-    """What there is to drain, the oldest first.
-
-    Kept segments are looked at when there are others than there were: only a restored database knows less of them.
-    What can't be told goes to troubles.
-    """
+    """What there is to drain, the oldest first; what can't be told goes to troubles."""
     found = {(name, False): about for name, about in segments_in(database.spool).items()}
     kept = os.path.join(database.spool, "kept")
     changed_at = os.stat(kept).st_mtime_ns if os.path.isdir(kept) else -1
     since = 0  # then and later, each position is remembered
-    if changed_at != database.kept_seen:
+    if changed_at != database.kept_seen:  # else nothing is new there, and only a restored database knows less
         found |= {(name, True): about for name, about in segments_in(kept).items()}
         since = int(marks_of(connection).get("positions_since", 0))
     positions = positions_of(connection, [name for name, _ in found])
@@ -6258,10 +6233,7 @@ def _keep_rejected(segment: Segment, offset: int, line: bytes) -> None:
 
 
 def ingest(database: Database, lines: Iterable[bytes]) -> tuple[Counter[str], list[str]]:
-    """Record the hits that a log holds as `unspooled {…}`, each id once; other lines of the log are passed over.
-
-    Returns how many were counted, known already, or dropped, by the reason; and what could not be read.
-    """
+    """Record a log's `unspooled {…}`, each id once; how many were counted, known or dropped, and what is unreadable."""
     outcome: Counter[str] = Counter()
     troubles = []
     numbered = enumerate(lines, 1)
@@ -6479,13 +6451,10 @@ def read_state(folder: str) -> dict[str, Any]:
 
 
 def tidy_spool(database: Database, days: int, megabytes: int, *, delete: bool = True) -> str:
-    """Delete what is kept for too long or takes too much room, but nothing that only the spool has; says what was cut.
-
-    A backup that is put in place knows less than the database does, and its hits are in kept segments only. So one is
-    deleted only if all of it is in the file of the database itself, not in a WAL that can be lost.
-    """
+    """Delete what is kept for too long or takes too much room, but nothing that only the spool has; what was cut."""
     spool, kept = database.spool, os.path.join(database.spool, "kept")
     now, cut = now_ms(), ""
+    # One is deleted only if all of it is in the file of the database itself, not in a WAL that can be lost.
     with database.checkpointed() as connection:
         found = segments_in(kept)
         positions = positions_of(connection, found)
@@ -8155,11 +8124,9 @@ class Proxies:
         self._only_hosts = all(network.num_addresses == 1 for network in self._networks)
 
     def client(self, peer: str, forwarded: str) -> tuple[str, bool]:
-        """The client's address: X-Forwarded-For from the right, up to the first that is no proxy of ours.
-
-        Further left stands only what a client may have made up. A peer without an address is a unix socket's. And
-        whether another's word was not believed, so that all readers behind a proxy would have its address.
-        """
+        """The client's address; and whether a proxy was not believed: then readers behind it all have its own."""
+        # X-Forwarded-For from the right, up to the first that is no proxy of ours: further left stands only what a
+        # client may have made up. A peer without an address is a unix socket's.
         if peer and not self._anyone and not self._is_proxy(peer):
             return peer, forwarded != ""
         client = peer
@@ -9516,10 +9483,7 @@ has_body = re.compile(rb"\r\n(content-length|transfer-encoding):", re.IGNORECASE
 
 
 class Connection(socket.socket):
-    """One whose answer leaves in one piece, and who then hangs up; gunicorn's would wait until the other side has.
-
-    To hang up cuts off an answer only where something of the request is unread.
-    """
+    """One whose answer leaves in one piece, and who then hangs up; gunicorn's would wait until the other side has."""
 
     held = b""
     is_whole = False  # the request was read, and has no body
@@ -9538,15 +9502,12 @@ class Connection(socket.socket):
 
     def shutdown(self, how: int) -> None:
         super().sendall(self.held)
-        if not self.is_whole:
+        if not self.is_whole:  # else to hang up cuts nothing off
             super().shutdown(how)
 
 
 def forgiving_request() -> type:
-    """gunicorn's request, but no header that nobody reads has a say, and bytes beyond ASCII in a path are read.
-
-    What says where a request ends stays as strict as it is: its length, its chunks, line breaks, names of headers.
-    """
+    """gunicorn's request, but no header that nobody reads has a say, and bytes beyond ASCII in a path are read."""
     from gunicorn.http import errors, message
 
     message.MAX_REQUEST_LINE = MAX_REQUEST_LINE  # it would cap limit_request_line at 8,190
@@ -9564,6 +9525,7 @@ def forgiving_request() -> type:
         def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
             try:
                 return super().parse_headers(data, from_trailer)
+            # What says where a request ends stays as strict: its length, its chunks, line breaks, names of headers.
             except (errors.ExpectationFailed, errors.InvalidHeader):
                 self._policy_expect_continue = False
                 return super().parse_headers(re.sub(rb"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]", b"?", data), from_trailer)
@@ -9971,11 +9933,7 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     option("--unblock HOST...", "links may lead there again"),
     option("--tz ZONE", "in which zone its days begin, such as Europe/Rome"),
     option("--unregistered-a-day NUMBER", f"emails that hits alone may make, not {A_DAY['unregistered']:,}", type=int),
-    option(
-        "--retention DAYS",
-        "how long facts are kept, such as 400; 0: for ever; '': RETENTION_DAYS",
-        dest="retention_days",
-    ),
+    option("--retention DAYS", "how long facts are kept; 0: for ever; '': RETENTION_DAYS", dest="retention_days"),
     option("--own ADDRESS...", "the sender's own address or network, whose hits are set aside"),
     option("--not-own ADDRESS...", "… is no longer the sender's own"),
     option("--utm TEXT", f"parameters that links' targets get, such as {UTM_EXAMPLE}; '' for none"),

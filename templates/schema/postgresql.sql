@@ -1,3 +1,15 @@
+-- What differs in PostgreSQL from SQLite, and why:
+--    parameters           are written otherwise by psycopg, and say no type: the statement does
+--    types, identities    bigint, since SQLite's integers have 64 bits; texts are in the order of their bytes, as there
+--    URLs                 are unique by their hash: an entry of an index has 2,700 bytes at most
+--    sets                 are JSON here too, which is read otherwise
+--    executemany          is one statement over JSON: a statement a row would be a round trip a row
+--    nearest events       are read by a lateral join: an `in` that depends on the outer row is run for every event
+--    sum()                is numeric, and read as a whole number
+--    views' functions     local_day is written in SQL; what Python knows of clients comes in a table: see know_clients
+--    pragma, write.lock   the mark `schema` holds the version, and its row is locked by who writes, on any machine
+--    positions            are locked too, and set only from what was read: an engine may lose a lock, not a row
+--
 -- What schema.sql, which comes in between, needs in PostgreSQL; and views for people and their programs, who may read all
 -- tables: times are times there, and what is a number in the tables is a word.
 create table agent_clients (agent text collate "C" primary key, client text not null, device text not null);
