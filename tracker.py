@@ -6451,7 +6451,7 @@ def read_state(folder: str) -> dict[str, Any]:
 
 
 def tidy_spool(database: Database, days: int, megabytes: int, *, delete: bool = True) -> str:
-    """Delete what is kept for too long or takes too much room, but nothing that only the spool has; what was cut."""
+    """Delete what is kept too long or takes too much room, but nothing that only the spool has; says what was cut."""
     spool, kept = database.spool, os.path.join(database.spool, "kept")
     now, cut = now_ms(), ""
     # One is deleted only if all of it is in the file of the database itself, not in a WAL that can be lost.
@@ -6525,10 +6525,8 @@ def read_person(text: str) -> str:
 
 def keys_of_person(connection: sqlite3.Connection, tenant: int, address: str) -> tuple[list[str], set[str]]:
     """The keys of the emails to an address, and of those that have it as their key; and the ways it is spelt in."""
-    sql = """
-        select recipient, key from emails
-        where tenant = :tenant and recipient <> '' and lower(recipient) = lower(:address)
-    """
+    is_theirs = "recipient <> '' and lower(recipient) = lower(:address)"
+    sql = f"select recipient, key from emails where tenant = :tenant and {is_theirs}"
     found = connection.execute(sql, {"tenant": tenant, "address": address}).fetchall()
     sql = f"""
         select emails.key from {wanted("key")} cross join emails
@@ -6562,11 +6560,9 @@ def spellings(words: Iterable[str]) -> set[bytes]:
     return found
 
 
-def forget_person(
-    folder: str, connection: sqlite3.Connection, tenant: int, address: str, now: int
-) -> tuple[int, set[bytes]]:
+def forget_person(folder: str, connection: sqlite3.Connection, tenant: int, address: str) -> tuple[int, set[bytes]]:
     """Remove all emails to an address for good, and keep their numbers; how many, and how files may spell the address."""
-    keys, spelt = keys_of_person(connection, tenant, address)
+    (keys, spelt), now = keys_of_person(connection, tenant, address), now_ms()
     gone = {(hash_, FORGOTTEN): now for hash_ in gone_hashes(connection, tenant, [*keys, as_person(address)])}
     remember_gone(connection, gone)
     write_gone(folder, gone)
@@ -6632,7 +6628,7 @@ def _overwrite(path: str, spans: Sequence[tuple[int, int]]) -> None:
         fd = os.open(copy, os.O_WRONLY | flags)
     try:
         for begin, end in spans:
-            os.pwrite(fd, b" " * (end - begin), begin)
+            os.pwrite(fd, b" " * (end - begin), begin)  # as many, so that positions hold
         os.fsync(fd)
         os.utime(fd, ns=(about.st_atime_ns, about.st_mtime_ns))  # by which it is kept
     finally:
@@ -6643,10 +6639,7 @@ def _overwrite(path: str, spans: Sequence[tuple[int, int]]) -> None:
 
 
 def _clean_spool(database: Database, since: int) -> Generator[None, None, bool]:
-    """Write blanks over the lines of all who were forgotten since a time, where they are drained; some lines at a time.
-
-    They are as long as the line was, so that positions hold. Returns whether nothing has to wait for nginx.
-    """
+    """Blank the drained lines of all who were forgotten since a time, some at a time; whether none waits for nginx."""
     with database.reading() as connection:
         rows = connection.execute("select hash from gone where kind = ? and at >= ?", (FORGOTTEN, since))
         gone = {hash_ for (hash_,) in rows}
@@ -6747,10 +6740,7 @@ class Expiry(Batch):
 def _age_emails(
     connection: sqlite3.Connection, tenant: int, before: int, after: tuple[int, int]
 ) -> tuple[int, int] | None:
-    """Take recipient, subject and key from some emails of before a time; returns behind which to go on, if there may be more.
-
-    Tests keep their key, which says that they are some.
-    """
+    """Take recipient, subject and key from some emails of before a time; returns behind which to go on, if any."""
     sql = """
         select id, created_at, key, campaign, recipient || subject from emails
         where tenant = :tenant and created_at < :before and (created_at, id) > (:at, :id)
@@ -6758,7 +6748,7 @@ def _age_emails(
     """
     about = {"tenant": tenant, "before": before, "at": after[0], "id": after[1], "most": RETIRED_EVENTS}
     rows = connection.execute(sql, about).fetchall()
-    kept = (AGED, TEST_KEY)
+    kept = (AGED, TEST_KEY)  # which says that it is a test's
     old = {key: (id_, campaign) for id_, _, key, campaign, said in rows if said or not key.startswith(kept)}
     hashes = gone_hashes(connection, tenant, old)
     keys = {key: key if key.startswith(kept) else f"{AGED}{hash_}" for hash_, key in hashes.items()}
@@ -6825,9 +6815,8 @@ def retire(database: Database, settings: Settings) -> Iterator[None]:
             sql = "delete from allowances where tenant = ? and day between 0 and ?"
             connection.execute(sql, (tenant, before // DAY_MS))
     # What is left of a session that was cut stays as it was judged.
-    yield from _retire_agents(
-        database, {tenant: now - min(settings.agent_days, each - 1) * DAY_MS for tenant, each in kept.items()}
-    )
+    cuts = {tenant: now - min(settings.agent_days, each - 1) * DAY_MS for tenant, each in kept.items()}
+    yield from _retire_agents(database, cuts)
     with database.transaction() as connection:
         set_mark(connection, "retired", doing)
 
@@ -7679,10 +7668,8 @@ def bars_of(steps: Sequence[Counts], states: Iterable[str], tops: Mapping[str, i
 
 
 def curve(view: View, period: Period, counts: Sequence[Counts], hours: int = 0) -> Markup:
-    """Opens and clicks over time as bars, people at the bottom; the first steps may be hours.
-
-    Across, a step is a unit, stretched to the width of the window; up, a unit is a pixel: so letters keep their size.
-    """
+    """Opens and clicks over time as bars, people at the bottom; the first steps may be hours."""
+    # Across, a step is a unit, stretched to the width of the window; up, a unit is a pixel: so letters keep their size.
     states = list(STATE_WORDS)[: 3 if "machines" in view.asked else 2]
     tops = {noun: round_top(max(sum(step[noun][state] for state in states) for step in counts)) for noun in PANELS}
     width = 100 / len(counts)
@@ -9199,7 +9186,7 @@ def post_forgotten(app: App, request: Request, tenant: Tenant) -> Response:
             return json_response(200, stored_of_person(connection, tenant.number, address))
     with app.database.transaction() as connection:
         await_replay(app.database, connection)
-        forgotten, texts = forget_person(app.database.folder, connection, tenant.number, address, now_ms())
+        forgotten, texts = forget_person(app.database.folder, connection, tenant.number, address)
     erase_rejected(app.database.spool, texts)
     return json_response(200, {"forgotten": forgotten})
 
@@ -10455,7 +10442,7 @@ def cmd_forget(args: Namespace, settings: Settings) -> int:
                 return 0
         with database.transaction() as connection:
             await_replay(database, connection)
-            forgotten, texts = forget_person(database.folder, connection, tenant.number, address, now_ms())
+            forgotten, texts = forget_person(database.folder, connection, tenant.number, address)
         print(f"forgot {forgotten} emails to that address; what they counted stays in the numbers", flush=True)
         trouble = _until_clean(database, address, texts)
         others = [name for name in sorted(os.listdir(settings.folder)) if name.startswith("set-aside-")]

@@ -93,7 +93,7 @@ def send_mail(stage: Stage) -> None:
 
 def forget(stage: Stage, address: str = ANN) -> int:
     with stage.database.transaction() as connection:
-        return tracker.forget_person(str(stage.folder), connection, stage.acme.number, address, tracker.now_ms())[0]
+        return tracker.forget_person(str(stage.folder), connection, stage.acme.number, address)[0]
 
 
 def written(*texts: str) -> re.Pattern[bytes]:
