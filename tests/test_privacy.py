@@ -312,7 +312,7 @@ def test_what_a_kill_left_to_be_forgotten_is_forgotten_at_the_next_start(stage: 
     send_mail(stage)
     before = numbers(stage.database)
     with pytest.raises(ZeroDivisionError), stage.database.transaction() as connection:
-        tracker.forget_person(str(stage.folder), connection, stage.acme.number, ANN, tracker.now_ms())
+        tracker.forget_person(str(stage.folder), connection, stage.acme.number, ANN)
         raise ZeroDivisionError
     assert len(stage.rows("select key from emails")) == 6
     with tracker.changing_tenants(stage.database) as connection:
