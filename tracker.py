@@ -7570,6 +7570,13 @@ def query_of(view: View, names: Iterable[str]) -> str:
     return "&".join(f"{name}={quote(asked[name], safe='')}" for name in names if asked.get(name))
 
 
+def export_url(view: View, table: str, form: str, filters: Iterable[str] = ()) -> str:
+    """Where a table can be taken away, as far as the page shows it; as CSV for a spreadsheet, with the times of the page."""
+    query = query_of(view, dict.fromkeys((*filters, "tz")) if form == "csv" else filters)
+    words = "&".join(filter(None, ("whole" * (form == "csv"), query)))
+    return f"{view.base}/{table}.{form}{'?' * bool(words)}{words}"
+
+
 def column_head(view: View, table: str, column: Column) -> Markup:
     """The head of a column, by which the table is sorted; the other way round where it is."""
     css = "number" if column.kind in ("number", "few") else ""
@@ -7590,8 +7597,7 @@ def table_end(view: View, rows: Rows, name: str) -> Markup:
     after, value = ("after", str(rows.next)) if rows.table in (EMAILS, CLICKS) else (name, larger)
     if rows.next and value:
         more = joined(tag("a", "More", href=f"{view.url(**{after: value})}#{name}", rel="next"), " · ")
-    query = query_of(view, rows.table.filters)
-    csv, json_ = (f"{view.base}/{name}.{form}{'?' * bool(query)}{query}" for form in EXPORT_TYPES)
+    csv, json_ = (export_url(view, name, form, rows.table.filters) for form in EXPORT_TYPES)
     return joined(more, "Download ", tag("a", "CSV", href=csv), " or ", tag("a", "JSON", href=json_))
 
 
@@ -7843,6 +7849,7 @@ def dashboard_page(
     before = RANGES.get(period.name, "same length of time")
     figures = activity_figures(stats.hits, stats.emails, hits_before)
     given = {"campaigns": {"curves": curves}}
+    csv = {f"{name}_csv": export_url(view, name, "csv") for name in ("emails", "events")}
     return view.page(
         f"{tenant.name}: opens and clicks",
         "dashboard",
@@ -7855,7 +7862,7 @@ def dashboard_page(
         compared=f"; compared with the {before} before" if stats.before else "",
         activity=activity_part(view, figures, curve(view, period, stats.steps), stats.reasons, "campaigns"),
         search=search_form(view),
-        downloads=joined() if tenant.share else view.pages.templates["_downloads"].render(exports=view.base),
+        downloads=joined() if tenant.share else view.pages.templates["_downloads"].render(exports=view.base, **csv),
         exports=view.base,
         parameters=query_of(view, (*RANGE_PARAMETERS, "tz")),
         **{name: table_section(view, tables[name], **given.get(name, {})) if name in tables else "" for name in TABLES},
@@ -7972,8 +7979,8 @@ def email_page(view: View, emails: Rows, hits: Rows, context: Context) -> str:
         ),
         hits=joined(*(timeline_row(view, *each, arrived, arrival) for each in timeline)),
         count=counted(len(hits.rows), "request") + (" of more; all are in the export" if hits.next else ""),
-        events=f"{view.base}/events",
-        key=quote(key, safe=""),
+        csv=export_url(replace(view, about={"key": key}), "events", "csv", ("key",)),
+        json=export_url(replace(view, about={"key": key}), "events", "json", ("key",)),
         zone=str(view.zone),
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -123,3 +125,15 @@ def test_libreoffice_finds_letters_and_real_dates_in_a_download(mailing: Stage, 
     assert [text for _, text in head] == HEAD.split(",")
     assert (clicked[0], opened[0]) == (("date", "2026-11-24T19:21:25"), ("date", "2026-11-24T18:21:25"))
     assert clicked[2:5] == [("string", "zoë@example.org"), ("string", "Grüße, =1+1"), ("string", "Frühling")]
+
+
+def test_the_download_links_of_pages_are_for_spreadsheets_in_the_zone_of_the_page(mailing: Stage) -> None:
+    number = mailing.rows("select id from urls")[0][0]
+    for page in ("dashboard", "campaigns/Fr%C3%BChling", "emails/e1", "people/e1", f"links/{number}"):
+        text = get(mailing, f"/{mailing.acme.id}/{page}?tz=Asia/Kolkata").text
+        links = [html.unescape(link) for link in re.findall(r'href="\.\.?/([a-z]+\.csv[^"]*)"', text)]
+        assert links
+        for link in links:
+            found = get(mailing, f"/{mailing.acme.id}/{link}")
+            assert (found.status, found.body[:3]) == (200, MARK)
+            assert "events" not in link or b"\r\n2026-11-25 00:51:25,click," in found.body
