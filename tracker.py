@@ -7540,7 +7540,11 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
     "share": lambda view, row, name: share_cell(row, name),
     "part": lambda view, row, name: part_cell(row[name], row["of"]),
     "spark": lambda view, row, name: spark_cell(row["curves"].get(row[name], [0, 0])),
-    "subject": lambda view, row, name: text_cell(row.get(name) or WITHOUT_SUBJECT[row["registered"]]),
+    "subject": lambda view, row, name: text_cell(
+        row.get(name) or WITHOUT_SUBJECT[row["registered"]],
+        url=page_url(view, "emails", row["key"]) if "person" in view.about else "",
+        head="person" in view.about,  # else its head is the recipient
+    ),
     "email": lambda view, row, name: text_cell(
         row.get(name) or row["key"], url=page_url(view, "emails", row["key"]), head=True
     ),
@@ -7607,7 +7611,7 @@ def is_shown(view: View, table: str, column: Column, rows: Sequence[Row]) -> boo
         return {"part": "of", "spark": "curves"}[column.kind] in rows[0]
     if column.kind == "few" and not view.asked.get("sort", "").startswith(f"{table}.{column.order}"):
         return any(row[column.field] for row in rows)
-    return not (view.campaign and column.head == "Campaign")
+    return not (view.campaign and column.head == "Campaign") and not ("person" in view.about and column.kind == "email")
 
 
 def emails_shown(view: View, rows: Rows) -> Markup:
@@ -7770,10 +7774,10 @@ def figure_list(view: View, figures: Iterable[Figure]) -> Markup:
         if first and isinstance(now, tuple):
             means = view.pages.words["range"].format(*ends_of(now)).split(" | ") if len(ends_of(now)) > 1 else ()
             lines = [share_bar(*now), *(tag("small", text) for text in means)]
-        if label in ("Opened", "Machines"):
+        if label in ("Opened", "Machines") and "person" not in view.about:
             why = joined(" ", tag("a", "Why?", href="#why"))
-        if view.campaign:
-            about = re.sub("(sent )?in this range(, whenever [a-z ]+ sent)?", "of this campaign", about)
+        if whose := "of this campaign" * bool(view.campaign) or "to this person" * ("person" in view.about):
+            about = re.sub("(sent )?in this range(, whenever [a-z ]+ sent)?", whose, about)
         change = tag("span", figure.before if view.campaign else figure.change, class_="change")
         told_all = tag("b", told(now)), " ", change, *lines, tag("small", figure.detail, why)
         items.append(tag("div", tag("dt", label, title=about), tag("dd", *told_all), class_="first" * first))

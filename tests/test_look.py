@@ -67,6 +67,8 @@ def paths(site: Site) -> dict[str, str]:
         "single-day": f"{site.shop}/dashboard?from=2026-01-01&to=2026-01-01",
         "campaign": f"{site.shop}/campaigns/{quote(campaign, safe='')}",
         "email": f"{site.shop}/emails/{story}",
+        "person": f"{site.shop}/people/{story}",
+        "link": f"{site.shop}/links/1",
         "odd-dashboard": f"/{site.initech['id']}/dashboard?machines=1",
         "odd-campaign": f"/{site.initech['id']}/campaigns/{quote(SUBJECTS[3][:200])}",
         "odd-email": f"/{site.initech['id']}/emails/odd2",
@@ -219,7 +221,7 @@ def test_every_page_is_whole_and_accessible_on_every_screen(
     assert "Your first mail" in tab.text("h2")
 
 
-@pytest.mark.parametrize("name", ["dashboard", "campaign", "email", "odd-dashboard", "odd-email"])
+@pytest.mark.parametrize("name", ["dashboard", "campaign", "email", "person", "link", "odd-dashboard", "odd-email"])
 def test_paper_is_white_and_has_whole_tables_and_no_controls(site: Site, tab: Tab, tmp_path: Path, name: str) -> None:
     open_page(site, tab, paths(site)[name], 794, "dark")
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
@@ -241,7 +243,7 @@ LINES = """table => Array.from(document.querySelectorAll(`.${table} tbody tr`), 
 
 @pytest.mark.parametrize("width", [320, 360, 430])
 def test_on_a_phone_a_row_is_two_lines_and_rates_and_numbers_are_whole(site: Site, tab: Tab, width: int) -> None:
-    for name in ("dashboard", "90d-machines", "campaign", "email"):
+    for name in ("dashboard", "90d-machines", "campaign", "email", "person", "link"):
         open_page(site, tab, paths(site)[name], width)
         assert tab.run(CUT) == [], name
     open_page(site, tab, paths(site)["dashboard"], width)
