@@ -3493,14 +3493,10 @@ class Tenant:
 
 
 def _tenants(connection: sqlite3.Connection, which: str, **values: str | int) -> list[Tenant]:
-    sql = f"select {', '.join(Tenant.__slots__[:-1])} from tenants {which}"
-    found = starmap(Tenant, connection.execute(sql, values))
-    flags = operator.attrgetter("any_domain", "suspended", "ignore_gpc")
-    return [
-        replace(each, any_domain=any_, suspended=suspended, ignore_gpc=ignores)
-        for each in found
-        for any_, suspended, ignores in [map(bool, flags(each))]
-    ]
+    names, flags = Tenant.__slots__[:-1], ("any_domain", "suspended", "ignore_gpc")
+    rows = connection.execute(f"select {', '.join(names)} from tenants {which}", values)
+    read = ((bool(value) if name in flags else value for name, value in zip(names, row, strict=True)) for row in rows)
+    return list(starmap(Tenant, read))
 
 
 def tenant_by_id(connection: sqlite3.Connection, id_: str) -> Tenant | None:
@@ -7995,6 +7991,7 @@ def link_page(view: View, links: Rows, clicks: Rows) -> str:
     url, machines = link["url"], "machines" in view.asked
     way = tag("a", url, href=url, rel="noreferrer nofollow") if re.match("https?://", url) else url
     crumb = tag("a", tag("bdi", view.campaign), href=page_url(view, "campaigns", view.campaign or "")), " \u203a "
+    other = view.url(machines="" if machines else "1")
     people, unsure, others = (link[f"clicks_{state}"] for state in STATES.values())
     more = f", {unsure:,} maybe by people" * (unsure > 0) + f", {others:,} by machines" * (others > 0)
     return view.page(
@@ -8004,9 +8001,7 @@ def link_page(view: View, links: Rows, clicks: Rows) -> str:
         campaign=joined(*crumb) if view.campaign else "",
         destination=way,
         numbers=f"Clicked in {counted(link['emails_person'], 'email')} by people: {counted(people, 'click')}{more}.",
-        machines=tag(
-            "a", "People alone" if machines else "Machines too", href=view.url(machines="" if machines else "1")
-        ),
+        machines=tag("a", "People alone" if machines else "Machines too", href=other),
         clicks=table_section(view, clicks),
     )
 
@@ -8780,10 +8775,8 @@ def _known_parameters(request: Request, *known: str) -> dict[str, str]:
 
 def link_view(app: App, request: Request, tenant: Tenant, link: str) -> Response:
     """Who clicked a link, in all campaigns or in one."""
-    number, campaign = (
-        int(link) if re.fullmatch("[0-9]{1,18}", link) else 0,
-        request.parameters().get("campaign") or None,
-    )
+    number = int(link) if re.fullmatch("[0-9]{1,18}", link) else 0
+    campaign = request.parameters().get("campaign") or None
     view = _view(app, request, tenant, campaign)
     verdict, after = "" if "machines" in view.asked else "human", read_cursor(view.asked.get("after", ""), EVENTS)
     with app.numbers() as (connection, _):
@@ -10428,10 +10421,8 @@ def cmd_export(args: Namespace, settings: Settings) -> None:
                 tell("note: the key that signs links is in it; keep it like a password")
                 return
             tenant = find_tenant(connection, args.tenant)
-        asked = narrowed(
-            Wanted(args.campaign, args.key, args.search or "", args.show or "all", url=args.url, person=args.person),
-            vars(args),
-        )
+        what = Wanted(args.campaign, args.key, args.search or "", args.show or "all", url=args.url, person=args.person)
+        asked = narrowed(what, vars(args))
         zone = zone_of(tenant) if args.spreadsheet else None
         for piece in export_rows(database, tenant.number, TABLES[args.table], args.format, asked, zone):
             file.write(piece)
