@@ -609,7 +609,7 @@ def test_config_says_where_each_value_comes_from(run: Terminal) -> None:
 ODD = {  # a variable that nobody reads, and what is told
     **dict.fromkeys(("BASEURL", "base_url", "BASE_URLS", "BaseUrl", "BASE_URL_"), "expected BASE_URL"),
     **dict.fromkeys(("EMAIL_TRACKER_BASE_URL", "EMAILTRACKER_BASE_URL"), "expected BASE_URL"),
-    "EMAIL_TRACKER_DOMAIN": "it is none of API_KEY, BASE_URL, ",
+    "EMAIL_TRACKER_DOMAIN": "it is none of AGENT_DAYS, API_KEY, ",
     **dict.fromkeys(("DATABASE_URI", "DATABASEURL_FILE"), "expected DATABASE_URL"),
     "WEB_CONCURENCY": "expected WEB_CONCURRENCY",
     **dict.fromkeys(("SECRETKEY", "SECRET_KEYS", "SECRET_KEYFILE"), "expected SECRET_KEY"),
