@@ -431,7 +431,7 @@ MAX_KEY = 200
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
 ROUTE_WORDS = re.compile(
     "admin|api|assets|campaigns|click|clients|dashboard|emails|events|favicon|forget|forgotten|health|"
-    "links|messages|pixel|robots|static|stats|tenants",
+    "links|messages|people|pixel|robots|static|stats|tenants",
     re.IGNORECASE,
 )
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
