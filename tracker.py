@@ -4219,12 +4219,13 @@ EVENT_FACTS = """
 """
 
 
-def find_emails(connection: sqlite3.Connection, tenant: int, keys: Collection[str]) -> dict[str, Email]:
+def find_emails(
+    connection: sqlite3.Connection, tenant: int, keys: Collection[str], *, has_old: bool = True
+) -> dict[str, Email]:
     """Those of the emails that are known, by key; an old one, whose own key is not known any more, by what that was."""
     sql = _EMAIL_FACTS.format(wanted("key")) + "where emails.tenant = :tenant and emails.key = wanted.key"
     found = {email.key: email for email in map(Email, for_each(connection, sorted(keys), sql, tenant=tenant))}
-    old = "select 1 from emails where tenant = ? and key > ? and key < ? limit 1"
-    if (unknown := {*keys} - found.keys()) and connection.execute(old, (tenant, AGED, f"{AGED}~")).fetchone():
+    if has_old and (unknown := {*keys} - found.keys()):
         hashes = {f"{AGED}{hash_}": key for hash_, key in gone_hashes(connection, tenant, unknown).items()}
         for email in map(Email, for_each(connection, sorted(hashes), sql, tenant=tenant)):
             found[hashes[email.key]] = email
@@ -4362,6 +4363,7 @@ class Batch:
         self._campaign_hits: dict[CampaignHit, int] = defaultdict(int)
         self._standings: dict[Standing, int] = defaultdict(int)
         self._cells: dict[Cell, int] = defaultdict(int)
+        self._with_old: set[int] = set()  # tenants that have emails whose own keys are not known any more
         self._carries_for = 0  # a tenant, where facts go and their numbers stay
         self._carried: dict[Cell, int] = defaultdict(int)
         self.dropped: dict[tuple[int, str, int], int] = defaultdict(int)
@@ -4521,6 +4523,8 @@ class Batch:
         hits = [*hits]
         sql = f"""
             select tenants.number, tenants.mail_id, tenants.id, tenants.tracking_host, tenants.id_in_mail_at,
+                   (select 1 from emails where emails.tenant = tenants.number and emails.key > '{AGED}'
+                        and emails.key < '{AGED}~' limit 1),
                    tenants.ignore_gpc, tenants.tz, tenants.unregistered_a_day
             from {wanted("word")} cross join tenants
             where tenants.mail_id = wanted.word or tenants.id = wanted.word or tenants.tracking_host = wanted.word
@@ -4532,6 +4536,7 @@ class Batch:
         ignoring = {number for number, *_, ignores, _, _ in tenants if ignores}
         by_id = {id_: (number, last or 0) for number, _, id_, _, last, *_ in tenants}
         owners = {host: mail_id for _, mail_id, _, host, *_ in tenants if host}
+        self._with_old = {row[0] for row in tenants if row[5]}
         self._tenants = {number: (tz, a_day) for number, *_, tz, a_day in tenants}
         found: dict[int, dict[tuple[str, str], list[Hit]]] = defaultdict(lambda: defaultdict(list))
         in_mail: dict[int, int] = {}
@@ -4561,7 +4566,8 @@ class Batch:
     def _emails_of(self, tenant: int, groups: dict[tuple[str, str], list[Hit]]) -> list[tuple[Email, list[Hit]]]:
         """The emails that hits belong to, in the order of their numbers, with their hits in order."""
         named = {pair: campaign_key(*pair) for pair in groups if pair[1]}
-        known = find_emails(self.connection, tenant, {*(key for key, _ in groups), *named.values()})
+        asked = {*(key for key, _ in groups), *named.values()}
+        known = find_emails(self.connection, tenant, asked, has_old=tenant in self._with_old)
         by_key: dict[str, list[Hit]] = {}
         for pair, hits in groups.items():
             key = pair[0]
