@@ -2971,6 +2971,7 @@ def tell_of_machine(database: Database, waiting: int | None, now: int) -> tuple[
 
 
 FORGOTTEN, DELETED = "forgotten", "deleted"  # kinds of what is gone
+UNTRACKED = "untracked"  # another one, which holds from its time on
 Gone = dict[tuple[str, str], int]  # by hash and kind: up to which time
 
 
@@ -3003,8 +3004,8 @@ def remember_gone(connection: sqlite3.Connection, gone: Gone) -> None:
         " set at = case when excluded.at > gone.at then excluded.at else gone.at end",
         [(*key, at) for key, at in gone.items()],
     )
-    if any(kind == FORGOTTEN for _, kind in gone):
-        set_mark(connection, "forgotten", secrets.token_hex(8))  # see clean_files
+    for kind in {FORGOTTEN, UNTRACKED}.intersection(kind for _, kind in gone):
+        set_mark(connection, kind, secrets.token_hex(8))  # see clean_files, and Batch
 
 
 def write_gone(folder: str, gone: Gone) -> None:
@@ -4364,6 +4365,7 @@ class Batch:
         self._standings: dict[Standing, int] = defaultdict(int)
         self._cells: dict[Cell, int] = defaultdict(int)
         self._with_old: set[int] = set()  # tenants that have emails whose own keys are not known any more
+        self._has_untracked = False
         self._carries_for = 0  # a tenant, where facts go and their numbers stay
         self._carried: dict[Cell, int] = defaultdict(int)
         self.dropped: dict[tuple[int, str, int], int] = defaultdict(int)
@@ -4525,6 +4527,7 @@ class Batch:
             select tenants.number, tenants.mail_id, tenants.id, tenants.tracking_host, tenants.id_in_mail_at,
                    (select 1 from emails where emails.tenant = tenants.number and emails.key > '{AGED}'
                         and emails.key < '{AGED}~' limit 1),
+                   (select count(*) from marks where name = '{UNTRACKED}'),
                    tenants.ignore_gpc, tenants.tz, tenants.unregistered_a_day
             from {wanted("word")} cross join tenants
             where tenants.mail_id = wanted.word or tenants.id = wanted.word or tenants.tracking_host = wanted.word
@@ -4534,6 +4537,7 @@ class Batch:
         tenants = asked.fetchall()
         by_mail_id = {mail_id: number for number, mail_id, *_ in tenants}
         ignoring = {number for number, *_, ignores, _, _ in tenants if ignores}
+        self._has_untracked = any(row[-4] for row in tenants)
         by_id = {id_: (number, last or 0) for number, _, id_, _, last, *_ in tenants}
         owners = {host: mail_id for _, mail_id, _, host, *_ in tenants if host}
         self._with_old = {row[0] for row in tenants if row[5]}
@@ -4581,7 +4585,14 @@ class Batch:
         early = {key for key, hits in by_key.items() if key not in known or hits[0].at < known[key].created_at}
         # Of a hit without a time (which is fixed) nobody knows whether it came before its email was deleted.
         early |= {key for key, hits in by_key.items() for hit in hits if hit.fixed}
+        for key, since in self._untracked(tenant, by_key).items():
+            for hit in (hits := by_key[key]):
+                if hit.at >= since:
+                    self.dropped[tenant, f"untracked-{TYPES[hit.type]}", hit.at // DAY_MS] += 1
+            by_key[key] = [hit for hit in hits if hit.at < since]
         for key, kinds in self._gone(tenant, early).items():
+            if not (kinds := {kind: at for kind, at in kinds.items() if kind != UNTRACKED}):
+                continue
             # What nobody registered again never comes back: a deleted email's pixel is still out there.
             reason, gone_at = FORGOTTEN if FORGOTTEN in kinds else DELETED, max(kinds.values())
             later = [hit for hit in by_key[key] if key in known and hit.at > gone_at and not hit.fixed]
@@ -4594,6 +4605,16 @@ class Batch:
         emails.sort(key=lambda pair: pair[0].id)
         self._emails += [email for email, _ in emails]
         return emails
+
+    def _untracked(self, tenant: int, keys: Iterable[str]) -> dict[str, int]:
+        """Those of keys, or of the addresses that some tools take for keys, that are not to be tracked, and from when on."""
+        if not self._has_untracked:
+            return {}
+        owns = {key: key.partition("?")[0] for key in keys}
+        words = {key: {key, own, as_person(own) if "@" in own else own} for key, own in owns.items()}
+        gone = self._gone(tenant, {*chain.from_iterable(words.values())})
+        found = {key: [gone[word][UNTRACKED] for word in words[key] if UNTRACKED in gone[word]] for key in words}
+        return {key: min(since) for key, since in found.items() if since}
 
     def _gone(self, tenant: int, words: Collection[str]) -> dict[str, dict[str, int]]:
         """Those of keys and addresses that are gone: by each kind, up to when."""
@@ -4777,12 +4798,17 @@ class Batch:
         # Of what is said now nothing was deleted, whatever the clock says; of what is read again, that of before.
         again = [each for each in registrations if each.at]
         words = {each.key for each in again if each.key not in known}
-        gone = self._gone(tenant, words | {as_person(each.recipient) for each in again if each.recipient})
+        gone = self._gone(tenant, words | {as_person(each.recipient) for each in registrations if each.recipient})
+        untracked: Gone = {}
         began: dict[str, int] = {}  # when emails were first spoken of that were not registered
         for each in registrations:
             key, at = each.key, each.at or self.now
-            until = *gone[key].values(), *gone[as_person(each.recipient or "")].values()
+            person = gone[as_person(each.recipient or "")]
+            until = [end for kind, end in (*gone[key].items(), *person.items()) if kind != UNTRACKED and each.at]
             if at < max(until, default=-FAR):
+                continue
+            if at >= person.get(UNTRACKED, FAR):  # instrumented where that could not be known
+                untracked |= {(hash_, UNTRACKED): at for hash_ in gone_hashes(self.connection, tenant, [key])}
                 continue
             if key in said:
                 said[key] = said[key].joined(each._replace(at=at))
@@ -4803,6 +4829,7 @@ class Batch:
             if key not in known:
                 self._standings[Standing(tenant, campaign, True, key.startswith(TEST_KEY), sent_at // QUARTER_MS)] += 1
         upsert(self.connection, "emails", ("tenant", "key"), SAID_COLUMNS, rows)
+        remember_gone(self.connection, untracked)
         if known:
             self._replace(known, find_emails(self.connection, tenant, known))
         return len(began)
@@ -6573,6 +6600,24 @@ def forget_person(folder: str, connection: sqlite3.Connection, tenant: int, addr
     sql = f"delete from allowances where tenant = :tenant and whose in (select wanted.key from {wanted('key')})"
     for_each(connection, keys, sql, tenant=tenant)
     return len(keys), spellings(spelt)
+
+
+def untracked_among(connection: sqlite3.Connection, tenant: int, words: Iterable[str]) -> set[str]:
+    """Those of keys, and of addresses as as_person has them, that are not to be tracked."""
+    hashes = gone_hashes(connection, tenant, words)
+    sql = f"select gone.hash from {wanted('hash')} cross join gone where gone.hash = wanted.hash and kind = :kind"
+    return {hashes[hash_] for (hash_,) in for_each(connection, hashes, sql, kind=UNTRACKED)}
+
+
+def untrack(folder: str, connection: sqlite3.Connection, tenant: int, addresses: Iterable[str], now: int) -> int:
+    """Track people no more from now on, in mail that was sent too; returns how many emails those are."""
+    keys = {key for address in addresses for key in keys_of_person(connection, tenant, address)[0]}
+    words = keys.union(map(as_person, addresses))
+    new = words - untracked_among(connection, tenant, words)  # who said so before stays from then on
+    gone = {(hash_, UNTRACKED): now for hash_ in gone_hashes(connection, tenant, new)}
+    remember_gone(connection, gone)
+    write_gone(folder, gone)
+    return len(keys)
 
 
 def texts_with(connection: sqlite3.Connection, address: str) -> list[str]:
@@ -8350,6 +8395,7 @@ class App:
         self._hits += 1
         if request.is_hidden:
             self._heed_hidden()
+        environ = request.environ
         hit = {
             "id": os.urandom(12).hex(),
             "t": round(time.time(), 3),
@@ -8357,17 +8403,16 @@ class App:
             "host": request.host[:253],
             "uri": request.uri,
             "ip": kept_address(request.address, self.settings.ip_addresses),
-            "ua": utf8(request.environ.get("HTTP_USER_AGENT", ""))[:MAX_AGENT],
+            "ua": utf8(environ.get("HTTP_USER_AGENT", ""))[:MAX_AGENT],
             "answer": answered,
         }
         for header in PURPOSE_HEADERS:
-            if header in request.environ and (purpose := utf8(request.environ[header])):
+            if header in environ and (purpose := utf8(environ[header])):
                 hit["purpose"] = purpose[:64]
                 break
-        gpc, dnt = request.environ.get("HTTP_SEC_GPC"), request.environ.get("HTTP_DNT")
-        if gpc:
+        if gpc := environ.get("HTTP_SEC_GPC"):
             hit["gpc"] = utf8(gpc)[:8]
-        if "1" in (gpc, dnt):
+        if gpc == "1" or environ.get("HTTP_DNT") == "1":
             hit |= self._untracked(mail_id, answered)
         if why:
             hit["why"] = why
@@ -9097,6 +9142,23 @@ def _link_maker(app: App, request: Request, tenant: Tenant) -> LinkMaker:
     return maker
 
 
+NO_TRACKING = ("the message", f"{UNTRACKED}: who gets it wants no tracking")  # of a report
+
+
+def recipients_of(message: bytes, said: Mapping[str, Any]) -> list[str]:
+    """Who gets a message: who is said to, else those in its headers."""
+    return [said["recipient"]] if said.get("recipient") else said_by_headers(message)[1]
+
+
+def as_recipients_want(
+    connection: sqlite3.Connection, tenant: int, how: Instrumenting, recipients: Iterable[str]
+) -> Instrumenting:
+    """How to instrument an email: not at all, where one of those who get it wants no tracking."""
+    if untracked_among(connection, tenant, map(as_person, recipients)):
+        return replace(how, opens=False, links=False, hidden_link=False)
+    return how
+
+
 def post_emails(app: App, request: Request, tenant: Tenant) -> Response:
     """Register one email (an object) or up to 1,000 (an array), all or none."""
     maker = _link_maker(app, request, tenant)
@@ -9105,32 +9167,42 @@ def post_emails(app: App, request: Request, tenant: Tenant) -> Response:
     if len(values) > MAX_REGISTRATIONS:
         raise HTTPError(400, f"expected at most {MAX_REGISTRATIONS} emails, got {len(values)}")
     registrations, answers, links = [], [], 0
+    said = (value.get("recipient") for value in values if isinstance(value, dict))
+    with app.database.reading() as connection:
+        people = {as_person(each) for each in said if isinstance(each, str)}
+        untracked = untracked_among(connection, tenant.number, people)
     for n, value in enumerate(values):
         where = f"[{n}]." if body is values else ""
-        registration, about = _new_email(maker, value, where)
+        registration, about = _new_email(maker, value, where, untracked)
         links += len(about["links"]) + len(about.get("report", {"wrapped": ()})["wrapped"])
         if links > MAX_LINKS:
             raise HTTPError(400, f"{where}links: expected at most {MAX_LINKS} in one request")
-        registrations.append(registration)
+        registrations += [registration] * ("untracked" not in about)
         answers.append(about)
     with app.database.transaction() as connection:
         made = tell_emails(app.database, connection, tenant, registrations)
     return json_response(201 if made else 200, answers if body is values else answers[0])
 
 
-def _new_email(maker: LinkMaker, value: object, where: str) -> tuple[Registration, dict[str, Any]]:
+def _new_email(
+    maker: LinkMaker, value: object, where: str, untracked: Collection[str]
+) -> tuple[Registration, dict[str, Any]]:
     said = read_fields(value, EMAIL_FIELDS, where)
     key, urls, html = said.pop("key", "") or new_key(), said.pop("links", []), said.pop("html", None)
     utm = filled_utm(said.pop("utm", maker.utm), said.get("campaign", ""))
     place, hidden = said.pop("pixel", "bottom"), said.pop("hidden_link", False)
     how = Instrumenting(maker, key, place, hidden_link=hidden, utm=utm)
     about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url(), "links": []}
+    if as_person(said.get("recipient", "")) in untracked:
+        how = replace(how, opens=False, links=False, hidden_link=False)
+        about |= {"pixel_url": "", "untracked": True}
     targets = {*map(how.target, urls)}
     for n, url in enumerate(urls):
         try:
             if maker.is_ours(url):
                 raise BadTarget("it leads back to this server")
-            about["links"].append({"url": url, "click_url": how.wrap(how.target(url))})
+            target = how.target(url)
+            about["links"].append({"url": url, "click_url": how.wrap(target) if how.links else target})
         except BadTarget as error:
             raise BadInput(f"{where}links[{n}]: {error}") from None
     if html is not None:
@@ -9153,7 +9225,10 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
     key = given or key_of_message(maker, raw, said.get("recipient", ""))
     utm = filled_utm(said.pop("utm", maker.utm), said.get("campaign", ""))
     how = Instrumenting(maker, key, place, links, hidden, utm=utm)
+    with app.database.reading() as connection:
+        how = as_recipients_want(connection, tenant.number, how, recipients_of(raw, said))
     message, report = instrument_message(raw, how, force=force)
+    report.skipped += [NO_TRACKING] * (not how.opens)
     if report.tracks:
         with app.database.transaction() as connection:
             tell_emails(app.database, connection, tenant, [registration_of(raw, key, report, **said)])
@@ -9199,6 +9274,16 @@ def post_forgotten(app: App, request: Request, tenant: Tenant) -> Response:
         forgotten, texts = forget_person(app.database.folder, connection, tenant.number, address)
     erase_rejected(app.database.spool, texts)
     return json_response(200, {"forgotten": forgotten})
+
+
+def post_untracked(app: App, request: Request, tenant: Tenant) -> Response:
+    """Track recipients no more, in mail that was sent too."""
+    said = read_fields(_json_body(request), {"addresses": _TEXTS})
+    addresses = list(map(read_person, said.get("addresses", ())))
+    with app.database.transaction() as connection:
+        await_replay(app.database, connection)
+        emails = untrack(app.database.folder, connection, tenant.number, addresses, now_ms())
+    return json_response(200, {"untracked": len(addresses), "emails": emails})
 
 
 # -- Campaigns and tenants
@@ -9297,6 +9382,7 @@ ROUTES = (
     Route("POST", "/{id}/emails", post_emails, WRITER, as_json),
     Route("POST", "/{id}/messages", post_messages, WRITER, as_json),
     Route("POST", "/{id}/forgotten", post_forgotten, WRITER, as_json),
+    Route("POST", "/{id}/untracked", post_untracked, WRITER, as_json),
     Route("POST", "/{id}/campaigns", post_campaigns, WRITER, as_json),
     Route("PATCH", "/{id}/emails/{key}", patch_email, WRITER, as_json),
     Route("DELETE", "/{id}/emails/{key}", delete_email_view, WRITER, as_json),
@@ -10234,7 +10320,11 @@ def _wrapped(
         left = None if args.placeholder is None else read_placeholder(args.placeholder)
         utm = filled_utm(said.pop("utm", maker.utm), args.campaign or "")
         how = Instrumenting(maker, key, args.pixel, args.links, args.hidden_link, tool, placeholder=left, utm=utm)
+        with acting_as_owner(settings), contextlib.suppress(StoreError), database.reading() as connection:
+            number = find_tenant(connection, args.tenant).number  # where it can't be read, the drain heeds it
+            how = as_recipients_want(connection, number, how, recipients_of(message, said))
         new, report = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
+        report.skipped += [NO_TRACKING] * (not how.opens)
         if report.tracks and registers:
             email = registration_of(message, key, report, **said)
             with acting_as_owner(settings):
@@ -10460,6 +10550,17 @@ def cmd_forget(args: Namespace, settings: Settings) -> int:
         tell(f"note: so does {settings.folder}/{name}, which `restore` put aside: delete it")
     tell(f"wrong: {trouble}" if trouble else "no file here has anything of it any more")
     return 1 if trouble else 0
+
+
+@command(TENANT, option("addresses ADDRESS", "whose", nargs="+"))
+def cmd_untrack(args: Namespace, settings: Settings) -> None:
+    """Track recipients no more: nothing is added to mail to them, and hits of mail already sent count in totals only."""
+    addresses = list(map(read_person, args.addresses))
+    with database_of(settings) as database, database.transaction() as connection:
+        await_replay(database, connection)
+        number = find_tenant(connection, args.tenant).number
+        emails = untrack(database.folder, connection, number, addresses, now_ms())
+    print(f"tracks {counted(len(addresses), 'recipient')} no more, with {counted(emails, 'email')} already sent")
 
 
 def _until_clean(database: Database, address: str, texts: Collection[bytes]) -> str:

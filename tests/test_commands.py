@@ -719,7 +719,7 @@ def test_the_demo_fills_an_empty_database_with_two_tenants_whose_numbers_look_li
 
 NEED_A_DATABASE = [
     *("tenant set Acme --any-domain", "tenant list", "tenant show Acme", "tenant key Acme", "tenant rotate Acme"),
-    *("tenant share Acme", "tenant shares Acme", "tenant shares Acme --revoke x"),
+    *("tenant share Acme", "tenant shares Acme", "tenant shares Acme --revoke x", "untrack Acme a@b.example"),
     *("tenant remove Acme --yes", "stats Acme", "drain", "ingest", "check", "check --repair"),
 ]
 

@@ -136,7 +136,7 @@ COMMANDS = (
         "tenant rotate Acme",
         "tenant share Acme --campaign x",
     ),
-    *("tenant shares Acme", "tenant remove Globex --yes"),
+    *("tenant shares Acme", "untrack Acme a@b.example", "tenant remove Globex --yes"),
 )
 
 

@@ -36,6 +36,7 @@ SAID = {  # by command: its other words and its standard input, and what it says
     "report": ("Acme --since all", "", "Spring: first sent"),
     "export": ("Acme events", "", "e1"),
     "selftest": ("Acme", "", "works"),
+    "untrack": ("Acme ann@example.com", "", "tracks 1 recipient no more"),
     "drain": ("", "", "drained 0 hits"),
     "judge": ("-", json.dumps(HIT), "open"),
     "rejudge": ("", "", "all hits are judged as before"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
@@ -522,3 +523,98 @@ def test_help_says_of_every_field_that_is_written_into_the_spool(stage: Stage) -
     }
     assert written_now >= {"own", "gpc", "purpose", "why", "recipient", "delivered_at"}
     assert written_now | {*tracker.HIT_TEXTS, *tracker.EMAIL_TEXTS} == told_of()["spool"]
+
+
+# -- Who wants no tracking
+
+
+def test_who_is_untracked_counts_in_totals_only_from_then_on(stage: Stage, run: Told) -> None:
+    send_mail(stage)
+    stage.drain()
+    before = stage.rows("select key, at, type from event_details order by at")
+    assert "tracks 1 recipient no more, with 4 emails already sent" in run("untrack", "Acme", ANN.upper())
+    [(since,)] = set(stage.rows("select at from gone where kind = 'untracked'"))
+    early, late = since - 1000, since + 1000
+    path = f"/{stage.acme.mail_id}/pixel/{quote(ANN)}.gif?campaign=Next"
+    lines = [hit(stage, "a1", early), hit(stage, "a1", late), click(stage, "a2", "https://acme.com/", late)]
+    segment(stage, *lines, hit(stage, "x", late, uri=path), hit(stage, "b1", late))
+    stage.drain()
+    new = sorted({*stage.rows("select key, at, type from event_details")} - {*before})
+    assert new == [("a1", early, 1), ("b1", late, 1)]
+    assert sorted(stage.rows("select reason, hits from dropped")) == [("untracked-click", 1), ("untracked-open", 2)]
+    assert "2 opens and 1 click asked not to be tracked" in stage.web.get(f"/{stage.acme.id}/dashboard?range=all").text
+    assert stage.check() == []
+    run("untrack", "Acme", ANN, "carol@example.com")
+    assert {since} < {at for (at,) in stage.rows("select at from gone where kind = 'untracked'")}  # hers stays
+    assert [*stage.rows("select min(at) from gone where kind = 'untracked'")] == [(since,)]
+
+
+def test_nothing_is_added_to_mail_to_who_is_untracked_and_nothing_stored(stage: Stage, run: Told) -> None:
+    home, headers = f"/{stage.acme.id}", {"Content-Type": "message/rfc822"}
+    message = f"From: a@acme.com\r\nTo: Ann <{ANN.lower()}>\r\nSubject: Secret\r\nContent-Type: text/html\r\n\r\n"
+    raw = f'{message}<body><a href="https://acme.com/">x</a></body>\r\n'.encode()
+    assert stage.web.post(f"{home}/messages", raw, headers=headers).headers["X-Tracker"] == "instrumented"
+    run("forget", "Acme", ANN)
+    said = stage.web.post_json(f"{home}/untracked", {"addresses": [ANN]}).json
+    assert said == {"untracked": 1, "emails": 0}
+    answer = stage.web.post(f"{home}/messages", raw, headers=headers)
+    assert (answer.body, answer.headers["X-Tracker"]) == (raw, "unchanged")
+    report = stage.web.post(f"{home}/messages", raw, headers={**headers, "Accept": "application/json"}).json["report"]
+    assert report["wrapped"] == [] and "untracked" in report["skipped"][0]["reason"]
+    html = '<a href="https://acme.com/">x</a>'
+    emails = [
+        {"key": "n1", "recipient": ANN, "subject": "Secret", "links": ["https://acme.com/"], "html": html},
+        {"key": "n2", "recipient": "bob@example.com", "links": ["https://acme.com/"]},
+    ]
+    ann, bob = stage.web.post_json(f"{home}/emails", emails).json
+    assert ann["untracked"] and ann["pixel_url"] == "" and ann["html"] == html
+    assert ann["links"] == [{"url": "https://acme.com/", "click_url": "https://acme.com/"}]
+    assert "untracked" not in bob and "/click/n2/" in bob["links"][0]["click_url"]
+    stage.web.post_json(f"/{stage.globex.id}/emails", {"key": "g1", "recipient": ANN})  # another sender's choice
+    assert stage.rows("select key from emails order by key") == [("g1",), ("n2",)]
+    kept = b"".join(path.read_bytes() for path in (stage.spool / "kept").glob("*.jsonl"))
+    assert b"Secret" not in kept and b'"n1"' not in kept
+
+
+def test_what_was_instrumented_before_it_could_be_known_is_not_stored(stage: Stage, run: Told) -> None:
+    run("untrack", "Acme", ANN)
+    [(since,)] = stage.rows("select at from gone")
+    said = (("late", since + 1), ("early", since - 1))
+    lines = (tracker.email_line(stage.acme.mail_id, tracker.Registration(key, "S", ANN), at) for key, at in said)
+    segment(stage, *lines).rename(stage.spool / f"{NOW}-1-{'ab' * 12}-emails.jsonl")
+    segment(stage, hit(stage, "late", since + 9), hit(stage, "early", since - 1), hit(stage, "other", since + 9))
+    stage.drain()
+    assert stage.rows("select key from event_details order by key") == [("early",), ("other",)]
+    assert stage.rows("select reason, hits from dropped") == [("untracked-open", 1)]
+
+
+@pytest.mark.sqlite
+def test_a_backup_made_before_somebody_was_untracked_changes_nothing(stage: Stage, run: Told) -> None:
+    send_mail(stage)
+    stage.drain()
+    copy = stage.folder / "copy.db"
+    run("backup", copy)
+    run("untrack", "Acme", ANN)
+    [(since,)] = set(stage.rows("select at from gone where kind = 'untracked'"))
+    segment(stage, hit(stage, "a1", since - 1000), hit(stage, "a1", since + 1000), hit(stage, "a2", since + 1000))
+    stage.drain()
+    before = numbers(stage.database), stage.rows("select * from dropped"), sorted(stage.rows("select * from gone"))
+    for _ in range(2):
+        run("restore", copy)
+        after = numbers(stage.database), stage.rows("select * from dropped"), sorted(stage.rows("select * from gone"))
+        assert after == before
+    segment(stage, hit(stage, "a1", since + 5000))
+    stage.drain()
+    assert len(stage.rows("select 1 from events where at > ?", since)) == 0
+
+
+def test_instrument_leaves_mail_to_who_is_untracked_as_it_is(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, run: Told
+) -> None:
+    run("untrack", "Acme", ANN)
+    raw = b'To: <%s>\nSubject: x\nContent-Type: text/html\n\n<a href="https://acme.com/">x</a>\n' % ANN.encode()
+    for words, same in (((), True), (("--recipient", "bob@example.com"), False), (("--recipient", ANN.lower()), True)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
+        told = run("instrument", "Acme", "--local", *words)
+        assert ("/click/" not in told) == same and ("untracked" in told) == same, told
+    assert stage.rows("select recipient from emails") == [("bob@example.com",)]

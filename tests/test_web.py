@@ -51,6 +51,7 @@ CALLS: dict[tuple[str, str], tuple[str, bytes]] = {
     # Delivered a second before the click of the cast, which so becomes a scanner's: its roll-ups change too.
     ("PATCH", "/{id}/emails/{key}"): ("", json.dumps({"subject": "Said later", "delivered_at": DELIVERED_AT}).encode()),
     ("DELETE", "/{id}/emails/{key}"): ("", b""),
+    ("POST", "/{id}/untracked"): ("", b'{"addresses": ["reader@Acme.example"]}'),
     ("POST", "/tenants"): ("", b'{"name": "Initech", "id": "initech"}'),
 }
 
