@@ -10320,9 +10320,10 @@ def _wrapped(
         left = None if args.placeholder is None else read_placeholder(args.placeholder)
         utm = filled_utm(said.pop("utm", maker.utm), args.campaign or "")
         how = Instrumenting(maker, key, args.pixel, args.links, args.hidden_link, tool, placeholder=left, utm=utm)
+        people = recipients_of(message, said)
         with acting_as_owner(settings), contextlib.suppress(StoreError), database.reading() as connection:
             number = find_tenant(connection, args.tenant).number  # where it can't be read, the drain heeds it
-            how = as_recipients_want(connection, number, how, recipients_of(message, said))
+            how = as_recipients_want(connection, number, how, people)
         new, report = instrument_html_bytes(raw, how) if args.html else instrument_message(raw, how, force=args.force)
         report.skipped += [NO_TRACKING] * (not how.opens)
         if report.tracks and registers:
