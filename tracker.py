@@ -10553,7 +10553,7 @@ def cmd_forget(args: Namespace, settings: Settings) -> int:
     return 1 if trouble else 0
 
 
-@command(TENANT, option("addresses ADDRESS", "whose", nargs="+"))
+@command(TENANT, option("addresses ADDRESS", "recipients' addresses", nargs="+"))
 def cmd_untrack(args: Namespace, settings: Settings) -> None:
     """Track recipients no more: nothing is added to mail to them, and hits of mail already sent count in totals only."""
     addresses = list(map(read_person, args.addresses))
