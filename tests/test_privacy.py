@@ -9,8 +9,11 @@ import io
 import json
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -289,24 +292,23 @@ def test_what_an_older_program_left_in_free_pages_is_looked_for_and_the_file_wri
 
 
 @pytest.mark.sqlite
-def test_a_file_of_nginx_is_replaced_by_a_copy_of_the_same_age(tmp_path: Path) -> None:
+def test_a_file_of_nginx_is_replaced_by_a_copy_of_the_same_age(request: pytest.FixtureRequest) -> None:
     if os.geteuid():
         pytest.skip("only root makes files of others")
-    tmp_path.chmod(0o777)
-    path = tmp_path / "0000000000001-0-aaaaaaaa-nginx.jsonl"
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
+    request.addfinalizer(partial(shutil.rmtree, folder))
+    folder.chmod(0o777)
+    path = folder / "0000000000001-0-aaaaaaaa-nginx.jsonl"
     path.write_bytes(b"mine\nyours\n")
     path.chmod(0o644)
     os.utime(path, (5, 5))
-    for parent in tmp_path.parents:
-        if parent.stat().st_uid == 0 and str(parent).startswith(str(tmp_path.parent.parent)):
-            parent.chmod(0o755)
     os.seteuid(65534)
     try:
         tracker._overwrite(str(path), [(5, 10)])
     finally:
         os.seteuid(0)
     assert path.read_bytes() == b"mine\n     \n"
-    assert path.stat().st_mtime == 5 and [each.name for each in tmp_path.iterdir()] == [path.name]
+    assert path.stat().st_mtime == 5 and [each.name for each in folder.iterdir()] == [path.name]
 
 
 def test_what_a_kill_left_to_be_forgotten_is_forgotten_at_the_next_start(stage: Stage) -> None:
