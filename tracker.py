@@ -431,7 +431,7 @@ MAX_KEY = 200
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
 ROUTE_WORDS = re.compile(
     "admin|api|assets|campaigns|click|clients|dashboard|emails|events|favicon|forget|forgotten|health|"
-    "links|messages|people|pixel|robots|static|stats|tenants",
+    "links|messages|people|pixel|robots|static|stats|tenants|untracked",
     re.IGNORECASE,
 )
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
@@ -7691,7 +7691,9 @@ def table_section(view: View, rows: Rows, **given: Any) -> Markup:
     lines = ((CELLS[column.kind](view, row, column.field) for column in columns) for row in named)
     body = joined(*(tag("tr", *line) for line in lines))
     heads = joined(*(column_head(view, name, column) for column in columns))
-    note = "" if view.campaign or table is EVENTS else "on the days of this range" if table is PROGRAMS else "of all time"
+    note = (
+        "" if view.campaign or table is EVENTS else "on the days of this range" if table is PROGRAMS else "of all time"
+    )
     title, what = joined(table.title, " ", tag("small", note)), table.title.lower()
     told = {"name": name, "what": what, "title": title, "above": above, "take": table_end(view, rows, name)}
     return view.pages.templates["_table"].render(**told, heads=heads, rows=body)
