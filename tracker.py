@@ -7691,9 +7691,7 @@ def table_section(view: View, rows: Rows, **given: Any) -> Markup:
     lines = ((CELLS[column.kind](view, row, column.field) for column in columns) for row in named)
     body = joined(*(tag("tr", *line) for line in lines))
     heads = joined(*(column_head(view, name, column) for column in columns))
-    note = (
-        "" if view.campaign or table is EVENTS else "on the days of this range" if table is PROGRAMS else "of all time"
-    )
+    note = "" if view.campaign or table is EVENTS else "by day, in this range" if table is PROGRAMS else "of all time"
     title, what = joined(table.title, " ", tag("small", note)), table.title.lower()
     told = {"name": name, "what": what, "title": title, "above": above, "take": table_end(view, rows, name)}
     return view.pages.templates["_table"].render(**told, heads=heads, rows=body)
