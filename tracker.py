@@ -116,6 +116,7 @@ def path_of(url: str) -> str:
     return re.sub("^https?://[^/]*", "", url)
 
 
+@lru_cache(maxsize=1024)
 def read_host(name: str) -> str:
     """Read a host as a browser would: IDNA, lower case, canonical addresses. Raises BadTarget."""
     try:
@@ -703,7 +704,6 @@ def _host_and_port(text: str) -> tuple[str, int | None]:
     return read_host(match[1]), int(match[2]) if match[2] else None
 
 
-@lru_cache(maxsize=1024)
 def read_destination(text: str) -> str:
     """Read HOST or HOST:PORT as `--domain` and `--block` take it. Raises BadInput."""
     try:
@@ -3053,8 +3053,8 @@ _IN_STATEMENTS = (
     ("(?<!:):([a-z_]+)", r"%(\1)s"),
     (r"\burls\.url = (wanted\.target|%\(\w+\)s)", r"md5(urls.url) = md5(\1) and urls.url = \1"),
 )
-# Statements are planned to read few rows of large tables, and to compile one takes longer than to run it.
 _SELECT_VERSION = "select value from marks where name = 'schema'"
+# Statements are planned to read few rows of large tables, and to compile one takes longer than to run it.
 _FOR_FEW_ROWS = "set local random_page_cost = 1.1; set local jit = off"
 _CONNECT = {  # unless the URL says otherwise: a machine that went silent is noticed within seconds
     "connect_timeout": 5,
