@@ -3008,6 +3008,17 @@ def remember_gone(connection: sqlite3.Connection, gone: Gone) -> None:
         set_mark(connection, kind, secrets.token_hex(8))  # see clean_files, and Batch
 
 
+def gone_among(connection: sqlite3.Connection, tenant: int, words: Collection[str]) -> dict[str, dict[str, int]]:
+    """Those of keys, and of addresses as as_person has them, that are gone: by each kind, up to when."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    if words:
+        hashes = gone_hashes(connection, tenant, words)
+        sql = f"select gone.hash, kind, at from {wanted('hash')} cross join gone where gone.hash = wanted.hash"
+        for hash_, kind, at in for_each(connection, hashes, sql):
+            found[hashes[hash_]][kind] = at
+    return found
+
+
 def write_gone(folder: str, gone: Gone) -> None:
     """Write into the file `gone` too what must be gone from every backup; before the commit. Raises StoreError."""
     lines = "".join(f"{hash_} {at} {kind}\n" for (hash_, kind), at in gone.items())
@@ -4590,7 +4601,7 @@ class Batch:
                 if hit.at >= since:
                     self.dropped[tenant, f"untracked-{TYPES[hit.type]}", hit.at // DAY_MS] += 1
             by_key[key] = [hit for hit in hits if hit.at < since]
-        for key, kinds in self._gone(tenant, early).items():
+        for key, kinds in gone_among(self.connection, tenant, early).items():
             if not (kinds := {kind: at for kind, at in kinds.items() if kind != UNTRACKED}):
                 continue
             # What nobody registered again never comes back: a deleted email's pixel is still out there.
@@ -4612,19 +4623,9 @@ class Batch:
             return {}
         owns = {key: key.partition("?")[0] for key in keys}
         words = {key: {key, own, as_person(own) if "@" in own else own} for key, own in owns.items()}
-        gone = self._gone(tenant, {*chain.from_iterable(words.values())})
+        gone = gone_among(self.connection, tenant, {*chain.from_iterable(words.values())})
         found = {key: [gone[word][UNTRACKED] for word in words[key] if UNTRACKED in gone[word]] for key in words}
         return {key: min(since) for key, since in found.items() if since}
-
-    def _gone(self, tenant: int, words: Collection[str]) -> dict[str, dict[str, int]]:
-        """Those of keys and addresses that are gone: by each kind, up to when."""
-        found: dict[str, dict[str, int]] = defaultdict(dict)
-        if words:
-            hashes = gone_hashes(self.connection, tenant, words)
-            sql = f"select gone.hash, kind, at from {wanted('hash')} cross join gone where gone.hash = wanted.hash"
-            for hash_, kind, at in for_each(self.connection, hashes, sql):
-                found[hashes[hash_]][kind] = at
-        return found
 
     def _make_unregistered(self, tenant: int, by_key: Mapping[str, list[Hit]]) -> dict[str, Email]:
         """Make the emails that hits speak of, as far as strangers may: beside those of the day, twice as many of a campaign
@@ -4798,7 +4799,8 @@ class Batch:
         # Of what is said now nothing was deleted, whatever the clock says; of what is read again, that of before.
         again = [each for each in registrations if each.at]
         words = {each.key for each in again if each.key not in known}
-        gone = self._gone(tenant, words | {as_person(each.recipient) for each in registrations if each.recipient})
+        words |= {as_person(each.recipient) for each in registrations if each.recipient}
+        gone = gone_among(self.connection, tenant, words)
         untracked: Gone = {}
         began: dict[str, int] = {}  # when emails were first spoken of that were not registered
         for each in registrations:
@@ -6515,14 +6517,21 @@ def tidy_spool(database: Database, days: int, megabytes: int, *, delete: bool = 
 RETIRED_EVENTS = 1_000  # that a transaction removes, or looks at, as emails: 0.1 s, in which nobody else writes
 
 
+def _let_go(
+    folder: str, connection: sqlite3.Connection, tenant: int, words: Iterable[str], kind: str, now: int
+) -> None:
+    """Remember of keys and addresses that they are gone, here and for every backup; before the commit."""
+    gone = {(hash_, kind): now for hash_ in gone_hashes(connection, tenant, words)}
+    remember_gone(connection, gone)
+    write_gone(folder, gone)
+
+
 def delete_emails(folder: str, connection: sqlite3.Connection, tenant: int, keys: Collection[str], now: int) -> int:
     """Remove emails, so that no hit of before and no restored backup makes them again; returns how many there were."""
     with Batch(connection, now) as changes:
         found = changes.delete(tenant, keys)
         if found:
-            gone = {(hash_, DELETED): now for hash_ in gone_hashes(connection, tenant, keys)}
-            remember_gone(connection, gone)
-            write_gone(folder, gone)
+            _let_go(folder, connection, tenant, keys, DELETED, now)
     return found
 
 
@@ -6592,9 +6601,7 @@ def spellings(words: Iterable[str]) -> set[bytes]:
 def forget_person(folder: str, connection: sqlite3.Connection, tenant: int, address: str) -> tuple[int, set[bytes]]:
     """Remove all emails to an address for good, and keep their numbers; how many, and how files may spell the address."""
     (keys, spelt), now = keys_of_person(connection, tenant, address), now_ms()
-    gone = {(hash_, FORGOTTEN): now for hash_ in gone_hashes(connection, tenant, [*keys, as_person(address)])}
-    remember_gone(connection, gone)
-    write_gone(folder, gone)
+    _let_go(folder, connection, tenant, [*keys, as_person(address)], FORGOTTEN, now)
     with Batch(connection, now) as changes:
         changes.delete(tenant, keys, carries=True)
     sql = f"delete from allowances where tenant = :tenant and whose in (select wanted.key from {wanted('key')})"
@@ -6604,9 +6611,7 @@ def forget_person(folder: str, connection: sqlite3.Connection, tenant: int, addr
 
 def untracked_among(connection: sqlite3.Connection, tenant: int, words: Iterable[str]) -> set[str]:
     """Those of keys, and of addresses as as_person has them, that are not to be tracked."""
-    hashes = gone_hashes(connection, tenant, words)
-    sql = f"select gone.hash from {wanted('hash')} cross join gone where gone.hash = wanted.hash and kind = :kind"
-    return {hashes[hash_] for (hash_,) in for_each(connection, hashes, sql, kind=UNTRACKED)}
+    return {word for word, kinds in gone_among(connection, tenant, {*words}).items() if UNTRACKED in kinds}
 
 
 def untrack(folder: str, connection: sqlite3.Connection, tenant: int, addresses: Iterable[str], now: int) -> int:
@@ -6614,9 +6619,7 @@ def untrack(folder: str, connection: sqlite3.Connection, tenant: int, addresses:
     keys = {key for address in addresses for key in keys_of_person(connection, tenant, address)[0]}
     words = keys.union(map(as_person, addresses))
     new = words - untracked_among(connection, tenant, words)  # who said so before stays from then on
-    gone = {(hash_, UNTRACKED): now for hash_ in gone_hashes(connection, tenant, new)}
-    remember_gone(connection, gone)
-    write_gone(folder, gone)
+    _let_go(folder, connection, tenant, new, UNTRACKED, now)
     return len(keys)
 
 
