@@ -239,7 +239,8 @@ def _setting(variable: str, convert: Callable[[str], Any], default: str = "", *,
 
 _workers = _matching("[1-9]|[1-5][0-9]|6[0-4]", "a whole number from 1 to 64", int)
 _days = _matching("[1-9][0-9]{0,2}", "a whole number from 1 to 999", int)
-_long = _matching("[7-9]|[1-9][0-9]{1,3}", "a whole number from 7 to 9999", int)
+RETENTION = "[7-9]|[1-9][0-9]{1,3}"  # days
+_retention = _matching(RETENTION, "a whole number from 7 to 9999", int)
 _megabytes = _matching("[1-9][0-9]{0,6}", "a whole number from 1 to 9999999", int)
 _bind = _matching(
     r"unix:/.+|fd://[0-9]+|(?:\[[0-9A-Fa-f:.]+\]|[^\s:/]+):([0-9]+)",
@@ -274,7 +275,7 @@ class Settings:
     ip_addresses: str = _setting("IP_ADDRESSES", _kept, "truncated")
     keep_spool_days: int = _setting("KEEP_SPOOL_DAYS", _days, "3")
     keep_spool_mb: int = _setting("KEEP_SPOOL_MB", _megabytes, "2000")
-    retention_days: int | None = _setting("RETENTION_DAYS", _long)
+    retention_days: int | None = _setting("RETENTION_DAYS", _retention)
     agent_days: int = _setting("AGENT_DAYS", _days, "30")
     data_folder: str | None = _setting("DATA_FOLDER", _folder)
     local: bool = False  # `--local`: links may lead to this machine
@@ -1380,6 +1381,10 @@ class Instrumenting:
     opens: bool = True  # whether the pixel is placed at all
     placeholder: re.Pattern[str] | None = None  # what a URL holds that is left for a tool to fill in
     utm: Collection[tuple[str, str]] = ()  # parameters that targets get
+
+    def untracked(self) -> Instrumenting:
+        """The same, but nothing is placed or wrapped."""
+        return replace(self, opens=False, links=False, hidden_link=False)
 
     def target(self, url: str) -> str:
         """Where the tracked link of a URL leads."""
@@ -4105,24 +4110,27 @@ def rollup_differences(connection: sqlite3.Connection, most: int = 20) -> list[s
     return found
 
 
+def _count_anew(connection: sqlite3.Connection, table: str, where: str = "", values: Sequence[int] = ()) -> None:
+    columns = ", ".join(chain(*ROLLUPS[table]))
+    connection.execute(f"delete from {table} {where}", values)
+    recounted = f"select {columns} from ({_recounted(table)}) as recounted {where}"
+    connection.execute(f"insert into {table} ({columns}) {recounted}", values)
+
+
 def rebuild_rollups(connection: sqlite3.Connection) -> None:
     """Replace each roll-up by its recount."""
     know_clients(connection)
-    for table, rollup in ROLLUPS.items():
-        columns = ", ".join(chain(*rollup))
-        connection.execute(f"delete from {table}")
-        connection.execute(f"insert into {table} ({columns}) select {columns} from ({_recounted(table)}) as recounted")
+    for table in ROLLUPS:
+        _count_anew(connection, table)
 
 
 def count_days_anew(connection: sqlite3.Connection, tenant: int) -> None:
     """Count a tenant's numbers by day anew: its days begin at other times now."""
     know_clients(connection)
     for table, rollup in ROLLUPS.items():
-        if by_day := [name for name in ("grain = 1", "day > 0") if name.partition(" ")[0] in rollup.keys]:
-            where, columns = f"where tenant = ? and {by_day[0]}", ", ".join(chain(*rollup))
-            connection.execute(f"delete from {table} {where}", (tenant,))
-            sql = f"insert into {table} ({columns}) select {columns} from ({_recounted(table)}) as recounted {where}"
-            connection.execute(sql, (tenant,))
+        for column, by_day in (("grain", "grain = 1"), ("day", "day > 0")):
+            if column in rollup.keys:
+                _count_anew(connection, table, f"where tenant = ? and {by_day}", (tenant,))
 
 
 # == Emails ============================================================================================
@@ -7128,6 +7136,7 @@ class CampaignStats:
     campaign: str
     begun: int  # when its first email was sent, in milliseconds, to the quarter of an hour
     age: int  # since then
+    last_hit_at: int | None
     sent: Totals
     before: dict[str, Totals]  # the campaigns before, newest first, as they were at the same age
     before_sums: Totals | None  # all of them as one, so that a small one weighs little: for rates
@@ -7182,6 +7191,7 @@ def read_campaign(
         campaign=campaign,
         begun=begun * QUARTER_MS,
         age=max(now - begun * QUARTER_MS, 0),
+        last_hit_at=rows[0]["last_hit_at"],
         sent=totals_of(rows[0]),
         before={name: totals_of(each) for name, each in comparable.items()},
         before_sums=totals_of(together) if comparable else None,
@@ -7943,7 +7953,7 @@ def half_told(milliseconds: int | None) -> str:
     return f"Half of the emails that people opened had been opened within {took}. "
 
 
-def campaign_page(view: View, stats: CampaignStats, tables: Mapping[str, Rows], last_hit: int | None) -> str:
+def campaign_page(view: View, stats: CampaignStats, tables: Mapping[str, Rows]) -> str:
     before, compared = stats.before_sums, ""
     *rates, sent = sent_figures(stats.sent, before)
     if before:
@@ -7958,7 +7968,7 @@ def campaign_page(view: View, stats: CampaignStats, tables: Mapping[str, Rows], 
         "campaign",
         campaign=stats.campaign,
         first=f"{view.time(stats.begun)}, {ago(stats.age / 1000)}",
-        last=view.ago(last_hit),
+        last=view.ago(stats.last_hit_at),
         now=f"{view.time(view.now)}, {view.zone}",
         age=lasting(stats.age // 1000),
         compared=compared,
@@ -8796,8 +8806,7 @@ def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> 
             name: read_table(connection, tenant.number, TABLES[name], _wanted(request, view, TABLES[name], most=most))
             for name, most in rows.items()
         }
-        [row] = read_table(connection, tenant.number, CAMPAIGNS, Wanted(campaign=campaign)).named()
-    return html_response(200, campaign_page(view, stats, tables, row["last_hit_at"]))
+    return html_response(200, campaign_page(view, stats, tables))
 
 
 def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response:
@@ -9158,7 +9167,7 @@ def as_recipients_want(
 ) -> Instrumenting:
     """How to instrument an email: not at all, where one of those who get it wants no tracking."""
     if untracked_among(connection, tenant, map(as_person, recipients)):
-        return replace(how, opens=False, links=False, hidden_link=False)
+        return how.untracked()
     return how
 
 
@@ -9197,7 +9206,7 @@ def _new_email(
     how = Instrumenting(maker, key, place, hidden_link=hidden, utm=utm)
     about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url(), "links": []}
     if as_person(said.get("recipient", "")) in untracked:
-        how = replace(how, opens=False, links=False, hidden_link=False)
+        how = how.untracked()
         about |= {"pixel_url": "", "untracked": True}
     targets = {*map(how.target, urls)}
     for n, url in enumerate(urls):
@@ -10040,7 +10049,7 @@ def _read_a_day(number: int) -> int:
 
 
 def _read_retention(text: str) -> int | None:
-    if not re.fullmatch("|0|[7-9]|[1-9][0-9]{1,3}", text):
+    if not re.fullmatch(f"|0|{RETENTION}", text):
         raise BadInput("--retention: expected a whole number of days from 7 to 9999, or 0, or ''")
     return int(text) if text else None
 
@@ -10400,6 +10409,12 @@ def _figure_text(figure: Figure, beside: str = "") -> str:
     return f"{figure.label:13} {told(figure.now):>12}   {beside}{figure.detail}".rstrip()
 
 
+def _stats_texts(name: str, stats: Stats) -> list[str]:
+    """The numbers of a range, in lines."""
+    figures = *sent_figures(stats.sent), *activity_figures(stats.hits, stats.emails)
+    return [f"{name}: {RANGES[stats.period.name]}, {stats.period.zone}", *map(_figure_text, figures)]
+
+
 def _reason_texts(reasons: Iterable[Row]) -> Iterator[str]:
     for row in reasons:
         what = f"{row['event_type']}s, {row['counts_as'].replace('_', ' ')}: {row['verdict']}, {row['reason']}"
@@ -10420,8 +10435,7 @@ def cmd_stats(args: Namespace, settings: Settings) -> None:
         period = period_of(connection, tenant, {"range": args.range, "tz": args.tz or ""}, now_ms())
         stats = read_stats(connection, tenant, period)
         waiting = waiting_hits(database, connection)
-    lines = [f"{tenant.name}: {RANGES[args.range]}, {period.zone}"]
-    lines += map(_figure_text, (*sent_figures(stats.sent), *activity_figures(stats.hits, stats.emails)))
+    lines = _stats_texts(tenant.name, stats)
     lines += _reason_texts(stats.reasons) if args.why else ()
     if waiting:
         lines.append(f"about {waiting} hits are still waiting to be counted")
@@ -10445,8 +10459,7 @@ def cmd_report(args: Namespace, settings: Settings) -> None:
         if args.campaign is None:
             period = period_of(connection, tenant, {"range": args.since}, now)
             stats = read_stats(connection, tenant, period)
-            lines += [f"{tenant.name}: {RANGES[args.since]}, {period.zone}"]
-            lines += map(_figure_text, (*sent_figures(stats.sent), *activity_figures(stats.hits, stats.emails)))
+            lines += _stats_texts(tenant.name, stats)
             begun = campaigns_before(connection, tenant.number, now // QUARTER_MS + 1, MOST_REPORTED)
             names = [name for name, quarter in begun if quarter * QUARTER_MS >= period.starts[0]]
         for name in names:
