@@ -2542,7 +2542,8 @@ class Database:
         if self._connection is not None:
             ABANDONED.add(self._connection)  # it must not be used or closed on the far side of a fork
         self._connection, self._pid = None, os.getpid()
-        if any(other.has_others(found) for other in list(_DATABASES)):
+        # Looked at again where they seem to be others: a thread may just have opened it, and made them.
+        if any(other.has_others(found) and other.has_others(self._ids()) for other in list(_DATABASES)):
             raise self._end()
         wal = f"{self.path}-wal"
         if found[0] != self._files[0] and found[1] == self._files[1] is not None and os.stat(wal).st_size:

@@ -163,6 +163,37 @@ def test_a_process_that_has_what_was_taken_away_open_elsewhere_writes_nothing_an
     assert why == f"{path}: its -wal or -shm was taken away while it was open; this process must end"
 
 
+OPENED_AT_ONCE = """
+import os, sys, tracker
+path = sys.argv[1]
+first, second = tracker.Database(path), tracker.Database(path)
+look = tracker.file_id
+
+def file_id(path):  # just when the second has looked, the first opens the database, and makes -wal and -shm
+    found = look(path)
+    if str(path).endswith("-shm"):
+        tracker.file_id = look
+        with first.reading():
+            pass
+    return found
+
+tracker.file_id = file_id
+second.leave = lambda: print("leaves")
+with second.reading():
+    print("reads")
+os._exit(0)
+"""
+
+
+def test_a_thread_that_opens_the_database_while_another_does_takes_nothing_away(server: Server) -> None:
+    assert terminate(server) == 0
+    path = data(server) / "tracking.db"
+    assert not path.with_name("tracking.db-wal").exists()
+    command = [sys.executable, "-uc", OPENED_AT_ONCE, str(path)]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (said.stdout, said.stderr) == ("reads\n", "")
+
+
 def test_pages_that_meet_damage_are_503_and_check_names_it_while_links_work(servers: Callable[..., Server]) -> None:
     server = servers()
     made = server.tenant("Acme")
