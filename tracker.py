@@ -5213,17 +5213,25 @@ def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
 # -- Numbers of campaigns
 
 
-def campaigns_begun(connection: sqlite3.Connection, tenant: int, campaigns: Collection[str]) -> dict[str, int]:
-    """In which quarter the first email of each was sent; where none was told of, the first one was opened or clicked."""
-    first = "select time from campaign_times where tenant = :tenant and campaign_times.campaign = wanted.campaign"
+def campaigns_sent(
+    connection: sqlite3.Connection, tenant: int, campaigns: Collection[str]
+) -> dict[str, tuple[int, int]]:
+    """In which quarters the first and the last email of each were sent; where none was told of, the first one was opened
+    or clicked."""
+    time = """
+        select time from campaign_times
+        where tenant = :tenant and campaign_times.campaign = wanted.campaign and grain = 0
+    """
     sql = f"""
-        select wanted.campaign, coalesce(
-            ({first} and grain = 0 and emails > 0 order by time limit 1),
-            ({first} and grain = 0 and {" + ".join(GROUP_COLUMNS)} > 0 order by time limit 1))
+        select wanted.campaign,
+            ({time} and emails > 0 order by time limit 1),
+            ({time} and emails > 0 order by time desc limit 1),
+            ({time} and {" + ".join(GROUP_COLUMNS)} > 0 order by time limit 1)
         from {wanted("campaign")}
     """
     rows = for_each(connection, campaigns, sql, tenant=tenant)
-    return {campaign: quarter for campaign, quarter in rows if quarter is not None}
+    sent = {campaign: (seen, seen) if first is None else (first, last) for campaign, first, last, seen in rows}
+    return {campaign: times for campaign, times in sent.items() if times[0] is not None}
 
 
 def campaigns_before(connection: sqlite3.Connection, tenant: int, quarter: int, most: int) -> list[tuple[str, int]]:
@@ -5478,8 +5486,8 @@ CAMPAIGNS = Table(
     columns=(
         Column("Campaign", "campaign", "campaign", "campaign"),
         Column("Sent", "number", "emails", "sent", "emails"),
-        Column("Opened", "share", "opened", "opened", f"(opened_person + click_only) {_OF_ALL}"),
-        Column("Clicked", "share", "clicked", "clicked", f"clicked_person {_OF_ALL}"),
+        Column("Opened", "share", "Opened", "opened", f"(opened_person + click_only) {_OF_ALL}"),
+        Column("Clicked", "share", "Clicked", "clicked", f"clicked_person {_OF_ALL}"),
         Column("First sent", "time", "first_email_at", "first", "coalesce(first_email_at, 0)"),
         Column("Last activity", "time", "last_hit_at", "last", "coalesce(last_hit_at, 0)"),
         Column("First 2 days", "spark", "campaign"),
@@ -5504,7 +5512,7 @@ PROGRAMS = Table(
         Column("Device", "device", "device", "device", "device"),
         Column("Opens", "number", "opens_person", "people", "sum(opens_person)"),
         Column("Maybe read", "few", "opens_unconfirmed", "unconfirmed", "sum(opens_unconfirmed)"),
-        Column("Share", "share", "opens", "share", "sum(opens_person + opens_unconfirmed)"),
+        Column("Share", "range", "opens", "share", "sum(opens_person + opens_unconfirmed)"),
     ),
     scopes={
         "campaign": """(
@@ -7037,11 +7045,14 @@ class Totals:
         opened, clicked = self.opened, self.clicked
         emails, read = (0, 0) if self.is_exceeded else (self.emails, self.read)
         parts = {
-            "Opened": (opened["person"], opened["unconfirmed"], emails),
+            "By opens alone": (opened["person"], opened["unconfirmed"], emails),
+            # Some who clicked are among the unconfirmed too, nobody counts how many: so "at most" is too high, never too low.
+            "Opened": (self.read, opened["unconfirmed"], emails),
             "Clicked": (clicked["person"], clicked["unconfirmed"], emails),
             "Click-to-open": (clicked["person"], 0, read),
         }
-        return {label: (low / of, (low + more) / of) if of else None for label, (low, more, of) in parts.items()}
+        ends = {label: (low, min(low + more, of), of) for label, (low, more, of) in parts.items()}
+        return {label: (low / of, high / of) if of else None for label, (low, high, of) in ends.items()}
 
 
 Counts = dict[str, dict[str, int]]  # by "opens" and "clicks", and by state, as stats.json has them
@@ -7143,21 +7154,24 @@ class CampaignStats:
     before_sums: Totals | None  # all of them as one, so that a small one weighs little: for rates
     hits: Counts
     reasons: list[dict[str, Any]]  # as those of Stats
-    half_after: int | None  # milliseconds after `begun` by which people had opened half of what they opened
+    half_after: (
+        int | None
+    )  # milliseconds after `begun` by which people had opened half of it; None if it is sent for days
     period: Period  # hours for the first two days, then its steps: days, or longer ones
     hours: int  # how many of the steps are hours
     steps: list[Counts]
 
 
-def read_campaign_period(zone: tzinfo, begun: int, last: int, now: int) -> tuple[Period, int]:
+def read_campaign_period(zone: tzinfo, begun: int, last: int, now: int, is_steady: bool) -> tuple[Period, int]:
     """A campaign's time up to the last hit: the hours of two days, up to midnight, then days or longer steps; and how many
-    are hours."""
+    are hours. Of one that is sent for longer than that, days alone."""
     first = datetime.fromtimestamp(begun / 1000, zone).replace(minute=0, second=0, microsecond=0)
     hour = math.floor(first.timestamp()) * 1000
     turn = datetime.fromtimestamp(begun / 1000 + FIRST_HOURS * 3_600 - 1, zone).date() + timedelta(days=1)
     day_after = datetime.fromtimestamp(last / 1000, zone).date() + timedelta(days=1)
+    turn = first.date() if is_steady else turn
     by_hour = _midnight(turn, zone)
-    end = min(now + 1, max(by_hour, _midnight(day_after, zone)))
+    end = min(max(now, hour) + 1, max(by_hour, _midnight(day_after, zone)))
     hours = list(range(hour, min(by_hour, end), HOUR_MS))
     if end <= by_hour:
         return Period("", zone, hours, end, "hour"), len(hours)
@@ -7172,10 +7186,14 @@ def read_campaign(
     """The numbers of a campaign from the roll-ups; None if there is nothing of it."""
     number, quarter = tenant.number, now // QUARTER_MS + 1
     rows = read_table(connection, number, CAMPAIGNS, Wanted(campaign=campaign)).named()
-    begun = campaigns_begun(connection, number, [campaign]).get(campaign)
+    begun, ended = campaigns_sent(connection, number, [campaign]).get(campaign, (None, 0))
     if not rows or begun is None:
         return None
-    period, hours = read_campaign_period(zone, begun * QUARTER_MS, rows[0]["last_hit_at"] or 0, now)
+    last, is_steady = (
+        max(rows[0]["last_hit_at"] or 0, ended * QUARTER_MS),
+        ended - begun > FIRST_HOURS * HOUR_MS // QUARTER_MS,
+    )
+    period, hours = read_campaign_period(zone, begun * QUARTER_MS, last, now, is_steady)
     is_alone = tenant.share is not None and tenant.share.campaign != ""  # then the others are not to be told of
     others = {} if is_alone else dict(campaigns_before(connection, number, begun, MOST_BEFORE))
     bounds = [0, *(at // QUARTER_MS for at in period.starts[1:]), quarter]  # what came before is in the first step
@@ -7198,7 +7216,7 @@ def read_campaign(
         before_sums=totals_of(together) if comparable else None,
         hits=counts_of(hits),
         reasons=reasons_of(hits),
-        half_after=_half_after(connection, number, begun, own, steps),
+        half_after=None if is_steady else _half_after(connection, number, begun, own, steps),
         period=period,
         hours=hours,
         steps=steps,
@@ -7224,9 +7242,9 @@ def _half_after(
 
 def campaign_curves(connection: sqlite3.Connection, tenant: int, campaigns: Collection[str]) -> dict[str, list[int]]:
     """How many emails people first opened in each of the first hours of campaigns."""
-    begun = campaigns_begun(connection, tenant, campaigns)
-    curves = {campaign: [0] * FIRST_HOURS for campaign in begun}
-    spans = ((campaign, first, first + FIRST_HOURS * HOUR_MS // QUARTER_MS) for campaign, first in begun.items())
+    sent = campaigns_sent(connection, tenant, campaigns)
+    curves = {campaign: [0] * FIRST_HOURS for campaign in sent}
+    spans = ((campaign, first, first + FIRST_HOURS * HOUR_MS // QUARTER_MS) for campaign, (first, _) in sent.items())
     for campaign, hour, emails in campaign_opens(connection, tenant, spans, HOUR_MS // QUARTER_MS):
         curves[campaign][hour] = emails
     return curves
@@ -7253,7 +7271,7 @@ def read_iso_time(text: str, name: str) -> int:
 
 
 def _sent_json(sent: Totals) -> dict[str, Any]:
-    return {**asdict(sent), "open_rate": sent.rates["Opened"], "click_rate": sent.rates["Clicked"]}
+    return {**asdict(sent), "open_rate": sent.rates["By opens alone"], "click_rate": sent.rates["Clicked"]}
 
 
 def campaign_json(stats: CampaignStats, name: str, programs: Rows, links: Rows, waiting: int) -> dict[str, Any]:
@@ -7487,8 +7505,10 @@ def happened(row: Mapping[str, Any], noun: str) -> list[str]:
     verb, maybe = {"opens": ("opened", "maybe read"), "clicks": ("clicked", "maybe clicked")}[noun]
     numbers = {state: row[f"{noun}_{state}"] for state in STATE_WORDS}
     words = {"person": verb, "unconfirmed": maybe, "machine": "by machines"}
-    some = (state for state in STATE_WORDS if numbers[state])
-    return [words[state] + f" {times(numbers[state])}" * (state != "unconfirmed") for state in some]
+    is_read = noun == "opens" and row["clicks_person"] > 0 and not row["opens_person"]
+    some = (state for state in STATE_WORDS if numbers[state] and not (is_read and state == "unconfirmed"))
+    told = (words[state] + f" {times(numbers[state])}" * (state != "unconfirmed") for state in some)
+    return [*["read, as a click shows"] * is_read, *told]
 
 
 def program_name(client: str, device: str) -> str:
@@ -7548,15 +7568,19 @@ def share_bar(low: float, high: float) -> Markup:
     return tag("svg", tag("rect", width=certain), unsure, aria_hidden="true")
 
 
-def share_cell(row: Row, name: str) -> Markup:
-    """How many of some emails people certainly and perhaps opened or clicked, as a small bar and the rate."""
-    low, unsure, of = row[f"{name}_person"], row[f"{name}_unconfirmed"], row["emails"]
-    if low + unsure + row.get(f"{name}_machine", 0) > of:  # keys that nobody was told of: what they make is no rate
-        return tag("td", f"{low:,}" + f", of {of:,} told of" * (of > 0))
-    if not of:
-        return tag("td", "–")
-    rate = low / of, (low + unsure) / of
-    return tag("td", share_bar(*rate), f" {told(rate)}", class_="share", title=f"{low:,} of {of:,}")
+def rate_cell(rate: tuple[float, float], whole: str = "") -> Markup:
+    return tag("td", share_bar(*rate), f" {told(rate)}", class_="share", title=whole)
+
+
+def share_cell(row: Row, label: str) -> Markup:
+    """How many of a campaign's emails people certainly and perhaps opened or clicked, as a small bar and the rate."""
+    totals = totals_of(row)
+    certain, rate = {"Opened": totals.read, "Clicked": totals.clicked["person"]}[label], totals.rates[label]
+    if rate:
+        return rate_cell(rate, f"{certain:,} of {totals.emails:,}")
+    # Keys that nobody was told of: what they make is no rate.
+    of = f", of {totals.emails:,} told of" * totals.is_exceeded
+    return tag("td", f"{certain:,}{of}" if certain or of else "–")
 
 
 def spark_cell(hours: Sequence[int]) -> Markup:
@@ -7566,11 +7590,6 @@ def spark_cell(hours: Sequence[int]) -> Markup:
     shape = "".join(f"V{height}h{3 * len([*run])}" for height, run in runs)
     path = tag("path", d=f"M0 16{shape}V16z")
     return tag("td", tag("svg", path, viewBox=f"0 0 {3 * len(steps)} 16", aria_hidden="true", class_="spark"))
-
-
-def part_cell(part: int, of: int) -> Markup:
-    share = part / of if part else 0.0
-    return tag("td", share_bar(share, share), f" {told((share, share))}", class_="share") if part else tag("td", "")
 
 
 def done_cell(row: Row, noun: str) -> Markup:
@@ -7599,7 +7618,10 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
     "by": lambda view, row, name: tag("td", by_whom(row)),
     "campaign": lambda view, row, name: text_cell(row[name], url=page_url(view, "campaigns", row[name]), head=True),
     "share": lambda view, row, name: share_cell(row, name),
-    "part": lambda view, row, name: part_cell(row[name], row["of"]),
+    "range": lambda view, row, name: rate_cell(
+        (row[f"{name}_person"] / row["emails"], (row[f"{name}_person"] + row[f"{name}_unconfirmed"]) / row["emails"])
+    ),
+    "part": lambda view, row, name: rate_cell((row[name] / row["of"],) * 2) if row[name] else tag("td", ""),
     "spark": lambda view, row, name: spark_cell(row["curves"].get(row[name], [0, 0])),
     "subject": lambda view, row, name: text_cell(
         row.get(name) or WITHOUT_SUBJECT[row["registered"]],
@@ -7794,9 +7816,14 @@ def step_label(period: Period, n: int, hours: int) -> str:
 def sent_figures(totals: Totals, before: Totals | None = None) -> list[Figure]:
     """What became of some mail, the most important first."""
     only, of = totals.clicked_without_open, f", of {totals.emails:,} told of" * totals.is_exceeded
-    read = f"{only:,} {'more ' * (totals.opened['person'] > 0)}clicked, so they read it" if only else ""
+    person, maybe = totals.opened["person"], totals.opened["unconfirmed"]
+    parts = {
+        f"{person:,} by people": person,
+        f"{only:,} {'more ' * (person > 0)}clicked, so they read it": only,
+        f"{'at most ' * (only > 0)}{maybe:,} maybe read": maybe,
+    }
     details = {
-        "Opened": "; ".join(filter(None, (made_of(totals.opened) + of, read))),
+        "Opened": "; ".join(filter(parts.get, parts)) + of,
         "Clicked": made_of(totals.clicked) + of,
         "Click-to-open": f"of {counted(totals.read, 'email')} that people read" if totals.read else "",
         "Sent": "emails",
@@ -7968,7 +7995,7 @@ def campaign_page(view: View, stats: CampaignStats, tables: Mapping[str, Rows]) 
         f"{stats.campaign}: {view.tenant.name}",
         "campaign",
         campaign=stats.campaign,
-        first=f"{view.time(stats.begun)}, {ago(stats.age / 1000)}",
+        first=f"about {view.time(stats.begun)}, {ago(stats.age / 1000)}",
         last=view.ago(stats.last_hit_at),
         now=f"{view.time(view.now)}, {view.zone}",
         age=lasting(stats.age // 1000),
@@ -10474,7 +10501,7 @@ def _campaign_report(connection: sqlite3.Connection, tenant: Tenant, campaign: s
     if (stats := read_campaign(connection, tenant, campaign, zone, now)) is None:
         raise BadInput(f"no campaign {campaign!r}; `campaign list` shows them")
     begun = datetime.fromtimestamp(stats.begun / 1000, zone)
-    yield f"{campaign}: first sent {begun:%d %b %Y %H:%M} ({zone}), {ago(stats.age / 1000)}"
+    yield f"{campaign}: first sent about {begun:%d %b %Y %H:%M} ({zone}), {ago(stats.age / 1000)}"
     number, before = len(stats.before), stats.before_sums
     for figure in sent_figures(stats.sent, before):
         beside = f"({counted(number, 'campaign')} before, as old: {told(figure.then)}) " if figure.then else ""

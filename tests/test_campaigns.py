@@ -139,6 +139,33 @@ def test_the_curve_of_a_campaign_has_hours_for_two_days_up_to_midnight_and_then_
     assert sum(step["opens"]["person"] for step in steps) == 4
 
 
+def test_the_curve_of_a_campaign_that_is_sent_for_weeks_has_days_alone_and_no_half(stage: Stage) -> None:
+    for number, hours in (("One", 48), ("Two", 49), ("Three", 24 * 40), ("Four", -30)):
+        register(stage, stage.acme, *mails(number, 1, SENT))
+        register(
+            stage, stage.acme, tracker.Registration(f"{number}-last", campaign=number, sent_at=SENT + hours * HOUR)
+        )
+        segment(stage, hit(stage, f"{number}1", SENT + HOUR, ua=OUTLOOK), hit(stage, f"{number}-last", NOW, ua=OUTLOOK))
+        stage.drain()
+    assert [step["step"] for step in numbers(stage, "One")["steps"]] == ["hour"] * 54 + ["day"] * 3
+    assert numbers(stage, "One")["half_of_opens_after_hours"] == 1.25
+    for number in ("Two", "Three"):  # of which the last of Three is still to be sent
+        found = numbers(stage, number)
+        assert [(step["step"], step["from"][:10], step["opens"]["person"]) for step in found["steps"]] == [
+            ("day", f"2026-11-{day}", int(day in (19, 24))) for day in range(19, 25)
+        ]
+        assert found["half_of_opens_after_hours"] is None
+        page = get(stage, f"/{stage.acme.id}/campaigns/{number}").text
+        assert "Half of" not in page and 'aria-label="Opens and clicks, a day each"' in page
+    assert numbers(stage, "Four")["steps"][0]["from"] == "2026-11-18T12:00:00.000Z"
+
+
+def test_a_campaign_that_is_still_to_be_sent_has_a_page(stage: Stage) -> None:
+    register(stage, stage.acme, *mails("Soon", 2, NOW + 3 * DAY))
+    assert [step["from"] for step in numbers(stage, "Soon")["steps"]] == ["2026-11-27T18:00:00.000Z"]
+    assert get(stage, f"/{stage.acme.id}/campaigns/Soon").status == 200
+
+
 def test_a_campaign_says_with_what_it_was_opened_why_hits_count_as_they_do_and_which_links_were_clicked(
     mailing: Stage,
 ) -> None:
@@ -210,9 +237,9 @@ def test_a_report_says_as_a_text_what_became_of_a_time_and_of_the_campaigns_that
     assert tracker.main([*command, "--campaign", "Spring"]) == 0
     spring = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
     assert spring.splitlines()[:8] == [
-        "Spring: first sent 19 Nov 2026 18:15 (UTC), 5 days ago",
-        "Opened             40–50 %   (2 campaigns before, as old: 33–50 %)"
-        " 4 by people, 1 maybe read; 1 more clicked, so they read it",
+        "Spring: first sent about 19 Nov 2026 18:15 (UTC), 5 days ago",
+        "Opened             50–60 %   (2 campaigns before, as old: 33–50 %)"
+        " 4 by people; 1 more clicked, so they read it; at most 1 maybe read",
         "Clicked             30.0 %   (2 campaigns before, as old: 16.7 %) 3 by people",
         "Click-to-open       60.0 %   (2 campaigns before, as old: 50.0 %) of 5 emails that people read",
         "Sent                    10   emails",
@@ -225,8 +252,8 @@ def test_a_report_says_as_a_text_what_became_of_a_time_and_of_the_campaigns_that
     assert tracker.main(command) == 0
     week = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
     assert [line for line in week.splitlines() if line.endswith(" ago")] == [
-        "Summer: first sent 23 Nov 2026 18:15 (UTC), 1 day ago",
-        "Spring: first sent 19 Nov 2026 18:15 (UTC), 5 days ago",
+        "Summer: first sent about 23 Nov 2026 18:15 (UTC), 1 day ago",
+        "Spring: first sent about 19 Nov 2026 18:15 (UTC), 5 days ago",
     ]
     assert week.startswith("Acme: 7 days, UTC\nOpened ") and spring in week
     assert tracker.main([*command, "--campaign", "Sprung"]) == 1
