@@ -40,16 +40,16 @@ PIP_INSTALL = unset PIP_EDITABLE PIP_PREFIX PIP_ROOT PIP_TARGET; \
 	$(VENV)/bin/python -I -m pip --disable-pip-version-check -q -q \
 	install --require-hashes --only-binary :all:
 
-# $(call install,what it is called,its requirements file): installs unless this very list was installed.
+# $(call install,what it is called,its requirements file,options of pip): installs unless this very list was installed.
 # The copy is made last, so that a broken installation is tried again; each list has its own, by its whole path.
 define install
 @if ! cmp -s $(2) $(VENV)/installed-$(subst /,-,$(2)); then \
 	echo "Installing $(1) into $(VENV)"; \
-	{ $(PIP_INSTALL) -r $(2); } && cp $(2) $(VENV)/installed-$(subst /,-,$(2)); \
+	{ $(PIP_INSTALL) $(3) -r $(2); } && cp $(2) $(VENV)/installed-$(subst /,-,$(2)); \
 fi
 endef
 
-.PHONY: help run demo dist test test-faults screenshots bench lint format clean venv runtime-packages test-packages bench-packages node-packages lint-packages
+.PHONY: help run demo dist test test-faults screenshots bench lint format clean venv runtime-packages test-packages apart-packages bench-packages node-packages lint-packages
 
 help: ## print this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -73,7 +73,7 @@ screenshots: test-packages ## make the two pictures of README anew
 	@$(VENV)/bin/python tests/screenshots.py
 
 # In two processes, each file in one of them: half the time on two cores. Every server takes a free port of its own.
-test: test-packages ## run the tests; some of them: make test ARGS="-k pixel"
+test: test-packages apart-packages ## run the tests; some of them: make test ARGS="-k pixel"
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # What is timed needs both cores, and goes first; of the others, which kill and wait, two run at a time. They print figures.
@@ -121,6 +121,11 @@ runtime-packages: venv
 
 test-packages: runtime-packages
 	$(call install,the test packages,tests/requirements.txt)
+
+# schemathesis brings plugins of pytest, so these have a folder of their own. Without them their tests are skipped.
+apart-packages: venv
+	@cmp -s tests/requirements-apart.txt $(VENV)/installed-tests-requirements-apart.txt || rm -rf $(VENV)/apart
+	-$(call install,packages that tests start,tests/requirements-apart.txt,--no-compile --target $(VENV)/apart)
 
 bench-packages: test-packages
 	$(call install,the packages of the benchmark,tests/bench/requirements.txt)

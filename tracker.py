@@ -433,7 +433,7 @@ MAX_KEY = 200
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
 ROUTE_WORDS = re.compile(
     "admin|api|assets|campaigns|click|clients|dashboard|emails|events|favicon|forget|forgotten|health|"
-    "links|messages|people|pixel|robots|static|stats|tenants|untracked",
+    "links|messages|openapi|people|pixel|robots|static|stats|tenants|untracked",
     re.IGNORECASE,
 )
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
@@ -7366,6 +7366,7 @@ class Pages:
         self.stylesheet = re.sub(rb"/\*.*?\*/|\n *", b"", resource("templates/style.css"))
         self.stylesheet_name = f"style.{hashlib.sha256(self.stylesheet).hexdigest()[:16]}.css"
         self.icon = resource("templates/icon.svg")
+        self.openapi = resource("templates/openapi.json")
         self.pixel = resource("pixel.gif")
 
     def page(self, title: str, template: str, /, **values: object) -> str:
@@ -8668,6 +8669,11 @@ def favicon(app: App, request: Request) -> Response:
     return Response(200, [("Content-Type", "image/svg+xml"), ("Cache-Control", "max-age=86400")], app.pages.icon)
 
 
+def openapi(app: App, request: Request) -> Response:
+    """What programs may ask for, and what they are answered, in OpenAPI 3.1."""
+    return Response(200, [("Content-Type", EXPORT_TYPES["json"]), ("Cache-Control", "max-age=3600")], app.pages.openapi)
+
+
 def asset(app: App, request: Request, name: str) -> Response:
     """A file whose name holds the hash of its content, so it may be kept for ever."""
     if name != app.pages.stylesheet_name:
@@ -9403,6 +9409,7 @@ ROUTES = (
     Route("GET", SIGNED_PATH, signed_click, ANYONE),
     Route("GET", PLAIN_PATH, plain_click, ANYONE),
     Route("GET", "/health", health, ANYONE, as_json),
+    Route("GET", "/openapi.json", openapi, ANYONE, as_json),
     Route("GET", "/assets/{name}", asset, ANYONE),
     Route("GET", "/robots.txt", robots, ANYONE),
     Route("GET", "/favicon.ico", favicon, ANYONE),

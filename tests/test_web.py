@@ -36,9 +36,9 @@ DELIVERED_AT = tracker.iso_time(NOW - 1_000)
 
 # How every route is called: by GET as it is, or as here: with a query behind its pattern, and a body.
 GETS = """
-/{mail_id}/pixel/{key}.gif /{mail_id}/click/{key}/{signature}/{target} /health /assets/{name} /robots.txt /favicon.ico /
-/{id} /{id}/dashboard /{id}/stats.json /{id}/emails.json /{id}/emails.csv /{id}/events.json /{id}/events.csv /{id}/links.json
-/{id}/links.csv /{id}/campaigns.json /{id}/campaigns.csv /{id}/clients.json /{id}/clients.csv /{id}/campaigns/{campaign}
+/{mail_id}/pixel/{key}.gif /{mail_id}/click/{key}/{signature}/{target} /health /openapi.json /assets/{name} /robots.txt
+/favicon.ico / /{id} /{id}/dashboard /{id}/stats.json /{id}/emails.json /{id}/emails.csv /{id}/events.json /{id}/events.csv
+/{id}/links.json /{id}/links.csv /{id}/campaigns.json /{id}/campaigns.csv /{id}/clients.json /{id}/clients.csv /{id}/campaigns/{campaign}
 /{id}/campaigns/{campaign}.json /{id}/emails/{key} /{id}/links/{link} /{id}/people/{key}
 """
 CALLS: dict[tuple[str, str], tuple[str, bytes]] = {

@@ -1,0 +1,205 @@
+"""templates/openapi.json is held against the program: its routes, the fields of its tables, what it reads and answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from asking import bearer, call
+from conftest import OPERATOR_KEY, ROOT, Server, Stage, missing
+
+import tracker
+
+SPEC: dict[str, Any] = json.loads((ROOT / "templates" / "openapi.json").read_bytes())
+OPERATIONS = {(method.upper(), path): each for path, item in SPEC["paths"].items() for method, each in item.items()}
+APART = Path(sys.prefix) / "apart"  # where make puts schemathesis
+ROWS = {"emails": "Email", "events": "Event", "links": "Link", "campaigns": "Campaign", "clients": "Client"}
+
+
+def resolved(value: Any) -> Any:
+    """A part of the file, or what it refers to."""
+    if "$ref" not in value:
+        return value
+    place: Any = SPEC
+    for name in value["$ref"].removeprefix("#/").split("/"):
+        place = place[name]
+    return place
+
+
+def parts(value: Any) -> Iterator[dict[str, Any]]:
+    """All objects in a part of the file, with those that they refer to."""
+    if isinstance(value, dict):
+        value = resolved(value)
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from parts(each)
+
+
+def parameters(operation: dict[str, Any], place: str) -> list[str]:
+    return [each["name"] for each in map(resolved, operation.get("parameters", ())) if each["in"] == place]
+
+
+# == Against what the program says of itself ==
+
+
+def test_each_route_is_described_and_nothing_else() -> None:
+    assert sorted(OPERATIONS) == sorted((route.method, route.pattern) for route in tracker.ROUTES)
+    assert len({each["operationId"] for each in OPERATIONS.values()}) == len(OPERATIONS)
+    keys: dict[str, list[dict[str, list[str]]]] = {
+        tracker.WRITER: [{"tenantKey": []}, {"operatorKey": []}],
+        tracker.OPERATOR: [{"operatorKey": []}],
+    }
+    for route in tracker.ROUTES:
+        each = OPERATIONS[route.method, route.pattern]
+        assert each["tags"] == [route.access]
+        assert each.get("security", []) == keys.get(route.access, [])
+        assert parameters(each, "path") == re.findall(r"{(\w+)}", route.pattern)
+    assert tracker.__version__.partition(".dev")[0] == SPEC["info"]["version"]
+
+
+def test_each_part_is_used_somewhere() -> None:
+    used: set[str] = set()
+    new = references(SPEC["paths"])
+    while new - used:
+        used |= new
+        new = {name for each in used for name in references(resolved({"$ref": f"#/components/{each}"}))}
+    kinds = ("schemas", "parameters", "responses")
+    assert used == {f"{kind}/{name}" for kind in kinds for name in SPEC["components"][kind]}
+
+
+def references(value: Any) -> set[str]:
+    return set(re.findall(r'"#/components/(\w+/\w+)"', json.dumps(value)))
+
+
+def test_rows_have_the_fields_of_their_tables() -> None:
+    for name, table in tracker.TABLES.items():
+        row = SPEC["components"]["schemas"][ROWS[name]]
+        assert tuple(row["properties"]) == table.fields
+        assert set(row["required"]) == set(table.fields) - set(tracker.PERSONAL_FIELDS)
+
+
+def test_every_answer_forbids_further_properties() -> None:
+    objects = [
+        part for each in OPERATIONS.values() for part in parts(each["responses"]) if part.get("type") == "object"
+    ]
+    assert len(objects) > 100
+    assert all(part["additionalProperties"] is False for part in objects)
+
+
+def test_every_error_that_programs_get_is_an_error_in_json() -> None:
+    for (method, path), each in OPERATIONS.items():
+        route = next(route for route in tracker.ROUTES if (route.method, route.pattern) == (method, path))
+        for status, answer in each["responses"].items():
+            if status >= "4" and (route.errors is tracker.as_json or route.access != tracker.ANYONE):
+                assert "application/json" in resolved(answer)["content"], (method, path, status)
+
+
+# == Against what it reads ==
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [pair for pair, each in OPERATIONS.items() if "application/json" in str(each.get("requestBody"))],
+)
+def test_the_fields_of_a_body_are_those_that_are_read(still: Stage, method: str, path: str) -> None:
+    schema = resolved(OPERATIONS[method, path]["requestBody"]["content"]["application/json"]["schema"])
+    schema = resolved(schema.get("oneOf", [schema])[0])
+    target = path.format(id=still.acme.id, key="k", tenant="Acme")
+    answer = call(still, method, target, b'{"no such": 1}', bearer(OPERATOR_KEY))
+    assert answer.json["error"] == f"no such: unknown field; expected some of {', '.join(schema['properties'])}"
+    for name, each in schema["properties"].items():  # and each is of the type that is said
+        body = json.dumps({name: {"string": 5, "boolean": "true", "integer": "5", "array": "x"}[type_of(each)]})
+        answer = call(still, method, target, body.encode(), bearer(OPERATOR_KEY))
+        assert answer.status == 400 and answer.json["error"].startswith(f"{name}: expected "), answer.text
+
+
+def type_of(schema: Any) -> str:
+    kind = resolved(schema)["type"]
+    return str(kind[0] if isinstance(kind, list) else kind)
+
+
+STRICT = [pair for pair in OPERATIONS if re.fullmatch(r"/{id}/(\w+\.(json|csv)|messages|.*}\.json)", pair[1])]
+
+
+@pytest.mark.parametrize(("method", "path"), STRICT)
+def test_the_parameters_of_a_query_are_those_that_are_read(still: Stage, method: str, path: str) -> None:
+    target = path.format(id=still.acme.id, campaign="Spring")
+    answer = call(still, method, f"{target}?whole=&no%20such=1", b"Subject: x\r\n\r\n" if method == "POST" else b"")
+    known = set(answer.json["error"].partition("expected some of ")[2].split(", "))
+    assert known == set(parameters(OPERATIONS[method, path], "query")), answer.text
+
+
+# == Against what it answers ==
+
+HOOKS = """
+import schemathesis
+schemathesis.serializer.alias("message/rfc822", "text/plain")
+"""
+CONFIG = """
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", "503"]
+[phases.coverage]
+unexpected-methods = []  # test_web.py has them
+[[operations]]
+include-path-regex = '[.]csv$'  # what answers these in JSON too
+phases.coverage.enabled = false
+"""
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
+    "response_schema_conformance,ignored_auth"
+)
+EXAMPLES = 3  # of each operation, beside those at the limits of each field
+SECONDS = 120  # in which it must have ended: some fifteen do, where nobody else works
+
+
+def test_a_server_gives_no_answer_that_is_not_described(servers: Callable[..., Server]) -> None:
+    if not (APART / "schemathesis").is_dir():
+        missing("schemathesis")
+    server = servers(API_KEY=OPERATOR_KEY)
+    shop = server.demo()
+    server.start()
+    server.run("tenant", "key", "Acme Shoes")
+    with urlopen(f"{server.url}/openapi.json") as answer:
+        spec = json.load(answer)
+    assert spec == SPEC
+    with urlopen(f"{shop}/emails.json?limit=1&show=clicked") as answer:
+        [email] = json.load(answer)["rows"]
+    guessed = {  # what no generator would hit upon
+        "id": [shop.rpartition("/")[2], "nobody"],
+        "mail_id": [json.loads(server.run("tenant", "show", "Acme Shoes", "--json"))["mail_id"]],
+        "key": [email["key"], "nothing"],
+        "campaign": [email["campaign"]],
+        "link": ["1", "2", "3"],
+    }
+    for part in (*spec["components"]["parameters"].values(), *described(spec["paths"])):
+        if part["in"] == "path" and part["name"] in guessed:
+            part["schema"] = {"enum": guessed[part["name"]]}
+    for name, text in (("openapi.json", json.dumps(spec)), ("hooks.py", HOOKS), ("schemathesis.toml", CONFIG)):
+        (server.folder / name).write_text(text)
+    words = ["--url", server.url, "-c", CHECKS, "-n", str(EXAMPLES), "--phases", "coverage,fuzzing", "--seed", "1"]
+    words += ["-H", f"Authorization: Bearer {OPERATOR_KEY}", "--no-color", "--warnings", "off"]
+    done = subprocess.run(
+        [sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", *words],
+        env={**os.environ, "PYTHONPATH": str(APART), "SCHEMATHESIS_HOOKS": "hooks"},
+        cwd=server.folder,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Tested: {len(OPERATIONS)}\n" in done.stdout
+    assert int(re.findall(r"(\d+) generated", done.stdout)[0]) > 1_000
+
+
+def described(paths: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parameters of operations that stand there themselves."""
+    every = (each for item in paths.values() for method in item.values() for each in method.get("parameters", ()))
+    return [each for each in every if "$ref" not in each]
