@@ -280,7 +280,6 @@ class Settings:
     data_folder: str | None = _setting("DATA_FOLDER", _folder)
     local: bool = False  # `--local`: links may lead to this machine
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)  # where each value comes from
-    odd: Sequence[str] = field(default=(), compare=False)  # notes on variables that nobody reads
 
     @property
     def is_shared(self) -> bool:
@@ -362,30 +361,13 @@ def _given(variable: str, sources: Mapping[str, Mapping[str, str]]) -> tuple[str
     return "", "by default"
 
 
-def odd_variables(sources: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What to say of variables that look like ours and are not read."""
-    import difflib
-
-    known = {str(each.metadata["variable"]) for each in fields(Settings) if "variable" in each.metadata}
-    plain = {each.replace("_", ""): each for each in known}
-    notes = []
-    for where, source in sources.items():
-        for name in sorted(source.keys() - known - {f"{each}_FILE" for each in known}):
-            bare = re.sub("^EMAIL_?TRACKER_|_(?=FILE$)|_", "", name.upper()).removesuffix("FILE")
-            close = difflib.get_close_matches(bare, plain, 1, 0.9)
-            if close or name.upper().startswith("EMAIL_TRACKER_"):
-                meant = f"expected {plain[close[0]]}" if close else f"it is none of {', '.join(sorted(known))}"
-                notes.append(f"{name} in {where} is not read: {meant}")
-    return notes
-
-
 def load_settings(environ: Mapping[str, str], env_file: str | None = None, *, local: bool = False) -> Settings:
     """Read the environment and, for what it does not say, an env file. SettingsError has all faults: one look mends all."""
     faults: list[str] = []
     env_file = env_file or (ENV_FILE if os.path.exists(ENV_FILE) else os.devnull)
     sources = {"the environment": environ, env_file: read_env_file(env_file, faults)}
     origins: dict[str, str] = {}
-    values: dict[str, Any] = {"local": local, "origins": origins, "odd": odd_variables(sources)}
+    values: dict[str, Any] = {"local": local, "origins": origins}
     for each in fields(Settings):
         variable, text = each.metadata.get("variable", ""), ""
         try:
@@ -2325,21 +2307,6 @@ MAGIC = b"SQLite format 3\0"  # with which a database begins (sqlite.org/filefor
 WAY_OUT = "`restore FILE` puts a backup in its place and counts what came since"
 
 
-class NoDatabase(StoreError):
-    """There is no file where the database should be; says so, and whether there are traces of one that was there."""
-
-    def __init__(self, path: str, folder: str) -> None:
-        traces = (os.path.join(folder, name) for name in ("spool/instance", "secret.key"))
-        self.trace = next(filter(os.path.exists, traces), None)
-        advice = "; `serve` or `tenant add` makes it, DATABASE_URL says where"
-        if self.trace:
-            advice = (
-                f", but {self.trace} says that there was one: put it back, or restore it from a backup (to begin anew, "
-                "move the whole folder away; its spool may hold hits that were not counted yet)"
-            )
-        super().__init__(f"no database at {path}{advice}")
-
-
 class Conflict(StoreError):
     """What was asked for is taken, or is no longer there."""
 
@@ -2394,6 +2361,16 @@ def write_lock(folder: str, patience: float) -> Iterator[None]:
         os.close(fd)
 
 
+def check_for_traces(path: str, folder: str) -> None:
+    """Raises StoreError where no database is and traces of one are: to make a new one would hide the loss."""
+    for name in ("spool/instance", "secret.key"):
+        if os.path.exists(trace := os.path.join(folder, name)):
+            raise StoreError(
+                f"no database at {path}, but {trace} says that there was one: put it back, or restore it from a backup "
+                "(to begin anew, move the whole folder away; its spool may hold hits that were not counted yet)"
+            )
+
+
 FileId = tuple[int, int]  # device and inode
 _DATABASES: weakref.WeakSet[Database] = weakref.WeakSet()  # SQLite shares a -shm among a process's connections
 ABANDONED: set[object] = set()  # which must never be closed, not even by being forgotten
@@ -2432,11 +2409,6 @@ def local_day(zone: str, quarter: int) -> int:
 
 
 FIRST_DAY = date(1970, 1, 1).toordinal()
-SQL_FUNCTIONS: tuple[tuple[str, int, Callable[..., Any]], ...] = (
-    ("local_day", 2, local_day),
-    ("client_name", 1, lambda agent: client_of(agent)[0]),
-    ("client_device", 1, lambda agent: client_of(agent)[1]),
-)
 
 
 def check_version(version: int, path: str) -> None:
@@ -2457,8 +2429,9 @@ def check_version(version: int, path: str) -> None:
 
 
 def _know_functions(connection: sqlite3.Connection) -> None:
-    for name, arguments, function in SQL_FUNCTIONS:
-        connection.create_function(name, arguments, function, deterministic=True)
+    connection.create_function("local_day", 2, local_day, deterministic=True)
+    connection.create_function("client_name", 1, lambda agent: client_of(agent)[0], deterministic=True)
+    connection.create_function("client_device", 1, lambda agent: client_of(agent)[1], deterministic=True)
 
 
 def open_connection(path: str) -> sqlite3.Connection:
@@ -2538,7 +2511,8 @@ class Database:
                 return self._connection
             self._disconnect(found, locked)
         if found[0] is None:
-            raise NoDatabase(self.path, self.folder)
+            check_for_traces(self.path, self.folder)
+            raise StoreError(f"no database at {self.path}; `serve` or `tenant add` makes it, DATABASE_URL says where")
         if self._connection is not None:
             ABANDONED.add(self._connection)  # it must not be used or closed on the far side of a fork
         self._connection, self._pid = None, os.getpid()
@@ -2706,8 +2680,7 @@ class Database:
         """Make the database, its spool and its secret where there are none, or bring it up to date, or StoreError."""
         with write_lock(self.folder, math.inf):
             if not os.path.exists(self.path):
-                if (nothing := NoDatabase(self.path, self.folder)).trace:
-                    raise nothing  # a new one would hide the loss
+                check_for_traces(self.path, self.folder)
                 with building(self.path) as connection:
                     made = [(name, secrets.token_hex(32)) for name in ("link", "instance")]
                     connection.executemany("insert into secrets (name, value) values (?, ?)", made)
@@ -3344,8 +3317,7 @@ class Postgres(Database):
         """Make the tables, or bring them up to date, and this machine's spool. Raises StoreError where all is gone."""
         with self.building() as (connection, version):
             if version is None:
-                if (nothing := NoDatabase(self.path, self.folder)).trace:
-                    raise nothing
+                check_for_traces(self.path, self.folder)
                 made = ", ".join(f"('{name}', '{secrets.token_hex(32)}')" for name in ("link", "instance"))
                 connection.run(f"{''.join(postgres_schema())}; insert into secrets values {made}")
             elif FIRST_VERSION <= version < SCHEMA_VERSION:
@@ -3872,14 +3844,10 @@ HITS, FIRST = ({state: 2 * n + column for n, state in enumerate(STATES)} for col
 Cell = tuple[str, tuple[Any, ...], str]  # one number of one roll-up: its table, key and column
 
 
-class Shape(NamedTuple):
-    """All that matters of a judged hit to the numbers by time."""
-
-    tenant: int
-    quarter: int
-    type: int
-    judgement: int
-    about: str  # the agent of an open; the host of a click that met the naming page
+# What matters of a judged hit to the numbers by time: tenant, quarter, type, judgement, and what it is about: the agent of an
+# open, or the host of a click that met the naming page. To those of its campaign the campaign matters, in place of the quarter.
+Shape = tuple[int, int, int, int, str]
+CampaignHit = tuple[int, str, int, int, str]
 
 
 class Standing(NamedTuple):
@@ -3922,14 +3890,10 @@ def cells_of_hit(shape: Shape, judgement: Judgement, zone: str) -> Iterator[Cell
         yield "named_hosts", (tenant, about, judgement.reason), "clicks"
 
 
-# What matters of a judged hit to the numbers of its campaign: tenant, campaign, type, judgement, about as of a Shape.
-CampaignHit = tuple[int, str, int, int, str]
-
-
-def cell_of_campaign_hit(hit: CampaignHit, judgements: Mapping[int, Judgement]) -> Cell:
+def cell_of_campaign_hit(hit: CampaignHit, judgement: Judgement) -> Cell:
     """The number that a judged hit of a campaign is in."""
     tenant, campaign, type_, number, about = hit
-    is_read = type_ == OPEN and judgements[number].state in (PERSON, UNCONFIRMED)
+    is_read = type_ == OPEN and judgement.state in (PERSON, UNCONFIRMED)
     return "campaign_hits", (tenant, campaign, type_, number, *(client_of(about) if is_read else ("", ""))), "hits"
 
 
@@ -4301,8 +4265,6 @@ def take_links(rows: Iterable[Sequence[Any]], emails: Mapping[int, Email]) -> No
         emails[id_].links[url] = counts, [*counts]
 
 
-# An email, its new hits, what they are judged, and which stored ones are judged otherwise now than they were.
-Judged = tuple[Email, list[Hit], list[Judgement], list[tuple[Stored, Judgement]]]
 Session = list[tuple[Hit, Stored | None]]  # hits in order, each with its event if it is stored already
 
 
@@ -4380,7 +4342,7 @@ class Batch:
         self.connection = connection
         self.now = now
         self.room = room  # for how many stored hits, of the sessions that new ones come into
-        self._shapes: dict[tuple[Any, ...], int] = defaultdict(int)  # as Shape
+        self._shapes: dict[Shape, int] = defaultdict(int)
         self._campaign_hits: dict[CampaignHit, int] = defaultdict(int)
         self._standings: dict[Standing, int] = defaultdict(int)
         self._cells: dict[Cell, int] = defaultdict(int)
@@ -4437,7 +4399,7 @@ class Batch:
                 [(email, urls[hit.url]) for email, new in emails for hit in new if hit.url is not None]
             )
             self._read_stored(emails, by_id)
-            judged: list[Judged] = []
+            judged = []
             for email, new in emails:
                 judgements, again = judge_together(email, new)
                 judged.append((email, new, judgements, self._otherwise(again) if again else []))
@@ -4862,13 +4824,19 @@ class Batch:
 
     def _replace(self, known: Mapping[str, Email], new: Mapping[str, Email]) -> None:
         """What is said of emails changed: count them, and where it matters their links and hits, anew."""
-        changed: list[Email] = []
+        changed: dict[str, Email] = {}
         for key, email in new.items():
             old = known[key]
             email.before = old.standing()
-            is_changed = old.last_at is not None and (old.campaign, old.context) != (email.campaign, email.context)
-            (changed if is_changed else self._emails).append(email)
-        self.judge_anew(changed)
+            if old.last_at is not None and (old.campaign, old.context) != (email.campaign, email.context):
+                changed[key] = email
+            else:
+                self._emails.append(email)
+        self.judge_anew(changed.values())
+        for key, email in changed.items():
+            for stored in email.stored.values():  # which were all read
+                self._count(known[key], stored.hit, None, stored.judgement, ASIDE, -1)  # in the campaign that it left
+                self._count(email, stored.hit, None, stored.judgement, ASIDE, 1)
 
     def judge_anew(self, emails: Collection[Email]) -> int:
         """Judge all hits of emails anew; returns how many are judged otherwise now."""
@@ -5034,7 +5002,6 @@ class Batch:
                 campaign = email.before.campaign
             if campaign != email.campaign:
                 self._left.add((email.tenant, campaign, email.last_at or 0))
-                self._move_hits(email, campaign)
             for url, (old, new) in email.links.items():
                 if old != new or campaign != email.campaign:
                     self._count_link(email.tenant, campaign, url, old, -1)
@@ -5049,14 +5016,6 @@ class Batch:
         upsert(self.connection, "link_counts", ("email", "url"), CLICK_COLUMNS, links)
         self._set("emails", "created_at", [*self._began.items()])
 
-    def _move_hits(self, email: Email, campaign: str) -> None:
-        """Count the stored hits of an email, all of which were read, in its campaign, and no longer in the one that it left."""
-        for stored in email.stored.values():
-            about = stored.hit.agent if stored.hit.type == OPEN else ""
-            for name, times in ((campaign, -1), (email.campaign, 1)):
-                if name:
-                    self._campaign_hits[email.tenant, name, stored.hit.type, stored.judgement, about] += times
-
     def _write_cells(self) -> None:
         zones = {number: tz for number, (tz, _) in self._tenants.items()}
         if others := {tenant for tenant, *_ in chain(self._shapes, self._standings)} - zones.keys():
@@ -5065,12 +5024,11 @@ class Batch:
         cells, sign = self._cells, 1
         if self._carries_for:
             zones, cells, sign = dict.fromkeys(zones, AS_QUARTERS), self._carried, -1
-        for columns, times in self._shapes.items():
-            shape = Shape._make(columns)
-            for cell in cells_of_hit(shape, self._judgements[shape.judgement], zones[shape.tenant]):
+        for shape, times in self._shapes.items():
+            for cell in cells_of_hit(shape, self._judgements[shape[3]], zones[shape[0]]):
                 cells[cell] += sign * times
         for hit, times in self._campaign_hits.items():
-            cells[cell_of_campaign_hit(hit, self._judgements)] += sign * times
+            cells[cell_of_campaign_hit(hit, self._judgements[hit[3]])] += sign * times
         groups: dict[Group | None, int] = defaultdict(int)
         moments: dict[Moment, int] = defaultdict(int)
         for standing, times in self._standings.items():
@@ -10025,8 +9983,6 @@ def drain_first(database: Database) -> None:
 @command(LOCAL)
 def cmd_serve(args: Namespace, settings: Settings) -> None:
     """Serve the tracker under gunicorn (the default command). Makes the database on its first run."""
-    for each in settings.odd:
-        log(f"note: {each}")
     try:
         with database_of(settings, make=True) as database, changing_tenants(database) as connection:
             forget_gone(database.folder, connection)
@@ -11018,8 +10974,6 @@ def cmd_config(args: Namespace, settings: Settings) -> None:
         lines.append(f"# {origin if origin == 'by default' else f'from {origin}'}")
         lines += [f"{name}={'(unset)' if texts[name] is None else texts[name]}" for name in names]
     say(args, {**shown, "origins": settings.origins}, lines)
-    for note in settings.odd:
-        tell(f"note: {note}")
 
 
 def _put_out(path: str | None, text: str) -> None:

@@ -606,42 +606,6 @@ def test_config_says_where_each_value_comes_from(run: Terminal) -> None:
     assert {f"# {'from ' * (each != 'by default')}{each}" for each in origins.values()} == set(told.values())
 
 
-ODD = {  # a variable that nobody reads, and what is told
-    **dict.fromkeys(("BASEURL", "base_url", "BASE_URLS", "BaseUrl", "BASE_URL_"), "expected BASE_URL"),
-    **dict.fromkeys(("EMAIL_TRACKER_BASE_URL", "EMAILTRACKER_BASE_URL"), "expected BASE_URL"),
-    "EMAIL_TRACKER_DOMAIN": "it is none of AGENT_DAYS, API_KEY, ",
-    **dict.fromkeys(("DATABASE_URI", "DATABASEURL_FILE"), "expected DATABASE_URL"),
-    "WEB_CONCURENCY": "expected WEB_CONCURRENCY",
-    **dict.fromkeys(("SECRETKEY", "SECRET_KEYS", "SECRET_KEYFILE"), "expected SECRET_KEY"),
-    **dict.fromkeys(("FORWARDED_ALLOW_IP", "FORWARDED_ALLOWED_IPS"), "expected FORWARDED_ALLOW_IPS"),
-}
-
-
-@pytest.mark.parametrize("name", ODD)
-def test_a_variable_that_looks_like_ours_and_is_not_read_is_told_of(name: str, run: Terminal) -> None:
-    for each in (
-        "HOST",
-        "LANG",
-        "PORTAL",
-        "OPENAI_API_KEY",
-        "GUNICORN_CMD_ARGS",
-        "PGDATABASE",
-        "LISTEN_PID",
-        "BASE",
-        "TZ",
-    ):
-        run.monkeypatch.setenv(each, "UTC")
-    assert run("config").err == ""
-    run.monkeypatch.setenv(name, "x")
-    assert run("config").err.startswith(f"tracker.py: note: {name} in the environment is not read: {ODD[name]}")
-    run.monkeypatch.delenv(name)
-    env = run.folder / "tracker.env"
-    env.write_text(f"{name}=x\n")
-    for each in ("probe", "run_gunicorn"):
-        run.monkeypatch.setattr(tracker, each, lambda *_: None)
-    assert f"note: {name} in {env} is not read: {ODD[name]}" in run("--env", str(env), "serve").out
-
-
 def test_status_says_whether_anything_arrives(stage: Stage, run: Terminal) -> None:
     said = run("status", status=1)  # nobody drains
     assert "last hit   none so far" in said.out and "nobody has drained for some time" in said.out
