@@ -2509,7 +2509,7 @@ class Database:
                 if os.fstat(self._header).st_size < self._size:  # truncated, or vacuumed
                     self._size = self._measured()
                 return self._connection
-            self._disconnect(found, locked)
+            self._disconnect(self._connection, found, locked)
         if found[0] is None:
             check_for_traces(self.path, self.folder)
             raise StoreError(f"no database at {self.path}; `serve` or `tenant add` makes it, DATABASE_URL says where")
@@ -2551,20 +2551,19 @@ class Database:
         self.leave()
         return StoreError(f"{self.path}: its -wal or -shm was taken away while it was open; this process must end")
 
-    def _disconnect(self, found: list[FileId | None], locked: bool) -> None:
+    def _disconnect(self, connection: sqlite3.Connection, found: list[FileId | None], locked: bool) -> None:
         """Close the connection, unless others see another -wal or -shm than it has. Raises StoreError then.
 
         To close it would write its WAL over what others have written since. Where only the -wal is gone, nobody has
         another yet: a checkpoint rescues all that is in it. A database that is not in its place is left as it is.
         """
-        assert self._connection is not None
         if self.has_others(found):
-            ABANDONED.add(self._connection)
+            ABANDONED.add(connection)
             atexit.register(os._exit, 1)
             if found[1] is None and found[2] == self._files[2]:
-                self._checkpoint(self._connection, locked)
+                self._checkpoint(connection, locked)
             raise self._end()
-        self._connection.close()
+        connection.close()
         self._connection = None
 
     def _check_contents(self, connection: sqlite3.Connection) -> None:
@@ -2674,7 +2673,7 @@ class Database:
                 # Whoever keeps the lock from us has the database open, so we are not the last.
                 with contextlib.suppress(StoreError):
                     until_closed.enter_context(write_lock(self.folder, self._patience if wait else 0))
-                self._disconnect(self._ids(), locked=True)
+                self._disconnect(self._connection, self._ids(), locked=True)
 
     def build(self) -> None:
         """Make the database, its spool and its secret where there are none, or bring it up to date, or StoreError."""
@@ -3993,7 +3992,7 @@ def add_to_rollups(connection: sqlite3.Connection, cells: Mapping[Cell, int]) ->
     for table, rows in tables.items():
         keys, columns, times = ROLLUPS[table]
         values = [(*key, *map(row.get, columns, repeat(0)), *map(row.get, times)) for key, row in rows.items()]
-        upsert(connection, table, keys, columns, values, ADDED, times)
+        upsert(connection, table, keys, dict.fromkeys(columns, ADDED) | dict.fromkeys(times, LATER), values)
 
 
 INSTEAD = "excluded.{column}"
@@ -4003,23 +4002,16 @@ LATER = "case when excluded.{column} > coalesce({table}.{column}, 0) then exclud
 
 
 def upsert(
-    connection: sqlite3.Connection,
-    table: str,
-    keys: Sequence[str],
-    columns: Sequence[str],
-    rows: Collection[Sequence[Any]],
-    change: str = INSTEAD,
-    times: Sequence[str] = (),
+    connection: sqlite3.Connection, table: str, keys: Sequence[str], changes: Mapping[str, str], rows: Collection[Any]
 ) -> None:
-    """Insert rows of these keys, columns and times; where the keys are there, change the columns so, and times to later."""
+    """Insert rows of these keys and columns; where the keys are there, change each column as is said of it."""
     if not rows:
         return
-    changes = [f"{column} = {change.format(table=table, column=column)}" for column in columns]
-    changes += [f"{column} = {LATER.format(table=table, column=column)}" for column in times]
-    names = *keys, *columns, *times
+    names = *keys, *changes
+    changed = (f"{column} = {change.format(table=table, column=column)}" for column, change in changes.items())
     connection.executemany(
         f"insert into {table} ({', '.join(names)}) values ({', '.join('?' * len(names))})"
-        f" on conflict ({', '.join(keys)}) do update set {', '.join(changes)}",
+        f" on conflict ({', '.join(keys)}) do update set {', '.join(changed)}",
         rows,
     )
 
@@ -4032,7 +4024,7 @@ def carry(connection: sqlite3.Connection, tenant: int, cells: Mapping[Cell, int]
             change = LATER if name == "last_at" else EARLIER if name.endswith("_first") else ADDED
             rows[change].append((tenant, table, as_set([*key]), name, number))
     for change, some in rows.items():
-        upsert(connection, "carried", ("tenant", "rollup", "key", "name"), ("number",), some, change)
+        upsert(connection, "carried", ("tenant", "rollup", "key", "name"), {"number": change}, some)
 
 
 def _recounted(table: str) -> str:
@@ -4801,7 +4793,7 @@ class Batch:
             rows.append((tenant, name, *texts, search, 1, *times, cleared, each.links))
             if key not in known:
                 self._standings[Standing(tenant, campaign, True, key.startswith(TEST_KEY), sent_at // QUARTER_MS)] += 1
-        upsert(self.connection, "emails", ("tenant", "key"), SAID_COLUMNS, rows)
+        upsert(self.connection, "emails", ("tenant", "key"), dict.fromkeys(SAID_COLUMNS, INSTEAD), rows)
         remember_gone(self.connection, untracked)
         if known:
             self._replace(known, find_emails(self.connection, tenant, known))
@@ -4925,8 +4917,8 @@ class Batch:
         self._emails += emails
         for number, time_ in ((-before[0], before[1]), (sent, at)) if before else ((sent, at),):
             self._standings[Standing(tenant, campaign, True, False, time_ // QUARTER_MS)] += number
-        row = tenant, campaign, sent, at
-        upsert(self.connection, "campaign_sends", ("tenant", "campaign"), ("sent", "sent_at"), [row])
+        changes = dict.fromkeys(("sent", "sent_at"), INSTEAD)
+        upsert(self.connection, "campaign_sends", ("tenant", "campaign"), changes, [(tenant, campaign, sent, at)])
         return before is None
 
     # -- Writing
@@ -4957,9 +4949,11 @@ class Batch:
                     and campaigns.last_at = wanted.at
             """
             self.connection.execute(sql, {"wanted": as_set(left)})
-        upsert(self.connection, "allowances", ("tenant", "what", "whose", "day", "network"), ("used",), self._used)
+        upsert(
+            self.connection, "allowances", ("tenant", "what", "whose", "day", "network"), {"used": INSTEAD}, self._used
+        )
         dropped = [(*key, hits) for key, hits in self.dropped.items()]
-        upsert(self.connection, "dropped", ("tenant", "reason", "day"), ("hits",), dropped, ADDED)
+        upsert(self.connection, "dropped", ("tenant", "reason", "day"), {"hits": ADDED}, dropped)
 
     def _set(self, table: str, column: str, values: Collection[tuple[int, int]]) -> None:
         """Set a column of rows, given with their ids."""
@@ -5012,8 +5006,8 @@ class Batch:
                 if email.campaign and not email.key.startswith(TEST_KEY):
                     cell = "campaigns", (email.tenant, email.campaign), "last_at"
                     self._cells[cell] = max(self._cells[cell], email.last_at)
-        upsert(self.connection, "email_counts", ("email",), (*TALLY_COLUMNS, "last_at"), counts)
-        upsert(self.connection, "link_counts", ("email", "url"), CLICK_COLUMNS, links)
+        upsert(self.connection, "email_counts", ("email",), dict.fromkeys((*TALLY_COLUMNS, "last_at"), INSTEAD), counts)
+        upsert(self.connection, "link_counts", ("email", "url"), dict.fromkeys(CLICK_COLUMNS, INSTEAD), links)
         self._set("emails", "created_at", [*self._began.items()])
 
     def _write_cells(self) -> None:
