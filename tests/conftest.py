@@ -17,12 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pytest
 import webtest
@@ -41,9 +41,17 @@ LOCAL_NAME = "localhost"  # else both ends of SMTP ask the DNS who they are, whi
 PROGRAM = (sys.executable, str(ROOT / "tracker.py"), "--env", os.devnull)
 SERVE = (*PROGRAM, "serve")
 NOW = 1_795_544_485_430  # a Tuesday in November 2026
+# Steps at which something may fail are many and slow to try: each run tries a third, the three runs of .ci/run try all.
+THIRD = int(os.environ.get("THIRD", "0"))
+T = TypeVar("T")
 # A folder in memory, where there is such a thing with room.
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 1 << 30 else None
 ON_SQLITE = partial(pytest.param, marks=pytest.mark.sqlite)  # one of many examples, which is enough there
+
+
+def a_third(steps: Iterable[T]) -> Iterator[T]:
+    """Every third of them, from the first, the second or the third on, as THIRD says: 0, 1 or 2."""
+    return islice(steps, THIRD, None, 3)
 
 
 def missing(what: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import webtest
-from conftest import BASE, CHROME, NOW, ROOT, Server, Stage, hit, segment
+from conftest import BASE, CHROME, NOW, ROOT, Server, Stage, a_third, hit, segment
 
 import tracker
 
@@ -322,7 +322,7 @@ def test_a_restore_that_is_killed_anywhere_and_run_again_counts_each_hit_once(da
     before = damaged.facts()
     stage.app.close()
     command = ["--env", os.devnull, "restore", str(copy)]
-    for step in count():
+    for step in a_third(count()):
         was_killed = killed_at(step, command)
         done = subprocess.run([sys.executable, "tracker.py", *command], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -341,7 +341,7 @@ def test_a_backup_that_is_killed_anywhere_harms_nothing_and_what_it_leaves_is_wh
     copies = Path(damaged.stage.settings.folder) / "copies"
     os.mkdir(copies)
     refused = 0
-    for step in count():
+    for step in a_third(count()):
         was_killed = killed_at(step, ["--env", os.devnull, "backup", str(copies / f"{step}.db")])
         if (copy := copies / f"{step}.db").exists():
             done = [sys.executable, "tracker.py", "--env", os.devnull, "restore", str(copy)]

@@ -30,7 +30,19 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from conftest import CHROME, NOW, ON_SQLITE, Stage, another_database, click, faults_of, hit, segment, small_disk
+from conftest import (
+    CHROME,
+    NOW,
+    ON_SQLITE,
+    Stage,
+    a_third,
+    another_database,
+    click,
+    faults_of,
+    hit,
+    segment,
+    small_disk,
+)
 
 import tracker
 
@@ -248,9 +260,8 @@ class Wreck:
         for _ in range(2):  # twice: only the second finds the caches filled, as the tries will
             with self.copy():
                 self.steps = drain_with_fault(self.database())
-        self.telling = telling(self.steps)
-        if stage.settings.is_shared:
-            self.telling = [step for step in self.telling if self.steps[step][0] in VITAL_THERE][::3]
+        tells, is_shared = telling(self.steps), stage.settings.is_shared
+        self.telling = [*a_third(step for step in tells if not is_shared or self.steps[step][0] in VITAL_THERE)]
 
     def database(self) -> tracker.Database:
         """A new one each time, as another process would have."""
@@ -430,8 +441,8 @@ def test_whatever_happens_between_any_two_steps_of_a_drain_each_hit_is_counted_o
         return steps.seen
 
     drain("warm", -1)
-    vital, part = (VITAL_THERE, slice(0, None, 3)) if stage.settings.is_shared else (VITAL, slice(None))
-    tried = [step for step, (function, _) in enumerate(drain("whole", -1)) if function in vital][part]
+    vital = VITAL_THERE if stage.settings.is_shared else VITAL
+    tried = [*a_third(step for step, (function, _) in enumerate(drain("whole", -1)) if function in vital)]
     for step in tried:
         drain(f"step{step}", step)
     hits = 2 if "hit" in meanwhile else 1
