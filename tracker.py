@@ -415,7 +415,7 @@ MAX_KEY = 200
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
 ROUTE_WORDS = re.compile(
     "admin|api|assets|campaigns|click|clients|dashboard|emails|events|favicon|forget|forgotten|health|"
-    "links|messages|openapi|people|pixel|robots|static|stats|tenants|untracked",
+    "links|messages|openapi|people|pixel|preferences|robots|static|stats|tenants|untracked",
     re.IGNORECASE,
 )
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
@@ -429,6 +429,9 @@ CAMPAIGN = re.compile(r"(?:^|&)campaign=([^&]*)")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 UNTRACKED_KEY = "untracked~"  # in the place of the key in hits that say that they want no tracking
 TEST_KEY = "selftest~"  # begins the keys of test emails, whose hits are the sender's own and in no number
+PREFERENCES, CHOICE = "preferences 1", "choice 1"  # purposes of signatures: of a recipient's link, and of the form behind it
+# A random UUID (RFC 9562 §5.4): to know another's is to have their mail. Other keys of a tool may be guessed.
+UNGUESSABLE = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 HIDDEN_TARGET = "about:blank"  # of the link that only machines follow; no link that anybody writes leads there
 
 
@@ -476,11 +479,10 @@ def _tenant_key(secret: str, mail_id: str) -> bytes:
     return hmac.digest(secret.encode(), b"tenant 1" + mail_id.encode(), "sha256")
 
 
-def sign(secret: str, mail_id: str, target: str) -> str:
-    """Sign a click link: 16 characters for the target as it stands in the path."""
+def sign(secret: str, mail_id: str, signed: str, purpose: str = "click 1") -> str:
+    """Sign a click link: 16 characters for the target as it stands in the path. Or something else, for a purpose of its own."""
     # The length before each field keeps fields from sliding into each other.
-    text = target.encode()
-    said = b"\0\0\0\7click 1" + len(text).to_bytes(4, "big") + text
+    said = b"".join(len(text).to_bytes(4, "big") + text for text in (purpose.encode(), signed.encode()))
     mac = hmac.digest(_tenant_key(secret, mail_id), said, "sha256")
     return base64.urlsafe_b64encode(mac[:12]).decode()
 
@@ -493,10 +495,12 @@ def key_of_mail(secret: str, mail_id: str, message_id: str, recipient: str) -> s
     return re.sub("^-", "_", base64.urlsafe_b64encode(mac[:18]).decode())
 
 
-def verify(secrets_: Sequence[str], mail_id: str, target: str, signature: str) -> bool:
+def verify(
+    secrets_: Sequence[str], mail_id: str, signed: str, signature: str, purpose: str = "click 1"
+) -> bool:
     """Whether one of the secrets made this signature."""
     given = signature.encode("utf-8", "replace")
-    return any(hmac.compare_digest(sign(secret, mail_id, target).encode(), given) for secret in secrets_)
+    return any(hmac.compare_digest(sign(secret, mail_id, signed, purpose).encode(), given) for secret in secrets_)
 
 
 def encode_target(url: str) -> str:
@@ -637,6 +641,7 @@ def path_reader(pattern: str) -> Callable[[tuple[str, ...]], list[str] | None]:
 PIXEL_PATH = "/{mail_id}/pixel/{key}.gif"
 SIGNED_PATH = "/{mail_id}/click/{key}/{signature}/{target}"
 PLAIN_PATH = "/{mail_id}/click/{key}"
+PREFERENCES_PATH = "/{mail_id}/preferences/{key}/{signature}"
 _read_pixel, _read_signed, _read_plain = map(path_reader, (PIXEL_PATH, SIGNED_PATH, PLAIN_PATH))
 
 
@@ -1261,6 +1266,7 @@ MAX_TAGS = 50_000  # links and images of a page; more, and it is left as it is
 MAX_ATTRIBUTES = 10_000  # of a tag; what has more is taken for a tag that does not end
 CLIPPED_BYTES = 100_000  # Gmail clips a message at about 102 kB, and with it a pixel at its end
 PIXEL_PLACES = ("bottom", "top", "none")
+PREFERENCES_MARK = re.compile(r"\{\{ ?tracking_preferences ?\}\}")  # in whose place the URL of a recipient's page goes
 LINK_TAGS = {"a", "area"}
 WANTED_TAGS = {*LINK_TAGS, "img", "body", "/body", "/head", "/html"}
 QUOTING_TAGS = {"blockquote", "/blockquote", "div", "/div", "p"}  # and what they say where they hold a quoted mail
@@ -1363,10 +1369,11 @@ class Instrumenting:
     opens: bool = True  # whether the pixel is placed at all
     placeholder: re.Pattern[str] | None = None  # what a URL holds that is left for a tool to fill in
     utm: Collection[tuple[str, str]] = ()  # parameters that targets get
+    preferences: str = ""  # the words of a line that leads to where a recipient says no, if there is to be one
 
     def untracked(self) -> Instrumenting:
         """The same, but nothing is placed or wrapped."""
-        return replace(self, opens=False, links=False, hidden_link=False)
+        return replace(self, opens=False, links=False, hidden_link=False, preferences="")
 
     def target(self, url: str) -> str:
         """Where the tracked link of a URL leads."""
@@ -1387,6 +1394,11 @@ class Instrumenting:
     def pixel_url(self) -> str:
         """Of the image that tells of opens."""
         return self._url("pixel", ".gif")
+
+    def preferences_url(self) -> str:
+        """Of the page on which a recipient says no. Where a tool fills in the key, the signature holds for all (UNGUESSABLE)."""
+        signed = self.key if self.tool_campaign is None else ""
+        return self._url("preferences", f"/{sign(self.maker.secret, self.maker.mail_id, signed, PREFERENCES)}")
 
     def target_beneath(self, url: str) -> str:
         """Where a link to this server leads if it is another email's, such as a quoted one's; else Meant."""
@@ -1437,6 +1449,7 @@ class Report:
     left: list[tuple[str, str]] = field(default_factory=list)  # URLs and reasons
     pixel: str = "not placed: there is no HTML that can hold it"
     hidden_link: str = "not placed: there is no HTML that can hold it"
+    preferences: str = "not placed: not asked for"
     touched: list[str] = field(default_factory=list)  # parts, such as "1.2 text/html"
     skipped: list[tuple[str, str]] = field(default_factory=list)  # parts and reasons
     size_before: int = 0
@@ -1469,6 +1482,7 @@ class Report:
             "left": [{"url": url, "reason": reason} for url, reason in self.left],
             "pixel": self.pixel,
             "hidden_link": self.hidden_link,
+            "preferences": self.preferences,
             "touched": self.touched,
             "skipped": [{"part": part, "reason": reason} for part, reason in self.skipped],
             "size_before": self.size_before,
@@ -1645,6 +1659,7 @@ class Page(NamedTuple):
     encode: Encode = list  # for its body
     longest: float = math.inf  # what a line may hold: no attribute and no pixel may be longer
     stale: tuple[Edit, ...] = ()  # what takes headers out that would be wrong of a part that was changed
+    is_text: bool = False  # and no HTML: nothing is tracked in it
 
     def read(self, place: Attribute) -> str:
         """The value of an attribute as it is written. Raises BadTarget."""
@@ -1658,7 +1673,7 @@ class Page(NamedTuple):
 
 def instrument_pages(text: str, pages: list[Page], how: Instrumenting, report: Report) -> tuple[bytes, Report]:
     """Wrap the links of the pages of a text, and put the hidden link and the pixel into the first that can hold them."""
-    found = [(page, list(islice(read_tags(page.text), MAX_TAGS + 1))) for page in pages]
+    found = [(page, [*islice(read_tags(page.text), MAX_TAGS + 1)]) for page in pages if not page.is_text]
     marks = {page.name: [*read_marks(page.text, how.pixel)] for page in pages if how.pixel not in PIXEL_PLACES}
     found.sort(key=lambda each: not marks.get(each[0].name))
     additions = _additions(found, how, report)
@@ -1689,18 +1704,50 @@ def instrument_pages(text: str, pages: list[Page], how: Instrumenting, report: R
         if edits:
             report.tracks = True
         edits += [Edit(*span, "") for span in marks.get(page.name, ())]  # nobody is to read a mark
-        if edits:
-            edits.sort(key=lambda edit: edit.start)
-            report.touched.append(page.name)
-            report.size_after += sum(edit.growth for edit in edits)
-            at = page.start
-            made = [Edit(at + start, at + end, new) for start, end, new, _ in page.encode(edits)]
-            report.edits += [*made, *page.stale]
-            if broken := sum(len(edit.new.splitlines()) > 1 for edit in made if page.longest < math.inf):
-                most = f"since a line may have {page.longest} characters"
-                report.notes.append(f"{page.name}: line breaks were put into {broken} tags, {most}")
+        edits += _preference_edits(page, tags, how, report)
+        report.size_after += sum(edit.growth for edit in edits)
+        made = _change(page, edits, report)
+        if broken := sum(len(edit.new.splitlines()) > 1 for edit in made if page.longest < math.inf):
+            most = f"since a line may have {page.longest} characters"
+            report.notes.append(f"{page.name}: line breaks were put into {broken} tags, {most}")
+    for page in pages:
+        if page.is_text:
+            _change(page, _preference_edits(page, [], how, report, LINE_BREAK.search(page.text + text)), report)
     report.edits = sorted(dict.fromkeys(report.edits), key=lambda edit: edit.start)
     return apply_edits(text, report.edits).encode("latin-1"), report
+
+
+def _change(page: Page, edits: list[Edit], report: Report) -> list[Edit]:
+    """Note edits of a page as those of the whole."""
+    if not edits:
+        return []
+    report.touched.append(page.name)
+    made = page.encode(sorted(edits, key=lambda edit: edit.start))
+    made = [Edit(page.start + start, page.start + end, new) for start, end, new, _ in made]
+    report.edits += [*made, *page.stale]
+    return made
+
+
+def _preference_edits(
+    page: Page, tags: list[Tag], how: Instrumenting, report: Report, line_break: re.Match[str] | None = None
+) -> list[Edit]:
+    """What puts the URL of the recipient's page in place of its marks; without one a line at the end, if that is asked for."""
+    url = how.preferences_url()
+    if marks := [Edit(*mark.span(), url) for mark in PREFERENCES_MARK.finditer(page.text)]:
+        report.preferences = "placed where its mark was"
+        return marks
+    if not (how.preferences and report.tracks):
+        return []
+    if url in page.text:
+        report.preferences = THERE
+        return []
+    if page.is_text:
+        end = len(page.text.rstrip())
+        words = unicodedata.normalize("NFKD", how.preferences).encode("ascii", "ignore").decode()
+        return [Edit(end, end, f"{(line_break[0] if line_break else '') * 2}{words}: {url}")]
+    place, report.preferences = _place(page.text, tags, "bottom")
+    words = html.escape(how.preferences).encode("ascii", "xmlcharrefreplace").decode()
+    return [Edit(place, place, f'<p><a href="{url}">{words}</a></p>')]
 
 
 def _additions(found: list[tuple[Page, list[Tag]]], how: Instrumenting, report: Report) -> dict[str, tuple[str, str]]:
@@ -1765,9 +1812,9 @@ def _place(text: str, tags: list[Tag], where: str) -> tuple[int, str]:
 def _link_edit(page: Page, tag: Tag, how: Instrumenting, report: Report) -> Edit | None:
     """What wraps a tag's link, if it is to be wrapped; else the report says why not."""
     attributes = read_attributes(page.text, tag)
-    if (href := attributes.get("href")) is None:
+    url = page.text[href.start : href.end] if (href := attributes.get("href")) else ""
+    if href is None or PREFERENCES_MARK.search(url):
         return None
-    url = page.text[href.start : href.end]
     try:
         url = browser_trim(decode_attribute(page.read(href)))
         url = how.target_beneath(url) if how.maker.is_ours(url) else url
@@ -1853,7 +1900,6 @@ OTHER_PARTS = {
     **dict.fromkeys(("multipart/signed", "multipart/encrypted"), "it is signed or encrypted, which a change breaks"),
     **dict.fromkeys(("application/pkcs7-mime", "application/x-pkcs7-mime"), "it is signed or encrypted (S/MIME)"),
     "multipart/report": "it reports on another message",
-    "text/plain": "plain text is left as it is",
 }
 LINE_BREAK = re.compile(r"\r\n|\n|\r")
 BLANK_LINE = re.compile(r"(?:\A|\r\n|\n|\r(?!\n))(\r\n|\n|\r)")
@@ -1897,7 +1943,7 @@ def instrument_message(raw: bytes, how: Instrumenting, *, force: bool = False) -
             if name in whole.headers and not force:
                 raise Unclear(f"it has a {name}, which any change breaks; instrument before signing, or force it")
         how = _as_its_header_says(whole, how, report)
-        pages = _read_pages(text, start, whole, report)
+        pages = _read_pages(text, start, whole, how, report)
     except Unclear as error:
         return raw, Report(pixel="not placed: the message is left as it is", skipped=[("the message", str(error))])
     report.edits = _header_edits(text, start, whole.start, TRACK_HEADER)
@@ -1990,7 +2036,7 @@ def read_part(text: str, start: int, end: int, number: str = "") -> Part:
         raise Unclear(f"its Content-Type has more than {MAX_PARAMETERS:,} bytes")
     try:
         kind = headers.get_content_type()
-        charset = headers.get_content_charset() if kind == "text/html" else None
+        charset = headers.get_content_charset() if kind in ("text/html", "text/plain") else None
         boundary = headers.get_boundary() if kind in WALKED else None
     except Exception:  # whatever a header of a stranger's makes of the parser
         raise Unclear("its Content-Type can't be read") from None
@@ -1998,8 +2044,8 @@ def read_part(text: str, start: int, end: int, number: str = "") -> Part:
     return Part(number, headers, kind, charset or "utf-8", boundary, body, end, blank is not None)
 
 
-def _read_pages(text: str, start: int, whole: Part, report: Report) -> list[Page]:
-    """The HTML that readers see, what is shown first of all; the report gets all other parts with their reasons."""
+def _read_pages(text: str, start: int, whole: Part, how: Instrumenting, report: Report) -> list[Page]:
+    """The HTML that readers see, what is shown first of all, and text that gets something; the report has all other parts."""
     said = "".join(map(str, whole.headers.get_all("List-Unsubscribe", [])))
     forms = (said, decode_words(said), said.encode("latin-1", "replace").decode("utf-8", "replace"))
     unsubscribe = {url_meaning(url) for form in forms for url in re.findall("<([^<>]*)>", re.sub(r"\s", "", form))}
@@ -2013,8 +2059,11 @@ def _read_pages(text: str, start: int, whole: Part, report: Report) -> list[Page
             name = str(part).strip()
             stale += tuple(_header_edits(text, start, part.start, "Content-Length"))
             _refuse_other_parts(part)
-            if part.kind == "text/html":
-                pages.append(_read_page(text, part, unsubscribe)._replace(stale=stale))
+            if part.kind in ("text/html", "text/plain"):
+                page = _read_page(text, part, unsubscribe)._replace(stale=stale, is_text=part.kind == "text/plain")
+                if page.is_text and not (how.preferences or PREFERENCES_MARK.search(page.text)):
+                    raise Unclear("plain text is left as it is")
+                pages.append(page)
                 continue
             if part.number.count(".") == MAX_DEPTH - 1:
                 raise Unclear(f"it stands in {MAX_DEPTH} other parts")
@@ -2036,7 +2085,7 @@ def _refuse_other_parts(part: Part) -> None:
     disposition = part.header("Content-Disposition").partition(";")[0].strip().lower()
     if disposition not in ("", "inline"):
         raise Unclear("it is an attachment")
-    if part.kind != "text/html" and part.kind not in WALKED:
+    if part.kind not in ("text/html", "text/plain", *WALKED):
         raise Unclear(OTHER_PARTS.get(part.kind, "only text/html is instrumented"))
     if not part.has_body:
         raise Unclear("it has no body")
@@ -2176,6 +2225,8 @@ def _plain_edits(body: str, line_break: str, edits: list[Edit]) -> list[Edit]:
                 begin, end = edit.attribute
                 new = body[begin : edit.start] + edit.new + body[edit.end : end]
                 found.append(Edit(begin, end, f"{line_break}{new}{line_break}"))
+            elif not edit.new.endswith(">"):  # a URL in text, or in an attribute, where browsers drop a line break
+                found.append(edit._replace(new=line_break + edit.new))
             else:  # the pixel
                 found.append(edit._replace(new=edit.new.replace(" ", line_break, 1)[:-1] + f"{line_break}>"))
     return found
@@ -2279,6 +2330,10 @@ def encode_quoted_printable(new: str, column: int, line_break: str) -> tuple[str
     """Encode text from a column on, and say where it ends. No line begins with a dot, which SMTP would double or drop."""
     out: list[str] = []
     for letter in new:
+        if letter in "\r\n":
+            out.append(letter)
+            column = 0
+            continue
         token = letter if " " <= letter <= "~" and letter != "=" else f"={ord(letter):02X}"
         if column + len(token) >= ENCODED_LINE:
             out.append(f"={line_break}")
@@ -9190,7 +9245,7 @@ def _new_email(
     utm = filled_utm(said.pop("utm", maker.utm), said.get("campaign", ""))
     place, hidden = said.pop("pixel", "bottom"), said.pop("hidden_link", False)
     how = Instrumenting(maker, key, place, hidden_link=hidden, utm=utm)
-    about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url(), "links": []}
+    about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url(), "preferences": how.preferences_url(), "links": []}
     if as_person(said.get("recipient", "")) in untracked:
         how = how.untracked()
         about |= {"pixel_url": "", "untracked": True}
@@ -9232,7 +9287,8 @@ def post_messages(app: App, request: Request, tenant: Tenant) -> Response:
             tell_emails(app.database, connection, tenant, [registration_of(raw, key, report, **said)])
     if wants_json(request):
         text = base64.b64encode(message).decode()
-        return json_response(200, {"key": key, "message_base64": text, "report": report.as_json()})
+        about = {"key": key, "message_base64": text, "preferences": how.preferences_url()}
+        return json_response(200, {**about, "report": report.as_json()})
     notes = [("X-Email-Key", key), ("X-Tracker", "instrumented" if report.tracks else "unchanged")]
     notes += [("X-Warning", each.encode("ascii", "backslashreplace").decode()) for each in report.warnings()]
     return Response(200, [("Content-Type", "message/rfc822"), *PAGE_HEADERS, *notes], message)
@@ -10261,6 +10317,12 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
     option("--pixel PLACE", "bottom, top, none, or a mark in the HTML, such as {{pixel}}", default="bottom"),
     option("--no-links", "leave the links as they are", dest="links", action="store_false"),
     option("--hidden-link", "add a link that only scanners see; whatever follows it is known to be one"),
+    option(
+        "--preferences TEXT",
+        "add a line with this text that leads to where the recipient says no; without TEXT: Tracking preferences",
+        nargs="?",
+        const="Tracking preferences",
+    ),
     option("--utm TEXT", "parameters that links' targets get, in place of the tenant's; '' for none"),
     option("--placeholder REGEX", "leave URLs in which this is found, besides those with a known placeholder"),
     option("--force", "also messages with a signature that a change breaks"),
@@ -10270,15 +10332,15 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
 )
 def cmd_instrument(args: Namespace, settings: Settings) -> int:
     """Wrap the links of a message and place the pixel: standard input to standard output. Registers it as an email."""
-    names = ("email", "pixel", "utm", *SAID_OF_EMAILS)
+    names = ("email", "pixel", "utm", "preferences", *SAID_OF_EMAILS)
     given = {name: text for name in names if (text := getattr(args, name)) is not None}
-    said = read_fields(given, {**EMAIL_FIELDS, "email": EMAIL_FIELDS["key"]}, "--")
+    said = read_fields(given, {**EMAIL_FIELDS, "email": EMAIL_FIELDS["key"], "preferences": Field(str, 200)}, "--")
     mark = args.key_placeholder
     if mark is not None and (fault := placeholder_fault(mark)):
         raise BadInput(f"--key-placeholder: {fault}")
     if mark and "email" in said:
         raise BadInput("--email and --key-placeholder: expected one of them")
-    given_key, _ = said.pop("email", mark), said.pop("pixel")
+    given_key, _, _ = said.pop("email", mark), said.pop("pixel"), said.pop("preferences", "")
     # Nothing but the message may get into the message.
     with contextlib.redirect_stdout(sys.stderr), open(args.report or os.devnull, "w", encoding="utf-8") as report_file:
         raw = sys.stdin.buffer.read()
@@ -10317,6 +10379,7 @@ def _wrapped(
         left = None if args.placeholder is None else read_placeholder(args.placeholder)
         utm = filled_utm(said.pop("utm", maker.utm), args.campaign or "")
         how = Instrumenting(maker, key, args.pixel, args.links, args.hidden_link, tool, placeholder=left, utm=utm)
+        how = replace(how, preferences=args.preferences or "")
         people = recipients_of(message, said)
         with acting_as_owner(settings), contextlib.suppress(StoreError), database.reading() as connection:
             number = find_tenant(connection, args.tenant).number  # where it can't be read, the drain heeds it

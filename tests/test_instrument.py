@@ -472,6 +472,32 @@ def test_there_is_no_second_hidden_link_and_nothing_is_said_of_the_first() -> No
     assert (report.hidden_link, [url for url, _ in report.left]) == (tracker.THERE, [tracked(URL)])
 
 
+PREFERENCES = how().preferences_url()
+LINE = f'<p><a href="{PREFERENCES}">Tracking preferences</a></p>'
+
+
+@pytest.mark.parametrize("mark", ["{{tracking_preferences}}", "{{ tracking_preferences }}"])
+def test_a_mark_becomes_the_url_of_the_recipients_page_wherever_it_stands(mark: str) -> None:
+    page = '<a href="{}">no</a> <a href=https://acme.com/>x</a> <p>{}</p></body>'
+    new, report = instrument(page.format(mark, mark), preferences="No")
+    assert new == page.format(PREFERENCES, PREFERENCES).replace("https://acme.com/", tracked("https://acme.com/")).replace(
+        "</body>", f"{PIXEL}</body>"
+    )
+    assert (report.preferences, report.left) == ("placed where its mark was", [])
+    new, report = tracker.instrument_html(page.format(mark, mark), how().untracked())
+    assert (new, report.tracks) == (page.format(PREFERENCES, PREFERENCES), False)
+
+
+def test_a_line_leads_to_the_recipients_page_where_something_is_tracked() -> None:
+    new, report = instrument("<body>x</body>", preferences="Tracking preferences")
+    assert new == f"<body>x{PIXEL}{LINE}</body>" and report.preferences == "placed before </body>"
+    new, _ = instrument("<body>x</body>", preferences="Für <Sie>")
+    assert ">F&#252;r &lt;Sie&gt;</a></p></body>" in new
+    for options in ({}, {"preferences": "x", "opens": False}):
+        new, report = instrument("<body>x</body>", **options)
+        assert "/preferences/" not in new and report.preferences.startswith("not placed")
+
+
 def test_a_report_tells_everything_its_sizes_are_bytes_and_what_gmail_would_clip_is_told() -> None:
     page = "ü" * 49_000
     _, report = instrument(page)
@@ -1012,9 +1038,10 @@ def inside(kind: str, body: bytes | str, *headers: str) -> bytes:
 
 LEFT: dict[tuple[str, str], tuple[bytes, ...]] = {  # messages by the part that is left and words of the reason
     ("1 text/plain", "plain text"): (
-        b"Subject: x\r\n\r\n" + PAGE.encode(), b"\r\n" + PAGE.encode(), b"",
+        b"Subject: x\r\n\r\n" + PAGE.encode(), b"\r\n" + PAGE.encode(),
         *(single(PAGE, kind=kind) for kind in ("texthtml", "text/plain")),
     ),
+    ("1 text/plain", "no body"): (b"",),
     **{(f"1 {kind}", "only text/html"): (single(PAGE, kind=kind),) for kind in (
         "text/x-amp-html", "text/watch-html", "text/calendar", "text/enriched", "application/xhtml+xml",
     )},
@@ -1175,6 +1202,28 @@ def test_a_length_that_would_be_wrong_is_taken_out_and_one_that_is_right_stays()
         False,
         True,
     ]
+
+
+@pytest.mark.parametrize("ends", BREAKS)
+@pytest.mark.parametrize("coding", ["7bit", "quoted-printable", "base64"])
+def test_a_text_beside_tracked_html_gets_a_line_or_the_url_in_place_of_its_marks(coding: str, ends: str) -> None:
+    decode = {"7bit": bytes, "quoted-printable": unquote_qp, "base64": base64.b64decode}[coding]
+    edge, end = lines("\n--b1\n", ends), lines("\n--b1--\n", ends)
+    head = lines('Content-Type: multipart/alternative; boundary="b1"\n', ends) + edge
+    page = edge + lines('Content-Type: text/html\n\n<a href="https://acme.com/">x</a>', ends)
+    for text, wanted in (
+        ("Hello\n\n", f"Hello\n\nNo fur: {PREFERENCES}\n\n"),
+        ("Hello {{tracking_preferences}}. .\n", f"Hello {PREFERENCES}. .\n"),
+    ):
+        encoded = in_coding(lines(text, ends), coding)
+        raw = head + lines(f"Content-Type: text/plain\nContent-Transfer-Encoding: {coding}\n\n", ends) + encoded
+        new, report = instrument_mail(raw + page + end, preferences="No für")
+        assert report.touched == ["2 text/html", "1 text/plain"] and not report.notes
+        assert decode(body_of(new.split(edge)[1])) == lines(wanted, ends)
+        assert coding != "quoted-printable" or max(map(len, re.split(rb"[\r\n]", new.split(edge)[1]))) <= 76
+        new, report = instrument_mail(raw + end, preferences="No")  # in which nothing is tracked
+        assert decode(body_of(new.split(edge)[1]).replace(end, b"")) == lines(wanted if "{{" in text else text, ends)
+        assert not report.tracks
 
 
 def test_what_the_sender_would_not_expect_is_warned_of_and_what_they_know_is_not() -> None:

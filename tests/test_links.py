@@ -101,6 +101,14 @@ def test_links_in_mail_already_sent_are_made_so_and_still_lead_where_they_led(
     assert stage.rows("select key from emails") == [(link.key,)]
 
 
+def test_a_recipients_link_in_mail_already_sent_is_made_so_and_no_other_signature_fits_it() -> None:
+    signed = "fR46Lisrv-1YoYo_"
+    assert tracker.sign(SECRET, "k3v9x2mp", "Ab.9_~+x@y=z:w-", tracker.PREFERENCES) == signed
+    assert tracker.verify([OLDER, SECRET], "k3v9x2mp", "Ab.9_~+x@y=z:w-", signed, tracker.PREFERENCES)
+    for purpose in ("click 1", tracker.CHOICE, "", "preferences 1\0"):
+        assert not tracker.verify([SECRET], "k3v9x2mp", "Ab.9_~+x@y=z:w-", signed, purpose)
+
+
 @pytest.mark.parametrize("link", GOLDEN)
 def test_a_signature_can_be_recomputed_from_its_description(link: Golden) -> None:
     """Put together by hand, so that another program could check links too."""
