@@ -429,7 +429,7 @@ CAMPAIGN = re.compile(r"(?:^|&)campaign=([^&]*)")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 UNTRACKED_KEY = "untracked~"  # in the place of the key in hits that say that they want no tracking
 TEST_KEY = "selftest~"  # begins the keys of test emails, whose hits are the sender's own and in no number
-PREFERENCES, CHOICE = "preferences 1", "choice 1"  # purposes of signatures: of a recipient's link, and of the form behind it
+PREFERENCES, CHOICE = "preferences 1", "choice 1"  # what is signed for: a recipient's link, and the form it leads to
 # A random UUID (RFC 9562 §5.4): to know another's is to have their mail. Other keys of a tool may be guessed.
 UNGUESSABLE = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 HIDDEN_TARGET = "about:blank"  # of the link that only machines follow; no link that anybody writes leads there
@@ -495,9 +495,7 @@ def key_of_mail(secret: str, mail_id: str, message_id: str, recipient: str) -> s
     return re.sub("^-", "_", base64.urlsafe_b64encode(mac[:18]).decode())
 
 
-def verify(
-    secrets_: Sequence[str], mail_id: str, signed: str, signature: str, purpose: str = "click 1"
-) -> bool:
+def verify(secrets_: Sequence[str], mail_id: str, signed: str, signature: str, purpose: str = "click 1") -> bool:
     """Whether one of the secrets made this signature."""
     given = signature.encode("utf-8", "replace")
     return any(hmac.compare_digest(sign(secret, mail_id, signed, purpose).encode(), given) for secret in secrets_)
@@ -3005,6 +3003,7 @@ def tell_of_machine(database: Database, waiting: int | None, now: int) -> tuple[
 
 FORGOTTEN, DELETED = "forgotten", "deleted"  # kinds of what is gone
 UNTRACKED = "untracked"  # another one, which holds from its time on
+CHOICES = {"stop": (UNTRACKED,), "erase": (UNTRACKED, FORGOTTEN)}  # what a recipient may choose
 Gone = dict[tuple[str, str], int]  # by hash and kind: up to which time
 
 
@@ -3034,7 +3033,8 @@ def remember_gone(connection: sqlite3.Connection, gone: Gone) -> None:
     """Never again make of these hashes what was said, or came, up to these times."""
     connection.executemany(
         "insert into gone (hash, kind, at) values (?, ?, ?) on conflict (hash, kind) do update"
-        " set at = case when excluded.at > gone.at then excluded.at else gone.at end",
+        # A deletion holds up to the last time; no tracking from the first one on.
+        " set at = case when (excluded.at < gone.at) = (gone.kind = 'untracked') then excluded.at else gone.at end",
         [(*key, at) for key, at in gone.items()],
     )
     for kind in {FORGOTTEN, UNTRACKED}.intersection(kind for _, kind in gone):
@@ -3063,8 +3063,11 @@ def read_gone(folder: str, connection: sqlite3.Connection) -> Gone:
     known = {(hash_, kind): at for hash_, kind, at in connection.execute("select hash, kind, at from gone")}
     line = re.compile("^([0-9a-f]{32}) ([0-9]{1,15})(?: ([a-z]+))?$", re.MULTILINE)
     text = read_small_file(folder, "gone") or ""
-    told = {(hash_, kind or DELETED): int(at) for hash_, at, kind in line.findall(text)}
-    return {key: at for key, at in told.items() if at > known.get(key, -1)}
+    told: Gone = {}
+    for hash_, at, kind in line.findall(text):
+        key, chosen = (hash_, kind or DELETED), min if kind == UNTRACKED else max
+        told[key] = chosen(told.get(key, int(at)), int(at))
+    return {key: at for key, at in told.items() if key not in known or (key[1] != UNTRACKED and at > known[key])}
 
 
 # == PostgreSQL ========================================================================================
@@ -4181,6 +4184,19 @@ class SpooledEmail(NamedTuple):
     registration: Registration
 
 
+class Choice(NamedTuple):
+    """What a recipient chose, in the spool."""
+
+    id: str
+    mail_id: str
+    key: str  # of the mail that led there
+    kinds: tuple[str, ...]  # of what is gone by it
+    at: int
+
+
+Line = Hit | SpooledEmail | Choice
+
+
 class Stored(NamedTuple):
     """An event, and the hit that it was."""
 
@@ -5113,9 +5129,9 @@ def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most:
 
 
 def record_lines(
-    connection: sqlite3.Connection, lines: Sequence[Hit | SpooledEmail], now: int, room: int = ALL_EVENTS
+    connection: sqlite3.Connection, lines: Sequence[Line], now: int, room: int = ALL_EVENTS
 ) -> tuple[Counter[str], int]:
-    """Record lines; returns how many were dropped, by reason, and how many stored hits were read. Raises TooMuch."""
+    """Record lines but choices; returns how many were dropped, by reason, and how many stored hits were read. Raises TooMuch."""
     spooled: dict[str, list[Registration]] = defaultdict(list)  # these first, since hits may be theirs
     for line in lines:
         if isinstance(line, SpooledEmail):
@@ -5134,6 +5150,75 @@ def record_lines(
     for (_, reason, _), hits in batch.dropped.items():
         dropped[reason] += hits
     return dropped, room - batch.room
+
+
+# -- Who is to be forgotten, or not to be tracked any more
+
+
+def untracked_among(connection: sqlite3.Connection, tenant: int, words: Iterable[str]) -> set[str]:
+    """Those of keys, and of addresses as as_person has them, that are not to be tracked."""
+    return {word for word, kinds in gone_among(connection, tenant, {*words}).items() if UNTRACKED in kinds}
+
+
+def keys_of_person(connection: sqlite3.Connection, tenant: int, address: str) -> tuple[list[str], set[str]]:
+    """The keys of the emails to an address, and of those that have it as their key; and the ways it is spelt in."""
+    is_theirs = "recipient <> '' and lower(recipient) = lower(:address)"
+    sql = f"select recipient, key from emails where tenant = :tenant and {is_theirs}"
+    found = connection.execute(sql, {"tenant": tenant, "address": address}).fetchall()
+    sql = f"""
+        select emails.key from {wanted("key")} cross join emails
+        where emails.tenant = :tenant and emails.key > wanted.key || '?' and emails.key < wanted.key || '@'
+    """
+    spelt = {address, address.lower(), *(recipient for recipient, _ in found)}
+    keys = {key for _, key in found}.union(key for (key,) in for_each(connection, spelt, sql, tenant=tenant))
+    keys.update(email.key for email in find_emails(connection, tenant, spelt).values())
+    return sorted(keys), spelt
+
+
+class Released(NamedTuple):
+    """What became of people."""
+
+    emails: int
+    spelt: set[str]  # the ways that their addresses are spelt in
+    gone: Gone  # for write_gone, before the commit
+
+
+def release(
+    connection: sqlite3.Connection, tenant: int, people: Iterable[str], kinds: Iterable[str], at: int, *more: str
+) -> Released:
+    """Track people no more from a time on, in mail that was sent too; or forget all emails to them, but for their numbers."""
+    keys, spelt = {*more}, set[str]()
+    for person in people:
+        found, forms = keys_of_person(connection, tenant, person)
+        keys.update(found)
+        spelt |= forms
+    emails = len(keys) - len(more)
+    words = keys.union(map(as_person, spelt))
+    gone = {(hash_, kind): at for hash_ in gone_hashes(connection, tenant, words) for kind in kinds}
+    remember_gone(connection, gone)
+    if FORGOTTEN in kinds:
+        with Batch(connection, at) as changes:
+            changes.delete(tenant, keys, carries=True)
+        sql = f"delete from allowances where tenant = :tenant and whose in (select wanted.key from {wanted('key')})"
+        for_each(connection, keys, sql, tenant=tenant)
+    return Released(emails, spelt, gone)
+
+
+def choose(folder: str, connection: sqlite3.Connection, choices: Iterable[Choice]) -> set[str]:
+    """Do what recipients chose, for their address where it is known, else for the key; returns spellings of who is forgotten."""
+    spelt, gone = set[str](), Gone()
+    sql = """
+        select number, coalesce(max(recipient), '') from tenants
+        left join emails on emails.tenant = number and emails.key = :key
+        where mail_id = :mail_id group by number
+    """
+    for each in {choice[1:4]: choice for choice in sorted(choices, key=lambda each: -each.at)}.values():
+        for number, address in connection.execute(sql, {"mail_id": each.mail_id, "key": each.key}).fetchall():
+            released = release(connection, number, [address or each.key], each.kinds, each.at, each.key)
+            gone |= released.gone
+            spelt |= released.spelt if FORGOTTEN in each.kinds else set()
+    write_gone(folder, gone)
+    return spelt
 
 
 # == Tables ============================================================================================
@@ -5726,6 +5811,7 @@ RETRY_SECONDS = 1.0  # between two tries to open a segment while none can be wri
 DRAIN_BATCH = 4_000  # lines a transaction, at most: enough for one fsync; more would cost little less each
 DRAIN_SECONDS = 0.25  # that a transaction should take, at most: meanwhile nobody else writes, and pages wait
 TRIPS = 6  # to the database and back, that one needs at least
+MOST_CHOICES = 50  # of recipients, that a transaction does
 DRAIN_EVENTS = 30_000  # stored hits that it may read: judging those of long sessions anew takes that long
 BACKLOG_BATCH = 50_000  # lines for the command `drain`, which has nobody to wait for it
 POSITIONS_DAYS = 400  # that a position is remembered: then a spool of old counts nothing twice, wherever it comes from
@@ -5794,14 +5880,25 @@ def read_object(line: bytes) -> dict[str, Any]:
     return raw
 
 
-def parse_line(line: bytes) -> Hit | SpooledEmail:
-    """Read a line of the spool. Unknown fields are ignored; raises BadInput if it is neither hit nor registration."""
+def choice_line(mail_id: str, key: str, choice: str) -> bytes:
+    """What a recipient chooses now, as the spool keeps it."""
+    about = {"kind": "choice", "id": secrets.token_hex(12), "t": round(time.time(), 3)}
+    return hit_line(about | {"mail_id": mail_id, "key": key, "choice": choice})
+
+
+def parse_line(line: bytes) -> Line:
+    """Read a line of the spool. Unknown fields are ignored; raises BadInput if it is of no kind that is known."""
     raw = read_object(line)
     said_at: Any = raw.get("t")
     undated = type(said_at) in (float, int) and not EARLIEST < said_at < LATEST  # as by a clock at boot
     at = now_ms() if undated else read_time(said_at)
     if raw.get("kind") == "email":
         return _spooled_email(raw, UNDATED if undated else at)
+    if raw.get("kind") == "choice":
+        id_, mail_id, key, choice = _texts(raw, ("id", "mail_id", "key", "choice"))
+        if not is_key(key) or choice not in CHOICES:
+            raise BadInput(f"choice: expected {' or '.join(CHOICES)}, and the key of an email")
+        return Choice(id_, mail_id, key, CHOICES[choice], at)
     id_, method, host, uri, address, agent, answer, purpose, why = _texts(raw, HIT_TEXTS)
     if pixel := _read_pixel_uri(uri):
         (mail_id, key), is_open, url, query = pixel.groups(), True, None, ""
@@ -6213,7 +6310,7 @@ class Drain:
 
     def record_some(self, segment: Segment, lines: int, *, reject: bool = False) -> bool:
         """Record so many lines in one transaction, or put them aside; returns whether there is more before the goal."""
-        good: list[Hit | SpooledEmail] = []
+        good: list[Line] = []
         taken = rejected = 0
         # A position must never be ahead of what a power failure leaves of the segment; nobody has to wait for that.
         if (segment.name, segment.goal) not in self.synced:
@@ -6244,7 +6341,9 @@ class Drain:
             if "-ingest" in segment.name:
                 good = unseen_lines(connection, good)
             room = DRAIN_EVENTS if self.seconds < math.inf and len(good) > 1 else ALL_EVENTS
-            _, read = record_lines(connection, good, now, room)
+            if len(good) > 1 and sum(isinstance(line, Choice) for line in good) > MOST_CHOICES:
+                raise TooMuch("many recipients' choices")
+            _, read = _record(self.database, connection, good, now, room)
             self.share = read / room
             set_position(connection, segment.name, position, now, begin)
             connection.commit()  # in the pipeline
@@ -6268,7 +6367,7 @@ def read_lines(segment: Segment, position: int) -> Iterator[tuple[bytes, int]]:
         yield line, position
 
 
-def unseen_lines(connection: sqlite3.Connection, lines: Iterable[Hit | SpooledEmail]) -> list[Hit | SpooledEmail]:
+def unseen_lines(connection: sqlite3.Connection, lines: Iterable[Line]) -> list[Line]:
     """Those of lines that come from a log whose ids never came before; each comes once, however often it is given."""
     by_id = {line.id: line for line in lines}
     new = new_ids(connection, by_id)
@@ -6285,6 +6384,39 @@ def _keep_rejected(segment: Segment, offset: int, line: bytes) -> None:
     except OSError:
         # The drain must go on, whatever stands in its way.
         _print(f"rejected {name} {line[:MAX_HIT_LINE]!r}", sys.stderr)
+
+
+def spellings(words: Iterable[str]) -> set[bytes]:
+    """Words as files may have them: as they are, folded, escaped in JSON, percent-encoded, and anywhere in base64."""
+    found = set()
+    for text in {each for word in words for each in (word, word.lower(), fold_text(word))}:
+        raw, quoted = text.encode(), quote(text, safe="").encode()
+        found |= {raw, quoted, quoted.lower(), json.dumps(text)[1:-1].encode()}
+        for shift in range(3):  # what comes before it fills a part of the first letter, what follows one of the last
+            coded = base64.b64encode(bytes(shift) + raw)[-(-shift * 8 // 6) : (shift + len(raw)) * 8 // 6]
+            found |= {coded, coded.translate(bytes.maketrans(b"+/", b"-_"))}
+    return found
+
+
+def erase_rejected(spool: str, texts: Collection[bytes]) -> None:
+    """Overwrite and remove the lines that could not be read and hold any of some texts."""
+    folder = os.path.join(spool, "rejected")
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, name), "r+b") as file:
+            line = file.read()
+            if any(text in each for text in texts for each in (line, line.lower())):
+                os.pwrite(file.fileno(), bytes(len(line)), 0)
+                os.fsync(file.fileno())
+                os.unlink(file.name)
+
+
+def _record(
+    database: Database, connection: sqlite3.Connection, lines: Sequence[Line], now: int, room: int = ALL_EVENTS
+) -> tuple[Counter[str], int]:
+    """Do what recipients chose, which holds from its own time on; then record the other lines, as record_lines."""
+    if choices := [line for line in lines if isinstance(line, Choice)]:
+        erase_rejected(database.spool, spellings(choose(database.folder, connection, choices)))
+    return record_lines(connection, lines, now, room)
 
 
 def ingest(database: Database, lines: Iterable[bytes]) -> tuple[Counter[str], list[str]]:
@@ -6307,7 +6439,7 @@ def ingest(database: Database, lines: Iterable[bytes]) -> tuple[Counter[str], li
             new = unseen_lines(connection, batch)
             if new:
                 keep_lines(database, connection, "-ingest", b"".join(raw[line.id] for line in new))
-            dropped, _ = record_lines(connection, new, now_ms())
+            dropped, _ = _record(database, connection, new, now_ms())
         counted = len(new) - dropped.total()
         outcome += dropped + Counter(counted=counted, known=len(batch) - len(new))
     return outcome, troubles
@@ -6541,21 +6673,13 @@ def tidy_spool(database: Database, days: int, megabytes: int, *, delete: bool = 
 RETIRED_EVENTS = 1_000  # that a transaction removes, or looks at, as emails: 0.1 s, in which nobody else writes
 
 
-def _let_go(
-    folder: str, connection: sqlite3.Connection, tenant: int, words: Iterable[str], kind: str, now: int
-) -> None:
-    """Remember of keys and addresses that they are gone, here and for every backup; before the commit."""
-    gone = {(hash_, kind): now for hash_ in gone_hashes(connection, tenant, words)}
-    remember_gone(connection, gone)
-    write_gone(folder, gone)
-
-
 def delete_emails(folder: str, connection: sqlite3.Connection, tenant: int, keys: Collection[str], now: int) -> int:
     """Remove emails, so that no hit of before and no restored backup makes them again; returns how many there were."""
     with Batch(connection, now) as changes:
-        found = changes.delete(tenant, keys)
-        if found:
-            _let_go(folder, connection, tenant, keys, DELETED, now)
+        if found := changes.delete(tenant, keys):
+            gone = {(hash_, DELETED): now for hash_ in gone_hashes(connection, tenant, keys)}
+            remember_gone(connection, gone)
+            write_gone(folder, gone)
     return found
 
 
@@ -6574,7 +6698,7 @@ def forget_gone(folder: str, connection: sqlite3.Connection) -> None:
                 changes.delete(tenant.number, keys, carries=kind == FORGOTTEN)
 
 
-# -- Forgetting one person
+# -- What is stored, and how people are let go
 
 
 def read_person(text: str) -> str:
@@ -6585,19 +6709,37 @@ def read_person(text: str) -> str:
     return address
 
 
-def keys_of_person(connection: sqlite3.Connection, tenant: int, address: str) -> tuple[list[str], set[str]]:
-    """The keys of the emails to an address, and of those that have it as their key; and the ways it is spelt in."""
-    is_theirs = "recipient <> '' and lower(recipient) = lower(:address)"
-    sql = f"select recipient, key from emails where tenant = :tenant and {is_theirs}"
-    found = connection.execute(sql, {"tenant": tenant, "address": address}).fetchall()
-    sql = f"""
-        select emails.key from {wanted("key")} cross join emails
-        where emails.tenant = :tenant and emails.key > wanted.key || '?' and emails.key < wanted.key || '@'
-    """
-    spelt = {address, address.lower(), *(recipient for recipient, _ in found)}
-    keys = {key for _, key in found}.union(key for (key,) in for_each(connection, spelt, sql, tenant=tenant))
-    keys.update(email.key for email in find_emails(connection, tenant, spelt).values())
-    return sorted(keys), spelt
+def forget_person(folder: str, connection: sqlite3.Connection, tenant: int, address: str) -> tuple[int, set[bytes]]:
+    """Remove all emails to an address for good, and keep their numbers; how many, and how files may spell the address."""
+    emails, spelt, gone = release(connection, tenant, [address], [FORGOTTEN], now_ms())
+    write_gone(folder, gone)
+    return emails, spellings(spelt)
+
+
+def untrack(folder: str, connection: sqlite3.Connection, tenant: int, addresses: Iterable[str], now: int) -> int:
+    """Track people no more from now on, in mail that was sent too; returns how many emails those are."""
+    emails, _, gone = release(connection, tenant, addresses, [UNTRACKED], now)
+    write_gone(folder, gone)
+    return emails
+
+
+def stored_of_mail(connection: sqlite3.Connection, mail_id: str, key: str, days: int) -> dict[str, Any]:
+    """What the database has of a mail, and of who got it, in the order in which the page for recipients says it."""
+    facts: dict[str, Any] = {}
+    for tenant in (each for each in list_tenants(connection) if each.mail_id == mail_id):
+        keys, _ = keys_of_person(connection, tenant.number, key)
+        wanted_ = (Wanted(key=each, whole=True) for each in keys)
+        emails = [email for each in wanted_ for email in read_table(connection, tenant.number, EMAILS, each).named()]
+        facts["said"] = any(email["recipient"] or email["subject"] for email in emails)
+        sent = [each["sent_at"] for each in emails if each["sent_at"]]
+        facts["sent"] = sent and (iso_time(min(sent)) or "")[:10]
+        for type_ in ("opens", "clicks"):
+            facts[type_] = sum(email[f"{type_}_{state}"] for email in emails for state in STATES.values())
+        words = {key, *(as_person(email["recipient"] or key) for email in emails)}
+        facts["untracked"] = untracked_among(connection, tenant.number, words)
+        kept = days if tenant.retention_days is None else tenant.retention_days
+        facts["days" if kept else "ever"] = (facts["opens"] or facts["clicks"]) and (kept or True)
+    return facts
 
 
 def stored_of_person(connection: sqlite3.Connection, tenant: int, address: str) -> dict[str, Any]:
@@ -6608,43 +6750,6 @@ def stored_of_person(connection: sqlite3.Connection, tenant: int, address: str) 
         hits = read_table(connection, tenant, EVENTS, Wanted(key=key, whole=True)).named()
         emails.append(email | {"hits": hits})
     return {"address": address, "emails": emails}
-
-
-def spellings(words: Iterable[str]) -> set[bytes]:
-    """Words as files may have them: as they are, folded, escaped in JSON, percent-encoded, and anywhere in base64."""
-    found = set()
-    for text in {each for word in words for each in (word, word.lower(), fold_text(word))}:
-        raw, quoted = text.encode(), quote(text, safe="").encode()
-        found |= {raw, quoted, quoted.lower(), json.dumps(text)[1:-1].encode()}
-        for shift in range(3):  # what comes before it fills a part of the first letter, what follows one of the last
-            coded = base64.b64encode(bytes(shift) + raw)[-(-shift * 8 // 6) : (shift + len(raw)) * 8 // 6]
-            found |= {coded, coded.translate(bytes.maketrans(b"+/", b"-_"))}
-    return found
-
-
-def forget_person(folder: str, connection: sqlite3.Connection, tenant: int, address: str) -> tuple[int, set[bytes]]:
-    """Remove all emails to an address for good, and keep their numbers; how many, and how files may spell the address."""
-    (keys, spelt), now = keys_of_person(connection, tenant, address), now_ms()
-    _let_go(folder, connection, tenant, [*keys, as_person(address)], FORGOTTEN, now)
-    with Batch(connection, now) as changes:
-        changes.delete(tenant, keys, carries=True)
-    sql = f"delete from allowances where tenant = :tenant and whose in (select wanted.key from {wanted('key')})"
-    for_each(connection, keys, sql, tenant=tenant)
-    return len(keys), spellings(spelt)
-
-
-def untracked_among(connection: sqlite3.Connection, tenant: int, words: Iterable[str]) -> set[str]:
-    """Those of keys, and of addresses as as_person has them, that are not to be tracked."""
-    return {word for word, kinds in gone_among(connection, tenant, {*words}).items() if UNTRACKED in kinds}
-
-
-def untrack(folder: str, connection: sqlite3.Connection, tenant: int, addresses: Iterable[str], now: int) -> int:
-    """Track people no more from now on, in mail that was sent too; returns how many emails those are."""
-    keys = {key for address in addresses for key in keys_of_person(connection, tenant, address)[0]}
-    words = keys.union(map(as_person, addresses))
-    new = words - untracked_among(connection, tenant, words)  # who said so before stays from then on
-    _let_go(folder, connection, tenant, new, UNTRACKED, now)
-    return len(keys)
 
 
 def texts_with(connection: sqlite3.Connection, address: str) -> list[str]:
@@ -6660,18 +6765,6 @@ def texts_with(connection: sqlite3.Connection, address: str) -> list[str]:
 # -- Files
 
 
-def erase_rejected(spool: str, texts: Collection[bytes]) -> None:
-    """Overwrite and remove the lines that could not be read and hold any of some texts."""
-    folder = os.path.join(spool, "rejected")
-    for name in os.listdir(folder):
-        with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, name), "r+b") as file:
-            line = file.read()
-            if any(text in each for text in texts for each in (line, line.lower())):
-                os.pwrite(file.fileno(), bytes(len(line)), 0)
-                os.fsync(file.fileno())
-                os.unlink(file.name)
-
-
 # Nearly all lines, in a tenth of the time: a hit whose path has nothing encoded and names no campaign; our registrations.
 _find_hit = re.compile(rb'"uri":"/([\w-]+)/(?:pixel/([\w.~+@=:-]+)\.gif|click/([\w.~+@=:-]+))[/"?]').search
 _find_email = re.compile(rb'"mail_id":"([\w-]+)","key":"([^"\\]+)"(?:.*,"recipient":"([^"\\]*)")?').search
@@ -6685,6 +6778,8 @@ def _words_of(line: bytes) -> tuple[str, list[str]]:
         return email[1].decode(), [email[2].decode(), as_person((email[3] or b"").decode())]
     with contextlib.suppress(BadInput):
         found = parse_line(line)
+        if isinstance(found, Choice):
+            return found.mail_id, [found.key]
         if isinstance(found, SpooledEmail):
             return found.mail_id, [found.registration.key, as_person(found.registration.recipient or "")]
         return found.mail_id, [found.key, campaign_key(found.key, found.campaign)]
@@ -7357,28 +7452,37 @@ def tag(name: str, /, *content: object, **attributes: object) -> Markup:
     return Markup(f"<{name}{said}" + (f">{joined(*content)}</{name}>" if content else "/>"))
 
 
+LANGUAGES = ("en", "de", "fr", "it", "es")  # of recipients
+
+
+def read_words(name: str) -> dict[str, str]:
+    """Texts of pages, by their names."""
+    lines = resource(f"templates/{name}.txt").decode().splitlines()
+    return dict(line.split(" = ") for line in lines if line and line[0] != "#")
+
+
 class Pages:
     """The templates and the files they point to, read once."""
 
     NAMES = (
-        "page dashboard empty campaign email link person message naming _activity "
+        "page dashboard empty campaign email link person message naming preferences _activity "
         "_curve _downloads _range _reason _search _table _trial _trial_hits"
     )
 
     def __init__(self, root: str = "") -> None:
         self.root = root
         self.templates = {name: Template(resource(f"templates/{name}.html").decode()) for name in self.NAMES.split()}
-        lines = resource("templates/words.txt").decode().splitlines()
-        self.words = dict(line.split(" = ") for line in lines if line and line[0] != "#")
+        self.words = read_words("words")
+        self.languages = {language: read_words(f"preferences.{language}") for language in LANGUAGES}
         self.stylesheet = re.sub(rb"/\*.*?\*/|\n *", b"", resource("templates/style.css"))
         self.stylesheet_name = f"style.{hashlib.sha256(self.stylesheet).hexdigest()[:16]}.css"
         self.icon = resource("templates/icon.svg")
         self.openapi = resource("templates/openapi.json")
         self.pixel = resource("pixel.gif")
 
-    def page(self, title: str, template: str, /, **values: object) -> str:
-        body = self.templates[template].render(**values)
-        return self.templates["page"].render(title=title, root=self.root, stylesheet=self.stylesheet_name, body=body)
+    def page(self, title: str, template: str, language: str = "en", /, **values: object) -> str:
+        about = {"title": title, "lang": language, "root": self.root, "stylesheet": self.stylesheet_name}
+        return self.templates["page"].render(body=self.templates[template].render(**values), **about)
 
     def message(self, title: str, text: str) -> str:
         return self.page(title, "message", title=title, text=text)
@@ -8399,6 +8503,7 @@ class App:
         self.proxies = Proxies(settings.forwarded_allow_ips)
         self.database = open_database(settings, patience=5.0)  # seconds for its turn to write; then it is a 503
         self.spool = Spool(settings.spool)
+        self.choices = Spool(settings.spool, "-emails")  # which are drained before hits
         self.directory = Directory(settings.folder)
         self._secrets = link_secrets(settings, self.database)
         self.drainer: Drainer | None = None
@@ -8426,6 +8531,7 @@ class App:
     def close(self) -> None:
         """Finish the segment, drain what is left, close the database: for the end of a process."""
         self.spool.close()
+        self.choices.close()
         if self.drainer is not None and self._started_in == os.getpid():
             self.drainer.stop()
             self.drainer = None
@@ -8654,6 +8760,70 @@ def _why_named(app: App, mail_id: str, target: Target, *, signed: bool) -> str |
     if signed or (tenant and (tenant["any_domain"] or covers(tenant["allow"], target))):
         return None
     return "destination-not-allowed"
+
+
+# -- What a recipient wants
+
+
+def preferences(app: App, request: Request, mail_id: str, key: str, signature: str) -> Response:
+    """Say to a recipient what is stored of a mail, and offer to say no; changes nothing."""
+    words = _recipients_words(app, request, mail_id, key, signature)
+    return _preferences_page(app, mail_id, key, words)
+
+
+def post_preferences(app: App, request: Request, mail_id: str, key: str, signature: str) -> Response:
+    """Write down what a recipient chose. It holds from now on; the drain does it, as soon as there is a database."""
+    words = _recipients_words(app, request, mail_id, key, signature)
+    if request.is_heavy:
+        raise HTTPError(413, "Expected a form.")
+    said = dict(parse_qsl(request.body().decode("utf-8", "replace")))
+    choice, token, today = said.get("choice", ""), said.get("token", ""), now_ms() // DAY_MS
+    is_fresh = any(verify(app.secrets, mail_id, f"{day} {key}", token, CHOICE) for day in (today, today - 1))
+    if not is_fresh or choice not in CHOICES:
+        return _preferences_page(app, mail_id, key, words, 400, "again")
+    if not app.choices.append(choice_line(mail_id, key, choice)):
+        return _preferences_page(app, mail_id, key, words, 503, "failed")
+    page = app.pages.page(words["title"], "message", words["lang"], title=words["title"], text=words[f"done-{choice}"])
+    return html_response(200, page)
+
+
+def _recipients_words(app: App, request: Request, mail_id: str, key: str, signature: str) -> Mapping[str, str]:
+    """The words of the page that a link leads to, in the reader's language. Raises HTTPError 404 if it is no link of ours."""
+    is_known = mail_id in app.directory.refresh().tenants or not app.directory.known
+    if app.is_others_host(request, mail_id) or not is_known:
+        raise HTTPError(404, NOBODYS)
+    is_merged = UNGUESSABLE.fullmatch(key) and verify(app.secrets, mail_id, "", signature, PREFERENCES)
+    if not is_key(key) or not (is_merged or verify(app.secrets, mail_id, key, signature, PREFERENCES)):
+        raise HTTPError(404, NOT_OURS)
+    asked = re.findall(r"([a-z]{2,8})[a-z0-9-]*\s*(?:;\s*q=([01](?:\.[0-9]{0,3})?))?\s*(?:,|$)", _accepted(request))
+    ranked = sorted(asked, key=lambda each: -float(each[1] or 1))  # of equal ones the first
+    return next((app.pages.languages[name] for name, _ in ranked if name in LANGUAGES), app.pages.languages["en"])
+
+
+def _accepted(request: Request) -> str:
+    return str(request.environ.get("HTTP_ACCEPT_LANGUAGE", ""))[:500].lower()
+
+
+def _preferences_page(
+    app: App, mail_id: str, key: str, words: Mapping[str, str], status: int = 200, note: str = ""
+) -> Response:
+    try:
+        with app.database.reading() as connection:
+            facts = stored_of_mail(connection, mail_id, key, app.settings.retention_days or 0)
+        told = [words[name].format(value) for name, value in facts.items() if value] or [words["nothing"]]
+    except StoreError:
+        told = [words["away"]]
+    page = app.pages.page(
+        words["title"],
+        "preferences",
+        words["lang"],
+        note=tag("p", words[note], class_="fault", role="alert") if note else "",
+        about=words["about"].format(words[f"address-{app.settings.ip_addresses}"]),
+        stored=joined(*(tag("li", each) for each in told)),
+        token=sign(app.secrets[0], mail_id, f"{now_ms() // DAY_MS} {key}", CHOICE),
+        **{name: words[name] for name in ("title", "this_mail", "stop", "stop_means", "erase", "erase_means", "reach")},
+    )
+    return html_response(status, page)
 
 
 # -- What else anybody may ask for
@@ -9245,7 +9415,7 @@ def _new_email(
     utm = filled_utm(said.pop("utm", maker.utm), said.get("campaign", ""))
     place, hidden = said.pop("pixel", "bottom"), said.pop("hidden_link", False)
     how = Instrumenting(maker, key, place, hidden_link=hidden, utm=utm)
-    about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url(), "preferences": how.preferences_url(), "links": []}
+    about: dict[str, Any] = {"key": key, "pixel_url": how.pixel_url(), "links": []}
     if as_person(said.get("recipient", "")) in untracked:
         how = how.untracked()
         about |= {"pixel_url": "", "untracked": True}
@@ -9262,6 +9432,7 @@ def _new_email(
         about["html"], report = instrument_html(html, how)
         about["report"] = report.as_json()
         targets |= set(report.wrapped)
+    about["preferences"] = how.preferences_url()
     return Registration(key, **said, links=len(targets) or None), about
 
 
@@ -9416,6 +9587,8 @@ ROUTES = (
     Route("GET", PIXEL_PATH, pixel, ANYONE),
     Route("GET", SIGNED_PATH, signed_click, ANYONE),
     Route("GET", PLAIN_PATH, plain_click, ANYONE),
+    Route("GET", PREFERENCES_PATH, preferences, ANYONE),
+    Route("POST", PREFERENCES_PATH, post_preferences, ANYONE),
     Route("GET", "/health", health, ANYONE, as_json),
     Route("GET", "/openapi.json", openapi, ANYONE, as_json),
     Route("GET", "/assets/{name}", asset, ANYONE),
@@ -10830,7 +11003,7 @@ def read_hits_to_judge(lines: Iterable[bytes], name: str) -> tuple[Context, list
             if number == 1 and line.lstrip().startswith(b'{"email"'):
                 context, own = _read_email_to_judge(read_object(line)["email"])
             elif line.strip():
-                if isinstance(hit := parse_line(line), SpooledEmail):
+                if not isinstance(hit := parse_line(line), Hit):
                     raise BadInput("expected a hit, not a registration")
                 unknown |= read_object(line).keys() - set(known)
                 address = read_address(hit.address)

@@ -480,9 +480,9 @@ LINE = f'<p><a href="{PREFERENCES}">Tracking preferences</a></p>'
 def test_a_mark_becomes_the_url_of_the_recipients_page_wherever_it_stands(mark: str) -> None:
     page = '<a href="{}">no</a> <a href=https://acme.com/>x</a> <p>{}</p></body>'
     new, report = instrument(page.format(mark, mark), preferences="No")
-    assert new == page.format(PREFERENCES, PREFERENCES).replace("https://acme.com/", tracked("https://acme.com/")).replace(
-        "</body>", f"{PIXEL}</body>"
-    )
+    assert new == page.format(PREFERENCES, PREFERENCES).replace(
+        "https://acme.com/", tracked("https://acme.com/")
+    ).replace("</body>", f"{PIXEL}</body>")
     assert (report.preferences, report.left) == ("placed where its mark was", [])
     new, report = tracker.instrument_html(page.format(mark, mark), how().untracked())
     assert (new, report.tracks) == (page.format(PREFERENCES, PREFERENCES), False)
@@ -1207,7 +1207,8 @@ def test_a_length_that_would_be_wrong_is_taken_out_and_one_that_is_right_stays()
 @pytest.mark.parametrize("ends", BREAKS)
 @pytest.mark.parametrize("coding", ["7bit", "quoted-printable", "base64"])
 def test_a_text_beside_tracked_html_gets_a_line_or_the_url_in_place_of_its_marks(coding: str, ends: str) -> None:
-    decode = {"7bit": bytes, "quoted-printable": unquote_qp, "base64": base64.b64decode}[coding]
+    decoders: dict[str, Callable[[bytes], bytes]] = {"7bit": bytes, "quoted-printable": unquote_qp}
+    decode = decoders.get(coding, base64.b64decode)
     edge, end = lines("\n--b1\n", ends), lines("\n--b1--\n", ends)
     head = lines('Content-Type: multipart/alternative; boundary="b1"\n', ends) + edge
     page = edge + lines('Content-Type: text/html\n\n<a href="https://acme.com/">x</a>', ends)

@@ -605,7 +605,7 @@ def test_bytes_beyond_ascii_are_counted_and_redirected(target: str, front: Front
 
 LOG_LINE = re.compile(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S* (?:[A-Z]+|-) "
-    r"/(?:-(?:/(?:pixel|click|dashboard|stats|emails|events|links))?|health|assets|robots\.txt|favicon\.ico|) "
+    r"/(?:-(?:/(?:pixel|click|preferences|dashboard|stats|emails|events|links))?|health|assets|robots\.txt|favicon\.ico|) "
     r"[2-5]\d\d \d+ \d+\.\d{3}"
 )
 KEY = "a-key-that-nobody-may-read"
@@ -620,6 +620,7 @@ LOGGED = {  # method and target; how the log calls it
     "GET /{mail_id}/pixel/{key}.gif?to=reader@reader.example": "/-/pixel",
     "GET /{mail_id}/click/{key}?url={target}": "/-/click",
     "GET /{mail_id}/click/{key}/c2lnbmF0dXJlMTIz/aHR0cHM6Ly9hY21lLmV4YW1wbGUv": "/-/click",
+    "GET /{mail_id}/preferences/{key}/c2lnbmF0dXJlMTIz": "/-/preferences",
     "GET //{id}/dashboard": "/-/dashboard",
     "GET /{id}//dashboard": "/-/dashboard",
     "GET /{id}/": "/-",
@@ -706,6 +707,41 @@ def test_no_log_names_anything_private_when_nginx_has_no_connection_left(tmp_pat
         statuses = {read_all(connection)[9:12] for connection in many}
         assert statuses & {b"500", b"502"}  # so some found none
         assert_logs_are_discreet(front)
+
+
+# == Who wants no tracking ==
+
+
+def test_no_forged_stale_or_foreign_link_chooses_anything_and_the_right_one_does_in_the_readers_language(
+    front: Front,
+) -> None:
+    [mine] = front.register("Odd", [{"key": "who-says-no", "recipient": "ann@reader.example"}])
+    [other] = front.register("Raw", [{"key": "who-says-no", "recipient": "ann@reader.example"}])
+    path, foreign = (each["preferences"].removeprefix(front.nginx.url) for each in (mine, other))
+    head, _, signature = path.rpartition("/")
+    token = re.search('name="token" value="([^"]+)"', front.ask(path).body.decode())
+    assert token
+    stale = tracker.sign("x" * 64, front.mail_id("Odd"), "20000 who-says-no", tracker.CHOICE)
+    changed = [signature[:n] + ("A" if signature[n] != "A" else "B") + signature[n + 1 :] for n in range(16)]
+    links = [*(f"{head}/{each}" for each in changed), f"{head}/{foreign.rpartition('/')[2]}"]
+    links += [foreign.replace(front.mail_id("Raw"), front.mail_id("Odd")), path.replace("who-says-no", "who-says-yes")]
+    links.append(path.replace(front.mail_id("Odd"), front.id("Odd")))
+    asks = [(link, choice, token[1]) for link in links for choice in ("stop", "erase")]
+    asks += [(path, ("stop", "erase", "all", "")[n % 4], stale if n % 2 else f"{token[1][:-1]}{n}") for n in range(160)]
+    assert len(asks) == 200
+
+    def choose(link: str, choice: str, token: str) -> Answer:
+        body = f"choice={choice}&token={token}".encode()
+        return front.ask(link, "POST", "Content-Type: application/x-www-form-urlencoded", body=body)
+
+    assert {choose(*each).status for each in asks} == {400, 404}
+    front.exported("Odd", "emails")
+    gone = front.server.folder / "data" / "gone"
+    assert not gone.exists()
+    assert b"Tracking beenden" in front.ask(path, "GET", "Accept-Language: de-DE, en;q=0.5").body
+    assert choose(path, "erase", token[1]).status == 200
+    keys = {row["key"] for row in front.exported("Odd", "emails")}
+    assert gone.read_text().count(" forgotten") and "who-says-no" not in keys
 
 
 # == Certificates ==

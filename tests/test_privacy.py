@@ -520,9 +520,8 @@ def test_help_says_of_every_field_that_is_written_into_the_spool(stage: Stage) -
     stage.app.spool.close()
     said = tracker.Registration("e1", "s", "r@example.com", "c", NOW, NOW, 1)
     lines = [line for path in stage.spool.glob("*.jsonl") for line in path.read_bytes().splitlines()]
-    written_now = {
-        name for line in [*lines, tracker.email_line(stage.acme.mail_id, said, NOW)] for name in json.loads(line)
-    }
+    lines += [tracker.email_line(stage.acme.mail_id, said, NOW), tracker.choice_line(stage.acme.mail_id, "e1", "stop")]
+    written_now = {name for line in lines for name in json.loads(line)}
     assert written_now >= {"own", "gpc", "purpose", "why", "recipient", "delivered_at"}
     assert written_now | {*tracker.HIT_TEXTS, *tracker.EMAIL_TEXTS} == told_of()["spool"]
 

@@ -52,6 +52,8 @@ CALLS: dict[tuple[str, str], tuple[str, bytes]] = {
     ("PATCH", "/{id}/emails/{key}"): ("", json.dumps({"subject": "Said later", "delivered_at": DELIVERED_AT}).encode()),
     ("DELETE", "/{id}/emails/{key}"): ("", b""),
     ("POST", "/{id}/untracked"): ("", b'{"addresses": ["reader@Acme.example"]}'),
+    ("GET", "/{mail_id}/preferences/{key}/{signature}"): ("", b""),
+    ("POST", "/{mail_id}/preferences/{key}/{signature}"): ("", b"choice=stop&token=none"),
     ("POST", "/tenants"): ("", b'{"name": "Initech", "id": "initech"}'),
 }
 
@@ -84,6 +86,9 @@ def target_of(stage: Stage, route: tracker.Route, tenant: tracker.Tenant, **inst
         "signature": tracker.sign(stage.app.secrets[0], tenant.mail_id, link),
         **instead,
     }
+    if "/preferences/" in route.pattern:
+        signed = tenant.mail_id, captures["key"], tracker.PREFERENCES
+        captures["signature"] = tracker.sign(stage.app.secrets[0], *signed)
     return route.pattern.format(**captures) + CALLS[route.method, route.pattern][0]
 
 
