@@ -1264,6 +1264,7 @@ MAX_TAGS = 50_000  # links and images of a page; more, and it is left as it is
 MAX_ATTRIBUTES = 10_000  # of a tag; what has more is taken for a tag that does not end
 CLIPPED_BYTES = 100_000  # Gmail clips a message at about 102 kB, and with it a pixel at its end
 PIXEL_PLACES = ("bottom", "top", "none")
+LINE_BREAK = re.compile(r"\r\n|\n|\r")
 PREFERENCES_MARK = re.compile(r"\{\{ ?tracking_preferences ?\}\}")  # in whose place the URL of a recipient's page goes
 LINK_TAGS = {"a", "area"}
 WANTED_TAGS = {*LINK_TAGS, "img", "body", "/body", "/head", "/html"}
@@ -1899,7 +1900,6 @@ OTHER_PARTS = {
     **dict.fromkeys(("application/pkcs7-mime", "application/x-pkcs7-mime"), "it is signed or encrypted (S/MIME)"),
     "multipart/report": "it reports on another message",
 }
-LINE_BREAK = re.compile(r"\r\n|\n|\r")
 BLANK_LINE = re.compile(r"(?:\A|\r\n|\n|\r(?!\n))(\r\n|\n|\r)")
 SPACED_COLON = re.compile(r"((?:\A|[\r\n])[!-9;-~]+)[ \t]+:")
 BOUNDARY_REST = re.compile(r"(--)?[ \t]*(?:\r\n|\n|\r|\Z)")
