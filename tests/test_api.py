@@ -71,7 +71,13 @@ def operated(staged: Callable[..., Stage]) -> Stage:
 def test_one_email_is_registered_by_an_object(stage: Stage) -> None:
     before = tracker.now_ms()
     answer = post(stage, {"key": "e1", "subject": "Héllo", "recipient": "a@example.org", "campaign": "spring"})
-    assert answer == {"key": "e1", "pixel_url": f"{BASE}/{stage.acme.mail_id}/pixel/e1.gif", "links": []}
+    signature = tracker.sign(stage.app.secrets[0], stage.acme.mail_id, "e1", tracker.PREFERENCES)
+    assert answer == {
+        "key": "e1",
+        "pixel_url": f"{BASE}/{stage.acme.mail_id}/pixel/e1.gif",
+        "links": [],
+        "preferences": f"{BASE}/{stage.acme.mail_id}/preferences/e1/{signature}",
+    }
     assert emails(stage) == [("e1", "Héllo", "a@example.org", "spring", 1)]
     sent_now = "select sent_at = created_at, sent_at between ? and ? from emails"
     assert stage.rows(sent_now, before, tracker.now_ms()) == [(1, 1)]

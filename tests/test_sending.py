@@ -1077,7 +1077,7 @@ def test_the_numbers_are_the_same_in_whatever_order_things_arrive(staged: Callab
 def test_each_email_of_an_array_gets_its_own_html(stage: Stage) -> None:
     values = [{"key": "e1", "html": PAGE}, {"key": "e2", "links": [LINK]}, {"key": "e3", "html": ""}]
     first, second, third = stage.web.post_json(f"/{stage.acme.id}/emails", values, status=201).json
-    assert set(first) == set(third) == {"key", "pixel_url", "links", "html", "report"}
+    assert set(first) == set(third) == {"key", "pixel_url", "links", "html", "preferences", "report"}
     assert set(second) == {"key", "pixel_url", "links"}
     out = first["html"].encode()
     assert undone(out) == PAGE.encode() and keys(out) == {"e1"}
@@ -1112,7 +1112,7 @@ def test_an_answer_says_its_type_its_key_and_whether_it_was_changed_or_is_json_w
     assert (again.body, again.headers["X-Tracker"]) == (once.body, "unchanged")
     for accept in ("application/json", "text/html, application/json;q=0.9"):
         answer = post(stage, "?key=e1", headers={"Accept": accept}).json
-        assert set(answer) == {"key", "message_base64", "report"} and answer["key"] == "e1"
+        assert set(answer) == {"key", "message_base64", "preferences", "report"} and answer["key"] == "e1"
         assert undone(base64.b64decode(answer["message_base64"])) == MESSAGE
         assert answer["report"]["wrapped"] == [LINK]
         left = post(stage, "", PLAIN, headers={"Accept": accept}).json["report"]
