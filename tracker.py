@@ -2455,10 +2455,8 @@ def local_day(zone: str, quarter: int) -> int:
     """The day on which a quarter begins in a zone, counted from 1970; in UTC where the zone is not known here."""
     if zone == AS_QUARTERS:
         return quarter
-    found = zone_named(zone)
-    if found is None or found is timezone.utc:
-        return quarter * QUARTER_MS // DAY_MS
-    return datetime.fromtimestamp(quarter * QUARTER_MS // 1000, found).toordinal() - FIRST_DAY
+    begin = datetime.fromtimestamp(quarter * QUARTER_MS // 1000, zone_named(zone) or timezone.utc)
+    return begin.toordinal() - FIRST_DAY
 
 
 FIRST_DAY = date(1970, 1, 1).toordinal()
@@ -2525,6 +2523,32 @@ as_set = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circu
 def for_each(connection: sqlite3.Connection, rows: Iterable[Any], sql: str, **values: Any) -> sqlite3.Cursor:
     """Run a statement for a set of values or rows. What is run before rows are fetched takes one round trip together."""
     return connection.execute(sql, {"wanted": as_set([*rows]), **values})
+
+
+def delete_rows(connection: sqlite3.Connection, table: str, column: str, ids: Iterable[int]) -> None:
+    """Delete the rows that have one of these numbers in a column."""
+    for_each(connection, ids, f"delete from {table} where {column} in (select wanted.id from {wanted('id')})")
+
+
+INSTEAD = "excluded.{column}"
+ADDED = "{table}.{column} + excluded.{column}"
+EARLIER = "case when excluded.{column} < {table}.{column} then excluded.{column} else {table}.{column} end"
+LATER = "case when excluded.{column} > coalesce({table}.{column}, 0) then excluded.{column} else {table}.{column} end"
+
+
+def upsert(
+    connection: sqlite3.Connection, table: str, keys: Sequence[str], changes: Mapping[str, str], rows: Collection[Any]
+) -> None:
+    """Insert rows of these keys and columns; where the keys are there, change each column as is said of it."""
+    if not rows:
+        return
+    names = *keys, *changes
+    changed = (f"{column} = {change.format(table=table, column=column)}" for column, change in changes.items())
+    connection.executemany(
+        f"insert into {table} ({', '.join(names)}) values ({', '.join('?' * len(names))})"
+        f" on conflict ({', '.join(keys)}) do update set {', '.join(changed)}",
+        rows,
+    )
 
 
 class Database:
@@ -2943,12 +2967,10 @@ def set_position(connection: sqlite3.Connection, name: str, position: int, now: 
 
 def forget_positions(connection: sqlite3.Connection, present: Iterable[str], before: int) -> None:
     """Forget what was before a time: allowances, and positions of segments that are gone; and remember which time it was."""
-    there = set(present)
     old = connection.execute("select segment from positions where updated_at < ?", (before,)).fetchall()
     connection.execute("delete from allowances where day >= 0 and day < ?", (before // DAY_MS,))
-    if gone := [row for row in old if row[0] not in there]:
-        sql = f"delete from positions where segment in (select wanted.name from {wanted('name')})"
-        connection.execute(sql, {"wanted": as_set([name for (name,) in gone])})
+    if gone := {name for (name,) in old}.difference(present):
+        for_each(connection, gone, f"delete from positions where segment in (select wanted.name from {wanted('name')})")
         set_mark(connection, "positions_since", str(before))
 
 
@@ -2968,8 +2990,7 @@ def marks_of(connection: sqlite3.Connection) -> dict[str, str]:
 
 
 def set_mark(connection: sqlite3.Connection, name: str, value: str) -> None:
-    sql = "insert into marks values (?, ?) on conflict (name) do update set value = excluded.value"
-    connection.execute(sql, (name, value))
+    upsert(connection, "marks", ("name",), {"value": INSTEAD}, [(name, value)])
 
 
 class Machine(NamedTuple):
@@ -3031,12 +3052,9 @@ def gone_hashes(connection: sqlite3.Connection, tenant: int, words: Iterable[str
 
 def remember_gone(connection: sqlite3.Connection, gone: Gone) -> None:
     """Never again make of these hashes what was said, or came, up to these times."""
-    connection.executemany(
-        "insert into gone (hash, kind, at) values (?, ?, ?) on conflict (hash, kind) do update"
-        # A deletion holds up to the last time; no tracking from the first one on.
-        " set at = case when (excluded.at < gone.at) = (gone.kind = 'untracked') then excluded.at else gone.at end",
-        [(*key, at) for key, at in gone.items()],
-    )
+    # A deletion holds up to the last time; no tracking from the first one on.
+    change = "case when (excluded.at < gone.at) = (gone.kind = 'untracked') then excluded.at else gone.at end"
+    upsert(connection, "gone", ("hash", "kind"), {"at": change}, [(*key, at) for key, at in gone.items()])
     for kind in {FORGOTTEN, UNTRACKED}.intersection(kind for _, kind in gone):
         set_mark(connection, kind, secrets.token_hex(8))  # see clean_files, and Batch
 
@@ -3403,11 +3421,8 @@ def know_clients(connection: sqlite3.Connection) -> None:
     """Tell the views of recounts what agents are, where they can't ask Python."""
     if isinstance(connection, PostgresConnection):
         agents = connection.execute("select agent from agents").fetchall()
-        connection.executemany(
-            "insert into agent_clients (agent, client, device) values (?, ?, ?)"
-            " on conflict (agent) do update set client = excluded.client, device = excluded.device",
-            [(agent, *client_of(agent)) for (agent,) in agents],
-        )
+        rows = [(agent, *client_of(agent)) for (agent,) in agents]
+        upsert(connection, "agent_clients", ("agent",), dict.fromkeys(("client", "device"), INSTEAD), rows)
         connection.execute("delete from agent_clients where agent not in (select agent from agents)")
 
 
@@ -3677,16 +3692,12 @@ def remove_tenant(connection: sqlite3.Connection, tenant: Tenant, now: int) -> N
 
 def directory_of(connection: sqlite3.Connection) -> dict[str, Any]:
     """What must be known of tenants without a database; of dashboard ids only a hash, by which `instrument` finds them."""
+    as_they_are = ("name", "tracking_host", "any_domain", "suspended", "ignore_gpc", "utm")
     tenants = {
         tenant.mail_id: {
-            "name": tenant.name,
+            **{name: getattr(tenant, name) for name in as_they_are},
             "id_sha256": key_hash(tenant.id),
-            "tracking_host": tenant.tracking_host,
-            "any_domain": tenant.any_domain,
-            "suspended": tenant.suspended,
-            "ignore_gpc": tenant.ignore_gpc,
             "api_key_sha256": tenant.api_key_hash,
-            "utm": tenant.utm,
             "shares": [[*share] for share in shares_of(connection, tenant.number)],
             **tenant_rules(connection, tenant.number),
         }
@@ -3927,12 +3938,12 @@ Group = tuple[int, str, bool, int, tuple[str, ...]]
 Moment = tuple[int, str, str, int]
 
 
-def best_of(tally: Tally) -> int | None:
-    """The best state that a tally has hits of: the one an email is unique under."""
+def best_of(tally: Tally) -> tuple[int | None, int]:
+    """The best state that a tally has hits of, under which an email is unique, and the quarter in which the first came."""
     for state in STATES:
         if tally[HITS[state]]:
-            return state
-    return None
+            return state, tally[FIRST[state]] // QUARTER_MS
+    return None, 0
 
 
 def cells_of_hit(shape: Shape, judgement: Judgement, zone: str) -> Iterator[Cell]:
@@ -4008,7 +4019,8 @@ def cells_of_link(tenant: int, campaign: str, url: int, tally: Tally) -> Iterato
     for state, name in STATES.items():
         if hits := tally[HITS[state]]:
             yield ("links", key, f"clicks_{name}"), hits
-    if best := best_of(tally):
+    best, _ = best_of(tally)
+    if best:
         yield ("links", key, f"emails_{STATES[best]}"), 1
 
 
@@ -4051,27 +4063,6 @@ def add_to_rollups(connection: sqlite3.Connection, cells: Mapping[Cell, int]) ->
         keys, columns, times = ROLLUPS[table]
         values = [(*key, *map(row.get, columns, repeat(0)), *map(row.get, times)) for key, row in rows.items()]
         upsert(connection, table, keys, dict.fromkeys(columns, ADDED) | dict.fromkeys(times, LATER), values)
-
-
-INSTEAD = "excluded.{column}"
-ADDED = "{table}.{column} + excluded.{column}"
-EARLIER = "case when excluded.{column} < {table}.{column} then excluded.{column} else {table}.{column} end"
-LATER = "case when excluded.{column} > coalesce({table}.{column}, 0) then excluded.{column} else {table}.{column} end"
-
-
-def upsert(
-    connection: sqlite3.Connection, table: str, keys: Sequence[str], changes: Mapping[str, str], rows: Collection[Any]
-) -> None:
-    """Insert rows of these keys and columns; where the keys are there, change each column as is said of it."""
-    if not rows:
-        return
-    names = *keys, *changes
-    changed = (f"{column} = {change.format(table=table, column=column)}" for column, change in changes.items())
-    connection.executemany(
-        f"insert into {table} ({', '.join(names)}) values ({', '.join('?' * len(names))})"
-        f" on conflict ({', '.join(keys)}) do update set {', '.join(changed)}",
-        rows,
-    )
 
 
 def carry(connection: sqlite3.Connection, tenant: int, cells: Mapping[Cell, int]) -> None:
@@ -4233,18 +4224,9 @@ class Email:
 
     def standing(self) -> Standing:
         """Where it stands by what is counted now."""
-        opened, clicked = best_of(self.opens), best_of(self.clicks)
-        return Standing(
-            self.tenant,
-            self.campaign,
-            self.registered == 1,
-            self.key.startswith(TEST_KEY),
-            NO_QUARTER if self.sent_at is None else self.sent_at // QUARTER_MS,
-            opened,
-            self.opens[FIRST[opened]] // QUARTER_MS if opened else 0,
-            clicked,
-            self.clicks[FIRST[clicked]] // QUARTER_MS if clicked else 0,
-        )
+        sent = NO_QUARTER if self.sent_at is None else self.sent_at // QUARTER_MS
+        said = self.tenant, self.campaign, self.registered == 1, self.key.startswith(TEST_KEY), sent
+        return Standing(*said, *best_of(self.opens), *best_of(self.clicks))
 
 
 NO_TALLY = (0, None) * len(STATES)
@@ -4300,7 +4282,6 @@ _BARE_LETTERS = str.maketrans({"ø": "o", "đ": "d", "ł": "l", "ħ": "h", "ŧ":
 NO_DAY = -1  # of an allowance that is a campaign's
 ALL_NETWORKS = -1
 Rooms = Mapping[str, tuple[int, str, int]]  # by what needs it: for how many, whose it is, and of which day
-NO_ROOMS: Rooms = {}
 
 
 def network_of(hit: Hit) -> int:
@@ -4458,9 +4439,8 @@ class Batch:
             by_id = {email.id: email for email, _ in emails}
             agents, urls = (self._interned(tenant, what, *asked[what], emails) for what in ("agent", "url"))
             is_over = OTHER in agents or OTHER in urls
-            links = self._ask_links(
-                [(email, urls[hit.url]) for email, new in emails for hit in new if hit.url is not None]
-            )
+            clicked = [(email, urls[hit.url]) for email, new in emails for hit in new if hit.url is not None]
+            links = self._ask_links(clicked)
             self._read_stored(emails, by_id)
             judged = []
             for email, new in emails:
@@ -4520,7 +4500,7 @@ class Batch:
         }
         return self._over(tenant, what, {text: hit for text, (_, hit) in plain.items()}, own)
 
-    def _over(self, tenant: int, what: str, new: Mapping[str, Hit], own: Rooms = NO_ROOMS) -> set[str]:
+    def _over(self, tenant: int, what: str, new: Mapping[str, Hit], own: Rooms) -> set[str]:
         """Those of the new things that hits bring which are over what they have of their own, and then over what a tenant
         may have on the day of the hit. Of each, one network has no more than half of what others leave."""
         if not new:
@@ -4679,7 +4659,7 @@ class Batch:
         over = self._over(tenant, "unregistered", firsts, room)
         made = [key for key in firsts if key not in over]
         new = {campaigns[key]: firsts[key] for key in made if key in campaigns and campaigns[key] not in known}
-        others = self._over(tenant, "campaign", new)
+        others = self._over(tenant, "campaign", new, {})
         for what, keys in (("unregistered", over), ("campaign", [key for key in made if campaigns.get(key) in others])):
             for hit in chain.from_iterable(by_key[key] for key in keys):
                 self.dropped[tenant, f"{what}-limit", hit.at // DAY_MS] += 1
@@ -4917,11 +4897,9 @@ class Batch:
         emails = [*find_emails(self.connection, tenant, keys).values()]
         self._read_all(emails)
         self._carries_for = tenant if carries else 0
-        asked = {"wanted": as_set([email.id for email in emails])}
+        ids = [email.id for email in emails]
         for table in ("events", "email_counts", "link_counts", "emails"):
-            column = "id" if table == "emails" else "email"
-            sql = f"delete from {table} where {column} in (select wanted.id from {wanted('id')})"
-            self.connection.execute(sql, asked)
+            delete_rows(self.connection, table, "id" if table == "emails" else "email", ids)
         sql = f"""
             delete from carried where tenant = :tenant and rollup in ('email_counts', 'link_counts')
                 and key in (select wanted.key from {wanted("key")})
@@ -4963,8 +4941,7 @@ class Batch:
         asked = [(url, own[url] or nothing) for url in sorted(url for url in {*urls} if url is not None)]
         unused = {id_ for (id_,) in for_each(self.connection, asked, sql, tenant=tenant, nothing=nothing)}
         for table, column in (("links", "url"), ("urls", "id")):
-            sql = f"delete from {table} where {column} in (select wanted.id from {wanted('id')})"
-            self.connection.execute(sql, {"wanted": as_set([*unused])})
+            delete_rows(self.connection, table, column, unused)
         return unused
 
     def _number_of_other(self, tenant: int) -> int:
@@ -4993,10 +4970,6 @@ class Batch:
         return before is None
 
     # -- Writing
-
-    def _count_link(self, tenant: int, campaign: str, url: int, tally: Tally, times: int) -> None:
-        for cell, number in cells_of_link(tenant, campaign, url, tally):
-            self._cells[cell] += times * number
 
     def write(self) -> None:
         """Write what was gathered, once, at the end."""
@@ -5029,10 +5002,8 @@ class Batch:
     def _set(self, table: str, column: str, values: Collection[tuple[int, int]]) -> None:
         """Set a column of rows, given with their ids."""
         if values:
-            sql = (
-                f"update {table} set {column} = wanted.value from {wanted('id', 'value')} where {table}.id = wanted.id"
-            )
-            self.connection.execute(sql, {"wanted": as_set([*values])})
+            changes = f"{column} = wanted.value from {wanted('id', 'value')}"
+            for_each(self.connection, values, f"update {table} set {changes} where {table}.id = wanted.id")
 
     def _find_firsts(self) -> None:
         """When the first of the hits came that count so, where the one that was is judged otherwise now."""
@@ -5069,8 +5040,9 @@ class Batch:
                 self._left.add((email.tenant, campaign, email.last_at or 0))
             for url, (old, new) in email.links.items():
                 if old != new or campaign != email.campaign:
-                    self._count_link(email.tenant, campaign, url, old, -1)
-                    self._count_link(email.tenant, email.campaign, url, new, 1)
+                    for name, tally, times in ((campaign, old, -1), (email.campaign, new, 1)):
+                        for cell, number in cells_of_link(email.tenant, name, url, tally):
+                            self._cells[cell] += times * number
                     links.append((email.id, url, *new))
             if email.last_at is not None:
                 counts.append((email.id, *email.opens, *email.clicks, email.last_at))
@@ -6886,8 +6858,7 @@ class Expiry(Batch):
                         first = table, key, f"{name}_first"
                         carried[first] = min(carried.get(first, FAR), hit.at)
                 urls.add(url)
-        sql = f"delete from events where id in (select wanted.id from {wanted('id')})"
-        self.connection.execute(sql, {"wanted": as_set([row[2] for row in rows])})
+        delete_rows(self.connection, "events", "id", [row[2] for row in rows])
         self.remove_urls(tenant, urls, {}, nothing=-1)
         return len(rows)
 
@@ -6952,8 +6923,7 @@ def _retire_agents(database: Database, cuts: Mapping[int, int]) -> Iterator[None
         with database.transaction() as connection:
             used.update(agent for (agent,) in connection.execute("select agent from events where id > ?", (end,)))
             some = {*unused[:RETIRED_EVENTS]}
-            sql = f"delete from agents where id in (select wanted.id from {wanted('id')})"
-            for_each(connection, some - used, sql)
+            delete_rows(connection, "agents", "id", some - used)
             used |= some
         yield
 
