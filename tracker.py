@@ -5640,6 +5640,7 @@ class Wanted(NamedTuple):
     order: str = ""  # one of the table's
     ascending: bool = False
     people: bool = True  # whether recipients and subjects may be searched
+    shared: bool = False  # by who has a share: of destinations without what may name a reader, their queries
     whole: bool = False  # for an export: newest first, and with the hidden link
     link: int | None = None  # by its number
     url: str | None = None  # that was clicked
@@ -5705,6 +5706,8 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     values["wanted"] = as_set(page := [each.id for each in picked[: asked.most]])
     fields = ", ".join((*table.fields, *table.more))
     rows = {row[0]: row for row in connection.execute(table.rows.format(scope=scope, fields=fields), values)}
+    if table is LINKS and asked.shared:
+        rows = {id_: (id_, re.sub("[?#].*", "", url), *counts) for id_, url, *counts in rows.values()}
     links = clicked_links(connection, page) if table is EMAILS and not asked.whole else {}
     return Rows(table, [rows[id_] for id_ in page], following, found, links)
 
@@ -5829,6 +5832,12 @@ _read_pixel_uri = re.compile(PIXEL_PATH.replace(".", r"\.").format(mail_id="([^/
 def hit_line(fields_: dict[str, Any]) -> bytes:
     """One hit as the spool keeps it: a line of JSON."""
     return f"{_write_json(fields_)}\n".encode("utf-8", "backslashreplace")
+
+
+def untracked_hit(mail_id: str, type_: int) -> dict[str, str]:
+    """What is written of a hit that is not to be tracked in the place of who made it, and for which email."""
+    way = f"pixel/{UNTRACKED_KEY}.gif" if type_ == OPEN else f"click/{UNTRACKED_KEY}?url={UNTRACKED_KEY}"
+    return {"gpc": "1", "uri": f"/{quote(mail_id, safe='')}/{way}", "ip": "", "ua": ""}
 
 
 def email_line(mail_id: str, registration: Registration, at: int) -> bytes:
@@ -6742,24 +6751,46 @@ _find_hit = re.compile(rb'"uri":"/([\w-]+)/(?:pixel/([\w.~+@=:-]+)\.gif|click/([
 _find_email = re.compile(rb'"mail_id":"([\w-]+)","key":"([^"\\]+)"(?:.*,"recipient":"([^"\\]*)")?').search
 
 
-def _words_of(line: bytes) -> tuple[str, list[str]]:
+def _words_of(line: bytes) -> tuple[str, set[str]]:
     """Whose a line of the spool is: the tenant, and keys or an address, as what is gone is named."""
     if (hit := _find_hit(line)) and b"campaign" not in line:
-        return hit[1].decode(), [(hit[2] or hit[3]).decode()]
+        mail_id, words = hit[1].decode(), {key := (hit[2] or hit[3]).decode()}
+        return mail_id, words | {as_person(key)} if "@" in key else words
     if (email := _find_email(line)) and b"\\" not in line:
-        return email[1].decode(), [email[2].decode(), as_person((email[3] or b"").decode())]
+        return email[1].decode(), {email[2].decode(), as_person((email[3] or b"").decode())}
     with contextlib.suppress(BadInput):
         found = parse_line(line)
-        if isinstance(found, Choice):
-            return found.mail_id, [found.key]
-        if isinstance(found, SpooledEmail):
-            return found.mail_id, [found.registration.key, as_person(found.registration.recipient or "")]
-        return found.mail_id, [found.key, campaign_key(found.key, found.campaign)]
-    return "", []
+        key, more = (
+            (found.registration.key, found.registration.recipient)
+            if isinstance(found, SpooledEmail)
+            else (found.key, "")
+        )
+        named = campaign_key(key, found.campaign) if isinstance(found, Hit) else key
+        return found.mail_id, {key, named, as_person(more or key)}
+    return "", set()
 
 
-def _overwrite(path: str, spans: Sequence[tuple[int, int]]) -> None:
-    """Write blanks over parts of a segment; a file of nginx's, which we may not write to, is replaced by a copy."""
+def _left_of(line: bytes, gone: Collection[tuple[str, int]]) -> bytes:
+    """What stays of a line, in as many bytes, where some of whose it is is gone: of hits of who is not tracked, that they were."""
+    try:
+        found = parse_line(line)
+    except BadInput:
+        return line
+    at = found.registration.at if isinstance(found, SpooledEmail) else found.at
+    is_undated = isinstance(found, Hit) and found.fixed is not None
+    kinds = {kind for kind, since in gone if (at >= since if kind == UNTRACKED else at <= since or is_undated)}
+    end, new = b"\n" * line.endswith(b"\n"), b""
+    if not kinds:
+        return line
+    if FORGOTTEN not in kinds and isinstance(found, Hit):
+        about = {"id": found.id, "t": at / 1000, "answer": found.answer}
+        new = hit_line(about | untracked_hit(found.mail_id, found.type))[:-1]
+    room = len(line) - len(end)
+    return (new if len(new) <= room else b"").ljust(room) + end
+
+
+def _overwrite(path: str, lines: Mapping[int, bytes]) -> None:
+    """Write over lines of a segment, by where they begin; a file of nginx's, which we may not write to, is replaced by a copy."""
     about, flags = os.stat(path), os.O_CLOEXEC | os.O_NOFOLLOW
     copy = os.path.join(os.path.dirname(path), f".new-{secrets.token_hex(8)}")
     try:
@@ -6768,8 +6799,8 @@ def _overwrite(path: str, spans: Sequence[tuple[int, int]]) -> None:
         shutil.copyfile(path, copy)
         fd = os.open(copy, os.O_WRONLY | flags)
     try:
-        for begin, end in spans:
-            os.pwrite(fd, b" " * (end - begin), begin)  # as many, so that positions hold
+        for begin, line in lines.items():
+            os.pwrite(fd, line, begin)  # as long as the one before, so that positions hold
         os.fsync(fd)
         os.utime(fd, ns=(about.st_atime_ns, about.st_mtime_ns))  # by which it is kept
     finally:
@@ -6779,32 +6810,36 @@ def _overwrite(path: str, spans: Sequence[tuple[int, int]]) -> None:
         sync_folder(os.path.dirname(path))
 
 
-def _clean_spool(database: Database, since: int) -> Generator[None, None, bool]:
-    """Blank the drained lines of all who were forgotten since a time, some at a time; whether none waits for nginx."""
+def _clean_segments(database: Database, found: Mapping[str, str]) -> Generator[None, None, bool]:
+    """Take out of drained lines, by segments and their folders, what is gone, some at a time; whether none waits for nginx."""
     with database.reading() as connection:
-        rows = connection.execute("select hash from gone where kind = ? and at >= ?", (FORGOTTEN, since))
-        gone = {hash_ for (hash_,) in rows}
-        secret = stored_secret(connection, "instance") or ""
-        tenants = {id_: each.mail_id for each in list_tenants(connection) for id_ in (each.id, each.mail_id)}
-        kept = os.path.join(database.spool, "kept")
-        found = {**dict.fromkeys(segments_in(database.spool), database.spool), **dict.fromkeys(segments_in(kept), kept)}
+        gone = defaultdict(list)
+        for hash_, kind, at in connection.execute("select hash, kind, at from gone where kind <> ?", (DELETED,)):
+            gone[hash_].append((kind, at))
+        secret, tenants = stored_secret(connection, "instance") or "", list_tenants(connection)
+        mail_ids = {id_: each.mail_id for each in tenants for id_ in (each.id, each.mail_id)}
+        ignoring = {each.mail_id for each in tenants if each.ignore_gpc}
         positions = positions_of(connection, found)
-    is_whole = True
+    is_whole, kept = True, os.path.join(database.spool, "kept")
     for name, position in positions.items():
         path = os.path.join(found[name], name)
         path = path if os.path.exists(path) else os.path.join(kept, name)
         with contextlib.suppress(FileNotFoundError), open(path, "rb", READ_BYTES) as file:
-            spans, begin = [], 0
+            changed, begin = dict[int, bytes](), 0
             for n, (line, end) in enumerate(read_lines(Segment(database.spool, name, file, position, True), 0), 1):
-                mail_id, words = _words_of(line)
-                if any(gone_hash(secret, tenants.get(mail_id, ""), word) in gone for word in words):
-                    spans.append((begin, end - line.endswith(b"\n")))
+                asks = b'"gpc":"1"' in line or b'"dnt":"1"' in line  # as nginx writes it, beside all else
+                mail_id, words = _words_of(line) if gone or asks else ("", ())
+                mail_id = mail_ids.get(mail_id, "")
+                those = [each for word in words for each in gone.get(gone_hash(secret, mail_id, word), ())]
+                those += [(UNTRACKED, 0)] * (asks and UNTRACKED_KEY not in words and mail_id not in ignoring)
+                if those and (left := _left_of(line, those)) != line:
+                    changed[begin] = left
                 begin = end
                 if n % 1000 == 0:
                     yield
-            if spans and (os.access(path, os.W_OK) or found[name] == kept):
-                _overwrite(path, spans)
-            elif spans:
+            if changed and (os.access(path, os.W_OK) or found[name] == kept):
+                _overwrite(path, changed)
+            elif changed:
                 is_whole = False
         yield
     return is_whole
@@ -6818,14 +6853,21 @@ def is_clean(database: Database, connection: sqlite3.Connection) -> tuple[bool, 
 
 
 def clean_files(database: Database) -> Iterator[None]:
-    """Overwrite what this machine's files have of who was forgotten since it was last done; some of it at a time."""
-    began, instance = now_ms(), read_small_file(database.spool, "instance")
+    """Take out of this machine's files what they have of who was forgotten since it was last done, and of who is not tracked
+    where a segment has been put aside since; some of it at a time."""
+    began, instance, kept = now_ms(), read_small_file(database.spool, "instance"), os.path.join(database.spool, "kept")
     with database.reading() as connection:
-        (done, since), forgotten = is_clean(database, connection), marks_of(connection).get("forgotten")
-    if not done and not drain(database).troubles and (yield from _clean_spool(database, since - DAY_MS)):
+        (done, since), forgotten = is_clean(database, connection), marks_of(connection).get("forgotten", "")
+    if not done and drain(database).troubles:
+        return
+    aside = {
+        name: about for name, about in segments_in(kept).items() if not done or about.st_ctime_ns > since * 1_000_000
+    }
+    found = {**dict.fromkeys({} if done else segments_in(database.spool), database.spool), **dict.fromkeys(aside, kept)}
+    if (found or not done) and (yield from _clean_segments(database, found)):
         with database.transaction() as connection:
             set_mark(connection, f"cleaned:{instance}", f"{forgotten} {began}")
-        with database.checkpointed():
+        with database.checkpointed() if not done else contextlib.nullcontext():
             pass  # and nothing of it is in the WAL any more
 
 
@@ -8538,7 +8580,8 @@ class App:
         if gpc := environ.get("HTTP_SEC_GPC"):
             hit["gpc"] = utf8(gpc)[:8]
         if gpc == "1" or environ.get("HTTP_DNT") == "1":
-            hit |= self._untracked(mail_id, answered)
+            ignores = self.directory.tenants.get(mail_id, {}).get("ignore_gpc")
+            hit |= {"gpc": "1"} if ignores else untracked_hit(mail_id, OPEN if answered == "pixel" else CLICK)
         if why:
             hit["why"] = why
         if self.directory.is_own(mail_id, request.address):  # before the address is cut
@@ -8547,13 +8590,6 @@ class App:
         if len(line) > MAX_HIT_LINE:
             return "too long"
         return "recorded" if self.spool.append(line) else "unspooled"
-
-    def _untracked(self, mail_id: str, answered: str) -> dict[str, str]:
-        """What is written of a hit that asks not to be tracked in the place of who made it, and for which email."""
-        if self.directory.tenants.get(mail_id, {}).get("ignore_gpc"):
-            return {"gpc": "1"}
-        way = f"pixel/{UNTRACKED_KEY}.gif" if answered == "pixel" else f"click/{UNTRACKED_KEY}?url={UNTRACKED_KEY}"
-        return {"gpc": "1", "uri": f"/{quote(mail_id, safe='')}/{way}", "ip": "", "ua": ""}
 
     def _heed_hidden(self) -> None:
         """Write down that readers are hidden, if it is true of a good part of the hits; say so in the log once a day."""
@@ -8924,7 +8960,7 @@ def _wanted(request: Request, view: View, table: Table, **more: Any) -> Wanted:
         more["after"] = read_cursor(parameters.get("after", ""), table)
     if name == table.name and "whole" not in more:
         more |= {"order": order, "ascending": sort.endswith(".up")}
-    return Wanted(campaign=view.campaign, people=view.people, **more)
+    return Wanted(campaign=view.campaign, people=view.people, shared=view.tenant.share is not None, **more)
 
 
 def dashboard(app: App, request: Request, tenant: Tenant) -> Response:
@@ -9053,7 +9089,7 @@ def campaign_stats_view(app: App, request: Request, tenant: Tenant, campaign: st
     view = _view(app, request, tenant, campaign)
     with app.numbers() as (connection, waiting):
         if stats := read_campaign(connection, tenant, campaign, view.zone, view.now):
-            asked = Wanted(campaign=campaign, most=TABLE_ROWS[-1])
+            asked = Wanted(campaign=campaign, shared=tenant.share is not None, most=TABLE_ROWS[-1])
             programs, links = (read_table(connection, tenant.number, table, asked) for table in (PROGRAMS, LINKS))
             return json_response(200, campaign_json(stats, tenant.name, programs, links, waiting))
     raise HTTPError(404, "There is no such campaign.")

@@ -14,6 +14,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -304,7 +305,7 @@ def test_a_file_of_nginx_is_replaced_by_a_copy_of_the_same_age(request: pytest.F
     os.utime(path, (5, 5))
     os.seteuid(65534)
     try:
-        tracker._overwrite(str(path), [(5, 10)])
+        tracker._overwrite(str(path), {5: b"     \n"})
     finally:
         os.seteuid(0)
     assert path.read_bytes() == b"mine\n     \n"
@@ -607,6 +608,68 @@ def test_a_backup_made_before_somebody_was_untracked_changes_nothing(stage: Stag
     segment(stage, hit(stage, "a1", since + 5000))
     stage.drain()
     assert len(stage.rows("select 1 from events where at > ?", since)) == 0
+
+
+def lines_by_key(stage: Stage) -> dict[str, list[dict[str, Any]]]:
+    """The lines that are kept, by the key in their path."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in (stage.spool / "kept").glob("*.jsonl"):
+        for line in map(json.loads, filter(bytes.strip, path.read_bytes().splitlines())):
+            key = line.get("key") or re.split(r"[/.?]", line["uri"].partition("/")[2])[2]
+            found.setdefault(key, []).append(line)
+    return found
+
+
+@pytest.mark.parametrize("slot", ["", "-nginx"])
+def test_kept_lines_of_who_is_not_tracked_say_that_somebody_was_and_are_read_again_as_that(
+    slot: str, stage: Stage, run: Told
+) -> None:
+    send_mail(stage)
+    stage.change(stage.globex, ignore_gpc=True)
+    run("untrack", "Acme", ANN)
+    [(since,)] = set(stage.rows("select at from gone where kind = 'untracked'"))
+    early, late = since - 1000, since + 1000
+    ends = f"{quote(ANN)}.gif", f"{ANN}.gif", f"{quote(ANN)}.gif?campaign=Spring"
+    uris = [f"/{stage.acme.mail_id}/pixel/{end}" for end in ends]
+    others = f"/{stage.globex.mail_id}/pixel/g1.gif"
+    lines = [hit(stage, "a1", early), hit(stage, "a1", late), click(stage, "a2", at=late), hit(stage, "b1", late)]
+    lines += [hit(stage, "", late, uri=uri) for uri in uris]
+    lines += [
+        hit(stage, "b1", late, dnt="1"),
+        hit(stage, "b1", late, gpc="1"),
+        hit(stage, "", late, uri=others, gpc="1"),
+    ]
+    path = segment(stage, *lines)
+    path = path.rename(path.with_name(f"{NOW}-0-{'ab' * 12}{slot}.jsonl"))
+    stage.drain()
+    size = (stage.spool / "kept" / path.name).stat().st_size
+    dropped = sorted(stage.rows("select reason, day, hits from dropped"))
+    assert [sum(hits for reason, _, hits in dropped if type_ in reason) for type_ in ("open", "click")] == [6, 1]
+    turn_until_all_is_done(tracker.drainer_of(stage.database, stage.settings))
+    kept = lines_by_key(stage)
+    assert [line["t"] for line in kept["a1"] if "uri" in line and line["t"] > early / 1000] == []
+    assert any(line["t"] == early / 1000 for line in kept["a1"]) and len(kept["g1"]) == 1
+    assert ANN not in kept and all(line["ip"] == line["ua"] == "" for line in kept["untracked~"])
+    assert len(kept["untracked~"]) == 7 and (stage.spool / "kept" / path.name).stat().st_size == size
+    assert not {"dnt", "gpc"} & {*chain.from_iterable(kept["b1"])}
+    with stage.database.transaction() as connection:  # as in an older database
+        connection.execute("delete from dropped")
+        connection.execute("delete from positions where segment = ?", (path.name,))
+    stage.database.kept_seen = -1
+    stage.drain()
+    assert sorted(stage.rows("select reason, day, hits from dropped")) == dropped
+
+
+def test_mail_that_is_registered_after_its_recipient_was_forgotten_stays_in_kept_lines(stage: Stage, run: Told) -> None:
+    send_mail(stage)
+    run("forget", "Acme", ANN)
+    stage.web.post_json(f"/{stage.acme.id}/emails", {"key": "a9", "recipient": ANN})
+    segment(stage, hit(stage, "a9", tracker.now_ms()))
+    stage.drain()
+    stage.web.post_json(f"/{stage.acme.id}/forgotten", {"address": "carol@example.com"})
+    turn_until_all_is_done(tracker.drainer_of(stage.database, stage.settings))
+    kept = lines_by_key(stage)
+    assert len(kept["a9"]) == 2 and "a1" not in kept
 
 
 def test_instrument_leaves_mail_to_who_is_untracked_as_it_is(

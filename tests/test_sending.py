@@ -1078,7 +1078,7 @@ def test_each_email_of_an_array_gets_its_own_html(stage: Stage) -> None:
     values = [{"key": "e1", "html": PAGE}, {"key": "e2", "links": [LINK]}, {"key": "e3", "html": ""}]
     first, second, third = stage.web.post_json(f"/{stage.acme.id}/emails", values, status=201).json
     assert set(first) == set(third) == {"key", "pixel_url", "links", "html", "preferences", "report"}
-    assert set(second) == {"key", "pixel_url", "links"}
+    assert set(second) == {"key", "pixel_url", "links", "preferences"}
     out = first["html"].encode()
     assert undone(out) == PAGE.encode() and keys(out) == {"e1"}
     assert PIXEL.findall(out)[0].decode() == first["pixel_url"]

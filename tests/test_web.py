@@ -24,7 +24,7 @@ from asking import (
     register,
     spooled,
 )
-from conftest import CHROME, NOW, OPERATOR_KEY, Stage, hit, make_stage, segment
+from conftest import CHROME, NOW, OPERATOR_KEY, Stage, click, hit, make_stage, segment
 
 import tracker
 
@@ -215,6 +215,7 @@ def share(stage: Stage) -> None:
     )
     register(stage, stage.acme, tracker.Registration("s", "Secret", "bob@acme.example", "Spring/1", sent_at=NOW))
     segment(stage, hit(stage, "w", ip="203.0.113.0"), hit(stage, "s", ip="203.0.113.0"))
+    segment(stage, click(stage, "s", "https://acme.com/off?e=a-reader#a-reader", ip="203.0.113.0"))
     stage.drain()
     shares = (
         (SHARE, "", 0, 4_000_000_000_000),
@@ -245,6 +246,7 @@ def assert_tells_nobody(stage: Stage, answer: Answer) -> None:
         "203.0.113",
         "198.51.100",
         "mail-of-acme",
+        "a-reader",
         "/emails",
         "/events",
     )
@@ -292,6 +294,7 @@ def test_what_a_share_shows_is_what_the_dashboard_shows(lent: Stage) -> None:
     ):
         own, shared = (get(lent, f"/{id_}/{path}").text for id_ in (lent.acme.id, SHARE))
         moving = r"(\"(to|from|age_hours)\": .*)"
+        own = own.replace("?e=a-reader#a-reader", "")  # a query may name a reader
         assert re.sub(moving, "", own) == re.sub(moving, "", shared), path
     alone = json.loads(get(lent, f"/{SPRING_SHARE}/campaigns/Spring%2F1.json").text)
     whole = json.loads(get(lent, f"/{lent.acme.id}/campaigns/Spring%2F1.json").text)
