@@ -7218,6 +7218,7 @@ def counts_of(rows: Iterable[Sequence[Any]], states: Mapping[int, str] = STATE_N
 def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -> Stats:
     """Read a period's numbers from the roll-ups; events are never counted here."""
     number, span = tenant.number, period.span(tenant.tz)
+    parts = period.parts(span, tenant.tz)
     past = span._replace(start=2 * span.start - span.end, end=span.start)  # as long, and as much of it has passed
     spans = past, *period.spans(tenant.tz)
     hits_before, *steps = hits_in(connection, number, [period.parts(each, tenant.tz) for each in spans])
@@ -7228,7 +7229,7 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
         sent=totals_of(cohort_in(connection, number, span)),
         unregistered=totals_of(cohort_in(connection, number, UNREGISTERED)),
         hits=counts_of(chain(*steps)),
-        emails=counts_of(uniques_in(connection, number, span), STATES),
+        emails=counts_of(chain(*(uniques_in(connection, number, part) for part in parts)), STATES),
         steps=list(map(counts_of, steps)),
         reasons=reasons_of(chain(*steps)),
         named=named_clicks(connection, number),
@@ -7841,10 +7842,13 @@ def table_section(view: View, rows: Rows, **given: Any) -> Markup:
     table = rows.table
     name, text = "hits" if table is EVENTS else table.name, table.empty
     above = emails_shown(view, rows) if table is EMAILS else ""
-    if table is EMAILS and ("q" in view.asked or view.asked.get("show", "all") != "all"):
-        text = f"None of the newest {MOST_SORTED:,} emails is like that." if rows.next else "No email is like that."
+    if rows.next:
+        text = f"None of the newest {MOST_SORTED:,} is like that."
+    elif table is EMAILS and ("q" in view.asked or view.asked.get("show", "all") != "all"):
+        text = "No email is like that."
     if not rows.rows:
-        said = tag("h2", table.title, id=name), above, tag("p", text, class_="quiet")
+        end = tag("p", table_end(view, rows, name), class_="quiet take") if rows.next else ""
+        said = tag("h2", table.title, id=name), above, tag("p", text, class_="quiet"), end
         return tag("section", *said, aria_labelledby=name)
     named = [{**row, **given} for row in rows.named(view.people)]
     columns = [column for column in table.columns if is_shown(view, name, column, named)]

@@ -310,6 +310,20 @@ def test_a_link_of_many_campaigns_can_be_seen_in_one(mailing: Stage) -> None:
     assert get(mailing, f"/{mailing.globex.id}/links/{number_of(mailing, HATS)}").status == 404
 
 
+def test_the_page_of_a_link_that_later_mail_has_too_says_where_it_stopped_looking_and_goes_on(
+    mailing: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clicks = (click(mailing, f"later{n}", HATS, NOW - HOUR + n * MINUTE) for n in range(30))
+    segment(mailing, *clicks)
+    mailing.drain()
+    monkeypatch.setattr(tracker, "MOST_SORTED", 29)
+    page = link_of(mailing, HATS, "campaign=Winter")
+    assert "None of the newest 29 is like that." in page and "Nobody so far" not in page
+    [more] = re.findall(r'<a href="\?(campaign=Winter&amp;after=[0-9]+-[0-9]+)#events" rel="next">More</a>', page)
+    [row] = rows_of(link_of(mailing, HATS, html.unescape(more)), "events")
+    assert "reader1@example.org" in row
+
+
 def test_the_clicks_of_a_link_go_on_page_by_page(stage: Stage) -> None:
     register(stage, stage.acme, *mails("Spring", 120, SENT))
     segment(stage, *(click(stage, f"Spring{n}", SHOES, SENT + n * MINUTE) for n in range(1, 121)))

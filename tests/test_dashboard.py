@@ -537,7 +537,7 @@ def test_a_filter_that_fits_few_says_where_it_stopped_looking(stage: Stage, monk
         stage, stage.acme, *[tracker.Registration(f"k{n:03}", campaign="C", sent_at=NOW - n * 1000) for n in range(120)]
     )
     count(stage, hit(stage, "k110", NOW))
-    assert "None of the newest 50 emails is like that." in plain(page(stage, "campaigns/C", show="opened"))
+    assert "None of the newest 50 is like that." in plain(page(stage, "campaigns/C", show="opened"))
     assert exported(stage, show="opened") == ["k110"]
 
 
