@@ -6690,18 +6690,15 @@ def read_person(text: str) -> str:
     return address
 
 
-def forget_person(folder: str, connection: sqlite3.Connection, tenant: int, address: str) -> tuple[int, set[bytes]]:
-    """Remove all emails to an address for good, and keep their numbers; how many, and how files may spell the address."""
-    emails, spelt, gone = release(connection, tenant, [address], [FORGOTTEN], now_ms())
-    write_gone(folder, gone)
-    return emails, spellings(spelt)
-
-
-def untrack(folder: str, connection: sqlite3.Connection, tenant: int, addresses: Iterable[str], now: int) -> int:
-    """Track people no more from now on, in mail that was sent too; returns how many emails those are."""
-    emails, _, gone = release(connection, tenant, addresses, [UNTRACKED], now)
-    write_gone(folder, gone)
-    return emails
+def let_go(database: Database, tenant: int, people: Iterable[str], kind: str) -> Released:
+    """Track people no more, or forget all emails to them but for their numbers: up to now, in what is restored too."""
+    with database.transaction() as connection:
+        await_replay(database, connection)
+        released = release(connection, tenant, people, [kind], now_ms())
+        write_gone(database.folder, released.gone)
+    if kind == FORGOTTEN:
+        erase_rejected(database.spool, spellings(released.spelt))
+    return released
 
 
 def stored_of_mail(connection: sqlite3.Connection, mail_id: str, key: str, days: int) -> dict[str, Any]:
@@ -8805,13 +8802,10 @@ def _recipients_words(app: App, request: Request, mail_id: str, key: str, signat
     is_merged = UNGUESSABLE.fullmatch(key) and verify(app.secrets, mail_id, "", signature, PREFERENCES)
     if not is_key(key) or not (is_merged or verify(app.secrets, mail_id, key, signature, PREFERENCES)):
         raise HTTPError(404, NOT_OURS)
-    asked = re.findall(r"([a-z]{2,8})[a-z0-9-]*\s*(?:;\s*q=([01](?:\.[0-9]{0,3})?))?\s*(?:,|$)", _accepted(request))
+    said = str(request.environ.get("HTTP_ACCEPT_LANGUAGE", ""))[:500].lower()
+    asked = re.findall(r"([a-z]{2,8})[a-z0-9-]*\s*(?:;\s*q=([01](?:\.[0-9]{0,3})?))?\s*(?:,|$)", said)
     ranked = sorted(asked, key=lambda each: -float(each[1] or 1))  # of equal ones the first
     return next((app.pages.languages[name] for name, _ in ranked if name in LANGUAGES), app.pages.languages["en"])
-
-
-def _accepted(request: Request) -> str:
-    return str(request.environ.get("HTTP_ACCEPT_LANGUAGE", ""))[:500].lower()
 
 
 def _preferences_page(
@@ -9504,21 +9498,15 @@ def post_forgotten(app: App, request: Request, tenant: Tenant) -> Response:
     if said.get("show"):
         with app.database.reading() as connection:
             return json_response(200, stored_of_person(connection, tenant.number, address))
-    with app.database.transaction() as connection:
-        await_replay(app.database, connection)
-        forgotten, texts = forget_person(app.database.folder, connection, tenant.number, address)
-    erase_rejected(app.database.spool, texts)
-    return json_response(200, {"forgotten": forgotten})
+    return json_response(200, {"forgotten": let_go(app.database, tenant.number, [address], FORGOTTEN).emails})
 
 
 def post_untracked(app: App, request: Request, tenant: Tenant) -> Response:
     """Track recipients no more, in mail that was sent too."""
     said = read_fields(_json_body(request), {"addresses": _TEXTS})
     addresses = list(map(read_person, said.get("addresses", ())))
-    with app.database.transaction() as connection:
-        await_replay(app.database, connection)
-        emails = untrack(app.database.folder, connection, tenant.number, addresses, now_ms())
-    return json_response(200, {"untracked": len(addresses), "emails": emails})
+    released = let_go(app.database, tenant.number, addresses, UNTRACKED)
+    return json_response(200, {"untracked": len(addresses), "emails": released.emails})
 
 
 # -- Campaigns and tenants
@@ -10786,11 +10774,9 @@ def cmd_forget(args: Namespace, settings: Settings) -> int:
             if args.show:
                 print(json.dumps(stored_of_person(connection, tenant.number, address), ensure_ascii=False, indent=1))
                 return 0
-        with database.transaction() as connection:
-            await_replay(database, connection)
-            forgotten, texts = forget_person(database.folder, connection, tenant.number, address)
+        forgotten, spelt, _ = let_go(database, tenant.number, [address], FORGOTTEN)
         print(f"forgot {forgotten} emails to that address; what they counted stays in the numbers", flush=True)
-        trouble = _until_clean(database, address, texts)
+        trouble = _until_clean(database, address, spellings(spelt))
         others = [name for name in sorted(os.listdir(settings.folder)) if name.startswith("set-aside-")]
     until = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 14 * DAY_MS / 1000))
     tell(f"note: backups made before today have it still, as kept by `backup --keep 14` each night: until {until}")
@@ -10804,17 +10790,16 @@ def cmd_forget(args: Namespace, settings: Settings) -> int:
 def cmd_untrack(args: Namespace, settings: Settings) -> None:
     """Track recipients no more: nothing is added to mail to them, and hits of mail already sent count in totals only."""
     addresses = list(map(read_person, args.addresses))
-    with database_of(settings) as database, database.transaction() as connection:
-        await_replay(database, connection)
-        number = find_tenant(connection, args.tenant).number
-        emails = untrack(database.folder, connection, number, addresses, now_ms())
+    with database_of(settings) as database:
+        with database.reading() as connection:
+            number = find_tenant(connection, args.tenant).number
+        emails = let_go(database, number, addresses, UNTRACKED).emails
     print(f"tracks {counted(len(addresses), 'recipient')} no more, with {counted(emails, 'email')} already sent")
 
 
 def _until_clean(database: Database, address: str, texts: Collection[bytes]) -> str:
     """Wait until no file has an address that was forgotten; returns what is in the way, if anything is for long."""
     trouble = "some of the spool can't be drained, or overwritten yet; it is tried each minute"
-    erase_rejected(database.spool, texts)
     until = time.monotonic() + CLEAN_SECONDS
     while time.monotonic() < until:
         try:

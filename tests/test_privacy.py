@@ -97,8 +97,7 @@ def send_mail(stage: Stage) -> None:
 
 
 def forget(stage: Stage, address: str = ANN) -> int:
-    with stage.database.transaction() as connection:
-        return tracker.forget_person(str(stage.folder), connection, stage.acme.number, address)[0]
+    return tracker.let_go(stage.database, stage.acme.number, [address], tracker.FORGOTTEN).emails
 
 
 def written(*texts: str) -> re.Pattern[bytes]:
@@ -316,7 +315,8 @@ def test_what_a_kill_left_to_be_forgotten_is_forgotten_at_the_next_start(stage: 
     send_mail(stage)
     before = numbers(stage.database)
     with pytest.raises(ZeroDivisionError), stage.database.transaction() as connection:
-        tracker.forget_person(str(stage.folder), connection, stage.acme.number, ANN)
+        released = tracker.release(connection, stage.acme.number, [ANN], [tracker.FORGOTTEN], tracker.now_ms())
+        tracker.write_gone(str(stage.folder), released.gone)
         raise ZeroDivisionError
     assert len(stage.rows("select key from emails")) == 6
     with tracker.changing_tenants(stage.database) as connection:
