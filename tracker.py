@@ -6742,7 +6742,6 @@ def texts_with(connection: sqlite3.Connection, address: str) -> list[str]:
 
 # -- Files
 
-
 # Nearly all lines, in a tenth of the time: a hit whose path has nothing encoded and names no campaign; our registrations.
 _find_hit = re.compile(rb'"uri":"/([\w-]+)/(?:pixel/([\w.~+@=:-]+)\.gif|click/([\w.~+@=:-]+))[/"?]').search
 _find_email = re.compile(rb'"mail_id":"([\w-]+)","key":"([^"\\]+)"(?:.*,"recipient":"([^"\\]*)")?').search
@@ -6757,13 +6756,9 @@ def _words_of(line: bytes) -> tuple[str, set[str]]:
         return email[1].decode(), {email[2].decode(), as_person((email[3] or b"").decode())}
     with contextlib.suppress(BadInput):
         found = parse_line(line)
-        key, more = (
-            (found.registration.key, found.registration.recipient)
-            if isinstance(found, SpooledEmail)
-            else (found.key, "")
-        )
-        named = campaign_key(key, found.campaign) if isinstance(found, Hit) else key
-        return found.mail_id, {key, named, as_person(more or key)}
+        about = found.registration if isinstance(found, SpooledEmail) else found
+        named = campaign_key(found.key, found.campaign) if isinstance(found, Hit) else about.key
+        return found.mail_id, {about.key, named, as_person(getattr(about, "recipient", "") or about.key)}
     return "", set()
 
 
@@ -6776,14 +6771,13 @@ def _left_of(line: bytes, gone: Collection[tuple[str, int]]) -> bytes:
     at = found.registration.at if isinstance(found, SpooledEmail) else found.at
     is_undated = isinstance(found, Hit) and found.fixed is not None
     kinds = {kind for kind, since in gone if (at >= since if kind == UNTRACKED else at <= since or is_undated)}
-    end, new = b"\n" * line.endswith(b"\n"), b""
     if not kinds:
         return line
+    new, text = b"", line.removesuffix(b"\n")
     if FORGOTTEN not in kinds and isinstance(found, Hit):
         about = {"id": found.id, "t": at / 1000, "answer": found.answer}
         new = hit_line(about | untracked_hit(found.mail_id, found.type))[:-1]
-    room = len(line) - len(end)
-    return (new if len(new) <= room else b"").ljust(room) + end
+    return (new if len(new) <= len(text) else b"").ljust(len(text)) + line[len(text) :]
 
 
 def _overwrite(path: str, lines: Mapping[int, bytes]) -> None:
