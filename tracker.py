@@ -3509,7 +3509,12 @@ def moving(settings: Settings, target: str) -> Iterator[sqlite3.Connection]:
 # == Tenants ===========================================================================================
 # Customers of the server, their rules, and tenants.json, by which workers know them without a database.
 
-RULES = ("allow", "block", "own", "forward")
+RULES = {  # each with the name that it has for users, and what reads a value of it
+    "allow": ("domains", read_destination),
+    "block": ("blocked", read_destination),
+    "own": ("own_addresses", read_own_network),
+    "forward": ("forwarded", read_parameter),
+}
 NEEDS_A_KEY = "an id of one's own stands in mail, so whoever gets mail could write; expected a tenant with two ids"
 NO_PUBLIC_URL = (
     "this server does not know its public address, and a mailing full of localhost links can't be called back: "
@@ -3601,13 +3606,17 @@ def list_tenants(connection: sqlite3.Connection) -> list[Tenant]:
     return _tenants(connection, "order by number")
 
 
+class NoTenant(BadInput):
+    """There is no tenant that a word means."""
+
+
 def find_tenant(connection: sqlite3.Connection, word: str) -> Tenant:
     """The tenant that a command's word means: a dashboard id, a mail id or a name. Raises BadInput."""
     found = _tenants(connection, "where id = :word or mail_id = :word or name = :word", word=word)
     found = found or namesakes(connection, word)
     by_id = [tenant for tenant in found if word in (tenant.id, tenant.mail_id)]
     if not found:
-        raise BadInput(f"no tenant {word!r}; `tenant list` shows them")
+        raise NoTenant(f"no tenant {word!r}; `tenant list` shows them")
     if len(found) > 1 and not by_id:
         ids = ", ".join(tenant.mail_id for tenant in found)
         raise BadInput(f"{len(found)} tenants have the name {word!r}; say which by its mail id: {ids}")
@@ -3628,6 +3637,8 @@ def _is_taken(connection: sqlite3.Connection, id_: str) -> bool:
 def add_tenant(connection: sqlite3.Connection, name: str, now: int, allow: Iterable[str] = (), **more: Any) -> Tenant:
     """Make a tenant; an `id` is both its ids. Raises Conflict if that or the tracking host is taken."""
     id_ = more.pop("id", None)
+    if id_ is not None and (fault := id_fault(id_)):
+        raise BadInput(f"id: {fault}")
     if id_ is not None and _is_taken(connection, id_):
         raise Conflict(f"the id {id_!r} is taken, now or by mail already sent; choose another")
     mail_id = id_ or new_mail_id()
@@ -3863,16 +3874,16 @@ def read_tenant_name(text: str) -> str:
     return name
 
 
-def read_hosts(name: str, *texts: str) -> list[str]:
+def read_each(read: Callable[[str], str], texts: Iterable[str], name: str) -> list[str]:
     try:
-        return list(map(read_destination, texts))
+        return list(map(read, texts))
     except BadInput as error:
         raise BadInput(f"{name}: {error}") from None
 
 
 def read_tracking_host(settings: Settings, text: str) -> str:
     """Read a tenant's tracking host. Raises BadInput."""
-    (host,) = read_hosts("tracking_host", text)
+    (host,) = read_each(read_destination, [text], "tracking_host")
     if ":" in host or IPV4.fullmatch(host):
         raise BadInput(f"tracking_host {text!r}: expected a domain name such as track.acme.com, without a port")
     if settings.base_url and host == read_origin(settings.base_url)[0]:
@@ -3891,6 +3902,17 @@ def tenant_summary(settings: Settings, tenant: Tenant) -> dict[str, Any]:
         "dashboard_url": private and f"{private}/{tenant.id}/dashboard",
         "pixel_url": public and public + pixel_path(tenant.mail_id, "test"),
     }
+
+
+def tenant_about(settings: Settings, connection: sqlite3.Connection, tenant: Tenant) -> dict[str, Any]:
+    """All that is set of a tenant, by the names that change it over HTTP."""
+    rules = tenant_rules(connection, tenant.number)
+    same = ("utm", "tz", "suspended", "any_domain", "ignore_gpc", "retention_days", "unregistered_a_day")
+    about: dict[str, Any] = tenant_summary(settings, tenant) | {name: getattr(tenant, name) for name in same}
+    about |= {name: rules[rule] for rule, (name, _) in RULES.items()}
+    if tenant.retention_days is None:
+        about["retention_days"] = settings.retention_days
+    return about | {"tracking_host": tenant.tracking_host or "", "api_key": bool(tenant.api_key_hash)}
 
 
 # == Counting ==========================================================================================
@@ -5269,6 +5291,11 @@ def limits_met(connection: sqlite3.Connection, since: int) -> list[str]:
     return [reason for (reason,) in connection.execute(sql, (since,)) if reason.removesuffix("-limit") in A_DAY]
 
 
+def hits_so_far(connection: sqlite3.Connection) -> int:
+    """How many hits became events since the database was made, removed ones included."""
+    return int(connection.execute("select coalesce(max(id), 0) from events").fetchone()[0])
+
+
 def last_hit_at(connection: sqlite3.Connection, tenant: int) -> int | None:
     sql = "select at from events where tenant = ? order by at desc limit 1"
     return next((row[0] for row in connection.execute(sql, (tenant,))), None)
@@ -6427,7 +6454,8 @@ def ingest(database: Database, lines: Iterable[bytes]) -> tuple[Counter[str], li
 
 
 # What state.json says: when it was written, what troubles the drain, what tidying cut, and what there is of each.
-NO_NEWS = {"at": 0.0, "trouble": "", "cut": "", "waiting": None, "rejected": None, "limits": (), "machines": ()}
+NO_NEWS = {"at": 0.0, "trouble": "", "cut": "", "waiting": None, "rejected": None, "drained": 0}
+NO_NEWS |= {"limits": (), "machines": ()}
 
 
 class Drainer(threading.Thread):
@@ -6460,7 +6488,7 @@ class Drainer(threading.Thread):
         self._follows = follows
         self.database = database
         self._keep = days, megabytes
-        self._state: dict[str, Any] = dict(NO_NEWS)
+        self._state: dict[str, Any] = {**NO_NEWS, "drained": read_state(database.folder)["drained"]}
         self._told_at = -math.inf
         self._tidy_at = -math.inf
         self._clock = math.inf  # how far the clock is ahead of the time since boot
@@ -6505,6 +6533,8 @@ class Drainer(threading.Thread):
         with contextlib.suppress(StoreError, OSError), self.database.reading(wait=False) as connection:
             state["waiting"] = waiting_hits(self.database, connection)
             state["limits"] = limits_met(connection, now_ms() // DAY_MS)
+            # A monitor takes a counter that falls for one that began anew, and newest hits may be removed.
+            state["drained"] = max(state["drained"], hits_so_far(connection))
         if self.database.is_shared and not troubles and time.monotonic() - self._told_at > self.TELL_SECONDS:
             with contextlib.suppress(StoreError):
                 state["machines"], clone = tell_of_machine(self.database, state["waiting"], now_ms())
@@ -7478,10 +7508,17 @@ class Pages:
         self.templates = {name: Template(resource(f"templates/{name}.html").decode()) for name in self.NAMES.split()}
         self.words = read_words("words")
         self.languages = {language: read_words(f"preferences.{language}") for language in LANGUAGES}
-        self.stylesheet = re.sub(rb"/\*.*?\*/|\n *", b"", resource("templates/style.css"))
-        self.stylesheet_name = f"style.{hashlib.sha256(self.stylesheet).hexdigest()[:16]}.css"
-        self.icon = resource("templates/icon.svg")
-        self.openapi = resource("templates/openapi.json")
+        stylesheet, for_ever = (
+            re.sub(rb"/\*.*?\*/|\n *", b"", resource("templates/style.css")),
+            "max-age=31536000, immutable",
+        )
+        self.stylesheet_name = f"style.{hashlib.sha256(stylesheet).hexdigest()[:16]}.css"
+        self.files = {  # each with its type, and for how long it may be kept: the stylesheet's name holds its hash
+            f"assets/{self.stylesheet_name}": ("text/css; charset=utf-8", f"public, {for_ever}", stylesheet),
+            "favicon.ico": ("image/svg+xml", "max-age=86400", resource("templates/icon.svg")),
+            "openapi.json": (EXPORT_TYPES["json"], "max-age=3600", resource("templates/openapi.json")),
+            "robots.txt": ("text/plain; charset=utf-8", "max-age=86400", b"User-agent: *\nDisallow: /\n"),
+        }
         self.pixel = resource("pixel.gif")
 
     def page(self, title: str, template: str, language: str = "en", /, **values: object) -> str:
@@ -8495,6 +8532,9 @@ HIDDEN = (
     "a proxy's X-Forwarded-For is not believed, so its readers all have one address; if the proxy is yours, "
     "expected it in FORWARDED_ALLOW_IPS, or nginx's file printed with `--real-ip-from NETWORK`"
 )
+BEARER = (("WWW-Authenticate", "Bearer"),)
+OPERATORS = "Expected the operator's key: Authorization: Bearer API_KEY."
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text form
 UNKNOWN_A_SECOND = 100  # hits for unknown mail ids that a worker records in a second
 
 
@@ -8834,27 +8874,14 @@ def home(app: App, request: Request) -> Response:
     return html_response(200, app.pages.message("An email tracker", text))
 
 
-def robots(app: App, request: Request) -> Response:
-    """Nothing here is for search engines."""
-    return Response(200, [("Content-Type", TEXT_TYPE)], b"User-agent: *\nDisallow: /\n")
-
-
-def favicon(app: App, request: Request) -> Response:
-    """The icon of our pages."""
-    return Response(200, [("Content-Type", "image/svg+xml"), ("Cache-Control", "max-age=86400")], app.pages.icon)
-
-
-def openapi(app: App, request: Request) -> Response:
-    """What programs may ask for, and what they are answered, in OpenAPI 3.1."""
-    return Response(200, [("Content-Type", EXPORT_TYPES["json"]), ("Cache-Control", "max-age=3600")], app.pages.openapi)
-
-
-def asset(app: App, request: Request, name: str) -> Response:
-    """A file whose name holds the hash of its content, so it may be kept for ever."""
-    if name != app.pages.stylesheet_name:
+def file(app: App, request: Request, name: str = "") -> Response:
+    """What is the same for everybody, and may be kept for a while."""
+    if (found := app.pages.files.get("/".join(request.segments))) is None:
         raise HTTPError(404, "There is no such file.")
-    kept = ("Cache-Control", "public, max-age=31536000, immutable"), ("X-Content-Type-Options", "nosniff")
-    return Response(200, [("Content-Type", "text/css; charset=utf-8"), *kept], app.pages.stylesheet)
+    type_, kept, body = found
+    return Response(
+        200, [("Content-Type", type_), ("Cache-Control", kept), ("X-Content-Type-Options", "nosniff")], body
+    )
 
 
 def health(app: App, request: Request) -> Response:
@@ -8884,11 +8911,35 @@ def health(app: App, request: Request) -> Response:
         "version": __version__,
     }
     if state["machines"]:
-        names = ("name", "drained_at", "waiting_hits")
         value["machines"] = [
-            dict(zip(names, (name, iso_time(at), waiting), strict=True)) for name, at, waiting in state["machines"]
+            {"name": name, "drained_at": iso_time(at), "waiting_hits": waiting}
+            for name, at, waiting in state["machines"]
         ]
-    return json_response(503 if why and "strict" in request.parameters() else 200, value)
+    asked, status = request.parameters(), 503 if why and "strict" in request.parameters() else 200
+    if request.bearer() is None or app.settings.api_key is None:
+        return json_response(status, value)
+    if not is_operator(app, request):
+        raise HTTPError(401, OPERATORS, BEARER)
+    value["figures"] = figures = {"ok": int(not why), **_figures(app.settings, state)}
+    if "version=0.0.4" not in request.environ.get("HTTP_ACCEPT", "") and asked.get("format") != "prometheus":
+        return json_response(status, value)
+    lines = (f"email_tracker_{name} {number}\n" for name, number in figures.items() if number is not None)
+    return Response(status, [("Content-Type", METRICS_TYPE), *PAGE_HEADERS], "".join(lines).encode())
+
+
+def _figures(settings: Settings, state: dict[str, Any]) -> dict[str, int | None]:
+    """What the operator's monitor is told: hits so far, sizes on this machine, and which limits were met today."""
+    segments = (segments_in(folder).values() for folder in (settings.spool, os.path.join(settings.spool, "kept")))
+    files = [] if settings.is_shared else [settings.database, f"{settings.database}-wal"]
+    return {
+        "hits": None if state["waiting"] is None else state["drained"] + state["waiting"],
+        "drained_hits_total": state["drained"],
+        "waiting_hits": state["waiting"],
+        "rejected_lines": state["rejected"],
+        "database_bytes": sum(os.path.getsize(each) for each in files if os.path.exists(each)) if files else None,
+        "spool_bytes": sum(about.st_size for about in chain(*segments)),
+        **{f"{what}_limit_met": int(f"{what}-limit" in state["limits"]) for what in A_DAY},
+    }
 
 
 def wants_json(request: Request) -> bool:
@@ -9272,14 +9323,15 @@ MAX_REGISTRATIONS = 1_000
 
 # -- The fields of what is sent
 
-EXPECTED = {str: "text", bool: "true or false", int: "a number, of emails", list: "a list of texts"}
+EXPECTED = {str: "text", bool: "true or false", int: "a whole number", list: "a list of texts"}
 
 
 class Field(NamedTuple):
     form: type[Any]  # str, bool, int, or list: of texts
     most: int = 0  # characters in one line, or texts in a list; 0: as many as there are
     words: tuple[str, ...] = ()  # one of these
-    read: Callable[[str, str], Any] | None = None  # what makes more of a text; takes the field's name too
+    read: Callable[[Any, str], Any] | None = None  # what makes more of a value; takes the field's name too
+    nullable: bool = False
 
 
 def read_fields(value: object, known: Mapping[str, Field], where: str = "") -> dict[str, Any]:
@@ -9293,7 +9345,9 @@ def read_fields(value: object, known: Mapping[str, Field], where: str = "") -> d
 
 
 def _read_field(value: Any, field_: Field, name: str) -> Any:
-    form, most, words, read = field_
+    form, most, words, read, nullable = field_
+    if value is None and nullable:
+        return None
     if value.__class__ is not form or (form is list and not all(isinstance(text, str) for text in value)):
         raise BadInput(f"{name}: expected {EXPECTED[form]}")
     if words and value not in words:
@@ -9331,8 +9385,32 @@ EMAIL_FIELDS |= {"links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)
 _MESSAGE_FIELDS |= dict.fromkeys(("links", "force", "hidden_link"), _YES_NO)
 _PERSON_FIELDS = {"address": Field(str), "show": Field(bool)}
 _CAMPAIGN_FIELDS = {"campaign": Field(str, MAX_CAMPAIGN), "sent": Field(int), "sent_at": Field(str, 40)}
-_TENANT_FIELDS = {"name": Field(str, 200), "id": Field(str, 64), "domains": _TEXTS, "any_domain": Field(bool)}
-_TENANT_FIELDS |= {"tracking_host": Field(str, 253), "open_writing": Field(bool)}
+
+
+def _read_a_day(number: int, name: str) -> int:
+    if not 0 <= number <= MOST_SENT:
+        raise BadInput(f"{name}: expected a number of emails, 0 or more")
+    return number
+
+
+def _read_retention(days: int | str, name: str) -> int | None:
+    if not re.fullmatch(f"|0|{RETENTION}", str(days)):
+        raise BadInput(f"{name}: expected a whole number of days from 7 to 9999, 0, or none for RETENTION_DAYS")
+    return int(days) if days != "" else None
+
+
+def tenant_fields(settings: Settings) -> dict[str, Field]:
+    """What can be said of a tenant: columns, RULES by the names that they have for users, and who may write."""
+    return {
+        "name": Field(str, 200, read=lambda text, _: read_tenant_name(text)),
+        **{name: _TEXTS._replace(read=partial(read_each, read)) for name, read in RULES.values()},
+        **dict.fromkeys(("any_domain", "suspended", "ignore_gpc", "open_writing"), Field(bool)),
+        "tracking_host": Field(str, 253, read=lambda text, _: read_tracking_host(settings, text) if text else None),
+        "tz": Field(str, 60, read=lambda text, _: str(read_zone(text))),
+        **_UTM,
+        "retention_days": Field(int, read=_read_retention, nullable=True),
+        "unregistered_a_day": Field(int, read=_read_a_day, nullable=True),
+    }
 
 
 def _json_body(request: Request) -> Any:
@@ -9515,21 +9593,66 @@ def post_campaigns(app: App, request: Request, tenant: Tenant) -> Response:
     return json_response(201 if first else 200, {"campaign": wanted[0], "sent": wanted[1]})
 
 
-def post_tenants(app: App, request: Request) -> Response:
-    said = read_fields(_json_body(request), _TENANT_FIELDS)
-    name, id_, host = read_tenant_name(said.get("name", "")), said.get("id") or None, said.get("tracking_host") or None
-    if id_ and (fault := id_fault(id_)):
-        raise BadInput(f"id: {fault}")
-    about = {"allow": read_hosts("domains", *said.get("domains", ())), "any_domain": said.get("any_domain", False)}
-    about["tracking_host"] = host and read_tracking_host(app.settings, host)
-    key = None if said.get("open_writing") else new_api_key()
-    if id_ and key is None:
+def _said_of_tenant(app: App, request: Request, **more: Field) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """What a request says of a tenant: columns to set, and the values of RULES."""
+    said = read_fields(_json_body(request), {**tenant_fields(app.settings), **more})
+    said |= {"api_key_hash": None} if said.pop("open_writing", False) else {}
+    rules = {rule: said.pop(name) for rule, (name, _) in RULES.items() if name in said}
+    return said, rules
+
+
+def set_tenant(
+    connection: sqlite3.Connection, tenant: Tenant, columns: dict[str, Any], rules: Iterable[tuple[str, Any, Any]]
+) -> None:
+    """Change a tenant: columns, and RULES each with what to add and to remove."""
+    if tenant.one_id and columns.get("api_key_hash", "") is None:
         raise BadInput(f"open_writing: {NEEDS_A_KEY}")
-    if app.settings.public_url(host) is None:
+    change_tenant(connection, tenant.number, **columns)
+    if "tz" in columns:
+        count_days_anew(connection, tenant.number)
+    for rule in rules:
+        set_tenant_rules(connection, tenant.number, *rule)
+
+
+def post_tenants(app: App, request: Request) -> Response:
+    columns, rules = _said_of_tenant(app, request, id=Field(str, 64))
+    name, id_ = columns.pop("name", None) or read_tenant_name(""), columns.pop("id", "") or None
+    key = None if "api_key_hash" in columns else new_api_key()
+    columns["api_key_hash"] = key and key_hash(key)
+    if app.settings.public_url(columns.get("tracking_host")) is None:
         raise HTTPError(409, NO_PUBLIC_URL)
     with changing_tenants(app.database) as connection:
-        tenant = add_tenant(connection, name, now_ms(), id=id_, api_key_hash=key and key_hash(key), **about)
+        tenant = add_tenant(connection, name, now_ms(), id=id_)
+        set_tenant(connection, tenant, columns, [(rule, new, ()) for rule, new in rules.items()])
+        tenant = find_tenant(connection, tenant.mail_id)
     return json_response(201, {**tenant_summary(app.settings, tenant), "api_key": key})
+
+
+def get_tenants(app: App, request: Request) -> Response:
+    with app.database.reading() as connection:
+        rows = [tenant_about(app.settings, connection, each) for each in list_tenants(connection)]
+    return json_response(200, {"rows": rows})
+
+
+def get_tenant(app: App, request: Request, word: str) -> Response:
+    with app.database.reading() as connection:
+        return json_response(200, tenant_about(app.settings, connection, find_tenant(connection, word)))
+
+
+def patch_tenant(app: App, request: Request, word: str) -> Response:
+    """Change what is said of a tenant; a list replaces the one before."""
+    columns, rules = _said_of_tenant(app, request)
+    with changing_tenants(app.database) as connection:
+        tenant = find_tenant(connection, word)
+        before = tenant_rules(connection, tenant.number)
+        set_tenant(connection, tenant, columns, [(rule, new, {*before[rule]} - {*new}) for rule, new in rules.items()])
+    return get_tenant(app, request, tenant.mail_id)
+
+
+def delete_tenant(app: App, request: Request, word: str) -> Response:
+    with changing_tenants(app.database) as connection:
+        remove_tenant(connection, tenant := find_tenant(connection, word), now_ms())
+    return json_response(200, {"deleted": tenant.mail_id})
 
 
 # == Routes and application ============================================================================
@@ -9582,11 +9705,16 @@ ROUTES = (
     Route("GET", PREFERENCES_PATH, preferences, ANYONE),
     Route("POST", PREFERENCES_PATH, post_preferences, ANYONE),
     Route("GET", "/health", health, ANYONE, as_json),
-    Route("GET", "/openapi.json", openapi, ANYONE, as_json),
-    Route("GET", "/assets/{name}", asset, ANYONE),
-    Route("GET", "/robots.txt", robots, ANYONE),
-    Route("GET", "/favicon.ico", favicon, ANYONE),
+    Route("GET", "/openapi.json", file, ANYONE),
+    Route("GET", "/assets/{name}", file, ANYONE),
+    Route("GET", "/robots.txt", file, ANYONE),
+    Route("GET", "/favicon.ico", file, ANYONE),
     Route("GET", "/", home, ANYONE),
+    Route("GET", "/tenants", get_tenants, OPERATOR, as_json),
+    Route("POST", "/tenants", post_tenants, OPERATOR, as_json),
+    Route("GET", "/tenants/{tenant}", get_tenant, OPERATOR, as_json),
+    Route("PATCH", "/tenants/{tenant}", patch_tenant, OPERATOR, as_json),
+    Route("DELETE", "/tenants/{tenant}", delete_tenant, OPERATOR, as_json),
     Route("GET", "/{id}/dashboard", dashboard, SHARED),
     Route("GET", "/{id}/stats.json", stats_view, SHARED, as_json),
     *(
@@ -9606,12 +9734,10 @@ ROUTES = (
     Route("POST", "/{id}/campaigns", post_campaigns, WRITER, as_json),
     Route("PATCH", "/{id}/emails/{key}", patch_email, WRITER, as_json),
     Route("DELETE", "/{id}/emails/{key}", delete_email_view, WRITER, as_json),
-    Route("POST", "/tenants", post_tenants, OPERATOR, as_json),
     Route("GET", "/{id}", to_tidy, SHARED),
 )
 PROGRAMS_PATH = re.compile(rf"(tenants(/.*)?|[^/]+/(messages|stats|{'|'.join(TABLES)})([/.].*)?)")
 NOTHING_HERE = "There is nothing at this address."
-BEARER = (("WWW-Authenticate", "Bearer"),)
 
 
 def answer(app: App, environ: WSGIEnvironment) -> Response:
@@ -9637,10 +9763,9 @@ def answer(app: App, environ: WSGIEnvironment) -> Response:
         raise HTTPError(405, f"Expected one of the methods {allow}.", [("Allow", allow)])
     except HTTPError as error:
         return errors(app, error)
-    except BadInput as error:
-        return errors(app, HTTPError(400, str(error)))
-    except Conflict as error:
-        return errors(app, HTTPError(409, str(error)))
+    except (BadInput, Conflict) as error:
+        status = 404 if isinstance(error, NoTenant) else 400 if isinstance(error, BadInput) else 409
+        return errors(app, HTTPError(status, str(error)))
     except Busy:
         told = "The database is busy just now; nothing was changed, try again."
         return errors(app, HTTPError(503, told, [("Retry-After", "5")]))
@@ -9659,7 +9784,7 @@ def _dispatch(app: App, request: Request, route: Route, values: list[str]) -> Re
         if app.settings.api_key is None:
             raise HTTPError(404, NOTHING_HERE)
         if not is_operator(app, request):
-            raise HTTPError(401, "Expected the operator's key: Authorization: Bearer API_KEY.", BEARER)
+            raise HTTPError(401, OPERATORS, BEARER)
         return route.handler(app, request, *values)
     with app.database.reading() as connection:
         tenant = tenant_by_id(connection, values[0])
@@ -10248,32 +10373,12 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
 )
 
 
-def _read_a_day(number: int) -> int:
-    if number < 0:
-        raise BadInput("--unregistered-a-day: expected a number of emails, 0 or more")
-    return number
-
-
-def _read_retention(text: str) -> int | None:
-    if not re.fullmatch(f"|0|{RETENTION}", text):
-        raise BadInput("--retention: expected a whole number of days from 7 to 9999, or 0, or ''")
-    return int(text) if text else None
-
-
 def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], list[Any]]:
     """Read TENANT_OPTIONS before anything is opened or made: columns to set, RULES each with what to add and to remove."""
-    readers: dict[str, Callable[[Any], Any]] = {
-        "name": read_tenant_name,
-        "any_domain": bool,
-        "tracking_host": lambda host: read_tracking_host(settings, host) if host else None,
-        "tz": lambda name: str(read_zone(name)),
-        "utm": lambda text: read_utm(text, "--utm"),
-        "suspended": bool,
-        "ignore_gpc": bool,
-        "unregistered_a_day": _read_a_day,
-        "retention_days": _read_retention,
-    }
-    columns = {name: read(said) for name, read in readers.items() if (said := getattr(args, name)) is not None}
+    known = {name: each.read for name, each in tenant_fields(settings).items() if name in Tenant.__slots__}
+    given = {name: said for name in known if (said := getattr(args, name)) is not None}
+    words = {name: f"--{name.removesuffix('_days').replace('_', '-')}" for name in known}
+    columns = {name: read(said, words[name]) if (read := known[name]) else said for name, said in given.items()}
     columns |= {"api_key_hash": None} if args.open_writing else {}
     rules = (
         ("allow", read_destination, args.domain, args.remove_domain),
@@ -10294,10 +10399,6 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
     """Make a tenant and print its ids, its URLs and, this once, the API key that writing over HTTP needs."""
     if settings.public_url(args.tracking_host) is None:
         raise StoreError(NO_PUBLIC_URL)
-    if args.id is not None and (fault := id_fault(args.id)):
-        raise BadInput(f"id: {fault}")
-    if args.id is not None and args.open_writing:
-        raise BadInput(f"--open-writing: {NEEDS_A_KEY}")
     columns, rules = _read_changes(args, settings)
     key = None if args.open_writing else new_api_key()
     columns["api_key_hash"] = key and key_hash(key)
@@ -10305,9 +10406,8 @@ def cmd_tenant_add(args: Namespace, settings: Settings) -> None:
         if not args.another and (others := namesakes(connection, columns["name"])):
             whose = f"{others[0].name!r} ({others[0].mail_id})"
             raise BadInput(f"there is a tenant {whose} already; expected another name, or --another for one more of it")
-        tenant = add_tenant(connection, now=now_ms(), id=args.id, **columns)
-        for rule in rules:
-            set_tenant_rules(connection, tenant.number, *rule)
+        tenant = add_tenant(connection, columns["name"], now_ms(), id=args.id)
+        set_tenant(connection, tenant, columns, rules)
     cmd_tenant_show(args, settings, tenant.id, key)
     if key:
         tell("note: POST, PATCH and DELETE need the API key, which is shown this once; `tenant key` makes another")
@@ -10324,13 +10424,7 @@ def cmd_tenant_set(args: Namespace, settings: Settings) -> None:
     columns, rules = _read_changes(args, settings)
     with database_of(settings) as database, changing_tenants(database) as connection:
         tenant = find_tenant(connection, args.tenant)
-        if tenant.one_id and args.open_writing:
-            raise BadInput(f"--open-writing: {NEEDS_A_KEY}")
-        change_tenant(connection, tenant.number, **columns)
-        if "tz" in columns:
-            count_days_anew(connection, tenant.number)
-        for rule in rules:
-            set_tenant_rules(connection, tenant.number, *rule)
+        set_tenant(connection, tenant, columns, rules)
     cmd_tenant_show(args, settings, tenant.id)
 
 
@@ -10358,25 +10452,13 @@ def cmd_tenant_list(args: Namespace, settings: Settings) -> None:
 def cmd_tenant_show(args: Namespace, settings: Settings, word: str = "", key: str | None = None) -> None:
     """Print a tenant's ids, URLs and rules."""
     with database_of(settings) as database, database.reading() as connection:
-        tenant = find_tenant(connection, word or args.tenant)
-        rules = tenant_rules(connection, tenant.number)
-    about = {
-        **tenant_summary(settings, tenant),
-        "domains": ["any"] if tenant.any_domain else rules["allow"],
-        "blocked": rules["block"],
-        "own_addresses": rules["own"],
-        "forwarded": rules["forward"],
-        "utm": tenant.utm,
-        "tz": tenant.tz,
-        "suspended": tenant.suspended,
-        "retention_days": settings.retention_days if tenant.retention_days is None else tenant.retention_days,
-        "ignore_gpc": tenant.ignore_gpc,
-        "tracking_host": tenant.tracking_host or "",
-        "api_key": key or bool(tenant.api_key_hash),
-    }
+        about = tenant_about(settings, connection, find_tenant(connection, word or args.tenant))
+    about |= {"domains": ["any"]} if about.pop("any_domain") else {}
+    about |= {"api_key": key} if key else {}
     unknown = "(set BASE_URL, or add --local)"
     shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in about.items()}
-    lines = [f"{name:14} {unknown if text is None else text}" for name, text in shown.items() if text != ""]
+    shown = {name: unknown if text is None and name.endswith("_url") else text for name, text in shown.items()}
+    lines = [f"{name:14} {text}" for name, text in shown.items() if text not in ("", None)]
     say(args, about, lines)
 
 

@@ -8,10 +8,11 @@ import json
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import webtest
-from asking import bearer
+from asking import bearer, call
 from conftest import BASE, CHROME, NOW, OPERATOR_KEY, Stage, click, hit, segment
 
 import tracker
@@ -228,7 +229,7 @@ OF_TENANTS: list[tuple[str, str, list[Any]]] = [
     ("name", ": ", ["", "  "]),
     ("name", ": expected text", [None, "a\nb", "\ud800"]),
     ("name", ": expected at most 200", ["x" * 201]),
-    ("domain", ": unknown field; expected some of name, id, domains", ["acme.com"]),
+    ("domain", ": unknown field; expected some of name, domains, blocked", ["acme.com"]),
     ("mail_id", ": unknown field", ["abc"]),
     ("id", ": expected text", [5, "abc\n"]),
     ("id", ": expected", ["ab", "a" * 65, "a b", "a/b", "a.b", "é" * 3, "-abc", "%61bc", "abc?", "a:b"]),
@@ -615,3 +616,180 @@ def test_an_id_is_never_a_word_of_the_routes(still: Stage) -> None:
     for word in sorted(words):
         for spelt in (word, word.upper(), word.title()):
             assert refused(still, {"name": "x", "id": spelt}, ask=post_tenant).startswith("id: ")
+
+
+# -- Tenants, as their operator sees and changes them
+
+CHANGES: dict[str, Any] = {
+    "name": "Acme & Sons",
+    "domains": ["acme.com", "acme.net:8443"],
+    "blocked": ["bad.example.com"],
+    "own_addresses": ["203.0.113.0/24"],
+    "forwarded": ["ref"],
+    "any_domain": True,
+    "suspended": True,
+    "ignore_gpc": True,
+    "tracking_host": "mail.acme.com",
+    "tz": "Europe/Rome",
+    "utm": "utm_source=news",
+    "retention_days": 90,
+    "unregistered_a_day": 0,
+}
+
+
+def ask(stage: Stage, method: str, tenant: str, value: Any = None, status: int = 200) -> Any:
+    """Ask for a tenant as the operator."""
+    path = f"/tenants/{quote(tenant, safe='')}"
+    answer = call(stage, method, path, b"" if value is None else json.dumps(value).encode(), bearer(OPERATOR_KEY))
+    assert answer.status == status, answer.text
+    return answer.json
+
+
+def test_what_is_changed_of_a_tenant_is_shown_and_what_is_not_said_stays(operated: Stage) -> None:
+    before = ask(operated, "GET", "Acme")
+    assert (before["domains"], before["retention_days"], before["api_key"]) == (["acme.com"], None, False)
+    for name, value in CHANGES.items():
+        assert ask(operated, "PATCH", operated.acme.mail_id, {name: value})[name] == value
+    after = ask(operated, "GET", operated.acme.mail_id)
+    base = "https://mail.acme.com"
+    assert after == {**before, **CHANGES, "pixel_url": f"{base}/{operated.acme.mail_id}/pixel/test.gif"}
+    # A list replaces the one before; what is none is as for others.
+    none: dict[str, Any] = {
+        "domains": [],
+        "tracking_host": "",
+        "utm": "",
+        "retention_days": None,
+        "unregistered_a_day": None,
+    }
+    assert ask(operated, "PATCH", operated.acme.mail_id, none) == {**after, **none, "pixel_url": before["pixel_url"]}
+    assert ask(operated, "GET", "Globex")["any_domain"] is True and ask(operated, "GET", "Globex")["tz"] == "UTC"
+
+
+def test_a_change_of_a_tenant_is_heeded_at_once(operated: Stage) -> None:
+    post(operated, {"key": "e1", "sent_at": "2026-11-24T23:30:00Z"})
+    plain = f"/{operated.acme.mail_id}/click/e1?url=https%3A%2F%2Facme.com%2F"
+    assert operated.web.get(plain).status_int == 302
+    for changes, status in (({"suspended": True}, 200), ({"suspended": False}, 302), ({"domains": []}, 200)):
+        ask(operated, "PATCH", "Acme", changes)
+        operated.refresh()
+        assert operated.web.get(plain).status_int == status
+    ask(operated, "PATCH", "Acme", {"tz": "Asia/Tokyo"})
+    operated.drain()
+    assert operated.check() == []  # the numbers by day were counted anew
+
+
+def test_a_tenant_is_made_with_all_that_can_be_changed(operated: Stage) -> None:
+    made = post_tenant(operated, CHANGES)
+    shown = ask(operated, "GET", made["id"])
+    assert {name: shown[name] for name in CHANGES} == CHANGES
+    assert shown["api_key"] is True
+
+
+def test_tenants_are_listed_oldest_first_and_found_by_each_of_their_names(operated: Stage) -> None:
+    made = post_tenant(operated, {"name": "A/B + é?"})
+    rows = operated.web.get("/tenants", headers=bearer(OPERATOR_KEY)).json["rows"]
+    assert [row["name"] for row in rows] == ["Acme", "Globex", "A/B + é?"]
+    for word in (made["name"], made["name"].upper(), made["id"], made["mail_id"]):
+        assert ask(operated, "GET", word) == rows[2]
+    post_tenant(operated, {"name": "acme"})
+    assert "2 tenants have the name 'ACME'" in ask(operated, "GET", "ACME", status=400)["error"]
+    for method, value in (("GET", None), ("PATCH", {"name": "x"}), ("DELETE", None)):
+        for word in ("Nobody", "dashboard", "emails.json", operated.acme.id[:-1], "%00"):
+            assert "no tenant" in ask(operated, method, word, value, 404)["error"]
+
+
+def test_a_tenant_that_is_removed_is_gone_and_its_mail_id_is_nobodys(operated: Stage) -> None:
+    post(operated, {"key": "e1"})
+    assert ask(operated, "DELETE", "Acme") == {"deleted": operated.acme.mail_id}
+    ask(operated, "GET", operated.acme.mail_id, status=404)
+    assert emails(operated) == []
+    assert operated.rows("select name from tenants") == [("Globex",)]
+    assert "taken" in refused(operated, {"name": "x", "id": operated.acme.mail_id}, 409, post_tenant)
+    assert operated.check() == []
+
+
+OF_CHANGES: list[tuple[str, str, list[Any]]] = [
+    ("name", ": expected", ["", " ", None]),
+    ("id", ": unknown field; expected some of ", ["another"]),
+    ("tz", "", ["Nowhere/Land", "", 5]),
+    ("own_addresses", ": ", [["here"], ["0.0.0.0/0"], "203.0.113.7", None]),
+    ("blocked", ": ", [["localhost"]]),
+    ("forwarded", ": ", [["url"], ["a b"]]),
+    ("suspended", ": expected true or false", ["yes", 1, None]),
+    ("utm", "", ["utm_source", None]),
+    ("retention_days", ": expected a whole number", [6, -1, 10_000, 7.5, "90", True]),
+    ("unregistered_a_day", ": expected a", [-1, 1 << 70, "5", 0.5]),
+    ("tracking_host", "", ["track.example.com", "192.0.2.1"]),
+]
+
+
+@pytest.mark.parametrize(("name", "told", "values"), OF_CHANGES)
+def test_a_bad_change_of_a_tenant_is_refused_by_its_name(still: Stage, name: str, told: str, values: list[Any]) -> None:
+    for value in values:
+        said = {"ignore_gpc": True, name: value}  # what else is said with it is not done either
+        error = refused(still, said, ask=lambda *asked: ask(asked[0], "PATCH", "Acme", *asked[1:]))
+        assert error.startswith(f"{name}{told}") and "expected" in error
+
+
+def test_what_belongs_to_another_or_would_let_readers_write_is_no_change(operated: Stage) -> None:
+    ask(operated, "PATCH", "Globex", {"tracking_host": "mail.globex.com"})
+    told = ask(operated, "PATCH", "Acme", {"tracking_host": "mail.globex.com"}, 409)["error"]
+    assert told.startswith("the tracking host mail.globex.com belongs to another tenant")
+    made = post_tenant(operated, {"name": "One", "id": "one-id"})
+    assert ask(operated, "PATCH", "One", {"open_writing": True}, 400)["error"].startswith("open_writing: ")
+    operated.web.post_json("/one-id/emails", {}, status=401)
+    operated.web.post_json("/one-id/emails", {}, headers=bearer(made["api_key"]), status=201)
+
+
+# -- Figures for the operator's monitor
+
+
+def figures(stage: Stage) -> dict[str, float]:
+    """What Prometheus reads."""
+    accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
+    answer = stage.web.get("/health", headers={**bearer(OPERATOR_KEY), "Accept": accept})
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert answer.text == stage.web.get("/health?format=prometheus", headers=bearer(OPERATOR_KEY)).text
+    lines = re.findall(r"^email_tracker_([a-z_]+) ([0-9]+)$", answer.text, re.MULTILINE)
+    assert len(lines) == answer.text.count("\n")
+    return {name: int(number) for name, number in lines}
+
+
+def test_the_operators_monitor_is_told_figures(operated: Stage) -> None:
+    def known() -> Any:
+        tracker.Drainer(operated.database).turn()
+        return operated.web.get("/health", headers=bearer(OPERATOR_KEY)).json["figures"]
+
+    operated.pixel("e1")
+    operated.pixel("e2")
+    assert known()["hits"] == known()["drained_hits_total"] == 2
+    segment(operated, hit(operated, "e3"), b"no hit\n")
+    made = known()
+    assert (made["drained_hits_total"], made["rejected_lines"], made["waiting_hits"], made["ok"]) == (3, 1, 0, 0)
+    assert (made["database_bytes"] is None) == operated.settings.is_shared
+    assert (made["database_bytes"] or 1 << 20) > 1 << 16 and made["spool_bytes"] > 100
+    assert figures(operated) == {name: number for name, number in made.items() if number is not None}
+    assert {name for name in made if name.endswith("_met")} == {f"{what}_limit_met" for what in tracker.A_DAY}
+    # A counter never falls, whatever is removed.
+    with operated.database.transaction() as connection:
+        tracker.delete_emails(operated.database.folder, connection, operated.acme.number, ["e1", "e2", "e3"], NOW)
+    assert known()["drained_hits_total"] == 3
+
+
+def test_who_has_not_the_operators_key_is_told_what_he_was_before(
+    operated: Stage, staged: Callable[..., Stage]
+) -> None:
+    for stage, status in ((operated, 401), (staged(), 200)):
+        tracker.Drainer(stage.database).turn()
+        plain = stage.web.get("/health")
+        assert list(plain.json) == ["status", "why", "waiting_hits", "rejected_lines", "limits", "notes", "version"]
+        for path, headers in (
+            ("/health?format=prometheus", {}),
+            ("/health", {"Accept": "text/plain; version=0.0.4"}),
+            ("/health", {"Authorization": f"Basic {OPERATOR_KEY}"}),
+        ):
+            answer = stage.web.get(path, headers=headers)
+            assert (answer.body, answer.headers) == (plain.body, plain.headers)
+        for key in ("wrong", "", OPERATOR_KEY + "x"):
+            answer = stage.web.get("/health", headers=bearer(key), status=status)
+            assert "operator's key" in answer.text if status == 401 else answer.body == plain.body

