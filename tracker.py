@@ -8582,8 +8582,12 @@ class App:
         if self.drainer is not None and self._started_in == os.getpid():
             self.drainer.stop()
             self.drainer = None
+            until, busy = time.monotonic() + 10.0, True
             with contextlib.suppress(StoreError):
-                drain(self.database, until=time.monotonic() + 10.0)
+                while busy and time.monotonic() < until:
+                    with contextlib.suppress(Busy):  # others write for longer than a request could wait
+                        drain(self.database, until=until)
+                        busy = False
         with contextlib.suppress(StoreError, OSError):
             self.database.close()
 
