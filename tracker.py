@@ -5879,10 +5879,10 @@ def read_object(line: bytes) -> dict[str, Any]:
     text = line.decode("utf-8", "surrogateescape").strip(" \t\r\n")  # what JSON takes for white space
     try:
         raw, end = _read_json(text)
+        if end != len(text) or not isinstance(raw, dict):
+            raise ValueError
     except (ValueError, RecursionError):
         raise BadInput("expected one JSON object") from None
-    if end != len(text) or not isinstance(raw, dict):
-        raise BadInput("expected one JSON object")
     if raw.get("id", "") == "":
         raw["id"] = hashlib.sha256(line.strip()).hexdigest()
     return raw
@@ -5987,10 +5987,7 @@ def _mended(text: str) -> str:
 @lru_cache(maxsize=256)
 def host_name(host: str) -> str:
     """The host of a Host header: lower case, without port and final dot."""
-    host = host.strip().lower()
-    if ":" in host:
-        host = re.sub(r":[0-9]*$", "", host)
-    return host.rstrip(".")
+    return re.sub(":[0-9]*$", "", host.strip().lower()).rstrip(".")
 
 
 # -- Writing
@@ -6106,16 +6103,6 @@ LINE_FAULTS = (
 )
 
 
-class Segment(NamedTuple):
-    """A segment that is being drained."""
-
-    folder: str
-    name: str
-    file: BinaryIO
-    goal: int  # how much of it is drained now
-    finished: bool  # whether its writer is gone
-
-
 def segments_in(folder: str) -> dict[str, os.stat_result]:
     """The segments in a folder, oldest first: files, whatever else has such a name."""
     found = {}
@@ -6130,17 +6117,18 @@ def segments_in(folder: str) -> dict[str, os.stat_result]:
     return dict(sorted(found.items()))
 
 
-class Waiting(NamedTuple):
+class Segment(NamedTuple):
     """A segment of which not all is in the database, or whose writer may be gone."""
 
     name: str
     position: int
-    size: int
+    size: int  # how much of it is to be drained now
     changed_at: int
     kept: bool  # in spool/kept: its writer is gone
+    finished: bool = False  # whether we know so
 
 
-def waiting_segments(database: Database, connection: sqlite3.Connection, troubles: list[str]) -> list[Waiting]:
+def waiting_segments(database: Database, connection: sqlite3.Connection, troubles: list[str]) -> list[Segment]:
     """What there is to drain, the oldest first; what can't be told goes to troubles."""
     found = {(name, False): about for name, about in segments_in(database.spool).items()}
     kept = os.path.join(database.spool, "kept")
@@ -6156,7 +6144,7 @@ def waiting_segments(database: Database, connection: sqlite3.Connection, trouble
         if is_kept and position < size and name not in positions and int(name[:13]) <= since:
             troubles.append(f"segment kept/{name}: too old to know whether it was counted; move it away")
         elif not is_kept or position < size:
-            waiting.append(Waiting(name, position, size, about.st_mtime_ns, is_kept))
+            waiting.append(Segment(name, position, size, about.st_mtime_ns, is_kept))
     unsettled = time.time_ns() - changed_at < 1_000_000_000  # what changes in the same moment leaves the same time
     database.kept_seen = -1 if troubles or any(each.kept for each in waiting) or unsettled else changed_at
     return waiting
@@ -6221,14 +6209,14 @@ def drain(
     return work
 
 
-def _keep(segment: Segment) -> None:
+def _keep(spool: str, name: str) -> None:
     """Move a segment that is drained to its end to spool/kept."""
-    path, kept = os.path.join(segment.folder, segment.name), os.path.join(segment.folder, "kept", segment.name)
+    kept = os.path.join(spool, "kept", name)
     if os.path.lexists(kept):
         raise FileExistsError(errno.EEXIST, "another segment of its name is in spool/kept; move one away")
-    os.rename(path, kept)  # not by a link, since nginx's files are not ours
+    os.rename(os.path.join(spool, name), kept)  # not by a link, since nginx's files are not ours
     sync_folder(os.path.dirname(kept))
-    sync_folder(segment.folder)
+    sync_folder(spool)
 
 
 @dataclass(slots=True)
@@ -6249,7 +6237,7 @@ class Drain:
     rejected: int = 0
     troubles: list[str] = field(default_factory=list)
 
-    def take_turns(self, waiting: list[Waiting]) -> None:
+    def take_turns(self, waiting: list[Segment]) -> None:
         """Drain segments, a transaction at a time: half of the time goes to those that were written to last, where the
         hits of now are, one after the other; half to the one that has waited longest."""
         waiting.sort(key=lambda each: each.changed_at)
@@ -6261,44 +6249,42 @@ class Drain:
             took = time.monotonic() - began
             self.database.ahead += took if newest else -took
 
-    def drain_some(self, waiting: Waiting) -> bool:
+    def drain_some(self, segment: Segment) -> bool:
         """Record some lines of a segment, up to its end as found, or as it is once its writer is gone; is there more?"""
-        path = os.path.join(self.database.spool, "kept" if waiting.kept else "", waiting.name)
+        name, spool = segment.name, self.database.spool
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            with open(os.open(path, flags), "rb", READ_BYTES) as file:
-                grows = "-nginx" in waiting.name and now_ms() - int(waiting.name[:13]) < SLOT_GROWS_SECONDS * 1000
+            with open(os.open(os.path.join(spool, "kept" * segment.kept, name), flags), "rb", READ_BYTES) as file:
+                grows = "-nginx" in name and now_ms() - int(name[:13]) < SLOT_GROWS_SECONDS * 1000
                 # Lines are only written to a kept one by who holds the lock; nobody is told so while we lock the other.
-                finished = waiting.kept or (not grows and take_lock(file.fileno()))
-                finished = finished and not self.database.is_foreign
-                # Now the end, and not before: a hit could have been written in between.
-                goal = os.fstat(file.fileno()).st_size if finished else waiting.size
-                segment = Segment(self.database.spool, waiting.name, file, goal, finished)
-                more = waiting.position != goal  # else nothing is new, and nothing to lock
+                if (segment.kept or (not grows and take_lock(file.fileno()))) and not self.database.is_foreign:
+                    # Now the end, and not before: a hit could have been written in between.
+                    segment = segment._replace(size=os.fstat(file.fileno()).st_size, finished=True)
+                more = segment.position != segment.size  # else nothing is new, and nothing to lock
                 if more and time.monotonic() > self.until:
                     raise OutOfTime("not all hits could be drained in time")
-                more = more and self._drain_batch(segment)
-                if finished and not (more or waiting.kept):
-                    _keep(segment)
+                more = more and self._drain_batch(segment, file)
+                if segment.finished and not (more or segment.kept):
+                    _keep(spool, name)
                 return more
         except FileNotFoundError:
             pass  # another drain finished it
         except Busy:
             raise
         except Exception as error:
-            told = f"segment {waiting.name}: {getattr(error, 'strerror', None) or repr(error)}"
-            if waiting.kept and "-emails" in waiting.name:
+            told = f"segment {name}: {getattr(error, 'strerror', None) or repr(error)}"
+            if segment.kept and "-emails" in name:
                 told += "; nothing can be registered until it is read, or moved out of spool/kept"
             self.troubles.append(told)
         return False
 
-    def _drain_batch(self, segment: Segment) -> bool:
+    def _drain_batch(self, segment: Segment, file: BinaryIO) -> bool:
         """Record as many lines as fit into the time of a transaction; puts one aside that breaks the program."""
         # At first few, since nobody knows yet how long they take.
         lines = self.paces.get(segment.name) or self.database.paces.get(segment.name) or max(self.batch // 8, 1)
         began = time.monotonic()
         try:
-            more = self.record_some(segment, lines)
+            more = self.record_some(segment, file, lines)
         except (TooMuch, *LINE_FAULTS) as error:
             if lines > 1:  # down to the one that it is
                 self.paces[segment.name] = lines // 2
@@ -6307,7 +6293,7 @@ class Drain:
                 return True
             about = f"{type(error).__name__}: {error}"
             log("a line of the spool can't be counted and goes to spool/rejected", error=about)
-            more = self.record_some(segment, lines, reject=True)
+            more = self.record_some(segment, file, lines, reject=True)
         took = time.monotonic() - began
         own = max(took - TRIPS * self.trip, 0.001)  # the way takes its time, however few they are
         fit = round(lines * min(self.seconds / own, 0.9 / max(self.share, 0.1), 4.0 if more else 1.0))
@@ -6316,32 +6302,32 @@ class Drain:
         time.sleep(took / 10 if more else 0)  # for others to write
         return more
 
-    def record_some(self, segment: Segment, lines: int, *, reject: bool = False) -> bool:
-        """Record so many lines in one transaction, or put them aside; returns whether there is more before the goal."""
+    def record_some(self, segment: Segment, file: BinaryIO, lines: int, *, reject: bool = False) -> bool:
+        """Record so many lines in one transaction, or put them aside; returns whether there is more to be drained now."""
         good: list[Line] = []
         taken = rejected = 0
         # A position must never be ahead of what a power failure leaves of the segment; nobody has to wait for that.
-        if (segment.name, segment.goal) not in self.synced:
-            os.fdatasync(segment.file.fileno())
-            self.synced.add((segment.name, segment.goal))
+        if (segment.name, segment.size) not in self.synced:
+            os.fdatasync(file.fileno())
+            self.synced.add((segment.name, segment.size))
         with self.database.transaction(wait=self.wait) as connection, pipelined(connection):
             begin = position = position_of(connection, segment.name)
-            now, about = now_ms(), os.fstat(segment.file.fileno())
-            if position > max(segment.goal, about.st_size):
+            now, about = now_ms(), os.fstat(file.fileno())
+            if position > max(segment.size, about.st_size):
                 reached = f"drained to {position} but only {about.st_size} bytes long; going on at its end"
                 self.troubles.append(f"segment {segment.name}: {reached}")
                 set_position(connection, segment.name, about.st_size, now)
                 return False
-            if position >= segment.goal or not about.st_nlink:
+            if position >= segment.size or not about.st_nlink:
                 return False  # another drain was here while we waited for the lock
-            for line, end in islice(read_lines(segment, position), lines):
+            for line, end in islice(read_lines(file, position, segment.size, segment.finished), lines):
                 try:
                     if reject or not line.endswith(b"\n"):
                         raise BadInput("torn, or longer than any of ours")
                     if not line.isspace():
                         good.append(parse_line(line))
                 except BadInput:
-                    _keep_rejected(segment, position, line)
+                    _keep_rejected(self.database.spool, f"{segment.name}-{position:010d}", line)
                     rejected += 1
                 taken, position = taken + 1, end
             if not taken:
@@ -6358,19 +6344,19 @@ class Drain:
         self.hits += (hits := sum(isinstance(line, Hit) for line in good))
         self.emails += len(good) - hits
         self.rejected += rejected
-        return taken == lines and position < segment.goal
+        return taken == lines and position < segment.size
 
 
-def read_lines(segment: Segment, position: int) -> Iterator[tuple[bytes, int]]:
-    """The lines from a position to the goal, with their newlines if they have such, and the positions after them."""
-    segment.file.seek(position)
-    while position < segment.goal:
-        line = rest = segment.file.readline(MAX_READ_LINE)
+def read_lines(file: BinaryIO, position: int, goal: int, finished: bool) -> Iterator[tuple[bytes, int]]:
+    """The lines from a position to a goal, with their newlines if they have such, and the positions after them."""
+    file.seek(position)
+    while position < goal:
+        line = rest = file.readline(MAX_READ_LINE)
         position += len(rest)
         while rest and not rest.endswith(b"\n"):  # longer than any of ours: its beginning will do
-            rest = segment.file.readline(READ_BYTES)
+            rest = file.readline(READ_BYTES)
             position += len(rest)
-        if not line or not (rest or segment.finished):
+        if not line or not (rest or finished):
             return  # the writer may be about to write the rest
         yield line, position
 
@@ -6382,12 +6368,11 @@ def unseen_lines(connection: sqlite3.Connection, lines: Iterable[Line]) -> list[
     return [line for id_, line in by_id.items() if id_ in new]
 
 
-def _keep_rejected(segment: Segment, offset: int, line: bytes) -> None:
+def _keep_rejected(spool: str, name: str, line: bytes) -> None:
     """Put a line that can't be read where a person finds it; its name makes a retry write the same file."""
-    name = f"{segment.name}-{offset:010d}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        with open(os.open(os.path.join(segment.folder, "rejected", name), flags, 0o640), "wb") as kept:
+        with open(os.open(os.path.join(spool, "rejected", name), flags, 0o640), "wb") as kept:
             kept.write(line.removesuffix(b"\n") + b"\n")
     except OSError:
         # The drain must go on, whatever stands in its way.
@@ -6597,7 +6582,7 @@ def waiting_hits(database: Database, connection: sqlite3.Connection) -> int:
         return 0
     last = max(waiting, key=lambda each: each.size - each.position)
     sample = b""
-    path = os.path.join(database.spool, "kept" if last.kept else "", last.name)
+    path = os.path.join(database.spool, "kept" * last.kept, last.name)
     with contextlib.suppress(OSError), open(path, "rb") as file:
         file.seek(last.position)
         sample = file.read(MAX_READ_LINE)
@@ -6847,7 +6832,7 @@ def _clean_segments(database: Database, found: Mapping[str, str]) -> Generator[N
         path = path if os.path.exists(path) else os.path.join(kept, name)
         with contextlib.suppress(FileNotFoundError), open(path, "rb", READ_BYTES) as file:
             changed, begin = dict[int, bytes](), 0
-            for n, (line, end) in enumerate(read_lines(Segment(database.spool, name, file, position, True), 0), 1):
+            for n, (line, end) in enumerate(read_lines(file, 0, position, finished=True), 1):
                 asks = b'"gpc":"1"' in line or b'"dnt":"1"' in line  # as nginx writes it, beside all else
                 mail_id, words = _words_of(line) if gone or asks else ("", ())
                 mail_id = mail_ids.get(mail_id, "")
@@ -9900,15 +9885,13 @@ def probe(settings: Settings) -> None:
         raise StoreError(f"can't listen on {settings.address}: {error.strerror}; choose another PORT or BIND") from None
 
 
-def one_line(record: logging.LogRecord) -> str:
-    """Write one of gunicorn's log records on one line, without addresses and paths, which hold private ids."""
+def without_private(record: logging.LogRecord) -> str:
+    """What one of gunicorn's log records says, without addresses and paths, which hold private ids."""
     private = r"(Invalid request .*?(?=['\"])|Error handling request ).*"
     text = re.sub(private, r"\1(hidden)", record.getMessage(), flags=re.DOTALL)
     if record.exc_info:
         text += " | " + "".join(traceback.format_exception(*record.exc_info)).strip()
-    text = re.sub(r"ip=\S+", "ip=(hidden)", text)
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-    return f"{stamp} [{record.process}] {text}".replace("\n", "\\n")
+    return re.sub(r"ip=\S+", "ip=(hidden)", text)
 
 
 has_body = re.compile(rb"\r\n(content-length|transfer-encoding):", re.IGNORECASE).search
@@ -9989,8 +9972,8 @@ def run_gunicorn(settings: Settings, app: App) -> None:
     class StdoutLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
         def setup(self, cfg: Any) -> None:
             super().setup(cfg)
-            handler = logging.StreamHandler(sys.stdout)
-            handler.format = one_line  # type: ignore[method-assign]
+            handler = logging.Handler()
+            handler.emit = lambda record: log(without_private(record))  # type: ignore[method-assign]
             self.error_log.handlers[:] = [handler]
 
     class Worker(SyncWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -10203,7 +10186,13 @@ def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file
     for path in (*command[::2], settings.folder, env_file):
         _refuse_odd_path(path, "systemd")
     if name == "socket":
-        return _systemd_socket(settings.address)
+        listen, permissions = settings.address.removeprefix("unix:"), ""
+        if listen != settings.address:
+            _refuse_odd_path(listen, "systemd")
+            permissions = server_file("_systemd_permissions.socket", group=nginx_group())
+        elif read_address(listen) is None:
+            raise BadInput(f"BIND is {listen}; expected unix:/path or ADDRESS:PORT: systemd looks up no names")
+        return server_file("systemd.socket", listen=listen, permissions=permissions)
     for path in (*command[::2], settings.folder):
         if name.endswith("service") and f"{path}/".startswith(HIDDEN_FOLDERS):
             expected = "the program in /usr/local/bin (see --program), a Python in /usr/bin, the database in /var/lib"
@@ -10214,16 +10203,6 @@ def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file
     network = " AF_INET AF_INET6" if settings.is_shared else "\nPrivateNetwork=yes"
     process = server_file("_systemd_process.service", env_file=env_file, written=written, network=network)
     return server_file(f"systemd.{name}", command=" ".join(command), process=process, folder=settings.folder)
-
-
-def _systemd_socket(address: str) -> str:
-    listen, permissions = address.removeprefix("unix:"), ""
-    if listen != address:
-        _refuse_odd_path(listen, "systemd")
-        permissions = server_file("_systemd_permissions.socket", group=nginx_group())
-    elif read_address(listen) is None:
-        raise BadInput(f"BIND is {address}; expected unix:/path or ADDRESS:PORT: systemd looks up no names")
-    return server_file("systemd.socket", listen=listen, permissions=permissions)
 
 
 # == Commands ==========================================================================================
@@ -10279,9 +10258,9 @@ def say(args: Namespace, value: Any, lines: Iterable[str]) -> None:
         print(line)
 
 
-def tell(text: str) -> None:
+def tell(*texts: str) -> None:
     """Say something to the person at the terminal, beside what is printed."""
-    for line in text.splitlines():
+    for line in "\n".join(texts).splitlines():
         print(f"{PROGRAM}: {line}", file=sys.stderr)
 
 
@@ -10609,8 +10588,7 @@ def cmd_instrument(args: Namespace, settings: Settings) -> int:
         reasons = "; ".join(f"{part}: {reason}" for part, reason in report.skipped[:3]) or report.pixel
         hint = "; HTML that is no message is given with --html" if not args.html and raw.lstrip()[:1] == b"<" else ""
         notes = [f"nothing is tracked, so no email was registered ({reasons}){hint}", *notes]
-    for each in notes:
-        tell(f"note: {each}")
+    tell(*(f"note: {each}" for each in notes))
     return 0
 
 
@@ -11025,8 +11003,7 @@ def cmd_drain(args: Namespace, settings: Settings) -> int:
         database.enlarge_cache(64)
         report = drain(database, batch=BACKLOG_BATCH, seconds=math.inf)
     print(f"drained {report.hits} hits, put {report.rejected} lines into spool/rejected", flush=True)
-    for trouble in report.troubles:
-        tell(f"note: {trouble}")
+    tell(*(f"note: {trouble}" for trouble in report.troubles))
     return 1 if report.troubles else 0
 
 
@@ -11040,8 +11017,7 @@ def cmd_ingest(args: Namespace, settings: Settings) -> int:
         counted, known = (outcome.pop(name, 0) for name in ("counted", "known"))
         dropped = "".join(f", {number} dropped ({reason})" for reason, number in sorted(outcome.items()))
         print(f"{path}: {counted} hits counted, {known} known already{dropped}, {len(troubles)} not readable")
-        for trouble in troubles:
-            tell(f"note: {path}, {trouble}")
+        tell(*(f"note: {path}, {trouble}" for trouble in troubles))
         failed |= bool(troubles)
     return failed
 
@@ -11218,8 +11194,7 @@ def cmd_restore(args: Namespace, settings: Settings) -> int:
         about = f"{tenant.name} ({tenant.mail_id}) has a new dashboard id"
         tell(f"note: {about}, since it got its own after the backup: {tenant.id}")
     tell("note: what was said since the backup of campaigns and settings of tenants is not known; say it again")
-    for trouble in troubles:
-        tell(f"wrong: {trouble}")
+    tell(*(f"wrong: {trouble}" for trouble in troubles))
     return 1 if troubles else 0
 
 
@@ -11237,7 +11212,12 @@ def cmd_move(args: Namespace, settings: Settings) -> None:
 @command()
 def cmd_version(args: Namespace, settings: Settings) -> None:
     """Print the versions of what runs here, with licences."""
-    print(versions())
+    try:
+        from gunicorn import __version__ as gunicorn
+    except ImportError:
+        gunicorn = "is not installed"
+    print(f"email-tracker {__version__} (MIT)\ngunicorn {gunicorn} (MIT)")
+    print(f"running on Python {sys.version.split()[0]} (PSF-2.0), SQLite {sqlite3.sqlite_version} (public domain)")
 
 
 @command(JSON)
@@ -11345,22 +11325,13 @@ def cmd_systemd(args: Namespace, settings: Settings) -> None:
     _put_out(args.output, systemd_file(settings, args.file, command, os.path.abspath(args.env or ENV_FILE)))
 
 
-def versions() -> str:
-    """What this program is made of, a line each: name, version and licence."""
-    try:
-        from gunicorn import __version__ as gunicorn
-    except ImportError:
-        gunicorn = "is not installed"
-    below = f"running on Python {sys.version.split()[0]} (PSF-2.0), SQLite {sqlite3.sqlite_version} (public domain)"
-    return f"email-tracker {__version__} (MIT)\ngunicorn {gunicorn} (MIT)\n{below}"
-
-
 def command_line() -> ArgumentParser:
     from argparse import ArgumentParser, BooleanOptionalAction
 
     parser = ArgumentParser(prog=PROGRAM, description=(__doc__ or "").partition("\n")[0])
     parser.set_defaults(run=cmd_serve, local=False, json=False)
-    parser.add_argument("--version", action="store_true", help="print the versions of what runs here, with licences")
+    about = "print the versions of what runs here, with licences"
+    parser.add_argument("--version", dest="run", action="store_const", const=cmd_version, help=about)
     about = f"settings that the environment does not give (default: {ENV_FILE}, where it exists)"
     parser.add_argument("--env", metavar="FILE", help=about)
     groups = {"": parser.add_subparsers(title="commands", metavar="COMMAND")}
@@ -11423,13 +11394,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     args = command_line().parse_args(argv)
-    if args.version:
-        print(versions())
-        return 0
     if sqlite3.sqlite_version_info < (3, 35):
         raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; expected 3.35 or later")
     # Help is wanted most where the settings are wrong, or not for this user to read.
-    settings = Settings() if args.run is cmd_help else load_settings(os.environ, args.env, local=args.local)
+    is_help = args.run in (cmd_help, cmd_version)
+    settings = Settings() if is_help else load_settings(os.environ, args.env, local=args.local)
     return int(args.run(args, settings) or 0)
 
 

@@ -469,5 +469,5 @@ def test_gunicorns_own_errors_are_logged_without_the_private_url(live: Live) -> 
     # What gunicorn writes when an answer can't be sent: "Error handling request METHOD URI".
     uri = f"http://track.example.com/{live.id}/dashboard?x=1"
     for message, values in (("Error handling request %s %s", ("GET", uri)), ("Error handling request %s", (uri,))):
-        line = tracker.one_line(logging.LogRecord("gunicorn.error", logging.ERROR, "", 0, message, values, None))
+        line = tracker.without_private(logging.LogRecord("gunicorn.error", logging.ERROR, "", 0, message, values, None))
         assert "Error handling request" in line and live.id not in line
