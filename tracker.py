@@ -6528,7 +6528,9 @@ class Drainer(threading.Thread):
         trouble = _ascii("; ".join(troubles))
         if trouble != state["trouble"]:
             log(f"drain: {trouble or 'goes on'}")
-        state |= {"at": time.time(), "trouble": trouble, "rejected": rejected_lines(self.database.folder)}
+        state |= {"at": time.time(), "trouble": trouble, "rejected": 0}
+        with contextlib.suppress(OSError):
+            state["rejected"] = len(os.listdir(os.path.join(self.database.folder, "spool", "rejected")))
         write_small_file(os.path.join(self.database.folder, "state.json"), json.dumps(state), 0o640, sync=False)
 
     def _tidy(self) -> None:
@@ -6609,14 +6611,6 @@ def position_faults(database: Database, connection: sqlite3.Connection) -> list[
         for name, position in positions_of(connection, found).items()
         if found[name].st_size < position
     ]
-
-
-def rejected_lines(folder: str) -> int:
-    """How many lines of the spool could not be read."""
-    try:
-        return len(os.listdir(os.path.join(folder, "spool", "rejected")))
-    except OSError:
-        return 0
 
 
 BACKLOG = 100_000  # hits that wait: more than a drain leaves behind when all is well
@@ -10838,8 +10832,7 @@ def cmd_forget(args: Namespace, settings: Settings) -> int:
         others = [name for name in sorted(os.listdir(settings.folder)) if name.startswith("set-aside-")]
     until = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 14 * DAY_MS / 1000))
     tell(f"note: backups made before today have it still, as kept by `backup --keep 14` each night: until {until}")
-    for name in others:
-        tell(f"note: so does {settings.folder}/{name}, which `restore` put aside: delete it")
+    tell(*(f"note: so does {settings.folder}/{name}, which `restore` put aside: delete it" for name in others))
     tell(f"wrong: {trouble}" if trouble else "no file here has anything of it any more")
     return 1 if trouble else 0
 
