@@ -5402,6 +5402,12 @@ MOST_BEGIN = 1_000  # older ones that are found by their beginning
 MOST_CLICKED = 10  # links that are told of one email in a table
 RANGE_PARAMETERS = ("range", "on", "from", "to")  # a name, a day, or from a day to a day
 EXPORT_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json; charset=utf-8"}
+_READERS = f"""
+    select lower(newest.recipient) from (
+        select id, recipient from emails where tenant = :tenant order by created_at desc, id desc limit {MOST_SEARCHED}
+    ) as newest join email_counts on email_counts.email = newest.id
+    where open_person + open_unconfirmed + click_person > 0
+"""  # who may have opened or clicked anything
 SHOWN = {  # which emails a table shows, by what their readers did: in words, and in SQL
     "all": ("All", "1 = 1"),
     "opened": ("Opened", "opens_person > 0 or clicks_person > 0"),
@@ -5409,6 +5415,7 @@ SHOWN = {  # which emails a table shows, by what their readers did: in words, an
     "not-opened": ("Not opened", "opens_person + opens_unconfirmed + clicks_person = 0"),
     "clicked": ("Clicked", "clicks_person > 0"),
     "not-clicked": ("Not clicked", "clicks_person = 0"),
+    "never": ("Never opened", f"recipient <> '' and lower(recipient) not in ({_READERS})"),
 }
 
 
@@ -5461,7 +5468,7 @@ EMAILS = Table(
     more=("delivered_at", "began_at"),
     filters=("campaign", "q", "show", "person"),
     columns=(
-        Column("Recipient", "email", "recipient", "recipient"),
+        Column("Recipient", "person", "recipient", "recipient"),
         Column("Subject", "subject", "subject", "subject"),
         Column("Opened", "done", "opens", "opens", "opens_person * 1000000 + opens_unconfirmed"),
         Column("Clicked", "done", "clicks", "clicks", "clicks_person * 1000000 + clicks_unconfirmed"),
@@ -5521,7 +5528,7 @@ CLICKS = replace(
     empty="Nobody so far.",
     columns=(
         Column("When", "time", "timestamp"),
-        Column("Recipient", "email", "recipient"),
+        Column("Recipient", "person", "recipient"),
         Column("Campaign", "text", "campaign"),
         Column("With", "with", "user_agent"),
         Column("By", "by", "verdict"),
@@ -5542,8 +5549,8 @@ LINKS = Table(
     filters=("campaign",),
     columns=(
         Column("Destination", "url", "url", "url", "(select url from urls where urls.id = links.url)"),
-        Column("People", "number", "emails_person", "people", f"sum(emails_person) {_THEN_CLICKS}"),
         Column("Clicks", "number", "clicks_person", "clicks", "sum(clicks_person)"),
+        Column("In emails", "number", "emails_person", "people", f"sum(emails_person) {_THEN_CLICKS}"),
         Column("Share of clicks", "part", "clicks_person"),
         Column("Maybe", "few", "clicks_unconfirmed", "unconfirmed", f"sum(clicks_unconfirmed) {_THEN_CLICKS}"),
         Column("Machines", "few", "clicks_machine", "machines", f"sum(clicks_machine) {_THEN_CLICKS}"),
@@ -5713,7 +5720,8 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
         values["wanted"], found = search_emails(connection, asked, values)
     sort = table.orders.get(order, "0")
     sql = table.ids.format(scope=scope, source=table.source, shown=fits, sort=sort)
-    if order:
+    by_number = table is CAMPAIGNS and order == "campaign"
+    if order and not by_number:
         sql = f"""
             select id, at, fits from ({sql}) as newest where fits = 1
             order by sort_key {"asc" if asked.ascending else "desc"}, {"at desc, id desc" if table is EMAILS else "id"}
@@ -5721,7 +5729,10 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
         """
         values |= {"begin": begin, "most": asked.most + 1}
     seen, picked, following = 0, [], None
-    for id_, at, fits, *_ in connection.execute(sql, values):
+    ids: Iterable[tuple[Any, ...]] = connection.execute(sql, values)
+    if by_number:
+        ids = sorted(ids, key=lambda row: in_reading_order(row[0]), reverse=not asked.ascending)
+    for id_, at, fits, *_ in ids:
         seen += 1
         if fits:
             picked.append(Cursor(at, id_))
@@ -5737,6 +5748,11 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
         rows = {id_: (id_, re.sub("[?#].*", "", url), *counts) for id_, url, *counts in rows.values()}
     links = clicked_links(connection, page) if table is EMAILS and not asked.whole else {}
     return Rows(table, [rows[id_] for id_ in page], following, found, links)
+
+
+def in_reading_order(name: str) -> str:
+    """What names are sorted by, so that No. 9 comes before No. 10."""
+    return re.sub("[0-9]+", lambda digits: digits[0].zfill(MAX_CAMPAIGN), name.lower())
 
 
 def search_emails(connection: sqlite3.Connection, asked: Wanted, values: dict[str, Any]) -> tuple[str, tuple[int, int]]:
@@ -7757,11 +7773,14 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
     "spark": lambda view, row, name: spark_cell(row["curves"].get(row[name], [0, 0])),
     "subject": lambda view, row, name: text_cell(
         row.get(name) or WITHOUT_SUBJECT[row["registered"]],
-        url=page_url(view, "emails", row["key"]) if "person" in view.about else "",
+        url=page_url(view, "emails", row["key"]),
         head="person" in view.about,  # else its head is the recipient
     ),
     "email": lambda view, row, name: text_cell(
         row.get(name) or row["key"], url=page_url(view, "emails", row["key"]), head=True
+    ),
+    "person": lambda view, row, name: text_cell(
+        row.get(name) or row["key"], url=page_url(view, "people" if row.get(name) else "emails", row["key"]), head=True
     ),
     "way": lambda view, row, name: text_cell(
         short_url(row[name]) if row[name] else program_name(*client_of(row["user_agent"])),
@@ -7796,14 +7815,25 @@ def export_url(view: View, table: str, form: str, filters: Iterable[str] = ()) -
     return f"{view.base}/{table}.{form}{'?' * bool(words)}{words}"
 
 
+LARGEST_FIRST = (
+    "number",
+    "few",
+    "share",
+    "range",
+    "done",
+    "time",
+)  # kinds of columns, where they are sorted; or newest
+
+
 def column_head(view: View, table: str, column: Column) -> Markup:
-    """The head of a column, by which the table is sorted; the other way round where it is."""
+    """The head of a column, by which the table is sorted, texts from A to Z; the other way round where it is."""
     css = "number" if column.kind in ("number", "few") else ""
     if not column.order:
         return tag("th", column.head, scope="col", class_=css)
     order, now = f"{table}.{column.order}", view.asked.get("sort", "")
     direction = {order: "descending", f"{order}.up": "ascending"}.get(now, "")
-    url = view.url(sort=f"{order}.up" if now == order else order, after="") + f"#{table}"
+    ways = (order, f"{order}.up") if column.kind in LARGEST_FIRST else (f"{order}.up", order)
+    url = view.url(sort=ways[now == ways[0]], after="") + f"#{table}"
     return tag("th", tag("a", column.head, href=url), scope="col", class_=css, aria_sort=direction)
 
 
@@ -7826,7 +7856,9 @@ def is_shown(view: View, table: str, column: Column, rows: Sequence[Row]) -> boo
         return {"part": "of", "spark": "curves"}[column.kind] in rows[0]
     if column.kind == "few" and not view.asked.get("sort", "").startswith(f"{table}.{column.order}"):
         return any(row[column.field] for row in rows)
-    return not (view.campaign and column.head == "Campaign") and not ("person" in view.about and column.kind == "email")
+    return not (view.campaign and column.head == "Campaign") and not (
+        "person" in view.about and column.kind == "person"
+    )
 
 
 def emails_shown(view: View, rows: Rows) -> Markup:
@@ -8220,15 +8252,15 @@ def link_page(view: View, links: Rows, clicks: Rows) -> str:
     crumb = tag("a", tag("bdi", view.campaign), href=page_url(view, "campaigns", view.campaign or "")), " \u203a "
     other = view.url(machines="" if machines else "1")
     people, unsure, others = (link[f"clicks_{state}"] for state in STATES.values())
-    more = f", {unsure:,} maybe by people" * (unsure > 0) + f", {others:,} by machines" * (others > 0)
+    more = f"; {unsure:,} maybe by people" * (unsure > 0) + f"; {others:,} by machines" * (others > 0)
     return view.page(
         f"{short_url(url)}: {view.tenant.name}",
         "link",
         title=short_url(url),
         campaign=joined(*crumb) if view.campaign else "",
         destination=way,
-        numbers=f"Clicked in {counted(link['emails_person'], 'email')} by people: {counted(people, 'click')}{more}.",
-        machines=tag("a", "People alone" if machines else "Machines too", href=other),
+        numbers=f"{counted(people, 'click')} by people, in {counted(link['emails_person'], 'email')}{more}.",
+        machines=tag("a", "Show people alone" if machines else "Show machines too", href=other),
         clicks=table_section(view, clicks),
     )
 

@@ -283,7 +283,7 @@ def test_a_links_page_says_which_people_clicked_it_when_and_with_what_newest_fir
     mailing.drain()
     page = link_of(mailing, SHOES)
     assert f'<a href="{SHOES}" rel="noreferrer nofollow">{SHOES}</a>' in page
-    assert "Clicked in 3 emails by people: 3 clicks, 1 by machines." in page
+    assert "3 clicks by people, in 3 emails; 1 by machines." in page
     rows = [row.split(" ago ")[1].split(" Spring ")[0] for row in rows_of(page, "events")]
     assert rows == ["reader7@example.org", "reader2@example.org", "reader1@example.org"]
     assert all("Chrome" in row for row in rows_of(page, "events"))
@@ -303,7 +303,7 @@ def test_a_link_of_many_campaigns_can_be_seen_in_one(mailing: Stage) -> None:
         for query in ("", "campaign=Winter", "campaign=Spring")
     ]
     assert found == [["reader1@example.org"] * 2, ["reader1@example.org"], ["reader1@example.org"]]
-    numbers = "Clicked in 1 email by people: 1 click."
+    numbers = "1 click by people, in 1 email."
     assert numbers in link_of(mailing, HATS, "campaign=Spring") and "2 clicks" in link_of(mailing, HATS)
     for link in (f"{number_of(mailing, HATS)}?campaign=Autumn", "999", "0", "-1", "x", "9" * 30):
         assert get(mailing, f"/{mailing.acme.id}/links/{link}").status == 404

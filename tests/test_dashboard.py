@@ -86,7 +86,7 @@ def figures(text: str) -> dict[str, tuple[str, str, str]]:
 
 def keys(text: str) -> list[str]:
     """The keys of the emails that a page shows."""
-    return re.findall(r'href="\.\.?/emails/([^"?]+)', text[text.index('id="emails"') :])
+    return list(dict.fromkeys(re.findall(r'href="\.\.?/emails/([^"?]+)', text[text.index('id="emails"') :])))
 
 
 def steps(text: str) -> dict[str, str]:
@@ -227,8 +227,13 @@ def test_columns_that_say_nothing_are_left_out_unless_one_sorts_by_them(mailing:
             plain(each) for each in re.findall(r"<th [^>]*>(.*?)</th>", text[text.index(f'<table class="{name}"') :])
         ]
 
-    assert heads(page(mailing), "links")[:5] == ["Destination", "People", "Clicks", "Machines", "Campaign"]
-    assert heads(page(mailing, sort="links.unconfirmed"), "links")[:4] == ["Destination", "People", "Clicks", "Maybe"]
+    assert heads(page(mailing), "links")[:5] == ["Destination", "Clicks", "In emails", "Machines", "Campaign"]
+    assert heads(page(mailing, sort="links.unconfirmed"), "links")[:4] == [
+        "Destination",
+        "Clicks",
+        "In emails",
+        "Maybe",
+    ]
     assert "Maybe read" not in heads(page(mailing, **{"from": "2026-11-23"}), "clients")
 
 
@@ -411,6 +416,7 @@ SHOWN = {
     "not-opened": ["e5"],
     "clicked": ["e4", "e1"],
     "not-clicked": ["e5", "e3", "e2"],
+    "never": ["e5"],
 }
 
 
@@ -419,6 +425,33 @@ def test_emails_are_shown_by_what_their_readers_did_and_exported_so(mailing: Sta
         assert keys(page(mailing, "campaigns/Spring", show=shown)) == expected
         assert exported(mailing, campaign="Spring", show=shown) == expected
     assert list(SHOWN) == list(tracker.SHOWN)
+
+
+def test_who_never_opened_is_who_neither_opened_nor_clicked_any_mail_however_their_address_is_written(
+    mailing: Stage,
+) -> None:
+    others = {"late2": "Reader2@Example.org", "late5": "READER5@example.org", "new": "new@example.org", "nobody": ""}
+    register(
+        mailing, mailing.acme, *(tracker.Registration(key, "", to, sent_at=NOW - HOUR) for key, to in others.items())
+    )
+    assert exported(mailing, show="never") == ["new", "late5", "e5", "a2"]
+    register(mailing, mailing.globex, tracker.Registration("theirs", "", "new@example.org"))
+    count(
+        mailing,
+        click(mailing, "late5", HATS),
+        hit(mailing, "theirs", uri=f"/{mailing.globex.mail_id}/pixel/theirs.gif"),
+    )
+    assert keys(page(mailing, show="never")) == ["new", "a2"]
+
+
+def test_a_recipient_leads_to_their_page_and_a_subject_to_the_email(mailing: Stage) -> None:
+    text = page(mailing, q="reader2@")
+    found = text[text.index('id="emails"') :]
+    assert re.findall(r'href="\./((?:people|emails)/[^"?]+)[^"]*"><bdi>([^<]+)', found) == [
+        ("people/e2", "reader2@example.org"),
+        ("emails/e2", "Shoes &amp; hats"),
+    ]
+    assert 'href="./emails/x9?q=x9"><bdi>x9' in page(mailing, q="x9")  # whose recipient nobody knows
 
 
 SPRING = {"e1", "e2", "e3", "e4", "e5"}
@@ -499,6 +532,27 @@ def test_tables_are_sorted_by_any_column(mailing: Stage) -> None:
         assert text.count(f'aria-sort="{"ascending" if order.endswith(".up") else "descending"}"') == 1
     every = {f"{name}.{order}" for name, table in tracker.TABLES.items() for order in table.orders}
     assert {order.removesuffix(".up") for order, _ in asked} == every
+
+
+def test_names_of_campaigns_are_sorted_with_their_numbers_by_value(stage: Stage) -> None:
+    names = ["Mail 10", "Mail 9", "mail 9b", "Letter 2026-11", "Letter 2026-2", "Offer"]
+    register(stage, stage.acme, *(tracker.Registration(f"k{n}", campaign=name) for n, name in enumerate(names)))
+    for sort in ("campaigns.campaign.up", "campaigns.campaign"):
+        found = [row[0] for row in rows(page(stage, sort=sort), "campaigns")]
+        expected = ["Letter 2026-2", "Letter 2026-11", "Mail 9", "mail 9b", "Mail 10", "Offer"]
+        assert found == expected[:: 1 if sort.endswith("up") else -1]
+
+
+def test_the_first_click_on_a_head_sorts_texts_from_a_and_numbers_from_the_largest(mailing: Stage) -> None:
+    def leads(text: str) -> dict[str, str]:
+        """The head of each column, by what it sorts by."""
+        return dict(re.findall(r'sort=([a-z.]+)[^"]*">([^<]+)</a></th>', text))
+
+    text = page(mailing)
+    texts = {"Campaign", "Destination", "Opened with", "Device", "Recipient", "Subject"}
+    assert {head for sort, head in leads(text).items() if sort.endswith(".up")} == texts
+    for first, again in (("campaigns.campaign.up", "campaigns.campaign"), ("campaigns.sent", "campaigns.sent.up")):
+        assert again in leads(page(mailing, sort=first))
 
 
 @pytest.mark.parametrize("sort", ["", "emails.recipient.up", "emails.opens"])
