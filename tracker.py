@@ -5404,7 +5404,7 @@ RANGE_PARAMETERS = ("range", "on", "from", "to")  # a name, a day, or from a day
 EXPORT_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json; charset=utf-8"}
 _READERS = f"""
     select lower(newest.recipient) from (
-        select id, recipient from emails where tenant = :tenant order by created_at desc, id desc limit {MOST_SEARCHED}
+        select id, recipient from emails where tenant = :tenant order by created_at desc, id desc limit {MOST_SORTED}
     ) as newest join email_counts on email_counts.email = newest.id
     where open_person + open_unconfirmed + click_person > 0
 """  # who may have opened or clicked anything
@@ -7695,6 +7695,12 @@ def short_url(url: str) -> str:
     return "(hidden link)" if url == HIDDEN_TARGET else re.sub(r"^https?://(?:www\.)?", "", url).rstrip("/")
 
 
+def breakable(text: str) -> Markup:
+    """An address as text, which a line can end in behind each @, dot and slash."""
+    first, *others = re.split("(?<=[@./])(?=.)", text)
+    return joined(first, *(joined(tag("wbr"), part) for part in others))
+
+
 # -- Tables: a cell for each kind of column
 
 SHORT = 24  # characters, which every table has room for: what is longer is told whole to who points at it
@@ -8060,7 +8066,7 @@ def search_form(view: View) -> Markup:
 
 def reason_line(view: View, row: Row) -> Markup:
     said = {**row, "hits": f"{row['hits']:,}", "counts_as": BY[row["counts_as"]]}
-    return view.pages.templates["_reason"].render(**said, sentence=sentence_of(row["reason"]))
+    return view.pages.templates["_reason"].render(**said, sentence=sentence_of(row["reason"]) or row["reason"])
 
 
 def activity_part(view: View, figures: Iterable[Figure], drawn: Markup, reasons: Iterable[Row], below: str) -> Markup:
@@ -8199,12 +8205,12 @@ def timeline_row(view: View, hit: Row, signs: Iterable[str], arrived: int | None
     if arrived:
         after = f"{lasting(abs(at - arrived) // 1000)} {'after' if at >= arrived else 'before'} {arrival}"
     said = (tag("small", text) for text in (sentence_of(hit["reason"]), weighed(signs)) if text)
-    why = tag("b", by_whom(hit)), " ", tag("code", f"{hit['verdict']} {hit['reason']}"), *said
+    why = tag("b", by_whom(hit)), *said
     return tag(
         "tr",
         tag("th", tag("time", view.time(at), datetime=iso_time(at)), tag("small", after), scope="row"),
         tag("td", hit["event_type"] + ", HEAD" * (hit["method"] == "HEAD")),
-        tag("td", *why, class_="wide"),
+        tag("td", *why, class_="wide", title=f"{hit['verdict']} {hit['reason']}"),
         text_cell(", ".join(filter(None, (program_name(*client), client[1]))), agent or "(no user agent)"),
         text_cell(short_url(url), url) if url else tag("td", ""),
         tag("td", hit.get("ip_address") or "–"),
@@ -8220,7 +8226,9 @@ def email_page(view: View, emails: Rows, hits: Rows, context: Context) -> str:
     recipient: str = email.get("recipient") or ""
     arrived, arrival = delivered or email["sent_at"], "it was delivered" if delivered else "it was sent"
     about = {
-        "Recipient": tag("a", recipient, href=page_url(view, "people", key)) if recipient else "–" * view.people,
+        "Recipient": tag("a", breakable(recipient), href=page_url(view, "people", key))
+        if recipient
+        else "–" * view.people,
         "Sent": view.time(email["sent_at"]) or "not registered",
         "Delivered": view.time(delivered),
         "Opens": ", ".join(happened(email, "opens")).capitalize() or "–",
@@ -8248,7 +8256,7 @@ def link_page(view: View, links: Rows, clicks: Rows) -> str:
     """A link, and who clicked it: people alone, unless machines are asked for."""
     [link] = links.named()
     url, machines = link["url"], "machines" in view.asked
-    way = tag("a", url, href=url, rel="noreferrer nofollow") if re.match("https?://", url) else url
+    way = tag("a", breakable(url), href=url, rel="noreferrer nofollow") if re.match("https?://", url) else url
     crumb = tag("a", tag("bdi", view.campaign), href=page_url(view, "campaigns", view.campaign or "")), " \u203a "
     other = view.url(machines="" if machines else "1")
     people, unsure, others = (link[f"clicks_{state}"] for state in STATES.values())
@@ -8256,7 +8264,7 @@ def link_page(view: View, links: Rows, clicks: Rows) -> str:
     return view.page(
         f"{short_url(url)}: {view.tenant.name}",
         "link",
-        title=short_url(url),
+        title=breakable(short_url(url)),
         campaign=joined(*crumb) if view.campaign else "",
         destination=way,
         numbers=f"{counted(people, 'click')} by people, in {counted(link['emails_person'], 'email')}{more}.",
@@ -8270,7 +8278,7 @@ def person_page(view: View, recipient: str, totals: Totals, emails: Rows, done: 
     return view.page(
         f"{recipient}: {view.tenant.name}",
         "person",
-        recipient=recipient,
+        recipient=breakable(recipient),
         figures=figure_list(view, sent_figures(totals)),
         emails=table_section(view, emails),
         done=table_section(view, done),

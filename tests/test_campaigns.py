@@ -282,7 +282,7 @@ def test_a_links_page_says_which_people_clicked_it_when_and_with_what_newest_fir
     segment(mailing, click(mailing, "Spring9", SHOES, SENT + HOUR, ua=GATEWAY))
     mailing.drain()
     page = link_of(mailing, SHOES)
-    assert f'<a href="{SHOES}" rel="noreferrer nofollow">{SHOES}</a>' in page
+    assert f'<a href="{SHOES}" rel="noreferrer nofollow">{SHOES}</a>' in page.replace("<wbr/>", "")
     assert "3 clicks by people, in 3 emails; 1 by machines." in page
     rows = [row.split(" ago ")[1].split(" Spring ")[0] for row in rows_of(page, "events")]
     assert rows == ["reader7@example.org", "reader2@example.org", "reader1@example.org"]
@@ -346,6 +346,7 @@ def test_a_persons_page_has_all_that_they_got_and_did_over_all_mailings_however_
         page = get(mailing, f"/{mailing.acme.id}/people/{key}").text
         # Of Spring, Autumn, Winter, Summer and the last: all but the last were read, two clicked.
         assert "80.0" in page and "40.0" in page
+        assert re.search("<h1><bdi>[Rr]eader1@<wbr/>[Ee]xample.<wbr/>org</bdi></h1>", page)  # where its lines may end
         subjects = " ".join(rows_of(page, "emails"))
         assert all(f"News of {name}" in subjects for name in ("Spring", "Autumn", "Winter", "Summer"))
         assert "To Reader 1" in subjects and len(rows_of(page, "emails")) == 5
