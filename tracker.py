@@ -5446,6 +5446,11 @@ class Table:
     filters: tuple[str, ...] = ()  # the parameters that narrow its exports
     usual: str = ""  # the order on a page that nobody sorted; "": newest first
 
+    def told(self, people: bool, in_spreadsheet: bool = False) -> list[str]:
+        """Which fields an export has; without those that tell of people, if they must not be told."""
+        fields = self.spreadsheet if in_spreadsheet and self.spreadsheet else self.fields
+        return [name for name in fields if people or name not in PERSONAL_FIELDS]
+
     @property
     def orders(self) -> dict[str, str]:
         return {column.order: column.sql or f"lower({column.field})" for column in self.columns if column.order}
@@ -7347,28 +7352,21 @@ def read_campaign(
         before_sums=totals_of(together) if comparable else None,
         hits=counts_of(hits),
         reasons=reasons_of(hits),
-        half_after=None if is_steady else _half_after(connection, number, begun, own, steps),
+        half_after=None if is_steady else _half_after(connection, number, campaign, begun, quarter),
         period=period,
         hours=hours,
         steps=steps,
     )
 
 
-def _half_after(
-    connection: sqlite3.Connection, tenant: int, begun: int, spans: list[tuple[str, int, int]], steps: list[Counts]
-) -> int | None:
+def _half_after(connection: sqlite3.Connection, tenant: int, campaign: str, begun: int, until: int) -> int | None:
     """How long after the first sending people had opened half of the emails that they opened so far."""
-    opened = list(accumulate(step["opens"]["person"] for step in steps))
-    if not opened[-1]:
+    opens = campaign_opens(connection, tenant, [(campaign, 0, until)], 1)
+    so_far = list(accumulate(emails for *_, emails in opens))
+    if not opens:
         return None
-    half = (opened[-1] + 1) // 2
-    place = bisect.bisect_left(opened, half)
-    so_far = opened[place - 1] if place else 0
-    for _, later, emails in campaign_opens(connection, tenant, [spans[place]], 1):
-        so_far += emails
-        if so_far >= half:
-            return max(spans[place][1] + later + 1 - begun, 1) * QUARTER_MS
-    return None
+    _, quarter, _ = opens[bisect.bisect_left(so_far, (so_far[-1] + 1) // 2)]
+    return max(quarter + 1 - begun, 1) * QUARTER_MS
 
 
 def campaign_curves(connection: sqlite3.Connection, tenant: int, campaigns: Collection[str]) -> dict[str, list[int]]:
@@ -7545,9 +7543,12 @@ class View:
     are_hidden: bool = False  # whether readers come through a proxy that is not believed
     about: Mapping[str, str] = field(default_factory=dict)  # what else it is of, as exports are asked for it
 
-    def page(self, title: str, template: str, /, **values: object) -> str:
-        home = f"{self.base}/dashboard{self.kept}"
-        return self.pages.page(title, template, name=self.tenant.name, home=home, **values)
+    def page(self, title: str, template: str, /, within: str = "", **values: object) -> str:
+        """A page of the tenant's, perhaps within a campaign, with the ways back."""
+        home, way = f"{self.base}/dashboard{self.kept}", joined()
+        if within:
+            way = joined(tag("a", tag("bdi", within), href=page_url(self, "campaigns", within)), " \u203a ")
+        return self.pages.page(title, template, name=self.tenant.name, home=home, way=way, **values)
 
     @property
     def base(self) -> str:
@@ -7584,10 +7585,9 @@ class View:
 # -- Numbers, times and names, as people read them
 
 NBSP = "\N{NO-BREAK SPACE}"
-MINUS = "\N{MINUS SIGN}"
 STATE_WORDS = {"person": "by people", "unconfirmed": "maybe read", "machine": "by machines"}
 BY = {"person": "a person", "unconfirmed": "maybe a person", "machine": "a machine", "set_aside": "not counted"}
-LEAST_COMPARED = 50  # on both sides: a change of fewer says nothing
+LEAST_COMPARED = 50  # on both sides: a rate of fewer says nothing
 
 
 def counted(number: int, noun: str) -> str:
@@ -7617,35 +7617,19 @@ class Figure(NamedTuple):
     now: Amount
     then: Amount  # in the time before; None: there was none
     detail: str  # what it is made of
-    of: tuple[int, int]  # of how many it is, now and then; of a number, these are itself
+    of: int = LEAST_COMPARED  # of how many emails a rate is, now or then: the fewer
 
     @property
     def before(self) -> str:
-        return f"{told(self.then)} before" if self.then is not None and min(self.of) >= LEAST_COMPARED else ""
-
-    @property
-    def change(self) -> str:
-        """`+12 %`, `+1.5 points`; of a range, and where either side is of few, what it was before."""
-        if self.then is None or not any(self.of) or self.now is None:
+        """What it was in the time before."""
+        if self.then is None or not (self.now or self.then) or self.of < LEAST_COMPARED:
             return ""
-        if min(self.of) < LEAST_COMPARED:
-            return f"{self.then or 'none'} before" if isinstance(self.then, int) else ""
-        if isinstance(self.now, int) and isinstance(self.then, int):
-            change, least, form = 100 * (self.now - self.then) / self.then, 0.5, "{:+,.0f}" + NBSP + "%"
-        elif isinstance(self.now, tuple) and isinstance(self.then, tuple):
-            if any(low != high for low, high in (self.now, self.then)):
-                return f"{told(self.then)} before"
-            change, least, form = 100 * (self.now[0] - self.then[0]), 0.05, "{:+.1f} points"
-        return "the same" if abs(change) < least else form.format(change).replace("-", MINUS)
+        return f"{told(self.then) if self.then else 'none'} before"
 
 
 def made_of(counts: Mapping[str, int]) -> str:
     """`2 by people, 1 maybe read`: what is zero is not told, and machines have a figure of their own."""
     return ", ".join(f"{counts[state]:,} {STATE_WORDS[state]}" for state in ("person", "unconfirmed") if counts[state])
-
-
-def times(number: int) -> str:
-    return "once" if number == 1 else f"{number:,} times"
 
 
 def happened(row: Mapping[str, Any], noun: str) -> list[str]:
@@ -7655,7 +7639,8 @@ def happened(row: Mapping[str, Any], noun: str) -> list[str]:
     words = {"person": verb, "unconfirmed": maybe, "machine": "by machines"}
     is_read = noun == "opens" and row["clicks_person"] > 0 and not row["opens_person"]
     some = (state for state in STATE_WORDS if numbers[state] and not (is_read and state == "unconfirmed"))
-    told = (words[state] + f" {times(numbers[state])}" * (state != "unconfirmed") for state in some)
+    often = {state: " once" if number == 1 else f" {number:,} times" for state, number in numbers.items()}
+    told = (words[state] + often[state] * (state != "unconfirmed") for state in some)
     return [*["read, as a click shows"] * is_read, *told]
 
 
@@ -7765,7 +7750,12 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
         "td", f"{row[name]:,}" if row[name] else "", class_="number", data_of=FEW[name] * (row[name] > 0)
     ),
     "time": lambda view, row, name: tag("td", view.ago(row[name])),
-    "url": lambda view, row, name: text_cell(short_url(row[name]), row[name], url=link_url(view, row["id"]), head=True),
+    "url": lambda view, row, name: text_cell(
+        short_url(row[name]),
+        row[name],
+        url="" if view.tenant.share else page_url(view, "links", str(row["id"]), "campaign"),  # whose page names people
+        head=True,
+    ),
     "with": lambda view, row, name: text_cell(program_name(*client_of(row[name])), row[name]),
     "mail": lambda view, row, name: text_cell(row.get(name) or row["key"], url=page_url(view, "emails", row["key"])),
     "done": lambda view, row, name: done_cell(row, name),
@@ -7798,14 +7788,9 @@ CELLS: dict[str, Callable[[View, Row, str], Markup]] = {
 }
 
 
-def page_url(view: View, kind: str, name: str) -> str:
-    return f"{view.base}/{kind}/{quote(name, safe='')}{view.kept}"
-
-
-def link_url(view: View, number: int) -> str:
-    """The page of a link, which names people; from a campaign's page, as far as it is in that campaign."""
-    campaign = f"?campaign={quote(view.campaign, safe='')}" if view.campaign else ""
-    return "" if view.tenant.share else page_url(view, "links", str(number)) + campaign
+def page_url(view: View, kind: str, name: str, *also: str) -> str:
+    query = query_of(view, (*KEPT, *also))
+    return f"{view.base}/{kind}/{quote(name, safe='')}{query and '?' + query}"
 
 
 def query_of(view: View, names: Iterable[str]) -> str:
@@ -8004,26 +7989,24 @@ def sent_figures(totals: Totals, before: Totals | None = None) -> list[Figure]:
     now, then = ({**each.rates, "Sent": each.emails} if each else {} for each in (totals, before))
     figures = []
     for label, detail in details.items():
-        sizes = [each.read if label == "Click-to-open" else each.emails for each in (totals, before or totals)]
-        figures.append(Figure(label, now[label], then.get(label), detail, (sizes[0], sizes[1])))
+        sizes = (each.read if label == "Click-to-open" else each.emails for each in (totals, before or totals))
+        least = LEAST_COMPARED if label == "Sent" else min(sizes)
+        figures.append(Figure(label, now[label], then.get(label), detail, least))
     return figures
 
 
 def activity_figures(now: Counts, emails: Counts, then: Counts | None = None) -> list[Figure]:
     """What came in, in how many emails: opens and clicks by people, and machines in a figure of their own."""
-
-    def figure(label: str, nouns: Sequence[str], state: str, detail: str) -> Figure:
-        number, before = (sum(counts[noun][state] for noun in nouns) if counts else None for counts in (now, then))
-        return Figure(label, number, before, detail, (number or 0, before or 0))
-
     figures = []
     for noun, maybe in {"opens": "read", "clicks": "by people"}.items():
         of, unsure = emails[noun]["person"], now[noun]["unconfirmed"]
         parts = {f"by people, in {counted(of, 'email')}": of, f"{unsure:,} maybe {maybe}": unsure}
-        figures.append(figure(noun.capitalize(), [noun], "person", "; ".join(filter(parts.get, parts))))
-    machines = {noun: now[noun]["machine"] for noun in ("opens", "clicks")}
+        detail = "; ".join(filter(parts.get, parts))
+        figures.append(Figure(noun.capitalize(), now[noun]["person"], then[noun]["person"] if then else None, detail))
+    machines, before = ({noun: each[noun]["machine"] for noun in each} if each else {} for each in (now, then))
     detail = " and ".join(counted(number, noun[:-1]) for noun, number in machines.items() if number)
-    return [*figures, figure("Machines", ["opens", "clicks"], "machine", detail and f"{detail}, in no other number")]
+    detail = detail and f"{detail}, in no other number"
+    return [*figures, Figure("Machines", sum(machines.values()), sum(before.values()) if then else None, detail)]
 
 
 def figure_list(view: View, figures: Iterable[Figure]) -> Markup:
@@ -8039,7 +8022,7 @@ def figure_list(view: View, figures: Iterable[Figure]) -> Markup:
             why = joined(" ", tag("a", "Why?", href="#why"))
         if whose := "of this campaign" * bool(view.campaign) or "to this person" * ("person" in view.about):
             about = re.sub("(sent )?in this range(, whenever [a-z ]+ sent)?", whose, about)
-        change = tag("span", figure.before if view.campaign else figure.change, class_="change")
+        change = tag("span", figure.before, class_="change")
         told_all = tag("b", told(now)), " ", change, *lines, tag("small", figure.detail, why)
         items.append(tag("div", tag("dt", label, title=about), tag("dd", *told_all), class_="first" * first))
     return joined(*items)
@@ -8064,31 +8047,22 @@ def search_form(view: View) -> Markup:
     )
 
 
-def reason_line(view: View, row: Row) -> Markup:
-    said = {**row, "hits": f"{row['hits']:,}", "counts_as": BY[row["counts_as"]]}
-    return view.pages.templates["_reason"].render(**said, sentence=sentence_of(row["reason"]) or row["reason"])
-
-
 def activity_part(view: View, figures: Iterable[Figure], drawn: Markup, reasons: Iterable[Row], below: str) -> Markup:
     """What came in: figures, their curve, and why they are so."""
     machines = "machines" in view.asked
     other = view.url(machines="" if machines else "1") + "#curve"
+    line, lines = view.pages.templates["_reason"], list[Markup]()
+    for row in reasons:
+        said = {**row, "hits": f"{row['hits']:,}", "counts_as": BY[row["counts_as"]]}
+        lines.append(line.render(**said, sentence=sentence_of(row["reason"]) or row["reason"]))
     return view.pages.templates["_activity"].render(
         figures=figure_list(view, figures),
         machines_key=joined(" + ", tag("span", "by machines", class_="machine")) if machines else "",
         machines=tag("a", f"{'Without' if machines else 'With'} machines", href=other),
         curve=drawn,
         following=below,
-        reasons=joined(*(reason_line(view, row) for row in reasons)),
+        reasons=joined(*lines),
     )
-
-
-def range_told(period: Period) -> str:
-    """A range in words: `30 days: 31 Oct 2026 – 29 Nov 2026`."""
-    ends = (period.day(at) for at in (period.starts[0], period.end - 1))
-    days = dict.fromkeys(f"{day.day} {day:%b %Y}" for day in ends)
-    name = RANGES[period.name].replace("all", "all so far").capitalize() + ": " if period.name else ""
-    return f"{name}{' – '.join(days)}, {period.zone}"
 
 
 def range_form(view: View, period: Period, typed: Mapping[str, str], fault: str) -> Markup:
@@ -8106,6 +8080,8 @@ def dashboard_page(
     view: View, stats: Stats, tables: Mapping[str, Rows], curves: Mapping[str, Any], waiting: int, form: Markup
 ) -> str:
     period, tenant = stats.period, view.tenant
+    days = dict.fromkeys(f"{day.day} {day:%b %Y}" for day in map(period.day, (period.starts[0], period.end - 1)))
+    name = RANGES[period.name].replace("all", "all so far").capitalize() + ": " if period.name else ""
     sent_before, hits_before = stats.before or (None, None)
     ranges = (
         tag("li", tag("a", label, href=view.range_url(range=name), aria_current="page" * (name == period.name)))
@@ -8118,7 +8094,7 @@ def dashboard_page(
     return view.page(
         f"{tenant.name}: opens and clicks",
         "dashboard",
-        told=range_told(period),
+        told=f"{name}{' – '.join(days)}, {period.zone}",  # `30 days: 31 Oct 2026 – 29 Nov 2026, UTC`
         last_hit=view.ago(stats.last_hit_at) if stats.last_hit_at else "none so far",
         ranges=joined(*ranges),
         range_form=form,
@@ -8145,22 +8121,17 @@ def empty_page(view: View, stats: Stats, waiting: int, trial: Markup, hits: Rows
     )
 
 
-def half_told(milliseconds: int | None) -> str:
-    """By when half of the opens had come: rounded up, since it is said of a time within which they had."""
-    if milliseconds is None:
-        return ""
-    hours, days = -(-milliseconds // HOUR_MS), -(-milliseconds // DAY_MS)
-    took = counted(days, "day") if hours > FIRST_HOURS else counted(hours, "hour")
-    return f"Half of the emails that people opened had been opened within {took}. "
-
-
 def campaign_page(view: View, stats: CampaignStats, tables: Mapping[str, Rows]) -> str:
     before, compared = stats.before_sums, ""
     *rates, sent = sent_figures(stats.sent, before)
     if before:
         compared = f", with what the {counted(len(stats.before), 'campaign')} before had come to when as old"
-        average = round(before.emails / len(stats.before))
-        sent = sent._replace(then=average, of=(stats.sent.emails, average))
+        sent = sent._replace(then=round(before.emails / len(stats.before)))
+    half = ""
+    if stats.half_after:  # rounded up, since it is said of a time within which they had
+        hours, days = (-(-stats.half_after // size) for size in (HOUR_MS, DAY_MS))
+        took = counted(days, "day") if hours > FIRST_HOURS else counted(hours, "hour")
+        half = f"Half of the emails that people opened had been opened within {took}. "
     activity = activity_figures(stats.hits, {"opens": stats.sent.opened, "clicks": stats.sent.clicked})
     drawn = curve(view, stats.period, stats.steps, stats.hours)
     given = {"links": {"of": stats.hits["clicks"]["person"]}}
@@ -8174,7 +8145,7 @@ def campaign_page(view: View, stats: CampaignStats, tables: Mapping[str, Rows]) 
         age=lasting(stats.age // 1000),
         compared=compared,
         figures=figure_list(view, [*rates, sent]),
-        half=half_told(stats.half_after),
+        half=half,
         activity=activity_part(view, activity, drawn, stats.reasons, "links"),
         numbers=f"{view.base}/campaigns/{quote(stats.campaign, safe='')}.json?{query_of(view, ['tz'])}",
         search=search_form(view),
@@ -8221,7 +8192,7 @@ def email_page(view: View, emails: Rows, hits: Rows, context: Context) -> str:
     [email] = emails.named(view.people)
     signs = explain(list(map(evidence_of, hits.named())), context)
     timeline = zip(reversed(hits.named(view.people)), reversed(signs), strict=True)
-    key, subject, campaign = email["key"], email.get("subject"), email["campaign"]
+    key, subject = email["key"], email.get("subject")
     delivered = email["delivered_at"]
     recipient: str = email.get("recipient") or ""
     arrived, arrival = delivered or email["sent_at"], "it was delivered" if delivered else "it was sent"
@@ -8235,12 +8206,11 @@ def email_page(view: View, emails: Rows, hits: Rows, context: Context) -> str:
         "Clicks": ", ".join(happened(email, "clicks")).capitalize() or "–",
         "Key": key,
     }
-    crumb = tag("a", tag("bdi", campaign), href=page_url(view, "campaigns", campaign)), " \u203a "
     return view.page(
         f"{subject or key}: {view.tenant.name}",
         "email",
+        within=email["campaign"],
         title=subject or f"Email {key}",
-        campaign=joined(*crumb) if campaign else "",
         about=joined(
             *(tag("div", tag("dt", name), tag("dd", tag("bdi", about[name]))) for name in about if about[name])
         ),
@@ -8257,7 +8227,6 @@ def link_page(view: View, links: Rows, clicks: Rows) -> str:
     [link] = links.named()
     url, machines = link["url"], "machines" in view.asked
     way = tag("a", breakable(url), href=url, rel="noreferrer nofollow") if re.match("https?://", url) else url
-    crumb = tag("a", tag("bdi", view.campaign), href=page_url(view, "campaigns", view.campaign or "")), " \u203a "
     other = view.url(machines="" if machines else "1")
     people, unsure, others = (link[f"clicks_{state}"] for state in STATES.values())
     more = f"; {unsure:,} maybe by people" * (unsure > 0) + f"; {others:,} by machines" * (others > 0)
@@ -8265,7 +8234,7 @@ def link_page(view: View, links: Rows, clicks: Rows) -> str:
         f"{short_url(url)}: {view.tenant.name}",
         "link",
         title=breakable(short_url(url)),
-        campaign=joined(*crumb) if view.campaign else "",
+        within=view.campaign or "",
         destination=way,
         numbers=f"{counted(people, 'click')} by people, in {counted(link['emails_person'], 'email')}{more}.",
         machines=tag("a", "Show people alone" if machines else "Show machines too", href=other),
@@ -8297,50 +8266,41 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
     """What a reader must know before believing the numbers; what whoever runs this tracker can do, apart from it."""
     tenant, others, words = view.tenant, stats.unregistered, view.pages.words
 
-    def notice(text: str, *commands: str) -> Markup:
-        summary = tag("summary", "For the operator")
-        more = tag("details", summary, *(tag("pre", tag("code", each)) for each in commands))
-        more = more if commands and not tenant.share else joined()
-        return tag("div", tag("p", text), more, class_="notice")
+    def notice(name: str, **values: object) -> Markup:
+        text, *commands = words[name].format(tenant=tenant, **values).split(" | ")
+        more = tag("details", tag("summary", "For the operator"), *(tag("pre", tag("code", each)) for each in commands))
+        return tag("div", tag("p", text), more if commands and not tenant.share else "", class_="notice")
 
     if tenant.share:
-        until = view.time(tenant.share.ends_at)
-        yield notice(f"Shared for reading until {until}: the numbers, without recipients and single emails.")
+        yield notice("shared", until=view.time(tenant.share.ends_at))
     if zone_named(tenant.tz) is None:
-        yield notice(f"This machine has no data of the time zone {tenant.tz}: days begin in UTC.", "apt install tzdata")
+        yield notice("no-zone")
     if view.are_hidden:
-        text = "Readers are hidden: all those who come through a proxy have its one address, by which they are judged."
-        yield notice(text, "tracker.py nginx --real-ip-from NETWORK", "FORWARDED_ALLOW_IPS=NETWORK  # without nginx")
+        yield notice("hidden")
     if waiting:
-        yield notice(f"About {counted(waiting, 'request')} still waiting to be counted; load this page again.")
+        yield notice("waiting", requests=counted(waiting, "request"))
     if len(stats.machines) > 1:
         late = [each for each in stats.machines if each.at < now_ms() - 5_000]
         names = "".join(f"; {each.name} not since {view.time(each.at)}" for each in late)
-        yield notice(f"{counted(len(stats.machines) - len(late), 'machine')} drained within 5 s{names}.")
+        yield notice("drained", machines=counted(len(stats.machines) - len(late), "machine"), late=names)
     if tenant.id_in_mail_at and not (tenant.one_id or tenant.share):
-        text = words["id-in-mail"].format(seen=view.time(tenant.id_in_mail_at))
-        yield notice(text, f"tracker.py tenant rotate {tenant.mail_id}", f"# put {tenant.mail_id} into mail")
+        yield notice("id-in-mail", seen=view.time(tenant.id_in_mail_at))
     if tenant.suspended:
-        yield notice("This tenant is suspended: its links show the naming page.")
+        yield notice("suspended-now")
     if others.emails:
         parts = {"Opened": made_of(others.opened), "Clicked": made_of(others.clicked)}
         told = " ".join(f"{verb}: {text}." for verb, text in parts.items() if text)
-        yield notice(words["of-nobody"].format(emails=counted(others.emails, "email"), told=told))
+        yield notice("of-nobody", emails=counted(others.emails, "email"), told=told)
     if stats.untracked:
         some = " and ".join(counted(hits, type_) for type_, hits in stats.untracked.items())
-        yield notice(words["untracked"].format(requests=some))
+        yield notice("untracked", requests=some)
     for what, hits in stats.over.items():
-        yield notice(words["over"].format(requests=counted(hits, "request"), what=words[what]))
+        yield notice("over", requests=counted(hits, "request"), what=words[what])
     for host, reason, clicks in stats.named:
-        may, host = can_allow(host, reason), host or "other hosts"
-        ask = f" Ask whoever runs this tracker to allow {host}." * may
-        allow = [f"tracker.py tenant set {tenant.mail_id} --domain {host}"] * may
-        yield notice(
-            f"{counted(clicks, 'click')} to {host} met the page that names where a link leads: {words[reason]}.{ask}",
-            *allow,
-        )
+        name = "named-allow" if can_allow(host, reason) else "named"
+        yield notice(name, clicks=counted(clicks, "click"), host=host or "other hosts", why=words[reason])
     if tenant.one_id and not view.people:
-        yield notice(words["no-people"])
+        yield notice("no-people")
 
 
 # == Web ===============================================================================================
@@ -9078,13 +9038,19 @@ def _trial(app: App, request: Request, tenant: Tenant) -> Markup:
     return app.pages.templates["_trial"].render(program=PROGRAM, mail_id=tenant.mail_id, base=base, trial_hits=hits)
 
 
+def _of_campaign(connection: sqlite3.Connection, view: View) -> CampaignStats:
+    """The numbers of the campaign that is asked for. Raises HTTPError 404 if there is nothing of it."""
+    if stats := read_campaign(connection, view.tenant, view.campaign or "", view.zone, view.now):
+        return stats
+    raise HTTPError(404, "There is no such campaign.")
+
+
 def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
     view = _view(app, request, tenant, campaign)
     rows = {"links": view.most("links"), "clients": ALL_ROWS}
     rows |= {} if tenant.share else {"emails": CAMPAIGN_EMAIL_ROWS}
     with app.numbers() as (connection, _):
-        if (stats := read_campaign(connection, tenant, campaign, view.zone, view.now)) is None:
-            raise HTTPError(404, "There is no such campaign.")
+        stats = _of_campaign(connection, view)
         tables = {
             name: read_table(connection, tenant.number, TABLES[name], _wanted(request, view, TABLES[name], most=most))
             for name, most in rows.items()
@@ -9105,7 +9071,7 @@ def email_view(app: App, request: Request, tenant: Tenant, key: str) -> Response
         hits = read_table(connection, tenant.number, EVENTS, Wanted(key=key, most=TIMELINE_ROWS))
         context = find_emails(connection, tenant.number, [key])[key].context
     if is_json:
-        [about], events = (_objects(rows, view.people) for rows in (email, hits))
+        [about], events = (_objects(rows, rows.table.told(view.people)) for rows in (email, hits))
         return json_response(200, {**about, "events": events})
     return html_response(200, email_page(view, email, hits, context))
 
@@ -9149,33 +9115,19 @@ def person_view(app: App, request: Request, tenant: Tenant, key: str) -> Respons
     return html_response(200, person_page(view, recipient, totals_of(sums), emails, done._replace(table=DONE)))
 
 
-def campaign_stats_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
-    """A campaign's numbers as JSON: as its page has them."""
-    _known_parameters(request, "tz", *["campaign"] * (request.segments[-1] == "stats.json"))  # they are of all time
+def stats_view(app: App, request: Request, tenant: Tenant, campaign: str = "") -> Response:
+    """The numbers of a range, or of a campaign, as JSON: as its page has them, of all time."""
+    is_own, campaign = campaign != "", campaign or request.parameters().get("campaign", "")
+    _known_parameters(request, *(() if campaign else RANGE_PARAMETERS), "tz", *["campaign"] * (not is_own))
     view = _view(app, request, tenant, campaign)
     with app.numbers() as (connection, waiting):
-        if stats := read_campaign(connection, tenant, campaign, view.zone, view.now):
-            asked = Wanted(campaign=campaign, shared=tenant.share is not None, most=TABLE_ROWS[-1])
-            programs, links = (read_table(connection, tenant.number, table, asked) for table in (PROGRAMS, LINKS))
-            return json_response(200, campaign_json(stats, tenant.name, programs, links, waiting))
-    raise HTTPError(404, "There is no such campaign.")
-
-
-def _objects(rows: Rows, people: bool) -> list[dict[str, Any]]:
-    """Rows as the export writes them in JSON."""
-    told: dict[str, Callable[[Any], Any]] = {**dict.fromkeys(TIMES_AS_NUMBERS, iso_time), "registered": bool}
-    named = ({name: row[name] for name in rows.table.fields if name in row} for row in rows.named(people))
-    return [{name: told[name](value) if name in told else value for name, value in row.items()} for row in named]
-
-
-def stats_view(app: App, request: Request, tenant: Tenant) -> Response:
-    parameters = _known_parameters(request, *RANGE_PARAMETERS, "tz", "campaign")
-    if campaign := parameters.get("campaign"):
-        return campaign_stats_view(app, request, tenant, campaign)
-    view = _view(app, request, tenant)
-    with app.numbers() as (connection, waiting):
-        stats = read_stats(connection, tenant, period_of(connection, tenant, view.asked, view.now))
-    return json_response(200, stats_json(stats, tenant.name, waiting))
+        if not campaign:
+            stats = read_stats(connection, tenant, period_of(connection, tenant, view.asked, view.now))
+            return json_response(200, stats_json(stats, tenant.name, waiting))
+        numbers = _of_campaign(connection, view)
+        asked = Wanted(campaign=campaign, shared=tenant.share is not None, most=TABLE_ROWS[-1])
+        programs, links = (read_table(connection, tenant.number, table, asked) for table in (PROGRAMS, LINKS))
+    return json_response(200, campaign_json(numbers, tenant.name, programs, links, waiting))
 
 
 def export(app: App, request: Request, tenant: Tenant) -> Response:
@@ -9245,8 +9197,7 @@ def export_rows(
     database: Database, tenant: int, table: Table, form: str, asked: Wanted, zone: tzinfo | None = None
 ) -> Iterator[bytes]:
     """A table as JSON or CSV, in pieces, in constant memory; the database is free in between. With a zone, for a spreadsheet."""
-    fields = table.spreadsheet if zone and table.spreadsheet else table.fields
-    names = [name for name in fields if asked.people or name not in PERSONAL_FIELDS]
+    names = table.told(asked.people, zone is not None)
     pages = _pages_of(database, tenant, table, asked._replace(whole=True))
     return _json_lines(names, pages) if form == "json" else _csv_lines(names, pages, zone)
 
@@ -9267,33 +9218,31 @@ def _pages_of(database: Database, tenant: int, table: Table, asked: Wanted) -> I
 
 
 def _formatted(
-    page: Rows, names: Sequence[str], formats: Mapping[str, Callable[[Any], Any]], other: Callable[[Any], Any]
+    page: Rows, names: Sequence[str], formats: Mapping[str, Callable[[Any], Any]]
 ) -> Iterator[tuple[Any, ...]]:
     """The rows with each cell as its field is written; by columns, which is faster."""
     columns = dict(zip(("id", *page.table.fields, *page.table.more), zip(*page.rows, strict=True), strict=False))
     if "client" in names and "user_agent" in columns:
         columns["client"], columns["device"] = zip(*map(client_of, columns["user_agent"]), strict=True)
-    return zip(*(map(formats.get(name, other), columns.get(name, ())) for name in names), strict=True)
+    written = {name: map(form, columns[name]) for name, form in formats.items() if name in columns}
+    return zip(*({**columns, **written}.get(name, ()) for name in names), strict=True)
 
 
-def _json_cell(value: object) -> str:
-    return "null" if value is None else json.encoder.encode_basestring(value) if isinstance(value, str) else str(value)
+_JSON_FORMATS: dict[str, Callable[[Any], Any]] = {**dict.fromkeys(TIMES_AS_NUMBERS, iso_time), "registered": bool}
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
-_JSON_FORMATS: dict[str, Callable[[Any], str]] = {
-    **dict.fromkeys(TIMES_AS_NUMBERS, lambda at: _json_cell(iso_time(at))),
-    "registered": lambda value: "true" if value else "false",
-}
+def _objects(rows: Rows, names: Sequence[str]) -> list[dict[str, Any]]:
+    return [dict(zip(names, row, strict=True)) for row in _formatted(rows, names, _JSON_FORMATS)]
 
 
 def _json_lines(names: Sequence[str], pages: Iterator[Rows]) -> Iterator[bytes]:
-    """{"rows": [...], "next": cursor or null}, a row a line. Made from a pattern: a dict for each row takes twice as long."""
-    pattern = "{" + ", ".join(f'"{name}": %s' for name in names) + "}"
+    """{"rows": [...], "next": cursor or null}, a row a line."""
     following, between = None, "\n"
     yield b'{"rows": ['
     for page in pages:
-        if lines := [pattern % row for row in _formatted(page, names, _JSON_FORMATS, _json_cell)]:
-            yield (between + ",\n".join(lines)).encode("utf-8", "backslashreplace")
+        if lines := ",\n".join(map(_as_json, _objects(page, names))):
+            yield (between + lines).encode("utf-8", "backslashreplace")
             between = ",\n"
         following = page.next
     yield f'\n], "next": {json.dumps(following and str(following))}}}\n'.encode()
@@ -9307,10 +9256,6 @@ def csv_cell(value: object) -> object:
 MORE_ROWS = "There are more rows: ask for fewer, or let whoever runs this tracker write all by the command `export`."
 
 
-def _spreadsheet_time(zone: tzinfo, at: int | None) -> str:
-    return f"{datetime.fromtimestamp(at / 1000, zone):%Y-%m-%d %H:%M:%S}" if at else ""
-
-
 _CSV_FORMATS = {**dict.fromkeys(TIMES_AS_NUMBERS, iso_time), **dict.fromkeys(FOREIGN_FIELDS, csv_cell)}
 
 
@@ -9321,11 +9266,15 @@ def _csv_lines(names: Sequence[str], pages: Iterator[Rows], zone: tzinfo | None)
 
     formats, header = _CSV_FORMATS, [[*names, "next"]]
     if zone:
-        formats = {**formats, **dict.fromkeys(TIMES_AS_NUMBERS, partial(_spreadsheet_time, zone))}
+        form = "%Y-%m-%d %H:%M:%S"
+        times = dict.fromkeys(
+            TIMES_AS_NUMBERS, lambda at: f"{datetime.fromtimestamp(at / 1000, zone):{form}}" if at else ""
+        )
+        formats = {**formats, **times}
         header = [[*names]]
         yield codecs.BOM_UTF8  # without which Excel takes it for another encoding
     for page in pages:
-        rows = list(_formatted(page, names, formats, lambda value: value))
+        rows = list(_formatted(page, names, formats))
         if zone:
             lines = rows + [(MORE_ROWS,)] * bool(page.next)
         else:
@@ -9745,7 +9694,7 @@ ROUTES = (
         for name, table in TABLES.items()
         for form in ("json", "csv")
     ),
-    Route("GET", "/{id}/campaigns/{campaign}.json", campaign_stats_view, SHARED, as_json),
+    Route("GET", "/{id}/campaigns/{campaign}.json", stats_view, SHARED, as_json),
     Route("GET", "/{id}/campaigns/{campaign}", campaign_view, SHARED),
     Route("GET", "/{id}/emails/{key}", email_view, READER),
     Route("GET", "/{id}/links/{link}", link_view, READER),

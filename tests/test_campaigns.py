@@ -288,7 +288,9 @@ def test_a_links_page_says_which_people_clicked_it_when_and_with_what_newest_fir
     assert rows == ["reader7@example.org", "reader2@example.org", "reader1@example.org"]
     assert all("Chrome" in row for row in rows_of(page, "events"))
     assert len(rows_of(link_of(mailing, SHOES, "machines=1"), "events")) == 4
-    # The campaign's page leads to it; what is downloaded is what is shown.
+    # The campaign's page leads to it, with the range that one came from; what is downloaded is what is shown.
+    ranged = get(mailing, f"/{mailing.acme.id}/campaigns/Spring?range=7d").text
+    assert f'href="../links/{number_of(mailing, SHOES)}?range=7d&amp;campaign=Spring"' in ranged
     campaign = get(mailing, f"/{mailing.acme.id}/campaigns/Spring").text
     assert f'href="../links/{number_of(mailing, SHOES)}?campaign=Spring"' in campaign
     query = f"url={quote(SHOES, safe='')}&verdict=human"
