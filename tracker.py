@@ -7806,14 +7806,7 @@ def export_url(view: View, table: str, form: str, filters: Iterable[str] = ()) -
     return f"{view.base}/{table}.{form}{'?' * bool(words)}{words}"
 
 
-LARGEST_FIRST = (
-    "number",
-    "few",
-    "share",
-    "range",
-    "done",
-    "time",
-)  # kinds of columns, where they are sorted; or newest
+LARGEST_FIRST = ("number", "few", "share", "range", "done", "time")  # kinds of columns; of times, the newest
 
 
 def column_head(view: View, table: str, column: Column) -> Markup:
@@ -8954,6 +8947,7 @@ EMAIL_ROWS = 8  # on a page, and so on: enough to see at once, and a page stays 
 CAMPAIGN_EMAIL_ROWS = 50
 HIT_ROWS = 5
 TIMELINE_ROWS = 200
+NO_CAMPAIGN = "There is no such campaign."
 ASKED = (*RANGE_PARAMETERS, "tz", "q", "show", "sort", "after", "campaigns", "links", "events", "machines")
 MOST_TYPED = 200  # characters of a search
 MOST_ASKED = 60  # of any other parameter: no zone's name is longer
@@ -9038,19 +9032,13 @@ def _trial(app: App, request: Request, tenant: Tenant) -> Markup:
     return app.pages.templates["_trial"].render(program=PROGRAM, mail_id=tenant.mail_id, base=base, trial_hits=hits)
 
 
-def _of_campaign(connection: sqlite3.Connection, view: View) -> CampaignStats:
-    """The numbers of the campaign that is asked for. Raises HTTPError 404 if there is nothing of it."""
-    if stats := read_campaign(connection, view.tenant, view.campaign or "", view.zone, view.now):
-        return stats
-    raise HTTPError(404, "There is no such campaign.")
-
-
 def campaign_view(app: App, request: Request, tenant: Tenant, campaign: str) -> Response:
     view = _view(app, request, tenant, campaign)
     rows = {"links": view.most("links"), "clients": ALL_ROWS}
     rows |= {} if tenant.share else {"emails": CAMPAIGN_EMAIL_ROWS}
     with app.numbers() as (connection, _):
-        stats = _of_campaign(connection, view)
+        if (stats := read_campaign(connection, tenant, campaign, view.zone, view.now)) is None:
+            raise HTTPError(404, NO_CAMPAIGN)
         tables = {
             name: read_table(connection, tenant.number, TABLES[name], _wanted(request, view, TABLES[name], most=most))
             for name, most in rows.items()
@@ -9124,7 +9112,8 @@ def stats_view(app: App, request: Request, tenant: Tenant, campaign: str = "") -
         if not campaign:
             stats = read_stats(connection, tenant, period_of(connection, tenant, view.asked, view.now))
             return json_response(200, stats_json(stats, tenant.name, waiting))
-        numbers = _of_campaign(connection, view)
+        if (numbers := read_campaign(connection, tenant, campaign, view.zone, view.now)) is None:
+            raise HTTPError(404, NO_CAMPAIGN)
         asked = Wanted(campaign=campaign, shared=tenant.share is not None, most=TABLE_ROWS[-1])
         programs, links = (read_table(connection, tenant.number, table, asked) for table in (PROGRAMS, LINKS))
     return json_response(200, campaign_json(numbers, tenant.name, programs, links, waiting))
