@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import io
 import json
 import re
 from typing import Any
@@ -320,3 +321,51 @@ def test_links_of_a_removed_tenant_lead_nowhere_and_leave_nothing(stage: Stage, 
     stage.refresh()
     stage.web.get(path, status=404)
     assert lines_of(stage) == b""
+
+
+# -- How the link gets into mail
+
+
+def instrument(run: Told, monkeypatch: pytest.MonkeyPatch, text: str, *words: str) -> str:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
+    return run("instrument", "Acme", "--local", *words)
+
+
+MAIL = "To: <{}>\nSubject: x\nContent-Type: text/html\n\n" + '<body><a href="https://acme.com/">x</a>{}</body>\n'
+
+
+@pytest.mark.sqlite
+def test_the_command_places_links_that_work(stage: Stage, run: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = re.compile(r'<a href="https?://[^/]+(/\w+/preferences/[^"]+)">([^<]+)</a>')
+    for words, said in (((), "Tracking preferences"), (("Nein danke",), "Nein danke")):
+        told = instrument(run, monkeypatch, MAIL.format(ANN, ""), "--preferences", *words)
+        [(path, text)] = found.findall(told)
+        assert text == said and "your address, or" in stage.web.get(path).text
+    page = MAIL.partition("\n\n")[2].format('<a href="{{tracking_preferences}}">no</a>')
+    told = instrument(run, monkeypatch, page, "--html", "--key-placeholder", "{{ .Id }}", "--campaign", "Spring")
+    [(path, text)] = found.findall(told)
+    assert path.endswith("?campaign=Spring") and text == "no"
+    choose(stage, path.replace("{{ .Id }}", UUID), "stop")
+    for key in ("1", "ann@example.com", "a" * 40):
+        stage.web.get(path.replace("{{ .Id }}", key), status=404)
+    assert "expected" in run("instrument", "Acme", "--local", "--preferences", "a\nb", status=1)
+
+
+@pytest.mark.sqlite
+def test_of_who_is_not_tracked_nothing_is_in_mail_spool_database_or_exports(
+    stage: Stage, run: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("untrack", "Acme", ANN)
+    before = {path: path.read_bytes() for path in stage.folder.rglob("*.jsonl")}
+    message = MAIL.format(ANN, "")
+    told = instrument(run, monkeypatch, message, "--preferences")
+    assert message in told and "/preferences/" not in told
+    path = re.findall(
+        r"/\w+/preferences/\S+(?=\")", instrument(run, monkeypatch, MAIL.format(ANN, '{{tracking_preferences}}"'))
+    )
+    assert "Nothing" not in path and "<li>nothing</li>" in stage.web.get(path[0]).text
+    stage.drain()
+    assert {path: path.read_bytes() for path in stage.folder.rglob("*.jsonl")} == before
+    assert stage.rows("select * from emails") == []
+    for table in ("emails", "events", "links", "campaigns"):
+        assert ANN.lower() not in run("export", "Acme", table).lower()
