@@ -1372,7 +1372,7 @@ class Instrumenting:
 
     def untracked(self) -> Instrumenting:
         """The same, but nothing is placed or wrapped."""
-        return replace(self, opens=False, links=False, hidden_link=False, preferences="")
+        return replace(self, opens=False, links=False, hidden_link=False)
 
     def target(self, url: str) -> str:
         """Where the tracked link of a URL leads."""
@@ -6734,18 +6734,17 @@ def let_go(database: Database, tenant: int, people: Iterable[str], kind: str) ->
 def stored_of_mail(connection: sqlite3.Connection, mail_id: str, key: str, days: int) -> dict[str, Any]:
     """What the database has of a mail, and of who got it, in the order in which the page for recipients says it."""
     facts: dict[str, Any] = {}
-    for tenant in (each for each in list_tenants(connection) if each.mail_id == mail_id):
-        keys, _ = keys_of_person(connection, tenant.number, key)
-        wanted_ = (Wanted(key=each, whole=True) for each in keys)
-        emails = [email for each in wanted_ for email in read_table(connection, tenant.number, EMAILS, each).named()]
+    sql = "select number, coalesce(retention_days, ?) from tenants where mail_id = ?"
+    for tenant, kept in connection.execute(sql, (days, mail_id)).fetchall():
+        asked = (Wanted(key=each, whole=True) for each in keys_of_person(connection, tenant, key)[0])
+        emails = [email for each in asked for email in read_table(connection, tenant, EMAILS, each).named()]
         facts["said"] = any(email["recipient"] or email["subject"] for email in emails)
         sent = [each["sent_at"] for each in emails if each["sent_at"]]
         facts["sent"] = sent and (iso_time(min(sent)) or "")[:10]
         for type_ in ("opens", "clicks"):
             facts[type_] = sum(email[f"{type_}_{state}"] for email in emails for state in STATES.values())
         words = {key, *(as_person(email["recipient"] or key) for email in emails)}
-        facts["untracked"] = untracked_among(connection, tenant.number, words)
-        kept = days if tenant.retention_days is None else tenant.retention_days
+        facts["untracked"] = untracked_among(connection, tenant, words)
         facts["days" if kept else "ever"] = (facts["opens"] or facts["clicks"]) and (kept or True)
     return facts
 

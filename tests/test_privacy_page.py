@@ -161,6 +161,7 @@ def test_a_choice_is_kept_while_the_database_is_away_and_holds_from_its_own_time
     at = round(line["t"] * 1000)
     assert {name: line[name] for name in ("kind", "key", "choice")} == {"kind": "choice", "key": "a1", "choice": "stop"}
     segment(stage, hit(stage, "a1", at - 1), hit(stage, "a1", at), hit(stage, "a2", at + 1), at=1)  # an older segment
+    stage.database.ahead = 0.0  # the newest segment is next, and that is the one with hits
     stage.drain()
     assert stage.rows("select key, at from event_details where at >= ?", at - 1) == [("a1", at - 1)]
     assert {at} == {since for (since,) in stage.rows("select at from gone where kind = 'untracked'")}
