@@ -24,7 +24,7 @@ from load import counted_keys, data, segments, terminate, wait_until
 from test_live import fire, get, launch, pixels
 
 SOURCES = {"tracker.py", "schema.sql", "pixel.gif", "templates", ".make"}
-MOST_BYTES = 1_000_000
+MOST_BYTES = 1_050_000  # of which tracker.py, as source and compiled, is 640,000
 ALONE = ("-I", "-S")  # neither the environment's modules nor installed ones, nor those of the folder one is in
 DAMAGED = b"raise SystemExit('this source was read')\n"
 
