@@ -177,6 +177,26 @@ select emails.id, emails.tenant, emails.created_at as at, emails.key, emails.sub
 from emails
 left join email_counts on email_counts.email = emails.id;
 
+create table feeds (                     -- of tenants whose changes are kept: how they are numbered, without a gap
+    tenant integer not null references tenants (number),
+    epoch  text not null,                -- another one after each restore
+    last   integer not null default 0,
+    swept  integer not null default 0,   -- the last one that is too old to be kept
+    primary key (tenant)
+) without rowid;
+
+create table changes (                   -- what became of hits, for who follows it, in the order of commits
+    tenant integer not null,
+    number integer not null,
+    at     integer not null,             -- when it was counted so
+    email  integer not null,
+    event  integer not null,
+    before integer,                      -- what it was judged; null: it is new
+    after  integer not null,
+    primary key (tenant, number)
+) without rowid;
+create index changes_by_email on changes (email, event);
+
 -- Roll-ups: what pages read. Each equals its view recount_… below ("tracker.py check").
 -- grain: 0 quarters in UTC, for any time zone; 1 days in the tenant's own zone, for long ranges.
 

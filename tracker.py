@@ -414,7 +414,7 @@ MAX_TARGET_BYTES = 2 * MAX_TARGET  # in UTF-8: more, in base64 and beside a long
 MAX_KEY = 200
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
 ROUTE_WORDS = re.compile(
-    "admin|api|assets|campaigns|click|clients|dashboard|emails|events|favicon|forget|forgotten|health|"
+    "admin|api|assets|campaigns|click|clients|dashboard|emails|events|favicon|feed|forget|forgotten|health|"
     "links|messages|openapi|people|pixel|preferences|robots|static|stats|tenants|untracked",
     re.IGNORECASE,
 )
@@ -2919,6 +2919,7 @@ def restoring(path: str, backup: BinaryIO) -> Iterator[tuple[sqlite3.Connection,
             with write_lock(folder, math.inf):  # while nobody deletes anything, or changes tenants
                 connection.execute("begin")
                 [(drained_at,)] = connection.execute("select max(updated_at) from positions")
+                connection.execute("update feeds set epoch = ? || tenant", (secrets.token_hex(6),))
                 yield connection, drained_at or 0, aside
                 connection.commit()
                 connection.close()
@@ -3698,6 +3699,28 @@ def remove_tenant(connection: sqlite3.Connection, tenant: Tenant, now: int) -> N
     connection.execute(_RETIRE, (tenant.mail_id, now))
 
 
+class Feed(NamedTuple):
+    """How a tenant's changes are numbered, where they are kept."""
+
+    epoch: str  # another one after each restore: then numbers stand for other changes
+    last: int
+    swept: int  # the last number that is too old to be kept
+
+
+def feed_of(connection: sqlite3.Connection, tenant: int) -> Feed | None:
+    sql = "select epoch, last, swept from feeds where tenant = ?"
+    return next(starmap(Feed, connection.execute(sql, (tenant,))), None)
+
+
+def set_feed(connection: sqlite3.Connection, tenant: int, keeps: bool) -> None:
+    """Keep a tenant's changes from now on, if that is not done yet; or none, also of those there are."""
+    if not keeps:
+        for table in ("feeds", "changes"):
+            connection.execute(f"delete from {table} where tenant = ?", (tenant,))
+    elif feed_of(connection, tenant) is None:
+        connection.execute("insert into feeds (tenant, epoch) values (?, ?)", (tenant, secrets.token_hex(6)))
+
+
 # -- tenants.json
 
 
@@ -3910,6 +3933,7 @@ def tenant_about(settings: Settings, connection: sqlite3.Connection, tenant: Ten
     same = ("utm", "tz", "suspended", "any_domain", "ignore_gpc", "retention_days", "unregistered_a_day")
     about: dict[str, Any] = tenant_summary(settings, tenant) | {name: getattr(tenant, name) for name in same}
     about |= {name: rules[rule] for rule, (name, _) in RULES.items()}
+    about["feed"] = feed_of(connection, tenant.number) is not None
     if tenant.retention_days is None:
         about["retention_days"] = settings.retention_days
     return about | {"tracking_host": tenant.tracking_host or "", "api_key": bool(tenant.api_key_hash)}
@@ -4420,6 +4444,7 @@ class Batch:
         self._emails: list[Email] = []  # whose counts may have changed
         self._events: list[tuple[Any, ...]] = []
         self._revised: list[tuple[int, int]] = []
+        self._last_event: int | None = FAR  # behind which events are new; None: no tenant of these hits has a feed
         self._began: dict[int, int] = {}  # emails that were first spoken of earlier than was known
         self._firsts: list[tuple[Tally, Email, int, int, int | None]] = []  # tallies whose first hit went
         self._left: set[tuple[int, str, int]] = set()  # campaigns that an email left, perhaps with their last hit
@@ -4574,6 +4599,7 @@ class Batch:
             select tenants.number, tenants.mail_id, tenants.id, tenants.tracking_host, tenants.id_in_mail_at,
                    (select 1 from emails where emails.tenant = tenants.number and emails.key > '{AGED}'
                         and emails.key < '{AGED}~' limit 1),
+                   (select (select coalesce(max(id), 0) from events) from feeds where feeds.tenant = tenants.number),
                    (select count(*) from marks where name = '{UNTRACKED}'),
                    tenants.ignore_gpc, tenants.tz, tenants.unregistered_a_day
             from {wanted("word")} cross join tenants
@@ -4588,6 +4614,7 @@ class Batch:
         by_id = {id_: (number, last or 0) for number, _, id_, _, last, *_ in tenants}
         owners = {host: mail_id for _, mail_id, _, host, *_ in tenants if host}
         self._with_old = {row[0] for row in tenants if row[5]}
+        self._last_event = next((row[6] for row in tenants if row[6] is not None), None)
         self._tenants = {number: (tz, a_day) for number, *_, tz, a_day in tenants}
         found: dict[int, dict[tuple[str, str], list[Hit]]] = defaultdict(lambda: defaultdict(list))
         in_mail: dict[int, int] = {}
@@ -4920,7 +4947,7 @@ class Batch:
         self._read_all(emails)
         self._carries_for = tenant if carries else 0
         ids = [email.id for email in emails]
-        for table in ("events", "email_counts", "link_counts", "emails"):
+        for table in ("changes", "events", "email_counts", "link_counts", "emails"):
             delete_rows(self.connection, table, "id" if table == "emails" else "email", ids)
         sql = f"""
             delete from carried where tenant = :tenant and rollup in ('email_counts', 'link_counts')
@@ -5000,6 +5027,8 @@ class Batch:
             " fixed) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             self._events,
         )
+        if self._last_event is not None and (self._events or self._revised):
+            self._log_changes()
         self._set("events", "judgement", self._revised)
         self._find_firsts()
         self._write_counts()
@@ -5020,6 +5049,26 @@ class Batch:
         )
         dropped = [(*key, hits) for key, hits in self.dropped.items()]
         upsert(self.connection, "dropped", ("tenant", "reason", "day"), {"hits": ADDED}, dropped)
+
+    def _log_changes(self) -> None:
+        """Number what becomes of hits, for who follows it: new ones that are in a number, and what is judged otherwise now."""
+        sql = f"""
+            insert into changes (tenant, number, at, email, event, before, after)
+            select feeds.tenant, feeds.last + row_number() over (partition by feeds.tenant order by changed.id), :now,
+                   changed.email, changed.id, changed.before, changed.after
+            from (
+                select tenant, email, id, cast(null as bigint) as before, judgement as after
+                from events where events.id > :last
+                union all
+                select events.tenant, events.email, events.id, events.judgement, wanted.value
+                from {wanted("id", "value")} cross join events where events.id = wanted.id
+            ) as changed join feeds on feeds.tenant = changed.tenant
+            where exists (
+                select 1 from judgements where judgements.id in (changed.before, changed.after) and state <> {ASIDE})
+        """
+        for_each(self.connection, self._revised, sql, now=self.now, last=self._last_event)
+        sql = "select max(number) from changes where changes.tenant = feeds.tenant and changes.number > feeds.last"
+        self.connection.execute(f"update feeds set last = coalesce(({sql}), last)")
 
     def _set(self, table: str, column: str, values: Collection[tuple[int, int]]) -> None:
         """Set a column of rows, given with their ids."""
@@ -5118,7 +5167,7 @@ def rejudge_emails(connection: sqlite3.Connection, after: int, since: int, most:
     ids = [row[0] for row in connection.execute(sql, (after, since, most))]
     if not ids:
         return None
-    with Batch(connection, 0) as changes:
+    with Batch(connection, time.time_ns() // 1_000_000) as changes:
         return ids[-1], changes.judge_anew(emails_by_id(connection, ids))
 
 
@@ -5144,6 +5193,24 @@ def record_lines(
     for (_, reason, _), hits in batch.dropped.items():
         dropped[reason] += hits
     return dropped, room - batch.room
+
+
+CHANGES_MS = 8 * DAY_MS  # for which changes are kept
+SWEPT_CHANGES = 1_000  # of a tenant, in one transaction
+
+
+def sweep_changes(connection: sqlite3.Connection, now: int) -> None:
+    """Remove some of the changes that are kept too long."""
+    oldest = f"""
+        select number, at from changes where changes.tenant = feeds.tenant order by number limit {SWEPT_CHANGES}
+    """
+    sql = f"update feeds set swept = coalesce((select max(number) from ({oldest}) as oldest where at < ?), swept)"
+    connection.execute(sql, (now - CHANGES_MS,))
+    connection.execute("""
+        delete from changes where (tenant, number) in (
+            select changes.tenant, changes.number from feeds cross join changes
+            where changes.tenant = feeds.tenant and changes.number <= feeds.swept)
+    """)
 
 
 # -- Who is to be forgotten, or not to be tracked any more
@@ -6670,6 +6737,7 @@ def tidy_spool(database: Database, days: int, megabytes: int, *, delete: bool = 
     with database.transaction(wait=False) as connection:
         days = 1000 if database.is_shared else POSITIONS_DAYS  # a machine that was away for long knows them still
         forget_positions(connection, [*segments_in(spool), *segments_in(kept)], now - days * DAY_MS)
+        sweep_changes(connection, now)
     for name in os.listdir(spool):
         path = os.path.join(spool, name)
         with contextlib.suppress(OSError):
@@ -6920,6 +6988,9 @@ class Expiry(Batch):
                         first = table, key, f"{name}_first"
                         carried[first] = min(carried.get(first, FAR), hit.at)
                 urls.add(url)
+        known = wanted("email", "id")
+        sql = f"delete from changes where (email, event) in (select wanted.email, wanted.id from {known})"
+        for_each(self.connection, [(row[0], row[2]) for row in rows], sql)
         delete_rows(self.connection, "events", "id", [row[2] for row in rows])
         self.remove_urls(tenant, urls, {}, nothing=-1)
         return len(rows)
@@ -7031,6 +7102,33 @@ def drainer_of(database: Database, settings: Settings, *, follows: bool = False)
     """What drains and tidies, as the settings say."""
     days, megabytes = settings.keep_spool_days, settings.keep_spool_mb
     return Drainer(database, days, megabytes, follows=follows, chores=partial(_chores, settings))
+
+
+# == Outward ===========================================================================================
+# What becomes of hits, told to other programs: the feed that they read.
+
+CHANGE_FIELDS = ("id", "type", "changed_at", *EVENTS.fields, *EVENTS.more, "counts_as", "before")
+
+
+def read_changes(
+    connection: sqlite3.Connection, tenant: int, feed: Feed, after: int, most: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Changes behind a number, oldest first, by CHANGE_FIELDS; and the number behind which to go on."""
+    sql = "select event, number, at, before, after from changes where tenant = ? and number > ? order by number limit ?"
+    changes = connection.execute(sql, (tenant, after, most)).fetchall()
+    events = {row[0]: row[1:] for row in for_each(connection, {row[0] for row in changes}, EVENTS.rows)}
+    rows = connection.execute("select id, verdict, reason, state from judgements")
+    judged = {
+        id_: {"verdict": verdict, "reason": why, "counts_as": STATE_NAMES[state]} for id_, verdict, why, state in rows
+    }
+    found = []
+    for event, number, at, before, became in changes:
+        told = dict(zip((*EVENTS.fields, *EVENTS.more), events[event], strict=True))
+        type_ = "revised" if before else "opened" if told["event_type"] == "open" else "clicked"
+        told |= {"id": f"{feed.epoch}-{number}", "type": type_, "changed_at": iso_time(at)}
+        told |= {"timestamp": iso_time(told["timestamp"]), **judged[became], "before": judged.get(before)}
+        found.append({name: told[name] for name in CHANGE_FIELDS})
+    return found, changes[-1][1] if len(changes) == most else feed.last
 
 
 # == Stats =============================================================================================
@@ -9164,6 +9262,40 @@ def _sent(
         raise OSError(errno.EPIPE, "an export broke off") from None  # the server cuts the connection, silently
 
 
+MOST_CHANGES = 1_000  # at once
+CHANGE_TYPES = {"json": EXPORT_TYPES["json"], "ndjson": "application/x-ndjson"}
+
+
+def feed_view(app: App, request: Request, tenant: Tenant) -> Response:
+    """What became of hits, oldest first, behind the change whose id is given, or from the oldest one on."""
+    parameters = _known_parameters(request, "after", "limit", "format")
+    after, limit, form = map(parameters.get, ("after", "limit", "format"), ("", "1000", "json"))
+    if form not in CHANGE_TYPES:
+        raise HTTPError(400, f"format: expected one of {', '.join(CHANGE_TYPES)}")
+    if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= MOST_CHANGES:
+        raise HTTPError(400, f"limit: expected a whole number from 1 to {MOST_CHANGES}")
+    cursor = re.fullmatch("([0-9a-f]{12,32})-([0-9]{1,18})", after)
+    if after and not cursor:
+        raise HTTPError(400, "after: expected the id of a change, or what `next` said")
+    view = _view(app, request, tenant)
+    with app.numbers() as (connection, _):
+        if (feed := feed_of(connection, tenant.number)) is None:
+            raise HTTPError(409, f"No changes are kept: `{PROGRAM} tenant set NAME --feed` begins with it.")
+        begin = int(cursor[2]) if cursor else feed.swept
+        if cursor and (cursor[1] != feed.epoch or not feed.swept <= begin <= feed.last):
+            told = "after: the changes behind this one are no longer known; begin anew behind `oldest`"
+            return json_response(410, {"error": told, "oldest": f"{feed.epoch}-{feed.swept}"})
+        rows, last = read_changes(connection, tenant.number, feed, begin, int(limit))
+    left_out = () if view.people else PERSONAL_FIELDS
+    lines = [json.dumps({name: row[name] for name in row if name not in left_out}, ensure_ascii=False) for row in rows]
+    following = f"{feed.epoch}-{last}"
+    body = "".join(f"{line}\n" for line in lines)
+    if form == "json":
+        body = '{"rows": [\n' + ",\n".join(lines) + f'\n], "next": "{following}"}}\n'
+    headers = ("Content-Type", CHANGE_TYPES[form]), *PAGE_HEADERS
+    return Response(200, headers, body.encode("utf-8", "backslashreplace"))
+
+
 # -- Exports
 
 MAX_ROWS = 100_000  # of an export over HTTP: a sync worker that streams for minutes is killed, and blocks pixels
@@ -9364,7 +9496,7 @@ def tenant_fields(settings: Settings) -> dict[str, Field]:
     return {
         "name": Field(str, 200, read=lambda text, _: read_tenant_name(text)),
         **{name: _TEXTS._replace(read=partial(read_each, read)) for name, read in RULES.values()},
-        **dict.fromkeys(("any_domain", "suspended", "ignore_gpc", "open_writing"), Field(bool)),
+        **dict.fromkeys(("any_domain", "suspended", "ignore_gpc", "feed", "open_writing"), Field(bool)),
         "tracking_host": Field(str, 253, read=lambda text, _: read_tracking_host(settings, text) if text else None),
         "tz": Field(str, 60, read=lambda text, _: str(read_zone(text))),
         **_UTM,
@@ -9567,6 +9699,8 @@ def set_tenant(
     """Change a tenant: columns, and RULES each with what to add and to remove."""
     if tenant.one_id and columns.get("api_key_hash", "") is None:
         raise BadInput(f"open_writing: {NEEDS_A_KEY}")
+    if "feed" in columns:
+        set_feed(connection, tenant.number, columns.pop("feed"))
     change_tenant(connection, tenant.number, **columns)
     if "tz" in columns:
         count_days_anew(connection, tenant.number)
@@ -9682,6 +9816,7 @@ ROUTES = (
         for name, table in TABLES.items()
         for form in ("json", "csv")
     ),
+    Route("GET", "/{id}/feed.json", feed_view, READER, as_json),
     Route("GET", "/{id}/campaigns/{campaign}.json", stats_view, SHARED, as_json),
     Route("GET", "/{id}/campaigns/{campaign}", campaign_view, SHARED),
     Route("GET", "/{id}/emails/{key}", email_view, READER),
@@ -9696,7 +9831,7 @@ ROUTES = (
     Route("DELETE", "/{id}/emails/{key}", delete_email_view, WRITER, as_json),
     Route("GET", "/{id}", to_tidy, SHARED),
 )
-PROGRAMS_PATH = re.compile(rf"(tenants(/.*)?|[^/]+/(messages|stats|{'|'.join(TABLES)})([/.].*)?)")
+PROGRAMS_PATH = re.compile(rf"(tenants(/.*)?|[^/]+/(messages|stats|feed|{'|'.join(TABLES)})([/.].*)?)")
 NOTHING_HERE = "There is nothing at this address."
 
 
@@ -10321,6 +10456,7 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
     option("--no-forward NAME...", "… no longer"),
     option("--ignore-gpc", "whether hits that ask for no tracking (Sec-GPC, DNT) count as others", action="yes or no"),
     option("--suspend", "whether all links show the naming page", action="yes or no", dest="suspended"),
+    option("--feed", "whether what becomes of its hits is kept for feed.json, for 8 days", action="yes or no"),
     option("--open-writing", "whoever has the dashboard URL may write and delete over HTTP, without an API key"),
     LOCAL,
     JSON,
@@ -10329,7 +10465,7 @@ TENANT_OPTIONS = (  # what `tenant add` and `tenant set` take alike
 
 def _read_changes(args: Namespace, settings: Settings) -> tuple[dict[str, Any], list[Any]]:
     """Read TENANT_OPTIONS before anything is opened or made: columns to set, RULES each with what to add and to remove."""
-    known = {name: each.read for name, each in tenant_fields(settings).items() if name in Tenant.__slots__}
+    known = {name: each.read for name, each in tenant_fields(settings).items() if name in (*Tenant.__slots__, "feed")}
     given = {name: said for name in known if (said := getattr(args, name)) is not None}
     words = {name: f"--{name.removesuffix('_days').replace('_', '-')}" for name in known}
     columns = {name: read(said, words[name]) if (read := known[name]) else said for name, said in given.items()}

@@ -629,6 +629,7 @@ CHANGES: dict[str, Any] = {
     "any_domain": True,
     "suspended": True,
     "ignore_gpc": True,
+    "feed": True,
     "tracking_host": "mail.acme.com",
     "tz": "Europe/Rome",
     "utm": "utm_source=news",

@@ -674,6 +674,8 @@ def nothing_stays(stage: Stage, database: tracker.Database) -> None:
     with tracker.changing_tenants(database) as connection:
         tracker.set_tenant_rules(connection, stage.globex.number, "block", ["evil.example"])
         tracker.set_shares(connection, stage.globex.number, [(tracker.key_hash("a-share"), "", NOW, NOW)])
+        tracker.set_feed(connection, stage.globex.number, True)
+        connection.execute("insert into changes select tenant, id, at, email, id, null, judgement from events")
         with tracker.Batch(connection, NOW) as changes:
             changes.declare(stage.globex.number, "spring", 10, None)
         [(key,)] = connection.execute("select key from emails where tenant = :tenant limit 1", number).fetchall()
@@ -997,7 +999,8 @@ def test_what_a_database_lacks_of_this_version_is_made_and_counted_where_it_is(s
         for table in ("campaign_times", "campaign_hits"):
             connection.execute(f"drop view recount_{table}")
             connection.execute(f"drop table {table}")
-        connection.execute("drop table shares")
+        for table in ("shares", "feeds", "changes"):
+            connection.execute(f"drop table {table}")
         for column in ("utm", "ignore_gpc", "retention_days"):
             connection.execute(f"alter table tenants drop column {column}")
         connection.execute("drop table carried")
@@ -1023,7 +1026,9 @@ def test_what_a_database_lacks_of_this_version_is_made_and_counted_where_it_is(s
 def as_of_version(version: int, schema: str) -> str:
     """The schema as it was: 5 in 0.6; without what came since."""
     schema = schema.replace("events (url, at)", "events (url)")
-    schema = re.sub(r"^create table (shares|carried) .*?;\n\n", "", schema, flags=re.MULTILINE | re.DOTALL)
+    schema = re.sub(
+        r"^create table (shares|carried|feeds|changes) .*?;\n\n", "", schema, flags=re.MULTILINE | re.DOTALL
+    )
     schema = re.sub(r"^ +(retention_days|ignore_gpc) .*\n", "", schema, flags=re.MULTILINE)
     schema = schema.replace("(length(utm) <= 1000),", "(length(utm) <= 1000)")
     gone = "create table gone (hash text primary key, at integer not null) without rowid;\n"

@@ -86,6 +86,9 @@ def test_rows_have_the_fields_of_their_tables() -> None:
         row = SPEC["components"]["schemas"][ROWS[name]]
         assert tuple(row["properties"]) == table.fields
         assert set(row["required"]) == set(table.fields) - set(tracker.PERSONAL_FIELDS)
+    change = SPEC["components"]["schemas"]["Change"]
+    assert tuple(change["properties"]) == tracker.CHANGE_FIELDS
+    assert set(change["required"]) == set(tracker.CHANGE_FIELDS) - set(tracker.PERSONAL_FIELDS)
 
 
 def test_every_answer_forbids_further_properties() -> None:
@@ -169,6 +172,7 @@ def test_a_server_gives_no_answer_that_is_not_described(servers: Callable[..., S
     shop = server.demo()
     server.start()
     server.run("tenant", "key", "Acme Shoes")
+    server.run("tenant", "set", "Acme Shoes", "--feed")
     with urlopen(f"{server.url}/openapi.json") as answer:
         spec = json.load(answer)
     assert spec == SPEC

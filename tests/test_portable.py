@@ -56,6 +56,9 @@ class Recorder(sqlite3.Connection):
 def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Do everything with a database that the program can do."""
     number, web, home = stage.acme.number, stage.web, f"/{stage.acme.id}"
+    with stage.database.transaction() as connection:
+        for tenant, keeps in ((number, True), (stage.globex.number, True), (stage.globex.number, False)):
+            tracker.set_feed(connection, tenant, keeps)
     new = [tracker.Registration(f"e{n}", "Grüße", f"r{n}@example.org", "Spring", NOW) for n in range(9)]
     for emails in (new, [each._replace(campaign="Autumn", delivered_at=NOW) for each in new[:3]]):
         with stage.database.transaction() as connection:
@@ -79,6 +82,7 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     web.post_json(f"{home}/campaigns", {"campaign": "Spring", "sent": 50})
     web.post_json(f"{home}/campaigns", {"campaign": "Spring", "sent": 60})
     web.patch_json(f"{home}/emails/e1", {"sent_at": "2026-11-24T09:00:00Z"})
+    web.get(f"{home}/feed.json")
     pages = product(
         ("dashboard", "stats.json", "campaigns/Spring", "campaigns/Spring.json", "emails/e1", "people/e1", "links/1"),
         PAGE_QUERIES,

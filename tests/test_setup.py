@@ -20,7 +20,7 @@ import tracker
 TOP_LEVEL = {"tracker.py", "schema.sql", "pixel.gif", "templates", "tests", "Makefile", "README.md"}
 SECTIONS = (
     "Settings, Links, Verdicts, Instrument, Messages, Database, PostgreSQL, Tenants, Counting, Emails, Recording, Tables, "
-    "Spool, Privacy, Stats, Pages, Web, Hits, Views, API, Routes and application, Server, Commands, Operating"
+    "Spool, Privacy, Outward, Stats, Pages, Web, Hits, Views, API, Routes and application, Server, Commands, Operating"
 )
 SOURCE = (ROOT / "tracker.py").read_text(encoding="utf-8")
 TREE = ast.parse(SOURCE)
@@ -157,7 +157,7 @@ def strings() -> Iterator[tuple[ast.AST, str]]:
             yield node, node.value
 
 
-SQL_SECTIONS = {"Database", "PostgreSQL", "Tenants", "Counting", "Emails", "Recording", "Tables", "Privacy"}
+SQL_SECTIONS = {"Database", "PostgreSQL", "Tenants", "Counting", "Emails", "Recording", "Tables", "Privacy", "Outward"}
 
 
 def test_sql_stands_and_is_run_only_in_its_sections() -> None:

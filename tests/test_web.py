@@ -39,7 +39,7 @@ GETS = """
 /{mail_id}/pixel/{key}.gif /{mail_id}/click/{key}/{signature}/{target} /health /openapi.json /assets/{name} /robots.txt
 /favicon.ico / /{id} /{id}/dashboard /{id}/stats.json /{id}/emails.json /{id}/emails.csv /{id}/events.json /{id}/events.csv
 /{id}/links.json /{id}/links.csv /{id}/campaigns.json /{id}/campaigns.csv /{id}/clients.json /{id}/clients.csv /{id}/campaigns/{campaign}
-/{id}/campaigns/{campaign}.json /{id}/emails/{key} /{id}/links/{link} /{id}/people/{key}
+/{id}/campaigns/{campaign}.json /{id}/feed.json /{id}/emails/{key} /{id}/links/{link} /{id}/people/{key}
 """
 CALLS: dict[tuple[str, str], tuple[str, bytes]] = {
     **{("GET", pattern): ("", b"") for pattern in GETS.split()},
@@ -114,6 +114,8 @@ def cast(stage: Stage) -> Stage:
     """One email each, with an open and a click that are in the database."""
     for tenant in (stage.acme, stage.globex):
         key = f"mail-of-{tenant.name.lower()}"
+        with stage.database.transaction() as connection:
+            tracker.set_feed(connection, tenant.number, True)
         said = (f"Subject of {tenant.name}", f"reader@{tenant.name}.example", f"campaign-of-{tenant.name.lower()}")
         register(stage, tenant, tracker.Registration(key, *said))
         opened = hit(stage, key, uri=f"/{tenant.mail_id}/pixel/{key}.gif")
@@ -126,7 +128,7 @@ def cast(stage: Stage) -> Stage:
 def everything_of(stage: Stage, tenant: tracker.Tenant) -> list[list[tuple[Any, ...]]]:
     """All rows that belong to a tenant."""
     tables = ("emails", "events", "uniques", "reasons", "cohorts", "campaigns", "campaign_times", "campaign_hits")
-    others = ("links", "urls", "tenant_rules", "shares")
+    others = ("links", "urls", "tenant_rules", "shares", "feeds", "changes")
     rows = (stage.rows(f"select * from {table} where tenant = ?", tenant.number) for table in (*tables, *others))
     owned = [sorted(each, key=repr) for each in rows]
     return [*owned, stage.rows("select * from tenants where number = ?", tenant.number)]

@@ -15,6 +15,26 @@ create table shares (
     ends_at    integer not null
 ) without rowid;
 
+create table feeds (
+    tenant integer not null references tenants (number),
+    epoch  text not null,
+    last   integer not null default 0,
+    swept  integer not null default 0,
+    primary key (tenant)
+) without rowid;
+
+create table changes (
+    tenant integer not null,
+    number integer not null,
+    at     integer not null,
+    email  integer not null,
+    event  integer not null,
+    before integer,
+    after  integer not null,
+    primary key (tenant, number)
+) without rowid;
+create index changes_by_email on changes (email, event);
+
 create table carried (
     tenant integer not null,
     rollup text not null,
