@@ -2735,6 +2735,7 @@ class Database:
         """Write the whole database anew, with nothing in it that was deleted; hits wait meanwhile. Raises Busy."""
         with self._mutex, _plain_errors(self.path), write_lock(self.folder, math.inf):
             connection = self._connect(locked=True)
+            connection.execute("pragma auto_vacuum = incremental")  # also where an older program made it
             connection.execute("vacuum")
             self._checkpoint(connection, locked=True)
 
@@ -2857,6 +2858,7 @@ def building(path: str) -> Iterator[sqlite3.Connection]:
     os.close(os.open(new, os.O_CREAT | os.O_TRUNC, 0o600))  # recipients' addresses come into it
     try:
         with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
+            connection.execute("pragma auto_vacuum = incremental")
             connection.executescript(resource("schema.sql").decode())
         with contextlib.closing(open_connection(new)) as connection, _plain_errors(new):
             connection.execute("begin")
@@ -6965,11 +6967,11 @@ def clean_files(database: Database) -> Iterator[None]:
 class Expiry(Batch):
     """A transaction in which old facts of one tenant go, and their numbers stay."""
 
-    def expire(self, tenant: int, before: int, most: int = RETIRED_EVENTS) -> int:
+    def expire(self, tenant: int, before: int) -> int:
         """Remove the oldest events, of before a time; returns how many there were."""
         sql = EVENT_FACTS.format("(select 1 as one) as one")
         sql += "where events.tenant = :tenant and events.at < :before order by events.at limit :most"
-        rows = self.connection.execute(sql, {"tenant": tenant, "before": before, "most": most}).fetchall()
+        rows = self.connection.execute(sql, {"tenant": tenant, "before": before, "most": RETIRED_EVENTS}).fetchall()
         self._read_judgements()
         self._carries_for, carried = tenant, self._carried
         emails = {email.id: email for email in emails_by_id(self.connection, {row[0] for row in rows})}
@@ -7089,6 +7091,14 @@ def retire(database: Database, settings: Settings) -> Iterator[None]:
     # What is left of a session that was cut stays as it was judged.
     cuts = {tenant: now - min(settings.agent_days, each - 1) * DAY_MS for tenant, each in kept.items()}
     yield from _retire_agents(database, cuts)
+    more = not database.is_shared
+    while more:
+        with database.transaction() as connection:
+            sql = "select * from pragma_auto_vacuum, pragma_freelist_count, pragma_page_count"
+            [(is_cut, free, pages)] = connection.execute(sql).fetchall()
+            if more := is_cut and free > pages // 10:  # what is new needs some room
+                connection.execute(f"pragma incremental_vacuum({RETIRED_EVENTS})").fetchall()
+        yield
     with database.transaction() as connection:
         set_mark(connection, "retired", doing)
 

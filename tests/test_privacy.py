@@ -415,6 +415,22 @@ def test_old_facts_go_and_every_number_stays_to_the_hit(
     assert (numbers(stage.database), tallies_of(stage)) == (before, tallies)
 
 
+@pytest.mark.sqlite
+def test_room_that_becomes_free_is_given_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "RETIRED_EVENTS", 100)
+    path, now = Path(stage.settings.database), tracker.now_ms()
+    segment(stage, *(hit(stage, f"k{n % 40}", now - 100 * DAY + n * 1000) for n in range(4000)))
+    stage.drain()
+    sizes = []
+    for days in (0, 50):
+        if days:
+            retire(stage, days)
+        with stage.database.checkpointed():
+            sizes.append(path.stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
+    assert stage.check() == [] and stage.rows("pragma integrity_check") == [("ok",)]
+
+
 def tallies_of(stage: Stage) -> list[Any]:
     """What is counted of each email and link."""
     columns = ", ".join(tracker.TALLY_COLUMNS)
