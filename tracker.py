@@ -7094,8 +7094,8 @@ def retire(database: Database, settings: Settings) -> Iterator[None]:
     more = not database.is_shared
     while more:
         with database.transaction() as connection:
-            sql = "select * from pragma_auto_vacuum, pragma_freelist_count, pragma_page_count"
-            [(is_cut, free, pages)] = connection.execute(sql).fetchall()
+            asked = ("auto_vacuum", "freelist_count", "page_count")
+            is_cut, free, pages = (connection.execute(f"pragma {each}").fetchone()[0] for each in asked)
             if more := is_cut and free > pages // 10:  # what is new needs some room
                 connection.execute(f"pragma incremental_vacuum({RETIRED_EVENTS})").fetchall()
         yield
