@@ -22,8 +22,8 @@ from urllib.request import Request, urlopen
 import pytest
 from conftest import CHROME, Mailbox, Server, missing
 from frontend import free_port
-from test_openapi import APART
 from test_readme import chapter, codes
+from test_schemathesis import APART
 
 import tracker
 
