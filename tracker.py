@@ -1741,7 +1741,7 @@ def _preference_edits(
         report.preferences = THERE
         return []
     if page.is_text:
-        end = len(page.text.rstrip())
+        end = len(page.text.rstrip(" \t\r\n"))  # no more: other letters may be bytes of a character
         words = unicodedata.normalize("NFKD", how.preferences).encode("ascii", "ignore").decode()
         return [Edit(end, end, f"{(line_break[0] if line_break else '') * 2}{words}: {url}")]
     place, report.preferences = _place(page.text, tags, "bottom")

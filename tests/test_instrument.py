@@ -1215,6 +1215,7 @@ def test_a_text_beside_tracked_html_gets_a_line_or_the_url_in_place_of_its_marks
     for text, wanted in (
         ("Hello\n\n", f"Hello\n\nNo fur: {PREFERENCES}\n\n"),
         ("Hello {{tracking_preferences}}. .\n", f"Hello {PREFERENCES}. .\n"),
+        *((f"{end}\n", f"{end}\n\nNo fur: {PREFERENCES}\n") for end in ("voil\xc3\xa0", "wait\x85", "\x1c")),
     ):
         encoded = in_coding(lines(text, ends), coding)
         raw = head + lines(f"Content-Type: text/plain\nContent-Transfer-Encoding: {coding}\n\n", ends) + encoded
