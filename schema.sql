@@ -228,6 +228,7 @@ create table cohorts (                   -- emails, by the time of sending; quar
     opened_person  integer not null, opened_unconfirmed  integer not null, opened_machine  integer not null,
     clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,
     click_only integer not null,         -- a person clicked, though no open by a person was seen
+    click_only_unconfirmed integer not null default 0,  -- and of these: there is an unconfirmed one
     primary key (tenant, grain, time)
 ) without rowid;
 
@@ -240,12 +241,13 @@ create table campaigns (
     clicked_unconfirmed integer not null default 0, clicked_machine integer not null default 0,
     click_only integer not null default 0,
     last_at  integer,                    -- when its last hit came
+    click_only_unconfirmed integer not null default 0,
     primary key (tenant, campaign)
 ) without rowid;
 
 create view campaign_details as          -- campaigns as tables show them: those in which there is anything
 select campaign as id, 0 as at, tenant, campaign, emails, opened_person, opened_unconfirmed, opened_machine,
-       clicked_person, clicked_unconfirmed, clicked_machine, click_only,
+       clicked_person, clicked_unconfirmed, clicked_machine, click_only, click_only_unconfirmed,
        coalesce((select min(created_at) from emails
                  where emails.tenant = campaigns.tenant and emails.campaign = campaigns.campaign
                  and emails.campaign <> ''),
@@ -265,6 +267,7 @@ create table campaign_times (             -- of a campaign, by the time that eac
     opened_person  integer not null, opened_unconfirmed  integer not null, opened_machine  integer not null,
     clicked_person integer not null, clicked_unconfirmed integer not null, clicked_machine integer not null,
     click_only integer not null,
+    click_only_unconfirmed integer not null default 0,
     primary key (tenant, campaign, grain, time)
 ) without rowid;
 
@@ -413,16 +416,17 @@ with quarters as (
            count(case when clicked = 1 then 1 end) as clicked_person,
            count(case when clicked = 2 then 1 end) as clicked_unconfirmed,
            count(case when clicked = 3 then 1 end) as clicked_machine,
-           count(case when clicked = 1 and coalesce(opened, 0) <> 1 then 1 end) as click_only
+           count(case when clicked = 1 and coalesce(opened, 0) <> 1 then 1 end) as click_only,
+           count(case when clicked = 1 and opened = 2 then 1 end) as click_only_unconfirmed
     from recount_groups
     group by tenant, quarter
 )
 select tenant, 0 as grain, quarter as time, emails, opened_person, opened_unconfirmed, opened_machine,
-       clicked_person, clicked_unconfirmed, clicked_machine, click_only
+       clicked_person, clicked_unconfirmed, clicked_machine, click_only, click_only_unconfirmed
 from quarters
 union all
 select tenant, 1, local_day(tz, quarter), sum(emails), sum(opened_person), sum(opened_unconfirmed), sum(opened_machine),
-       sum(clicked_person), sum(clicked_unconfirmed), sum(clicked_machine), sum(click_only)
+       sum(clicked_person), sum(clicked_unconfirmed), sum(clicked_machine), sum(click_only), sum(click_only_unconfirmed)
 from quarters
 join tenants on tenants.number = quarters.tenant
 where quarter >= 0
@@ -437,24 +441,28 @@ select tenant, campaign, sum(in_campaign) as emails,
        count(case when clicked = 2 then 1 end) as clicked_unconfirmed,
        count(case when clicked = 3 then 1 end) as clicked_machine,
        count(case when clicked = 1 and coalesce(opened, 0) <> 1 then 1 end) as click_only,
+       count(case when clicked = 1 and opened = 2 then 1 end) as click_only_unconfirmed,
        max(last_at) as last_at
 from recount_groups
 where campaign <> ''
 group by tenant, campaign;
 
 create view recount_campaign_times as
-with moments (tenant, campaign, time, sent, opened, clicked, click_only) as (
-    select tenant, campaign, sent_at / 900000, 1, 0, 0, 0
+with moments (tenant, campaign, time, sent, opened, clicked, click_only, unsure) as (
+    select tenant, campaign, sent_at / 900000, 1, 0, 0, 0, 0
     from email_standings where registered = 1 and substr(key, 1, 9) <> 'selftest~'
     union all
-    select tenant, campaign, sent_at / 900000, sent, 0, 0, 0
+    select tenant, campaign, sent_at / 900000, sent, 0, 0, 0, 0
     from campaign_sends
     union all
-    select tenant, campaign, opened_at / 900000, 0, opened, 0, 0
+    select tenant, campaign, opened_at / 900000, 0, opened, 0, 0, 0
     from email_standings where opened is not null and substr(key, 1, 9) <> 'selftest~'
     union all
-    select tenant, campaign, clicked_at / 900000, 0, 0, clicked, case when coalesce(opened, 0) <> 1 then clicked end
+    select tenant, campaign, clicked_at / 900000, 0, 0, clicked, case when coalesce(opened, 0) <> 1 then clicked end, 0
     from email_standings where clicked is not null and substr(key, 1, 9) <> 'selftest~'
+    union all
+    select tenant, campaign, case when opened_at > clicked_at then opened_at else clicked_at end / 900000, 0, 0, 0, 0, 1
+    from email_standings where clicked = 1 and opened = 2 and substr(key, 1, 9) <> 'selftest~'
 ), quarters as (
     select tenant, campaign, time, sum(sent) as emails,
            count(case when opened = 1 then 1 end) as opened_person,
@@ -463,15 +471,17 @@ with moments (tenant, campaign, time, sent, opened, clicked, click_only) as (
            count(case when clicked = 1 then 1 end) as clicked_person,
            count(case when clicked = 2 then 1 end) as clicked_unconfirmed,
            count(case when clicked = 3 then 1 end) as clicked_machine,
-           count(case when click_only = 1 then 1 end) as click_only
+           count(case when click_only = 1 then 1 end) as click_only,
+           sum(unsure) as click_only_unconfirmed
     from moments where campaign <> '' group by tenant, campaign, time
 )
 select tenant, campaign, 0 as grain, time, emails, opened_person, opened_unconfirmed, opened_machine,
-       clicked_person, clicked_unconfirmed, clicked_machine, click_only
+       clicked_person, clicked_unconfirmed, clicked_machine, click_only, click_only_unconfirmed
 from quarters
 union all
 select tenant, campaign, 1, local_day(tz, time), sum(emails), sum(opened_person), sum(opened_unconfirmed),
-       sum(opened_machine), sum(clicked_person), sum(clicked_unconfirmed), sum(clicked_machine), sum(click_only)
+       sum(opened_machine), sum(clicked_person), sum(clicked_unconfirmed), sum(clicked_machine), sum(click_only),
+       sum(click_only_unconfirmed)
 from quarters
 join tenants on tenants.number = quarters.tenant
 group by tenant, campaign, local_day(tz, time);

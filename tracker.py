@@ -4029,6 +4029,8 @@ def parts_of(email: Standing) -> tuple[Group | None, list[Moment]]:
         moments.append((tenant, campaign, _CLICKED[clicked], clicked_in))
     if clicked == PERSON != opened:  # a click by a person proves that the mail was read
         moments.append((tenant, campaign, "click_only", clicked_in))
+        if opened == UNCONFIRMED:
+            moments.append((tenant, campaign, "click_only_unconfirmed", max(opened_in, clicked_in)))
     columns = tuple(column for _, _, column, _ in moments)
     if campaign and registered:
         moments.append((tenant, campaign, "emails", sent))
@@ -4080,7 +4082,8 @@ class Rollup(NamedTuple):
     others: tuple[str, ...] = ()  # that are no sums
 
 
-GROUP_COLUMNS = (*(f"{verb}_{state}" for verb in ("opened", "clicked") for state in STATES.values()), "click_only")
+GROUP_COLUMNS = tuple(f"{verb}_{state}" for verb in ("opened", "clicked") for state in STATES.values())
+GROUP_COLUMNS += ("click_only", "click_only_unconfirmed")
 LINK_COLUMNS = tuple(f"{noun}_{state}" for noun in ("clicks", "emails") for state in STATES.values())
 TALLIES = tuple(f"{type_}_{state}" for type_ in TYPES.values() for state in STATES.values())
 CLICK_TALLIES = TALLIES[len(STATES) :]
@@ -5654,7 +5657,8 @@ CAMPAIGNS = Table(
     "campaigns",
     "Campaigns",
     "No campaigns yet: name one when you register or instrument mail.",
-    fields=("campaign", "emails", *GROUP_COLUMNS, "first_email_at", "last_hit_at"),
+    fields=("campaign", "emails", *GROUP_COLUMNS[:-1], "first_email_at", "last_hit_at"),
+    more=GROUP_COLUMNS[-1:],
     columns=(
         Column("Campaign", "campaign", "campaign", "campaign"),
         Column("Sent", "number", "emails", "sent", "emails"),
@@ -5855,15 +5859,16 @@ def search_emails(connection: sqlite3.Connection, asked: Wanted, values: dict[st
 
 def person_of(connection: sqlite3.Connection, tenant: int, key: str) -> tuple[str, dict[str, int]]:
     """The recipient of an email, "" where none is known, and what became of all that they got, by the names of a group's."""
-    names = [f"{verb}_{state}" for verb in ("opened", "clicked") for state in STATES.values()]
+    names = GROUP_COLUMNS[:-2]
     sums = (f"count(case when {verb}_as = '{state}' then 1 end)" for verb, state in (name.split("_") for name in names))
     sql = f"""
         select coalesce(max(recipient), ''), coalesce(sum(registered), 0), {", ".join(sums)},
-               count(case when clicked_as = 'person' and coalesce(opened_as, '') <> 'person' then 1 end)
+               count(case when clicked_as = 'person' and coalesce(opened_as, '') <> 'person' then 1 end),
+               count(case when clicked_as = 'person' and opened_as = 'unconfirmed' then 1 end)
         from email_details where id in ({_OF_PERSON})
     """
     recipient, *numbers = connection.execute(sql, {"tenant": tenant, "person": key}).fetchone()
-    return recipient, dict(zip(("emails", *names, "click_only"), numbers, strict=True))
+    return recipient, dict(zip(("emails", *GROUP_COLUMNS), numbers, strict=True))
 
 
 def clicked_links(connection: sqlite3.Connection, emails: Iterable[int]) -> dict[int, list[str]]:
@@ -7271,10 +7276,15 @@ class Totals:
     opened: dict[str, int]  # how many of them, by state
     clicked: dict[str, int]
     clicked_without_open: int  # clicked by a person, though no open by a person was seen: read all the same
+    clicked_with_unconfirmed: int  # of these: with an unconfirmed open
 
     @property
     def read(self) -> int:
         return self.opened["person"] + self.clicked_without_open
+
+    @property
+    def maybe_read(self) -> int:
+        return self.opened["unconfirmed"] - self.clicked_with_unconfirmed
 
     @property
     def is_exceeded(self) -> bool:
@@ -7288,8 +7298,7 @@ class Totals:
         emails, read = (0, 0) if self.is_exceeded else (self.emails, self.read)
         parts = {
             "By opens alone": (opened["person"], opened["unconfirmed"], emails),
-            # Some who clicked are among the unconfirmed too, nobody counts how many: so "at most" is too high, never too low.
-            "Opened": (self.read, opened["unconfirmed"], emails),
+            "Opened": (self.read, self.maybe_read, emails),
             "Clicked": (clicked["person"], clicked["unconfirmed"], emails),
             "Click-to-open": (clicked["person"], 0, read),
         }
@@ -7320,7 +7329,7 @@ class Stats:
 
 def totals_of(sums: Mapping[str, int]) -> Totals:
     opened, clicked = ({state: sums[f"{verb}_{state}"] for state in STATES.values()} for verb in ("opened", "clicked"))
-    return Totals(sums["emails"], opened, clicked, sums["click_only"])
+    return Totals(sums["emails"], opened, clicked, sums["click_only"], sums["click_only_unconfirmed"])
 
 
 def reasons_of(rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
@@ -8074,11 +8083,11 @@ def step_label(period: Period, n: int, hours: int) -> str:
 def sent_figures(totals: Totals, before: Totals | None = None) -> list[Figure]:
     """What became of some mail, the most important first."""
     only, of = totals.clicked_without_open, f", of {totals.emails:,} told of" * totals.is_exceeded
-    person, maybe = totals.opened["person"], totals.opened["unconfirmed"]
+    person, maybe = totals.opened["person"], totals.maybe_read
     parts = {
         f"{person:,} by people": person,
         f"{only:,} {'more ' * (person > 0)}clicked, so they read it": only,
-        f"{'at most ' * (only > 0)}{maybe:,} maybe read": maybe,
+        f"{maybe:,} maybe read": maybe,
     }
     details = {
         "Opened": "; ".join(filter(parts.get, parts)) + of,
@@ -10793,7 +10802,7 @@ def cmd_campaign_list(args: Namespace, settings: Settings) -> None:
     with database_of(settings, drained=True) as database, database.reading() as connection:
         tenant = find_tenant(connection, args.tenant).number
         rows = read_table(connection, tenant, CAMPAIGNS, Wanted(order="campaign", ascending=True)).named()
-    campaigns = [{name: row[name] for name in ("campaign", "emails", *GROUP_COLUMNS)} for row in rows]
+    campaigns = [{name: row[name] for name in ("campaign", "emails", *GROUP_COLUMNS[:-1])} for row in rows]
     line = "{campaign}: {emails:,} sent, opened by people {opened_person:,}, clicked by people {clicked_person:,}"
     too_many = "; more keys answered than were told of, so some are made up"
     say(args, campaigns, (line.format_map(row) + too_many * totals_of(row).is_exceeded for row in campaigns))

@@ -177,7 +177,9 @@ def recounted(events: Iterable[dict[str, Any]], registered: set[str]) -> dict[st
     def group(keys: set[str]) -> dict[str, Any]:
         opened, clicked = ({key for key in keys if best[type_].get(key) == "person"} for type_ in best)
         numbers = {"opened": emails("open", keys), "clicked": emails("click", keys)}
-        return {"emails": len(keys), **numbers, "clicked_without_open": len(clicked - opened)}
+        unsure = {key for key in clicked if best["open"].get(key) == "unconfirmed"}
+        only = {"clicked_without_open": len(clicked - opened), "clicked_with_unconfirmed": len(unsure)}
+        return {"emails": len(keys), **numbers, **only}
 
     fields = ("event_type", "verdict", "reason", "counts_as")
     ordered = sorted(reasons.items(), key=lambda item: (item[0][0] == "click", -item[1], item[0]))
