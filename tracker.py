@@ -5270,6 +5270,24 @@ def release(
     return Released(emails, spelt, gone)
 
 
+def told_late(connection: sqlite3.Connection, lines: Iterable[Line]) -> list[Choice]:
+    """What was chosen, for the addresses that only these lines tell, since the database was away when mail was sent."""
+    told: dict[str, list[Registration]] = defaultdict(list)
+    for line in lines:
+        if isinstance(line, SpooledEmail) and line.registration.recipient:
+            told[line.mail_id].append(line.registration)
+    found = []
+    for mail_id, emails in told.items():
+        for (tenant,) in connection.execute("select number from tenants where mail_id = ?", (mail_id,)).fetchall():
+            pairs = [(each, each.recipient or "") for each in emails]
+            gone = gone_among(connection, tenant, {word for each, to in pairs for word in (each.key, as_person(to))})
+            for each, to in pairs:
+                known = {DELETED, *gone[as_person(to)]}
+                chosen = {kind: at for kind, at in gone[each.key].items() if kind not in known and each.at <= at}
+                found += [Choice("", mail_id, to, (*chosen,), max(chosen.values()))] if chosen else []
+    return found
+
+
 def choose(folder: str, connection: sqlite3.Connection, choices: Iterable[Choice]) -> set[str]:
     """Do what recipients chose, for their address where it is known, else for the key; returns spellings of who is forgotten."""
     spelt, gone = set[str](), Gone()
@@ -6502,7 +6520,7 @@ def _record(
     database: Database, connection: sqlite3.Connection, lines: Sequence[Line], now: int, room: int = ALL_EVENTS
 ) -> tuple[Counter[str], int]:
     """Do what recipients chose, which holds from its own time on; then record the other lines, as record_lines."""
-    if choices := [line for line in lines if isinstance(line, Choice)]:
+    if choices := [*(line for line in lines if isinstance(line, Choice)), *told_late(connection, lines)]:
         erase_rejected(database.spool, spellings(choose(database.folder, connection, choices)))
     return record_lines(connection, lines, now, room)
 

@@ -175,6 +175,29 @@ def test_a_choice_is_kept_while_the_database_is_away_and_holds_from_its_own_time
 
 
 @pytest.mark.sqlite
+@pytest.mark.parametrize("choice", ["stop", "erase"])
+def test_a_choice_holds_for_an_address_that_is_told_only_afterwards(choice: str, stage: Stage) -> None:
+    send_mail(stage)
+    at = tracker.now_ms() - 5000
+    with database_away(stage):
+        choose(stage, link(stage, "n1"), choice)
+    spooled = tracker.email_line(stage.acme.mail_id, tracker.Registration("n1", recipient=ANN.upper(), at=at), at)
+    later = stage.spool / f"{at + 60_000}-1-00000000-emails.jsonl"  # as `instrument` makes one beside that of a worker
+    later.write_bytes(spooled)
+    stage.drain()
+    known = {key for (key,) in stage.rows("select key from emails")}
+    assert known & {"a1", "a2", "b1", "n1"} == ({"a1", "a2", "b1", "n1"} if choice == "stop" else {"b1"})
+    people = (stage.acme, ANN, True), (stage.acme, "bob@example.com", False), (stage.globex, ANN, False)
+    for tenant, address, said in people:
+        answer = stage.web.post_json(f"/{tenant.id}/emails", {"recipient": address}).json
+        assert ("untracked" in answer) == said
+    segment(stage, hit(stage, "a2", tracker.now_ms() + 60_000))
+    stage.drain()
+    assert ("untracked-open", 1) in stage.rows("select reason, hits from dropped")
+    assert stage.check() == []
+
+
+@pytest.mark.sqlite
 def test_no_backup_undoes_a_choice_nor_brings_back_what_was_erased(stage: Stage, run: Told) -> None:
     send_mail(stage)
     run("backup", stage.folder / "copy.db")
