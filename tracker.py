@@ -418,6 +418,7 @@ ROUTE_WORDS = re.compile(
     "links|messages|openapi|people|pixel|preferences|robots|static|stats|tenants|untracked",
     re.IGNORECASE,
 )
+NAMES_READER = re.compile(r"[?#].*|/[^/?#]+(?:@|%(?:25)*40).*")  # of a URL, what may do so
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a text of one line: control characters, lone surrogates
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]+))?")
 MAX_CAMPAIGN = 200  # characters of a campaign's name
@@ -5841,7 +5842,7 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     fields = ", ".join((*table.fields, *table.more))
     rows = {row[0]: row for row in connection.execute(table.rows.format(scope=scope, fields=fields), values)}
     if table is LINKS and asked.shared:
-        rows = {id_: (id_, re.sub("[?#].*", "", url), *counts) for id_, url, *counts in rows.values()}
+        rows = {id_: (id_, NAMES_READER.sub("", url), *counts) for id_, url, *counts in rows.values()}
     links = clicked_links(connection, page) if table is EMAILS and not asked.whole else {}
     return Rows(table, [rows[id_] for id_ in page], following, found, links)
 
