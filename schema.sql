@@ -185,6 +185,19 @@ create table feeds (                     -- of tenants whose changes are kept: h
     primary key (tenant)
 ) without rowid;
 
+create table webhooks (                  -- where changes are sent to
+    tenant   integer not null references tenants (number),
+    url      text not null check (length(url) between 1 and 2000),
+    types    text not null,
+    people_only integer not null check (people_only in (0, 1)),
+    secrets  text not null,
+    position integer not null,           -- the number up to which all was sent
+    failing_since integer,
+    trouble  text not null,
+    off      integer not null check (off in (0, 1)),
+    primary key (tenant, url)
+) without rowid;
+
 create table changes (                   -- what became of hits, for who follows it, in the order of commits
     tenant integer not null,
     number integer not null,

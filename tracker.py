@@ -50,7 +50,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache, partial
 from http import HTTPStatus
-from itertools import accumulate, chain, groupby, islice, pairwise, repeat, starmap
+from itertools import accumulate, chain, groupby, islice, pairwise, repeat, starmap, takewhile
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO, cast
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
 
@@ -61,6 +61,7 @@ except ImportError:
 
 if TYPE_CHECKING:
     import email.message
+    import http.client
     import logging
     from argparse import ArgumentParser, Namespace
 
@@ -231,6 +232,12 @@ def _networks(text: str) -> tuple[str, ...]:
     return entries
 
 
+def _addresses(text: str) -> tuple[str, ...]:
+    if "*" in (entries := _networks(text)):
+        raise ValueError("expected addresses or networks such as 10.0.0.0/8, not *")
+    return entries
+
+
 def _setting(variable: str, convert: Callable[[str], Any], default: str = "", *, secret: bool = False) -> Any:
     """Declare one setting: the source for parsing, `config` and the table in README."""
     about = {"variable": variable, "convert": convert, "default": default, "secret": secret}
@@ -277,6 +284,7 @@ class Settings:
     keep_spool_mb: int = _setting("KEEP_SPOOL_MB", _megabytes, "2000")
     retention_days: int | None = _setting("RETENTION_DAYS", _retention)
     agent_days: int = _setting("AGENT_DAYS", _days, "30")
+    webhook_networks: tuple[str, ...] | None = _setting("WEBHOOK_NETWORKS", _addresses)
     data_folder: str | None = _setting("DATA_FOLDER", _folder)
     local: bool = False  # `--local`: links may lead to this machine
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)  # where each value comes from
@@ -7139,17 +7147,30 @@ def drainer_of(database: Database, settings: Settings, *, follows: bool = False)
 
 
 # == Outward ===========================================================================================
-# What becomes of hits, told to other programs: the feed that they read.
+# What becomes of hits, told to other programs: the feed that they read, the webhooks that it is sent to.
 
 CHANGE_FIELDS = ("id", "type", "changed_at", *EVENTS.fields, *EVENTS.more, "counts_as", "before")
 
 
 def read_changes(
-    connection: sqlite3.Connection, tenant: int, feed: Feed, after: int, most: int
+    connection: sqlite3.Connection, tenant: int, feed: Feed, after: int, most: int, held: int | None = None
 ) -> tuple[list[dict[str, Any]], int]:
-    """Changes behind a number, oldest first, by CHANGE_FIELDS; and the number behind which to go on."""
-    sql = "select event, number, at, before, after from changes where tenant = ? and number > ? order by number limit ?"
-    changes = connection.execute(sql, (tenant, after, most)).fetchall()
+    """Changes behind a number, oldest first, by CHANGE_FIELDS; and the number behind which to go on.
+
+    Of those that are held back for some milliseconds, a hit is told as it is judged now; what that tells already is left out.
+    """
+    sql = """
+        select event, number, at, before, after from changes where tenant = :tenant and number > :number
+            and (before is null or not exists (
+                select 1 from changes as first where first.email = changes.email and first.event = changes.event
+                    and first.before is null and first.at > changes.at - :held and :held > 0))
+        order by number limit :most
+    """
+    asked = {"tenant": tenant, "number": after, "held": held or 0, "most": most}
+    found_all = connection.execute(sql, asked).fetchall()
+    until = FAR if held is None else now_ms() - held
+    changes = [*takewhile(lambda row: row[2] <= until, found_all)]
+    last = feed.last if len(changes) == len(found_all) < most else changes[-1][1] if changes else after
     events = {row[0]: row[1:] for row in for_each(connection, {row[0] for row in changes}, EVENTS.rows)}
     rows = connection.execute("select id, verdict, reason, state from judgements")
     judged = {
@@ -7160,9 +7181,225 @@ def read_changes(
         told = dict(zip((*EVENTS.fields, *EVENTS.more), events[event], strict=True))
         type_ = "revised" if before else "opened" if told["event_type"] == "open" else "clicked"
         told |= {"id": f"{feed.epoch}-{number}", "type": type_, "changed_at": iso_time(at)}
-        told |= {"timestamp": iso_time(told["timestamp"]), **judged[became], "before": judged.get(before)}
+        now = judged[became] if held is None else {}
+        counts_as = STATE_NAMES[judgement_of(told["verdict"], told["reason"]).state]
+        told |= {"timestamp": iso_time(told["timestamp"]), "counts_as": counts_as, **now, "before": judged.get(before)}
         found.append({name: told[name] for name in CHANGE_FIELDS})
-    return found, changes[-1][1] if len(changes) == most else feed.last
+    return found, last
+
+
+# -- Webhooks
+
+CHANGE_TYPES = ("opened", "clicked", "revised")
+HELD_MS = 60_000  # before it is sent: what turns out to be a scanner's within that time is told right at once
+IN_FLIGHT = 4  # requests to one webhook
+SENT_AT_ONCE = 1_000  # changes, at most, between two looks into the database; none is longer than 32 KB
+WEBHOOK_SECONDS = 10.0  # for one request
+GIVE_UP_MS = 3 * DAY_MS
+PAUSES = 5.0, 21_600.0  # seconds between two tries: as long as it has failed already, but not less and not more
+PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # whose last 32 bits are an address of IPv4
+
+
+class Webhook(NamedTuple):
+    """Where a tenant's changes are sent to, as the table has it: no more than a place in them."""
+
+    tenant: int
+    url: str
+    types: str = ",".join(CHANGE_TYPES)
+    people_only: int = 0
+    secrets: str = ""  # the newest first
+    position: int = 0  # the number up to which all was sent
+    failing_since: int | None = None
+    trouble: str = ""  # the last one, while it fails
+    off: int = 0  # 1: it failed for too long
+
+    def wants(self, change: Mapping[str, Any]) -> bool:
+        states = {change["counts_as"], (change["before"] or change)["counts_as"]}
+        return change["type"] in self.types.split(",") and (not self.people_only or STATES[PERSON] in states)
+
+    def headers(self, id_: str, body: bytes, now: int) -> dict[str, str]:
+        """What goes with a body, signed as standardwebhooks.com says."""
+        signed = f"{id_}.{now // 1000}.".encode() + body
+        keys = [base64.b64decode(secret.removeprefix("whsec_")) for secret in self.secrets.split()]
+        signatures = [base64.b64encode(hmac.digest(key, signed, "sha256")).decode() for key in keys]
+        about = {"webhook-id": id_, "webhook-timestamp": str(now // 1000)}
+        about["webhook-signature"] = " ".join(f"v1,{each}" for each in signatures)
+        return about | {"Content-Type": "application/json", "User-Agent": f"email-tracker/{__version__}"}
+
+
+_PROGRESS = ("position", "failing_since", "trouble", "off")  # what changes as it is sent to
+
+
+def webhooks_of(connection: sqlite3.Connection, tenant: int | None = None) -> list[Webhook]:
+    sql = f"select {', '.join(Webhook._fields)} from webhooks where tenant = coalesce(?, tenant) order by tenant, url"
+    return [*map(Webhook._make, connection.execute(sql, (tenant,)))]
+
+
+def set_webhook(connection: sqlite3.Connection, webhook: Webhook) -> None:
+    upsert(connection, "webhooks", ("tenant", "url"), dict.fromkeys(Webhook._fields[2:], INSTEAD), [webhook])
+
+
+def remove_webhook(connection: sqlite3.Connection, webhook: Webhook) -> None:
+    connection.execute("delete from webhooks where tenant = ? and url = ?", webhook[:2])
+
+
+def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address is one of the internet, also where it only stands for one of IPv4."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.sixtofour or (ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None)
+        inner = address.ipv4_mapped or inner
+        return is_public(inner) if inner else address in PUBLIC_IPV6 and address.is_global
+    return address.is_global and not address.is_multicast
+
+
+class Lane:
+    """A connection to where a webhook leads, which is kept; one request at a time."""
+
+    def __init__(self, url: str, networks: Iterable[str]) -> None:
+        self.until = math.inf  # when a request that is under way has taken too long
+        self._networks = [*map(ipaddress.ip_network, networks)]
+        self._scheme, _, rest = url.partition("://")
+        self._host, _, path = rest.partition("/")
+        self._path, self._connection = f"/{path}", cast("http.client.HTTPConnection | None", None)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        """Connect to an address that was looked at: a name may lead to another the next time. Raises OSError."""
+        import http.client
+        import ssl
+
+        host, port = read_origin(f"{self._scheme}://{self._host}")
+        host = host.strip("[]")
+        port = port if self._scheme == "https" or port != DEFAULT_PORTS["https"] else DEFAULT_PORTS["http"]
+        found = [read_address(each[4][0]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        allowed = [each for each in found if each and any(each in network for network in self._networks)]
+        public = [each for each in found if each and is_public(each)] if self._scheme == "https" else []
+        if not (usable := allowed + public):
+            told = ", ".join(sorted({*map(str, found)}))
+            raise OSError(f"{host} is {told}: expected https and a public address, or one of WEBHOOK_NETWORKS")
+        raw = socket.create_connection((str(usable[0]), port), WEBHOOK_SECONDS)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a body waits 40 ms for its headers' receipt
+        self._connection = connection = http.client.HTTPConnection(self._host, timeout=WEBHOOK_SECONDS)
+        connection.sock, connection.auto_open = raw, 0  # else it would connect by itself
+        if self._scheme == "https":
+            connection.sock = ssl.create_default_context().wrap_socket(raw, server_hostname=host)
+        return connection
+
+    def post(self, body: bytes, headers: dict[str, str]) -> str:
+        """Send one request; what is wrong with the answer, "" if nothing."""
+        from http.client import HTTPException
+
+        self.until = time.monotonic() + WEBHOOK_SECONDS
+        for is_kept in (self._connection is not None, False):
+            try:
+                connection = self._connection or self._connect()
+                connection.request("POST", self._path, body, {"Host": self._host, **headers})
+                answer = connection.getresponse()
+                answer.read(READ_BYTES)
+                if time.monotonic() >= self.until:
+                    raise OSError
+                if not answer.isclosed() or answer.will_close:
+                    self.close()
+                return "" if 200 <= answer.status < 300 else f"answered {answer.status}"
+            except (OSError, HTTPException) as error:
+                self.close()
+                trouble = str(error) or type(error).__name__
+                if time.monotonic() >= self.until:
+                    return f"took longer than {WEBHOOK_SECONDS:.0f} s"
+                if not is_kept:  # else it had just hung up
+                    return trouble
+        return trouble
+
+    def close(self, *, late: bool = False) -> None:
+        """Hang up; of a request that takes too long, in another thread than its own, so that it ends."""
+        if (connection := self._connection) is None:
+            return
+        if late and connection.sock:
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        elif not late:
+            connection.close()
+            self._connection = None
+
+
+class Courier(threading.Thread):
+    """Sends a webhook what it wants, in a thread of its own: a receiver that hangs delays no other."""
+
+    def __init__(self, database: Database, webhook: Webhook, networks: Iterable[str], held: int = HELD_MS) -> None:
+        super().__init__(daemon=True)
+        self._database, self._key, self._held = database, webhook[:2], held
+        self._lanes = [Lane(webhook.url, networks) for _ in range(IN_FLIGHT)]
+        self._done: set[str] = set()  # ids of what was sent behind something that was not
+
+    def run(self) -> None:
+        """Go on until there is no such webhook, or it is switched off."""
+        pause: float | None = 0.0
+        while pause is not None:
+            time.sleep(pause)
+            try:
+                pause = self.turn()
+            except StoreError as error:
+                log(f"webhooks wait: {error}")
+                pause = PAUSES[0]
+        self.close()
+
+    def close(self) -> None:
+        for lane in self._lanes:
+            lane.close()
+
+    def turn(self) -> float | None:
+        """Send what is due; after how many seconds to look again, None: never."""
+        with self._database.reading() as connection:
+            of_tenant = webhooks_of(connection, self._key[0])
+            webhook = next((each for each in of_tenant if each[:2] == self._key and not each.off), None)
+            feed = feed_of(connection, self._key[0])
+            if webhook is None or feed is None:
+                return None
+            position = max(webhook.position, feed.swept)
+            changes, last = read_changes(connection, webhook.tenant, feed, position, SENT_AT_ONCE, self._held)
+        due = [each for each in changes if webhook.wants(each) and each["id"] not in self._done]
+        if not due and last == webhook.position:
+            return 1.0
+        trouble, now = self._send(webhook, due), now_ms()
+        left = [int(each["id"].rpartition("-")[2]) for each in due if each["id"] not in self._done]
+        position = left[0] - 1 if left else last
+        since = None if not left else now if position > webhook.position else webhook.failing_since or now
+        self._done = {id_ for id_ in self._done if left and int(id_.rpartition("-")[2]) > position}
+        values = position, since, trouble, int(since is not None and now - since > GIVE_UP_MS)
+        with self._database.transaction() as connection:
+            changed = ", ".join(f"{name} = ?" for name in _PROGRESS)
+            connection.execute(f"update webhooks set {changed} where tenant = ? and url = ?", (*values, *self._key))
+        return 0.0 if since is None else min(max((now - since) / 1000, PAUSES[0]), PAUSES[1])
+
+    def _send(self, webhook: Webhook, due: Iterable[dict[str, Any]]) -> str:
+        """Send changes, those of one email in order; says what went wrong, "" if nothing."""
+        parts: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for each in due:
+            parts[binascii.crc32(each["key"].encode()) % IN_FLIGHT].append(each)
+        troubles: list[str] = []
+
+        def send_in(lane: Lane, changes: Iterable[dict[str, Any]]) -> None:
+            for each in changes:
+                told = {"type": each["type"], "timestamp": each["changed_at"], "data": each}
+                body = json.dumps(told, ensure_ascii=False).encode("utf-8", "backslashreplace")
+                trouble = lane.post(body, webhook.headers(each["id"], body, now_ms()))
+                lane.until = math.inf
+                if trouble:
+                    troubles.append(trouble)
+                    return
+                self._done.add(each["id"])
+
+        threads = [
+            threading.Thread(target=send_in, args=(self._lanes[n], part), daemon=True) for n, part in parts.items()
+        ]
+        for thread in threads:
+            thread.start()
+        while alive := [thread for thread in threads if thread.is_alive()]:
+            alive[0].join(0.1)
+            for lane in self._lanes:
+                if time.monotonic() > lane.until:
+                    lane.close(late=True)
+        return next(iter(troubles), "")
 
 
 # == Stats =============================================================================================
@@ -7344,6 +7581,7 @@ class Stats:
     last_hit_at: int | None
     before: tuple[Totals, Counts] | None  # what was sent, and hits, in the same length of time before
     machines: list[Machine]  # that drain into this database, where several do
+    webhooks: list[Webhook]
 
 
 def totals_of(sums: Mapping[str, int]) -> Totals:
@@ -7395,6 +7633,7 @@ def read_stats(connection: sqlite3.Connection, tenant: Tenant, period: Period) -
         last_hit_at=last_hit_at(connection, number),
         before=None if period.name == "all" else before,
         machines=[*machines_of(connection, now_ms()).values()],
+        webhooks=webhooks_of(connection, tenant.number),
     )
 
 
@@ -8415,6 +8654,9 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
         yield notice("id-in-mail", seen=view.time(tenant.id_in_mail_at))
     if tenant.suspended:
         yield notice("suspended-now")
+    for each in stats.webhooks if not tenant.share else ():
+        if each.off:
+            yield notice("webhook-off", url=each.url, trouble=each.trouble)
     if others.emails:
         parts = {"Opened": made_of(others.opened), "Clicked": made_of(others.clicked)}
         told = " ".join(f"{verb}: {text}." for verb, text in parts.items() if text)
@@ -9301,15 +9543,15 @@ def _sent(
 
 
 MOST_CHANGES = 1_000  # at once
-CHANGE_TYPES = {"json": EXPORT_TYPES["json"], "ndjson": "application/x-ndjson"}
+FEED_TYPES = {"json": EXPORT_TYPES["json"], "ndjson": "application/x-ndjson"}
 
 
 def feed_view(app: App, request: Request, tenant: Tenant) -> Response:
     """What became of hits, oldest first, behind the change whose id is given, or from the oldest one on."""
     parameters = _known_parameters(request, "after", "limit", "format")
     after, limit, form = map(parameters.get, ("after", "limit", "format"), ("", "1000", "json"))
-    if form not in CHANGE_TYPES:
-        raise HTTPError(400, f"format: expected one of {', '.join(CHANGE_TYPES)}")
+    if form not in FEED_TYPES:
+        raise HTTPError(400, f"format: expected one of {', '.join(FEED_TYPES)}")
     if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= MOST_CHANGES:
         raise HTTPError(400, f"limit: expected a whole number from 1 to {MOST_CHANGES}")
     cursor = re.fullmatch("([0-9a-f]{12,32})-([0-9]{1,18})", after)
@@ -9330,7 +9572,7 @@ def feed_view(app: App, request: Request, tenant: Tenant) -> Response:
     body = "".join(f"{line}\n" for line in lines)
     if form == "json":
         body = '{"rows": [\n' + ",\n".join(lines) + f'\n], "next": "{following}"}}\n'
-    headers = ("Content-Type", CHANGE_TYPES[form]), *PAGE_HEADERS
+    headers = ("Content-Type", FEED_TYPES[form]), *PAGE_HEADERS
     return Response(200, headers, body.encode("utf-8", "backslashreplace"))
 
 
@@ -9976,7 +10218,7 @@ MAX_REQUEST_LINE = 16_384  # a plain link spells a target of 4,096 characters in
 MOST_HEADER = 65_536  # of one header, as in the file for nginx: cookies of a parent domain grow to tens of kilobytes
 MOST_HEADERS = 4 * MOST_HEADER  # of all together: gunicorn's own limit is their number, times what one may have
 LONGEST_HASHED_NAME = 46  # of the 64 bytes that a bucket of nginx's table of names has by itself
-SYSTEMD_FILES = ("service", "socket", "sysusers", "drain.service", "backup.service", "backup.timer")
+SYSTEMD_FILES = ("service", "socket", "sysusers", "drain.service", "deliver.service", "backup.service", "backup.timer")
 HIDDEN_FOLDERS = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 
 
@@ -10344,7 +10586,7 @@ def systemd_file(settings: Settings, name: str, command: Sequence[str], env_file
     state = re.fullmatch("/var/lib/([^/]+)", settings.folder)
     mode = "0751" if os.path.isdir(os.path.join(settings.spool, "nginx")) else "0750"  # whether nginx passes through
     written = f"StateDirectory={state[1]}\nStateDirectoryMode={mode}" if state else f"ReadWritePaths={settings.folder}"
-    network = " AF_INET AF_INET6" if settings.is_shared else "\nPrivateNetwork=yes"
+    network = " AF_INET AF_INET6" if settings.is_shared or name == "deliver.service" else "\nPrivateNetwork=yes"
     process = server_file("_systemd_process.service", env_file=env_file, written=written, network=network)
     return server_file(f"systemd.{name}", command=" ".join(command), process=process, folder=settings.folder)
 
@@ -10362,6 +10604,7 @@ Run = Callable[..., "int | None"]  # takes arguments and settings, returns an ex
 COMMANDS: dict[str, tuple[Run, tuple[Option, ...]]] = {}  # by their words, in the order of help
 COMMAND_GROUPS = {
     "tenant": "make, change, list and remove tenants",
+    "tenant webhook": "send what becomes of hits to other programs",
     "campaign": "say how many emails were sent without being registered, list campaigns",
 }
 
@@ -10676,6 +10919,87 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
     with database_of(settings) as database, changing_tenants(database) as connection:
         remove_tenant(connection, find_tenant(connection, tenant.id), now_ms())
     print(f"deleted {tenant.name}; links in its old mail show the naming page from now on")
+
+
+def _find_webhook(connection: sqlite3.Connection, args: Namespace) -> Webhook:
+    for each in webhooks_of(connection, find_tenant(connection, args.tenant).number):
+        if each.url == args.url:
+            return each
+    raise BadInput(f"no webhook {args.url}; `tenant webhook list` shows them")
+
+
+URL_OF_WEBHOOK = option("url URL", "where it leads")
+
+
+@command(
+    TENANT,
+    URL_OF_WEBHOOK,
+    option("--events TYPES", "what is sent, with commas between", default=",".join(CHANGE_TYPES)),
+    option("--people-only", "nothing of machines"),
+    option("--rotate", "make another secret; the one before signs too, until it is done again"),
+    JSON,
+)
+def cmd_tenant_webhook_add(args: Namespace, settings: Settings) -> None:
+    """Send what becomes of hits to a URL from now on (`deliver` does). Again: change it, and switch it on. Prints its secrets."""
+    types = args.events.split(",")
+    if not {*types} <= {*CHANGE_TYPES}:
+        raise BadInput(f"--events: expected some of {','.join(CHANGE_TYPES)}")
+    if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[!-~]*)?", args.url) or len(args.url) > 2000:
+        raise BadInput("url: expected https://, a host in ASCII and perhaps a port and a path")
+    with database_of(settings) as database, database.transaction() as connection:
+        number = find_tenant(connection, args.tenant).number
+        set_feed(connection, number, True)
+        feed, known = feed_of(connection, number), {each.url: each for each in webhooks_of(connection, number)}
+        webhook = known.get(args.url) or Webhook(number, args.url, position=feed.last if feed else 0)
+        kept = webhook.secrets.split()
+        if args.rotate or not kept:
+            kept = [f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}", *kept[:1]]
+        about: dict[str, Any] = {
+            "types": ",".join(types),
+            "people_only": int(args.people_only),
+            "secrets": " ".join(kept),
+        }
+        set_webhook(connection, webhook._replace(**about, failing_since=None, trouble="", off=0))
+    say(args, {"url": args.url, "secrets": kept}, kept)
+
+
+@command(TENANT, JSON)
+def cmd_tenant_webhook_list(args: Namespace, settings: Settings) -> None:
+    """List where what becomes of a tenant's hits is sent, and whether that works."""
+    with database_of(settings) as database, database.reading() as connection:
+        tenant, now = find_tenant(connection, args.tenant).number, now_ms()
+        feed, webhooks = feed_of(connection, tenant), webhooks_of(connection, tenant)
+    told, lines = [], []
+    for each in webhooks:
+        behind, state = (feed.last if feed else 0) - each.position, "off" if each.off else "on"
+        about = {"url": each.url, "events": each.types.split(","), "people_only": bool(each.people_only)}
+        told.append({**about, "state": state, "behind": behind, "trouble": each.trouble})
+        since = f", since {ago((now - each.failing_since) / 1000)}: {each.trouble}" if each.failing_since else ""
+        lines.append(
+            f"{state:4} {each.url} ({each.types}{', people only' * each.people_only}), {behind:,} behind{since}"
+        )
+    say(args, told, lines)
+
+
+@command(TENANT, URL_OF_WEBHOOK)
+def cmd_tenant_webhook_test(args: Namespace, settings: Settings) -> int:
+    """Send a webhook an event of the type `test` now, and say what was answered."""
+    with database_of(settings) as database, database.reading() as connection:
+        webhook = _find_webhook(connection, args)
+    at = now_ms()
+    body = json.dumps({"type": "test", "timestamp": iso_time(at), "data": {}}).encode()
+    lane = Lane(webhook.url, settings.webhook_networks or ())
+    trouble = lane.post(body, webhook.headers(f"test-{at}", body, at))
+    lane.close()
+    print(f"{webhook.url}: {trouble or 'took it'}")
+    return 1 if trouble else 0
+
+
+@command(TENANT, URL_OF_WEBHOOK)
+def cmd_tenant_webhook_remove(args: Namespace, settings: Settings) -> None:
+    """Send nothing to a URL any more."""
+    with database_of(settings) as database, database.transaction() as connection:
+        remove_webhook(connection, _find_webhook(connection, args))
 
 
 # -- Sending
@@ -11151,6 +11475,36 @@ def cmd_drain(args: Namespace, settings: Settings) -> int:
     return 1 if report.troubles else 0
 
 
+@command(
+    option("--follow", "go on until stopped"),
+    option("--held SECONDS", "for how long a change is held back", type=int, default=HELD_MS // 1000),
+)
+def cmd_deliver(args: Namespace, settings: Settings) -> int:
+    """Send what became of hits to webhooks; without --follow, once what is due now. One such process at a time."""
+    if not 0 <= args.held <= 86_400:
+        raise BadInput("--held: expected a number of seconds from 0 to 86400")
+    path = os.path.join(settings.folder, "deliver.lock")
+    with database_of(settings) as database, open(path, "ab") as lock:
+        if not take_lock(lock.fileno(), wait=args.follow):
+            raise Busy("another `deliver` is at it")
+        couriers: dict[tuple[Any, ...], Courier] = {}
+        while True:
+            with contextlib.suppress(StoreError), database.reading() as connection:
+                webhooks = [each for each in webhooks_of(connection) if not each.off]
+            for webhook in webhooks:
+                key = webhook[:2]
+                if key not in couriers or not couriers[key].is_alive():
+                    couriers[key] = Courier(database, webhook, settings.webhook_networks or (), args.held * 1000)
+                    if args.follow:
+                        couriers[key].start()
+            if not args.follow:
+                pauses = [courier.turn() for courier in couriers.values()]
+                for courier in couriers.values():
+                    courier.close()
+                return int(any(pause and pause >= PAUSES[0] for pause in pauses))
+            time.sleep(1)
+
+
 @command(option("file FILE", "a log; without one, standard input", nargs="*"))
 def cmd_ingest(args: Namespace, settings: Settings) -> int:
     """Count hits that the server printed as `unspooled`: give it the log. Each hit counts once, however often given."""
@@ -11482,7 +11836,8 @@ def command_line() -> ArgumentParser:
     for words, (run, options) in COMMANDS.items():
         group, _, name = words.rpartition(" ")
         if group not in groups:
-            made = groups[""].add_parser(group, help=COMMAND_GROUPS[group])
+            above, _, word = group.rpartition(" ")
+            made = groups[above].add_parser(word, help=COMMAND_GROUPS[group])
             groups[group] = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
         about = (run.__doc__ or "").strip()
         made = groups[group].add_parser(name, help=re.split(r"[.:;]\s", about)[0].rstrip("."), description=about)

@@ -675,6 +675,7 @@ def nothing_stays(stage: Stage, database: tracker.Database) -> None:
         tracker.set_tenant_rules(connection, stage.globex.number, "block", ["evil.example"])
         tracker.set_shares(connection, stage.globex.number, [(tracker.key_hash("a-share"), "", NOW, NOW)])
         tracker.set_feed(connection, stage.globex.number, True)
+        tracker.set_webhook(connection, tracker.Webhook(stage.globex.number, "https://crm.example/"))
         connection.execute("insert into changes select tenant, id, at, email, id, null, judgement from events")
         with tracker.Batch(connection, NOW) as changes:
             changes.declare(stage.globex.number, "spring", 10, None)
@@ -1001,7 +1002,7 @@ def test_what_a_database_lacks_of_this_version_is_made_and_counted_where_it_is(s
         for table in ("campaign_times", "campaign_hits"):
             connection.execute(f"drop view recount_{table}")
             connection.execute(f"drop table {table}")
-        for table in ("shares", "feeds", "changes"):
+        for table in ("shares", "feeds", "changes", "webhooks"):
             connection.execute(f"drop table {table}")
         for column in ("utm", "ignore_gpc", "retention_days"):
             connection.execute(f"alter table tenants drop column {column}")
@@ -1036,7 +1037,7 @@ def as_of_version(version: int, schema: str) -> str:
     counted = r"(sum\(unsure\)|count\(case when clicked = 1 and opened = 2 then 1 end\)) as click_only_unconfirmed"
     schema = re.sub(rf",\s+({counted}|sum\(click_only_unconfirmed\)|click_only_unconfirmed)", "", schema)
     schema = re.sub(
-        r"^create table (shares|carried|feeds|changes) .*?;\n\n", "", schema, flags=re.MULTILINE | re.DOTALL
+        r"^create table (shares|carried|feeds|changes|webhooks) .*?;\n\n", "", schema, flags=re.MULTILINE | re.DOTALL
     )
     schema = re.sub(r"^ +(retention_days|ignore_gpc) .*\n", "", schema, flags=re.MULTILINE)
     schema = schema.replace("(length(utm) <= 1000),", "(length(utm) <= 1000)")

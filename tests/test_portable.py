@@ -59,6 +59,7 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     with stage.database.transaction() as connection:
         for tenant, keeps in ((number, True), (stage.globex.number, True), (stage.globex.number, False)):
             tracker.set_feed(connection, tenant, keeps)
+        tracker.set_webhook(connection, tracker.Webhook(number, "http://127.0.0.1:9/"))
     new = [tracker.Registration(f"e{n}", "Grüße", f"r{n}@example.org", "Spring", NOW) for n in range(9)]
     for emails in (new, [each._replace(campaign="Autumn", delivered_at=NOW) for each in new[:3]]):
         with stage.database.transaction() as connection:
@@ -144,6 +145,8 @@ COMMANDS = (
         "tenant rotate Acme",
         "tenant share Acme --campaign x",
     ),
+    *("tenant webhook add Acme http://127.0.0.1:9/", "deliver --held 0", "tenant webhook list Acme"),
+    "tenant webhook remove Acme http://127.0.0.1:9/",
     *("tenant shares Acme", "untrack Acme a@b.example", "tenant remove Globex --yes"),
 )
 

@@ -38,6 +38,11 @@ SAID = {  # by command: its other words and its standard input, and what it says
     "selftest": ("Acme", "", "works"),
     "untrack": ("Acme ann@example.com", "", "tracks 1 recipient no more"),
     "drain": ("", "", "drained 0 hits"),
+    "tenant webhook add": ("Acme https://192.0.2.1/", "", "^whsec_"),
+    "tenant webhook list": ("Acme", "", "^on +https://192.0.2.1/"),
+    "tenant webhook test": (None, "", ""),  # it asks the network; see test_webhooks.py
+    "deliver": ("", "", "^$"),
+    "tenant webhook remove": ("Acme https://192.0.2.1/", "", "^$"),
     "judge": ("-", json.dumps(HIT), "open"),
     "rejudge": ("", "", "all hits are judged as before"),
     "forget": ("Acme no@body.example", "", "forgot 0 emails"),

@@ -58,6 +58,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "RETENTION_DAYS": {"7": 7, "30": 30, "9999": 9999, "": None},
     "AGENT_DAYS": {"1": 1, "999": 999, "": 30},
     "DATA_FOLDER": {"": None},
+    "WEBHOOK_NETWORKS": {"": None, "10.0.0.0/8, ::1": ("10.0.0.0/8", "::1")},
 }
 
 
@@ -116,6 +117,7 @@ BAD = {  # what is said to be expected, and values that are not it
     "KEEP_SPOOL_DAYS": ["a whole number from 1 to 999", "0", "1000", "1.5", "three", "-1"],
     "KEEP_SPOOL_MB": ["a whole number from 1 to 9999999", "0", "10000000", "2 GB"],
     "DATA_FOLDER": ["expected an absolute path", "data", "./data"],
+    "WEBHOOK_NETWORKS": ["expected addresses or networks", "*", "localhost"],
     "RETENTION_DAYS": ["a whole number from 7 to 9999", "6", "0", "10000", "a year", "-7", "7.5"],
     "AGENT_DAYS": ["a whole number from 1 to 999", "0", "1000", "x"],
 }

@@ -100,13 +100,13 @@ def test_the_services_are_exposed_as_little_as_systemd_can_tell(units: list[Path
             missing("systemd-analyze security --offline, which systemd has from 250 on,")
         found = re.search(rf"Overall exposure level for {path.name}: ([0-9.]+)", said)
         assert found and float(found[1]) <= MOST_EXPOSED["AF_INET" in path.read_text()], said
-    assert len(services) == 3
+    assert len(services) == 4
 
 
-def test_a_service_has_no_network_but_to_a_database_elsewhere() -> None:
-    for name in ("service", "drain.service"):
+def test_a_service_has_no_network_but_to_a_database_elsewhere_and_to_webhooks() -> None:
+    for name in ("service", "drain.service", "deliver.service"):
         for case, environ in TYPICAL.items():
-            service, away = unit(name, environ), case == "with PostgreSQL"
+            service, away = unit(name, environ), case == "with PostgreSQL" or name == "deliver.service"
             assert service.get("PrivateNetwork") == (None if away else "yes")
             assert service["RestrictAddressFamilies"].split() == ["AF_UNIX", *(["AF_INET", "AF_INET6"] if away else [])]
             assert service["StateDirectory" if "customers" not in str(environ) else "ReadWritePaths"]

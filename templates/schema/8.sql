@@ -23,6 +23,19 @@ create table feeds (
     primary key (tenant)
 ) without rowid;
 
+create table webhooks (
+    tenant   integer not null references tenants (number),
+    url      text not null check (length(url) between 1 and 2000),
+    types    text not null,
+    people_only integer not null check (people_only in (0, 1)),
+    secrets  text not null,
+    position integer not null,
+    failing_since integer,
+    trouble  text not null,
+    off      integer not null check (off in (0, 1)),
+    primary key (tenant, url)
+) without rowid;
+
 create table changes (
     tenant integer not null,
     number integer not null,
