@@ -11148,7 +11148,7 @@ def cmd_campaign_list(args: Namespace, settings: Settings) -> None:
     campaigns = [{name: row[name] for name in ("campaign", "emails", *GROUP_COLUMNS[:-1])} for row in rows]
     line = "{campaign}: {emails:,} sent, opened by people {opened_person:,}, clicked by people {clicked_person:,}"
     too_many = "; more keys answered than were told of, so some are made up"
-    say(args, campaigns, (line.format_map(row) + too_many * totals_of(row).is_exceeded for row in campaigns))
+    say(args, campaigns, (line.format_map(row) + too_many * totals_of(row).is_exceeded for row in rows))
 
 
 def _figure_text(figure: Figure, beside: str = "") -> str:
