@@ -2234,8 +2234,8 @@ def _plain_edits(body: str, line_break: str, edits: list[Edit]) -> list[Edit]:
                 found.append(Edit(begin, end, f"{line_break}{new}{line_break}"))
             elif not edit.new.endswith(">"):  # a URL in text, or in an attribute, where browsers drop a line break
                 found.append(edit._replace(new=line_break + edit.new))
-            else:  # the pixel
-                found.append(edit._replace(new=edit.new.replace(" ", line_break, 1)[:-1] + f"{line_break}>"))
+            else:  # the pixel, or a line of words: none of the spaces in it matters
+                found.append(edit._replace(new=edit.new.replace(" ", line_break)[:-1] + f"{line_break}>"))
     return found
 
 

@@ -10,6 +10,7 @@ import csv
 import email
 import email.message
 import email.policy
+import html
 import itertools
 import json
 import os
@@ -486,6 +487,13 @@ def test_a_mark_becomes_the_url_of_the_recipients_page_wherever_it_stands(mark: 
     assert (report.preferences, report.left) == ("placed where its mark was", [])
     new, report = tracker.instrument_html(page.format(mark, mark), how().untracked())
     assert (new, report.tracks) == (page.format(PREFERENCES, PREFERENCES), False)
+
+
+def test_a_line_of_long_words_is_broken_between_them() -> None:
+    words = "日本語の言葉 " * 28  # of which each letter takes eight in HTML
+    new, _ = instrument_mail(single("<body>x</body>"), preferences=words.strip())
+    assert max(map(len, new.splitlines())) <= 998
+    assert " ".join(html.unescape(new.decode()).split()).count(words.strip()) == 1
 
 
 def test_a_line_leads_to_the_recipients_page_where_something_is_tracked() -> None:
