@@ -5237,9 +5237,12 @@ def untracked_among(connection: sqlite3.Connection, tenant: int, words: Iterable
 
 def keys_of_person(connection: sqlite3.Connection, tenant: int, address: str) -> tuple[list[str], set[str]]:
     """The keys of the emails to an address, and of those that have it as their key; and the ways it is spelt in."""
-    is_theirs = "recipient <> '' and lower(recipient) = lower(:address)"
+    # The column knows no lower case but that of ASCII: other letters are looked for as they are, and in both cases.
+    is_theirs = "recipient <> '' and lower(recipient) in (:same, :small, :large)"
     sql = f"select recipient, key from emails where tenant = :tenant and {is_theirs}"
-    found = connection.execute(sql, {"tenant": tenant, "address": address}).fetchall()
+    forms = {"same": address, "small": address.lower(), "large": address.upper()}
+    forms = {name: form.encode().lower().decode() for name, form in forms.items()}  # of bytes, only those of ASCII
+    found = connection.execute(sql, {"tenant": tenant, **forms}).fetchall()
     sql = f"""
         select emails.key from {wanted("key")} cross join emails
         where emails.tenant = :tenant and emails.key > wanted.key || '?' and emails.key < wanted.key || '@'

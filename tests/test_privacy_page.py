@@ -134,6 +134,22 @@ def test_a_choice_holds_for_all_mail_to_the_address(choice: str, stage: Stage) -
     }
 
 
+@pytest.mark.parametrize("choice", ["stop", "erase"])
+def test_a_choice_holds_for_an_address_in_whatever_case(choice: str, stage: Stage) -> None:
+    people = {"k1": "änn@example.com", "k2": "ÄNN@Example.com", "k3": "Änn@example.com", "k4": "ann@example.com"}
+    said = [{"key": key, "recipient": address} for key, address in people.items()]
+    stage.web.post_json(f"/{stage.acme.id}/emails", said)
+    choose(stage, link(stage, "k2"), choice)
+    stage.drain()
+    left = {key for (key,) in stage.rows("select key from emails")}
+    assert left == ({*people} if choice == "stop" else {"k4"})
+    since = tracker.now_ms() + 60_000
+    segment(stage, *(hit(stage, key, since) for key in people))
+    stage.drain()
+    assert stage.rows("select key from event_details") == [("k4",)]
+    assert stage.check() == []
+
+
 def test_where_no_address_is_known_a_choice_holds_for_the_key(stage: Stage) -> None:
     by_tool = f"/{stage.acme.mail_id}/pixel/{UUID}.gif?campaign=Spring"
     segment(stage, hit(stage, "", uri=by_tool), hit(stage, UUID), hit(stage, "u1"), hit(stage, "u2"))
