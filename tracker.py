@@ -5517,7 +5517,7 @@ SHOWN = {  # which emails a table shows, by what their readers did: in words, an
     "not-opened": ("Not opened", "opens_person + opens_unconfirmed + clicks_person = 0"),
     "clicked": ("Clicked", "clicks_person > 0"),
     "not-clicked": ("Not clicked", "clicks_person = 0"),
-    "never": ("Never opened", f"recipient <> '' and lower(recipient) not in ({_READERS})"),
+    "never": ("Never opened any", f"recipient <> '' and lower(recipient) not in ({_READERS})"),
 }
 
 
@@ -7870,7 +7870,7 @@ class Pages:
 
     NAMES = (
         "page dashboard empty campaign email link person message naming preferences _activity "
-        "_curve _downloads _range _reason _search _table _trial _trial_hits"
+        "_curve _downloads _range _reason _search _table _timeline _trial _trial_hits"
     )
 
     def __init__(self, root: str = "") -> None:
@@ -7878,10 +7878,8 @@ class Pages:
         self.templates = {name: Template(resource(f"templates/{name}.html").decode()) for name in self.NAMES.split()}
         self.words = read_words("words")
         self.languages = {language: read_words(f"preferences.{language}") for language in LANGUAGES}
-        stylesheet, for_ever = (
-            re.sub(rb"/\*.*?\*/|\n *", b"", resource("templates/style.css")),
-            "max-age=31536000, immutable",
-        )
+        stylesheet = re.sub(rb"/\*.*?\*/|\n *|(?<=[{:;,]) | (?=[{}])", b"", resource("templates/style.css"))
+        for_ever = "max-age=31536000, immutable"
         self.stylesheet_name = f"style.{hashlib.sha256(stylesheet).hexdigest()[:16]}.css"
         self.files = {  # each with its type, and for how long it may be kept: the stylesheet's name holds its hash
             f"assets/{self.stylesheet_name}": ("text/css; charset=utf-8", f"public, {for_ever}", stylesheet),
@@ -8227,7 +8225,8 @@ def emails_shown(view: View, rows: Rows) -> Markup:
     items, found, now = list[Markup](), joined(), view.asked.get("show", "all")
     for name, (label, _) in SHOWN.items():
         url = view.url(show="" if name == "all" else name, after="") + "#emails"
-        items.append(tag("li", tag("a", label, href=url, aria_current="true" * (name == now))))
+        about = view.pages.words[f"show-{name}"].format(MOST_SORTED)
+        items.append(tag("li", tag("a", label, href=url, title=about, aria_current="true" * (name == now))))
     if rows.found:
         newest, older = rows.found
         also = f" and {older:,} older that begin so" if older else ""
@@ -8240,12 +8239,13 @@ def emails_shown(view: View, rows: Rows) -> Markup:
 def table_section(view: View, rows: Rows, **given: Any) -> Markup:
     """A table; of campaigns with `curves`, by their names; of links with `of` how many clicks each has its share."""
     table = rows.table
-    name, text = "hits" if table is EVENTS else table.name, table.empty
+    name, text, is_older = "hits" if table is EVENTS else table.name, table.empty, "after" in view.asked
     above = emails_shown(view, rows) if table is EMAILS else ""
     if rows.next:
-        text = f"None of the newest {MOST_SORTED:,} is like that."
+        text = f"None of the {'next' if is_older else 'newest'} {MOST_SORTED:,} is like that."
     elif table is EMAILS and ("q" in view.asked or view.asked.get("show", "all") != "all"):
-        text = "No email is like that."
+        nobody = "Nobody" if view.asked.get("show") == "never" else "No email"
+        text = f"{'No older email' if is_older else nobody} is like that."
     if not rows.rows:
         end = tag("p", table_end(view, rows, name), class_="quiet take") if rows.next else ""
         said = tag("h2", table.title, id=name), above, tag("p", text, class_="quiet"), end
@@ -8255,7 +8255,7 @@ def table_section(view: View, rows: Rows, **given: Any) -> Markup:
     lines = ((CELLS[column.kind](view, row, column.field) for column in columns) for row in named)
     body = joined(*(tag("tr", *line) for line in lines))
     heads = joined(*(column_head(view, name, column) for column in columns))
-    note = "" if view.campaign or table is EVENTS else "by day, in this range" if table is PROGRAMS else "of all time"
+    note = "" if view.campaign or table is EVENTS else "whole days of the range" if table is PROGRAMS else "of all time"
     title, what = joined(table.title, " ", tag("small", note)), table.title.lower()
     told = {"name": name, "what": what, "title": title, "above": above, "take": table_end(view, rows, name)}
     return view.pages.templates["_table"].render(**told, heads=heads, rows=body)
@@ -8325,11 +8325,10 @@ def curve(view: View, period: Period, counts: Sequence[Counts], hours: int = 0) 
 
 
 def step_url(view: View, period: Period, n: int, hours: int) -> str:
-    """The dashboard of a step's day, or days."""
+    """The dashboard of a step's day, or days; a campaign's curve leads nowhere, since no dashboard is of it alone."""
     begin, end = (str(period.day(at)) for at in (period.starts[n], [*period.starts, period.end][n + 1] - 1))
     is_day = n < hours or period.step in ("hour", "day")
-    query = view.range_url(**({"on": begin} if is_day else {"from": begin, "to": end}))
-    return f"{view.base}/dashboard{query}" if view.campaign else query
+    return "" if view.campaign else view.range_url(**({"on": begin} if is_day else {"from": begin, "to": end}))
 
 
 def step_label(period: Period, n: int, hours: int) -> str:
@@ -8562,14 +8561,12 @@ def email_page(view: View, emails: Rows, hits: Rows, context: Context) -> str:
     [email] = emails.named(view.people)
     signs = explain(list(map(evidence_of, hits.named())), context)
     timeline = zip(reversed(hits.named(view.people)), reversed(signs), strict=True)
-    key, subject = email["key"], email.get("subject")
-    delivered = email["delivered_at"]
+    key, subject, delivered = email["key"], email.get("subject"), email["delivered_at"]
     recipient: str = email.get("recipient") or ""
+    reader = tag("a", breakable(recipient), href=page_url(view, "people", key)) if recipient else "–" * view.people
     arrived, arrival = delivered or email["sent_at"], "it was delivered" if delivered else "it was sent"
     about = {
-        "Recipient": tag("a", breakable(recipient), href=page_url(view, "people", key))
-        if recipient
-        else "–" * view.people,
+        "Recipient": reader,
         "Sent": view.time(email["sent_at"]) or "not registered",
         "Delivered": view.time(delivered),
         "Opens": ", ".join(happened(email, "opens")).capitalize() or "–",
@@ -8584,11 +8581,14 @@ def email_page(view: View, emails: Rows, hits: Rows, context: Context) -> str:
         about=joined(
             *(tag("div", tag("dt", name), tag("dd", tag("bdi", about[name]))) for name in about if about[name])
         ),
-        hits=joined(*(timeline_row(view, *each, arrived, arrival) for each in timeline)),
-        count=counted(len(hits.rows), "request") + (" of more; all are in the export" if hits.next else ""),
-        csv=export_url(replace(view, about={"key": key}), "events", "csv", ("key",)),
-        json=export_url(replace(view, about={"key": key}), "events", "json", ("key",)),
-        zone=str(view.zone),
+        timeline=view.pages.templates["_timeline"].render(
+            hits=joined(*(timeline_row(view, *each, arrived, arrival) for each in timeline)),
+            count=counted(len(hits.rows), "request") + (" of more; all are in the export" if hits.next else ""),
+            **{form: export_url(replace(view, about={"key": key}), "events", form, ("key",)) for form in EXPORT_TYPES},
+            zone=view.zone,
+        )
+        if hits.rows
+        else tag("p", EVENTS.empty, class_="quiet"),
     )
 
 
