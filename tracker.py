@@ -3728,6 +3728,7 @@ def set_feed(connection: sqlite3.Connection, tenant: int, keeps: bool) -> None:
     if not keeps:
         for table in ("feeds", "changes"):
             connection.execute(f"delete from {table} where tenant = ?", (tenant,))
+        connection.execute("update webhooks set position = 0 where tenant = ?", (tenant,))  # the next ones begin at 1
     elif feed_of(connection, tenant) is None:
         connection.execute("insert into feeds (tenant, epoch) values (?, ?)", (tenant, secrets.token_hex(6)))
 

@@ -361,3 +361,15 @@ def test_all_arrive_though_deliver_is_killed_and_the_receiver_goes(stage: Stage,
             process.send_signal(signal.SIGKILL)
     assert {*receiver.keys} == {f"e{n}" for n in range(300)}
     assert state(stage)[0] == 300
+
+
+def test_a_feed_that_is_switched_off_and_on_again_is_sent_from_its_first_row(stage: Stage, receiver: Receiver) -> None:
+    webhook = hook(stage, receiver.url)
+    drained(stage, hit(stage, "e1"), hit(stage, "e2"))
+    assert courier(stage, webhook).turn() == 0
+    for keeps in (False, True):
+        with stage.database.transaction() as connection:
+            tracker.set_feed(connection, stage.acme.number, keeps)
+    drained(stage, hit(stage, "e3"))
+    assert courier(stage, webhook).turn() == 0
+    assert sorted(receiver.keys) == ["e1", "e2", "e3"]
