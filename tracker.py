@@ -423,7 +423,7 @@ MAX_KEY = 200
 KEY = re.compile(r"[A-Za-z0-9._~+@=:-]{1,200}")
 ROUTE_WORDS = re.compile(
     "admin|api|assets|campaigns|click|clients|dashboard|emails|events|favicon|feed|forget|forgotten|health|"
-    "links|messages|openapi|people|pixel|preferences|robots|static|stats|tenants|untracked",
+    "links|messages|openapi|people|pixel|preferences|robots|static|stats|tenants|untracked|webhooks",
     re.IGNORECASE,
 )
 NAMES_READER = re.compile(r"[?#].*|/[^/?#]+(?:@|%(?:25)*40).*")  # of a URL, what may do so
@@ -3618,8 +3618,8 @@ def list_tenants(connection: sqlite3.Connection) -> list[Tenant]:
     return _tenants(connection, "order by number")
 
 
-class NoTenant(BadInput):
-    """There is no tenant that a word means."""
+class NotThere(BadInput):
+    """There is no tenant, or nothing of a tenant's, that a word means."""
 
 
 def find_tenant(connection: sqlite3.Connection, word: str) -> Tenant:
@@ -3628,7 +3628,7 @@ def find_tenant(connection: sqlite3.Connection, word: str) -> Tenant:
     found = found or namesakes(connection, word)
     by_id = [tenant for tenant in found if word in (tenant.id, tenant.mail_id)]
     if not found:
-        raise NoTenant(f"no tenant {word!r}; `tenant list` shows them")
+        raise NotThere(f"no tenant {word!r}; `tenant list` shows them")
     if len(found) > 1 and not by_id:
         ids = ", ".join(tenant.mail_id for tenant in found)
         raise BadInput(f"{len(found)} tenants have the name {word!r}; say which by its mail id: {ids}")
@@ -7244,6 +7244,41 @@ def set_webhook(connection: sqlite3.Connection, webhook: Webhook) -> None:
     upsert(connection, "webhooks", ("tenant", "url"), dict.fromkeys(Webhook._fields[2:], INSTEAD), [webhook])
 
 
+def add_webhook(connection: sqlite3.Connection, webhook: Webhook, rotate: bool) -> dict[str, Any]:
+    """Send to a URL from now on; or change how, and switch it on, where it stood. Tells its secrets. Raises BadInput."""
+    tenant, url, types = webhook[:3]
+    if not {*types.split(",")} <= {*CHANGE_TYPES}:
+        raise BadInput(f"events: expected some of {', '.join(CHANGE_TYPES)}")
+    if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[!-~]*)?", url) or len(url) > 2000 or not url_host(url):
+        raise BadInput("url: expected https://, a host in ASCII, perhaps a port and a path; at most 2000 characters")
+    set_feed(connection, tenant, True)
+    feed, known = feed_of(connection, tenant), {each.url: each for each in webhooks_of(connection, tenant)}
+    before = known.get(url) or webhook._replace(position=feed.last if feed else 0)
+    kept = before.secrets.split()
+    if rotate or not kept:
+        kept = [f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}", *kept[:1]]
+    set_webhook(connection, webhook._replace(secrets=" ".join(kept), position=before.position))
+    return {"url": url, "secrets": kept}
+
+
+def webhooks_about(connection: sqlite3.Connection, tenant: int) -> list[dict[str, Any]]:
+    """Where a tenant's changes are sent, and whether that works; no secrets, which only who adds a webhook is told."""
+    feed, found = feed_of(connection, tenant), []
+    for each in webhooks_of(connection, tenant):
+        about = {"url": each.url, "events": each.types.split(","), "people_only": bool(each.people_only)}
+        about |= {"state": "off" if each.off else "on", "behind": feed.last - each.position if feed else 0}
+        found.append({**about, "failing_since": iso_time(each.failing_since), "trouble": each.trouble})
+    return found
+
+
+def find_webhook(connection: sqlite3.Connection, tenant: str, url: str) -> Webhook:
+    """The webhook that leads to a URL, of the tenant that a word means. Raises BadInput."""
+    for each in webhooks_of(connection, find_tenant(connection, tenant).number):
+        if each.url == url:
+            return each
+    raise NotThere(f"no webhook has the url {url!r}; `tenant webhook list` shows them")
+
+
 def remove_webhook(connection: sqlite3.Connection, webhook: Webhook) -> None:
     connection.execute("delete from webhooks where tenant = ? and url = ?", webhook[:2])
 
@@ -9761,6 +9796,7 @@ EMAIL_FIELDS |= {"links": _TEXTS, "html": Field(str), "hidden_link": Field(bool)
 _MESSAGE_FIELDS |= dict.fromkeys(("links", "force", "hidden_link"), _YES_NO)
 _PERSON_FIELDS = {"address": Field(str), "show": Field(bool)}
 _CAMPAIGN_FIELDS = {"campaign": Field(str, MAX_CAMPAIGN), "sent": Field(int), "sent_at": Field(str, 40)}
+_WEBHOOK_FIELDS = {"url": Field(str), "events": Field(list, 3), "people_only": Field(bool), "rotate": Field(bool)}
 
 
 def _read_a_day(number: int, name: str) -> int:
@@ -10033,6 +10069,28 @@ def delete_tenant(app: App, request: Request, word: str) -> Response:
     return json_response(200, {"deleted": tenant.mail_id})
 
 
+def get_webhooks(app: App, request: Request, word: str) -> Response:
+    with app.database.reading() as connection:
+        return json_response(200, {"rows": webhooks_about(connection, find_tenant(connection, word).number)})
+
+
+def post_webhooks(app: App, request: Request, word: str) -> Response:
+    """Make a webhook of a tenant, or change the one that leads there."""
+    said = read_fields(_json_body(request), _WEBHOOK_FIELDS)
+    with app.database.transaction() as connection:
+        tenant, types = find_tenant(connection, word).number, ",".join(said.get("events", CHANGE_TYPES))
+        webhook = Webhook(tenant, said.get("url", ""), types, int(said.get("people_only", False)))
+        told = add_webhook(connection, webhook, said.get("rotate", False))
+    return json_response(200, told)
+
+
+def delete_webhook(app: App, request: Request, word: str) -> Response:
+    url = read_fields(request.parameters(), {"url": Field(str)}).get("url", "")
+    with app.database.transaction() as connection:
+        remove_webhook(connection, find_webhook(connection, word, url))
+    return json_response(200, {"deleted": url})
+
+
 # == Routes and application ============================================================================
 # Which handler answers what, and who may ask. The access column is the security policy; a test walks it.
 
@@ -10093,6 +10151,9 @@ ROUTES = (
     Route("GET", "/tenants/{tenant}", get_tenant, OPERATOR, as_json),
     Route("PATCH", "/tenants/{tenant}", patch_tenant, OPERATOR, as_json),
     Route("DELETE", "/tenants/{tenant}", delete_tenant, OPERATOR, as_json),
+    Route("GET", "/tenants/{tenant}/webhooks", get_webhooks, OPERATOR, as_json),
+    Route("POST", "/tenants/{tenant}/webhooks", post_webhooks, OPERATOR, as_json),
+    Route("DELETE", "/tenants/{tenant}/webhooks", delete_webhook, OPERATOR, as_json),
     Route("GET", "/{id}/dashboard", dashboard, SHARED),
     Route("GET", "/{id}/stats.json", stats_view, SHARED, as_json),
     *(
@@ -10143,7 +10204,7 @@ def answer(app: App, environ: WSGIEnvironment) -> Response:
     except HTTPError as error:
         return errors(app, error)
     except (BadInput, Conflict) as error:
-        status = 404 if isinstance(error, NoTenant) else 400 if isinstance(error, BadInput) else 409
+        status = 404 if isinstance(error, NotThere) else 400 if isinstance(error, BadInput) else 409
         return errors(app, HTTPError(status, str(error)))
     except Busy:
         told = "The database is busy just now; nothing was changed, try again."
@@ -10925,13 +10986,6 @@ def cmd_tenant_remove(args: Namespace, settings: Settings) -> None:
     print(f"deleted {tenant.name}; links in its old mail show the naming page from now on")
 
 
-def _find_webhook(connection: sqlite3.Connection, args: Namespace) -> Webhook:
-    for each in webhooks_of(connection, find_tenant(connection, args.tenant).number):
-        if each.url == args.url:
-            return each
-    raise BadInput(f"no webhook {args.url}; `tenant webhook list` shows them")
-
-
 URL_OF_WEBHOOK = option("url URL", "where it leads")
 
 
@@ -10945,43 +10999,22 @@ URL_OF_WEBHOOK = option("url URL", "where it leads")
 )
 def cmd_tenant_webhook_add(args: Namespace, settings: Settings) -> None:
     """Send what becomes of hits to a URL from now on (`deliver` does). Again: change it, and switch it on. Prints its secrets."""
-    types = args.events.split(",")
-    if not {*types} <= {*CHANGE_TYPES}:
-        raise BadInput(f"--events: expected some of {','.join(CHANGE_TYPES)}")
-    if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[!-~]*)?", args.url) or len(args.url) > 2000:
-        raise BadInput("url: expected https://, a host in ASCII and perhaps a port and a path")
     with database_of(settings) as database, database.transaction() as connection:
-        number = find_tenant(connection, args.tenant).number
-        set_feed(connection, number, True)
-        feed, known = feed_of(connection, number), {each.url: each for each in webhooks_of(connection, number)}
-        webhook = known.get(args.url) or Webhook(number, args.url, position=feed.last if feed else 0)
-        kept = webhook.secrets.split()
-        if args.rotate or not kept:
-            kept = [f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}", *kept[:1]]
-        about: dict[str, Any] = {
-            "types": ",".join(types),
-            "people_only": int(args.people_only),
-            "secrets": " ".join(kept),
-        }
-        set_webhook(connection, webhook._replace(**about, failing_since=None, trouble="", off=0))
-    say(args, {"url": args.url, "secrets": kept}, kept)
+        tenant = find_tenant(connection, args.tenant).number
+        told = add_webhook(connection, Webhook(tenant, args.url, args.events, int(args.people_only)), args.rotate)
+    say(args, told, told["secrets"])
 
 
 @command(TENANT, JSON)
 def cmd_tenant_webhook_list(args: Namespace, settings: Settings) -> None:
     """List where what becomes of a tenant's hits is sent, and whether that works."""
     with database_of(settings) as database, database.reading() as connection:
-        tenant, now = find_tenant(connection, args.tenant).number, now_ms()
-        feed, webhooks = feed_of(connection, tenant), webhooks_of(connection, tenant)
-    told, lines = [], []
-    for each in webhooks:
-        behind, state = (feed.last if feed else 0) - each.position, "off" if each.off else "on"
-        about = {"url": each.url, "events": each.types.split(","), "people_only": bool(each.people_only)}
-        told.append({**about, "state": state, "behind": behind, "trouble": each.trouble})
-        since = f", since {ago((now - each.failing_since) / 1000)}: {each.trouble}" if each.failing_since else ""
-        lines.append(
-            f"{state:4} {each.url} ({each.types}{', people only' * each.people_only}), {behind:,} behind{since}"
-        )
+        told = webhooks_about(connection, find_tenant(connection, args.tenant).number)
+    lines = []
+    for each in told:
+        what = ",".join(each["events"]) + ", people only" * each["people_only"]
+        since = f", since {each['failing_since']}: {each['trouble']}" if each["failing_since"] else ""
+        lines.append(f"{each['state']:4} {each['url']} ({what}), {each['behind']:,} behind{since}")
     say(args, told, lines)
 
 
@@ -10989,7 +11022,7 @@ def cmd_tenant_webhook_list(args: Namespace, settings: Settings) -> None:
 def cmd_tenant_webhook_test(args: Namespace, settings: Settings) -> int:
     """Send a webhook an event of the type `test` now, and say what was answered."""
     with database_of(settings) as database, database.reading() as connection:
-        webhook = _find_webhook(connection, args)
+        webhook = find_webhook(connection, args.tenant, args.url)
     at = now_ms()
     body = json.dumps({"type": "test", "timestamp": iso_time(at), "data": {}}).encode()
     lane = Lane(webhook.url, settings.webhook_networks or ())
@@ -11003,7 +11036,7 @@ def cmd_tenant_webhook_test(args: Namespace, settings: Settings) -> int:
 def cmd_tenant_webhook_remove(args: Namespace, settings: Settings) -> None:
     """Send nothing to a URL any more."""
     with database_of(settings) as database, database.transaction() as connection:
-        remove_webhook(connection, _find_webhook(connection, args))
+        remove_webhook(connection, find_webhook(connection, args.tenant, args.url))
 
 
 # -- Sending

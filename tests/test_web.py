@@ -59,6 +59,9 @@ CALLS: dict[tuple[str, str], tuple[str, bytes]] = {
     ("GET", "/tenants/{tenant}"): ("", b""),
     ("PATCH", "/tenants/{tenant}"): ("", b'{"suspended": true}'),
     ("DELETE", "/tenants/{tenant}"): ("", b""),
+    ("GET", "/tenants/{tenant}/webhooks"): ("", b""),
+    ("POST", "/tenants/{tenant}/webhooks"): ("", b'{"url": "https://crm.example.com/hook"}'),
+    ("DELETE", "/tenants/{tenant}/webhooks"): ("?url=https://crm.example.com/hook", b""),
 }
 
 
@@ -128,7 +131,7 @@ def cast(stage: Stage) -> Stage:
 def everything_of(stage: Stage, tenant: tracker.Tenant) -> list[list[tuple[Any, ...]]]:
     """All rows that belong to a tenant."""
     tables = ("emails", "events", "uniques", "reasons", "cohorts", "campaigns", "campaign_times", "campaign_hits")
-    others = ("links", "urls", "tenant_rules", "shares", "feeds", "changes")
+    others = ("links", "urls", "tenant_rules", "shares", "feeds", "changes", "webhooks")
     rows = (stage.rows(f"select * from {table} where tenant = ?", tenant.number) for table in (*tables, *others))
     owned = [sorted(each, key=repr) for each in rows]
     return [*owned, stage.rows("select * from tenants where number = ?", tenant.number)]
@@ -383,12 +386,14 @@ def test_the_operators_routes_need_the_operators_key(
 ) -> None:
     stage = staged(API_KEY=api_key)
     stage.change(stage.acme, api_key_hash=tracker.key_hash(ACME_KEY))
-    before = stage.rows("select * from tenants")
+    with stage.database.transaction() as connection:
+        tracker.add_webhook(connection, tracker.Webhook(stage.acme.number, "https://crm.example.com/hook"), False)
+    before = everything(stage)
     for headers in (*WRONG_KEYS, bearer("None"), bearer(ACME_KEY), {"Authorization": f"Basic {OPERATOR_KEY}"}):
         answer = use(stage, route, stage.acme, headers)
         assert_error(answer, 401 if api_key else 404)
         assert not api_key or answer["WWW-Authenticate"] == "Bearer"
-    assert stage.rows("select * from tenants") == before
+    assert everything(stage) == before
     answer = use(stage, route, stage.acme, bearer(OPERATOR_KEY))
     assert answer.status in ((200, 201) if api_key else (404,))
     assert_private(answer)

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from typing import Any
+from urllib.parse import quote
 
 import pytest
-from conftest import NOW, PROGRAM, Stage, click, hit, segment
+from asking import ACME_KEY, bearer, call
+from conftest import NOW, OPERATOR_KEY, PROGRAM, Stage, click, hit, segment
 
 import tracker
 
@@ -332,9 +334,143 @@ def test_commands_make_list_test_and_remove_webhooks(
     assert "0 behind" in run(*of, "list", "Acme")
     run(*of, "remove", "Acme", url)
     assert "no webhook" in run(*of, "remove", "Acme", url, status=1)
-    assert "--events: expected" in run(*of, "add", "Acme", url, "--events", "opened,bounced", status=1)
-    for wrong in ("ftp://x/", "https://user@x/", "https://x y/", "x"):
-        assert "url: expected https://" in run(*of, "add", "Acme", wrong, status=1)
+    assert "events: expected some of opened, clicked, revised" in run(
+        *of, "add", "Acme", url, "--events", "opened,bounced", status=1
+    )
+    assert "url: expected https://" in run(*of, "add", "Acme", "ftp://x/", status=1)
+
+
+def asked(stage: Stage, method: str, of: str, value: Any = None, query: str = "", status: int = 200) -> Any:
+    """Ask for webhooks as the operator."""
+    body = b"" if value is None else json.dumps(value).encode()
+    answer = call(stage, method, f"/tenants/{of}/webhooks{query}", body, bearer(OPERATOR_KEY))
+    assert answer.status == status, answer.text
+    return answer.json
+
+
+@pytest.fixture
+def operated(staged: Callable[..., Stage]) -> Stage:
+    return staged(API_KEY=OPERATOR_KEY)
+
+
+def test_the_operator_adds_lists_and_removes_webhooks_over_http_as_by_command(
+    operated: Stage, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operated.use(monkeypatch)
+
+    def run(*words: str) -> Any:
+        assert tracker.main(["--env", os.devnull, "tenant", "webhook", *words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    url = receiver.url + "?a=1&b=2+3"
+    [first] = asked(operated, "POST", "Acme", {"url": url, "events": ["clicked"], "people_only": True})["secrets"]
+    about: dict[str, Any] = {"url": url, "events": ["clicked"], "people_only": True, "state": "on", "behind": 0}
+    about |= {"failing_since": None, "trouble": ""}
+    assert asked(operated, "GET", operated.acme.id) == {"rows": [about]} == {"rows": run("list", "Acme")}
+    assert run("add", "Acme", url) == {"url": url, "secrets": [first]} == asked(operated, "POST", "Acme", {"url": url})
+    second, kept = asked(operated, "POST", operated.acme.mail_id, {"url": url, "rotate": True})["secrets"]
+    assert (kept == first, second.startswith("whsec_"), second != first) == (True, True, True)
+    drained(operated, hit(operated, "e1"))
+    [told] = asked(operated, "GET", "Acme")["rows"]
+    assert told == {**about, "events": ["opened", "clicked", "revised"], "people_only": False, "behind": 1}
+    assert "whsec_" not in json.dumps(told)
+    receiver.answers = lambda *_: 500
+    with operated.database.reading() as connection:
+        webhook = tracker.find_webhook(connection, "Acme", url)
+    courier(operated, webhook).turn()
+    [told] = asked(operated, "GET", "Acme")["rows"]
+    assert (told["trouble"], told["failing_since"][:2]) == ("answered 500", "20")
+    # Its secret signs, though it was told over HTTP.
+    assert receiver.got[0][0]["webhook-signature"].count("v1,") == 2
+    assert webhook.secrets == f"{second} {first}"
+    assert asked(operated, "DELETE", "Acme", query=f"?url={quote(url, safe='')}") == {"deleted": url}
+    assert asked(operated, "GET", "Acme") == {"rows": []}
+
+
+def test_one_tenants_webhooks_are_not_anothers(operated: Stage) -> None:
+    url, other = "https://crm.example.com/hook", "https://crm.example.com/other"
+    mine, _ = (asked(operated, "POST", "Acme", {"url": each})["secrets"] for each in (url, other))
+    theirs = asked(operated, "POST", "Globex", {"url": url, "people_only": True})["secrets"]
+    assert mine != theirs
+    before = operated.rows("select * from webhooks where tenant = ?", operated.globex.number)
+    asked(operated, "POST", "Acme", {"url": url, "events": ["revised"], "rotate": True})
+    asked(operated, "DELETE", "Acme", query=f"?url={url}")
+    assert [each["url"] for each in asked(operated, "GET", "Acme")["rows"]] == [other]
+    assert "no webhook" in asked(operated, "DELETE", "Acme", query=f"?url={url}", status=404)["error"]
+    assert operated.rows("select * from webhooks where tenant = ?", operated.globex.number) == before
+
+
+def test_who_has_not_the_operators_key_is_told_nothing_of_webhooks(operated: Stage) -> None:
+    url = "https://crm.example.com/hook"
+    asked(operated, "POST", "Acme", {"url": url})
+    before = operated.rows("select * from webhooks")
+    with tracker.changing_tenants(operated.database) as connection:
+        tracker.change_tenant(connection, operated.acme.number, api_key_hash=tracker.key_hash(ACME_KEY))
+    for of in ("Acme", operated.acme.id, "nobody"):
+        for headers in ({}, bearer("another"), bearer(ACME_KEY)):
+            for method, query, body in (("GET", "", b""), ("POST", "", b'{"url": "https://x/"}'), ("DELETE", url, b"")):
+                answer = call(operated, method, f"/tenants/{of}/webhooks?url={query}", body, headers)
+                assert (answer.status, answer["WWW-Authenticate"]) == (401, "Bearer")
+                assert url not in answer.text
+    assert operated.rows("select * from webhooks") == before
+
+
+def test_of_an_unknown_tenant_there_are_no_webhooks(operated: Stage) -> None:
+    for method, value, query in (("GET", None, ""), ("POST", {"url": "https://x/"}, ""), ("DELETE", None, "?url=x")):
+        assert "no tenant 'nobody'" in asked(operated, method, "nobody", value, query, status=404)["error"]
+    assert operated.rows("select * from webhooks") == []
+
+
+A_URL = {"url": "https://crm.example.com/hook"}
+AN_EVENT = "events: expected some of opened, clicked, revised"
+WRONG: tuple[tuple[Any, str], ...] = (
+    *(
+        ({"url": url}, "url: expected https://, a host in ASCII")
+        for url in (
+            *("", "x", "ftp://x/", "https://", "https:///hook", "https://user@x/", "https://x y/", "https://x/a b"),
+            *("https://x?y", "https://x:99999/", "https://x:0/", "https://a:b:c/", "https://a..b/", "https://[::1/"),
+            *("https://bücher.example/", "https://x/é", "https://x/\n", f"https://{'a' * 64}.com/"),
+            "https://x/" + "a" * 1_991,
+        )
+    ),
+    ({}, "url: expected https://"),
+    ({"url": 5}, "url: expected text"),
+    ({"url": None}, "url: expected text"),
+    ({**A_URL, "events": ["opened", "bounced"]}, AN_EVENT),
+    ({**A_URL, "events": []}, AN_EVENT),
+    ({**A_URL, "events": [""]}, AN_EVENT),
+    ({**A_URL, "events": ["Opened"]}, AN_EVENT),
+    ({**A_URL, "events": "opened"}, "events: expected a list of texts"),
+    ({**A_URL, "events": ["opened"] * 4}, "events: expected at most 3, got 4"),
+    ({**A_URL, "people_only": "yes"}, "people_only: expected true or false"),
+    ({**A_URL, "rotate": 1}, "rotate: expected true or false"),
+    ({**A_URL, "secrets": ["x"]}, "secrets: unknown field; expected some of url, events, people_only, rotate"),
+    ([A_URL], "expected an object"),
+)
+
+
+def test_what_no_webhook_can_have_is_refused_with_what_was_expected(operated: Stage) -> None:
+    for value, error in WRONG:
+        assert asked(operated, "POST", "Acme", value, status=400)["error"].startswith(error), value
+    assert "expected JSON" in asked(operated, "POST", "Acme", status=400)["error"]
+    told = asked(operated, "DELETE", "Acme", query="?uri=https://x/", status=400)["error"]
+    assert told == "uri: unknown field; expected some of url"
+    assert "has the url ''" in asked(operated, "DELETE", "Acme", status=404)["error"]
+    assert operated.rows("select * from webhooks") == [] == operated.rows("select * from feeds")
+    for url in ("https://x/" + "a" * 1_990, "https://crm.example.com:8443", "http://[::1]:80/hook?a=1&b=%20"):
+        assert asked(operated, "POST", "Acme", {"url": url})["url"] == url
+
+
+def test_a_feed_that_is_switched_off_and_on_again_is_sent_from_its_first_row(stage: Stage, receiver: Receiver) -> None:
+    webhook = hook(stage, receiver.url)
+    drained(stage, hit(stage, "e1"), hit(stage, "e2"))
+    assert courier(stage, webhook).turn() == 0
+    for keeps in (False, True):
+        with stage.database.transaction() as connection:
+            tracker.set_feed(connection, stage.acme.number, keeps)
+    drained(stage, hit(stage, "e3"))
+    assert courier(stage, webhook).turn() == 0
+    assert sorted(receiver.keys) == ["e1", "e2", "e3"]
 
 
 @pytest.mark.sqlite
@@ -361,15 +497,3 @@ def test_all_arrive_though_deliver_is_killed_and_the_receiver_goes(stage: Stage,
             process.send_signal(signal.SIGKILL)
     assert {*receiver.keys} == {f"e{n}" for n in range(300)}
     assert state(stage)[0] == 300
-
-
-def test_a_feed_that_is_switched_off_and_on_again_is_sent_from_its_first_row(stage: Stage, receiver: Receiver) -> None:
-    webhook = hook(stage, receiver.url)
-    drained(stage, hit(stage, "e1"), hit(stage, "e2"))
-    assert courier(stage, webhook).turn() == 0
-    for keeps in (False, True):
-        with stage.database.transaction() as connection:
-            tracker.set_feed(connection, stage.acme.number, keeps)
-    drained(stage, hit(stage, "e3"))
-    assert courier(stage, webhook).turn() == 0
-    assert sorted(receiver.keys) == ["e1", "e2", "e3"]
