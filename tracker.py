@@ -6787,7 +6787,7 @@ def tidy_spool(database: Database, days: int, megabytes: int, *, delete: bool = 
 # == Privacy ===========================================================================================
 # What must not be stored any more goes from the database, the spool and what is restored; its numbers stay.
 
-RETIRED_EVENTS = 1_000  # that a transaction removes, or looks at, as emails: 0.1 s, in which nobody else writes
+RETIRED_EVENTS = 400  # that a transaction removes, or looks at, as emails: 0.1 s, in which nobody else writes
 
 
 def delete_emails(folder: str, connection: sqlite3.Connection, tenant: int, keys: Collection[str], now: int) -> int:
