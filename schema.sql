@@ -555,7 +555,7 @@ group by events.tenant, host, reason;
 create table allowances (                -- how many new things hits alone brought: on a day; day -1: of a campaign that was declared
     tenant   integer not null references tenants (number),
     day      integer not null,
-    what     text not null,              -- one of A_DAY
+    what     text not null,              -- one of A_DAY, or choice: of a recipient's
     whose    text not null,              -- a campaign; of URLs, a registered email's key; '': the tenant's
     network  integer not null,           -- a number for it; -1: of all
     used     integer not null,

@@ -5301,16 +5301,28 @@ def told_late(connection: sqlite3.Connection, lines: Iterable[Line]) -> list[Cho
     return found
 
 
+MOST_UNKNOWN = 10_000  # choices a day for keys that no email of a tenant has
+
+
 def choose(folder: str, connection: sqlite3.Connection, choices: Iterable[Choice]) -> set[str]:
-    """Do what recipients chose, for their address where it is known, else for the key; returns spellings of who is forgotten."""
+    """Do what recipients chose, for their address where it is known, else for the key; returns spellings of who is forgotten.
+
+    Of keys that no email has, so many a day: who has one link that a tool filled in can make up more.
+    """
     spelt, gone = set[str](), Gone()
     sql = """
-        select number, coalesce(max(recipient), '') from tenants
+        select number, coalesce(max(recipient), ''), count(emails.id) from tenants
         left join emails on emails.tenant = number and emails.key = :key
         where mail_id = :mail_id group by number
     """
+    count = """
+        insert into allowances (tenant, day, what, whose, network, used) values (?, ?, 'choice', '', -1, 1)
+        on conflict (tenant, day, what, whose, network) do update set used = allowances.used + 1 returning used
+    """
     for each in {choice[1:4]: choice for choice in sorted(choices, key=lambda each: -each.at)}.values():
-        for number, address in connection.execute(sql, {"mail_id": each.mail_id, "key": each.key}).fetchall():
+        for number, address, known in connection.execute(sql, {"mail_id": each.mail_id, "key": each.key}).fetchall():
+            if not known and connection.execute(count, (number, each.at // DAY_MS)).fetchone()[0] > MOST_UNKNOWN:
+                continue
             released = release(connection, number, [address or each.key], each.kinds, each.at, each.key)
             gone |= released.gone
             spelt |= released.spelt if FORGOTTEN in each.kinds else set()

@@ -111,8 +111,9 @@ def use_all_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         connection.execute("update reasons set hits = hits + 1")
     tracker.tidy_spool(stage.database, 3, 2000)
     web.post_json(f"{home}/forgotten", {"address": "r5@example.org"})
-    signature = tracker.sign(stage.app.secrets[0], stage.acme.mail_id, "e8", tracker.PREFERENCES)
-    web.get(f"/{stage.acme.mail_id}/preferences/e8/{signature}").forms[0].submit("choice", value="erase")
+    for key in ("e8", "unknown"):
+        signature = tracker.sign(stage.app.secrets[0], stage.acme.mail_id, key, tracker.PREFERENCES)
+        web.get(f"/{stage.acme.mail_id}/preferences/{key}/{signature}").forms[0].submit("choice", value="erase")
     segment(stage, *(hit(stage, "e2", NOW + n, ua=f"{n}{'x' * 400}") for n in range(300)))  # room to be given back
     stage.drain()
     for days in (9_000, 1):

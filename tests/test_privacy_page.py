@@ -257,6 +257,22 @@ def test_many_choices_of_one_recipient_are_one(stage: Stage, monkeypatch: pytest
     assert stage.check() == []
 
 
+def test_choices_for_keys_that_somebody_made_up_leave_so_much_a_day_and_cost_nobody_elses(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has one link that a tool filled in can write any other random UUID into it."""
+    monkeypatch.setattr(tracker, "MOST_UNKNOWN", 2)
+    send_mail(stage)
+    for n in range(5):
+        choose(stage, link(stage, f"{n}{UUID[1:]}", signed=""), "stop")
+    stage.drain()
+    assert stage.rows("select count(*) from gone") == [(4,)]  # of each, as a key and as an address
+    choose(stage, link(stage, "a1"), "erase")
+    stage.drain()
+    assert ("a1",) not in stage.rows("select key from emails")
+    assert stage.check() == []
+
+
 @pytest.mark.sqlite
 def test_a_choice_that_can_not_be_written_is_said_to_have_failed_and_is_in_the_log_for_ingest(
     stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, run: Told
