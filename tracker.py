@@ -5840,28 +5840,26 @@ def read_table(connection: sqlite3.Connection, tenant: int, table: Table, asked:
     if asked.search and "search" in table.scopes:
         values["wanted"], found = search_emails(connection, asked, values)
     sort = table.orders.get(order, "0")
-    sql = table.ids.format(scope=scope, source=table.source, shown=fits, sort=sort)
+    ids = table.ids.format(scope=scope, source=table.source, shown=fits, sort=sort)
+    sql = f"select id, at from ({ids}) as newest where fits = 1"  # which leaves them in their order
     by_number = table is CAMPAIGNS and order == "campaign"
     if order and not by_number:
-        sql = f"""
-            select id, at, fits from ({sql}) as newest where fits = 1
-            order by sort_key {"asc" if asked.ascending else "desc"}, {"at desc, id desc" if table is EMAILS else "id"}
-            limit :most offset :begin
-        """
+        ends = "at desc, id desc" if table is EMAILS else "id"
+        sql += f" order by sort_key {'asc' if asked.ascending else 'desc'}, {ends} limit :most offset :begin"
         values |= {"begin": begin, "most": asked.most + 1}
-    seen, picked, following = 0, [], None
-    ids: Iterable[tuple[Any, ...]] = connection.execute(sql, values)
+    picked, following = [], None
+    those: Iterable[tuple[Any, ...]] = connection.execute(sql, values)
     if by_number:
-        ids = sorted(ids, key=lambda row: in_reading_order(row[0]), reverse=not asked.ascending)
-    for id_, at, fits, *_ in ids:
-        seen += 1
-        if fits:
-            picked.append(Cursor(at, id_))
+        those = sorted(those, key=lambda row: in_reading_order(row[0]), reverse=not asked.ascending)
+    for id_, at in those:
+        picked.append(Cursor(at, id_))
         if len(picked) > asked.most:
             following = Cursor(0, begin + asked.most) if order else picked[-2]
             break
-    if is_part and seen == MOST_SORTED and not (order or following):
-        following = Cursor(at, id_)
+    if is_part and not (order or following):
+        sql = table.ids.format(scope=scope, source=table.source, shown="1 = 1", sort="0")
+        last = connection.execute(f"{sql} offset {MOST_SORTED - 1}", {**values, "looked": 1}).fetchone()
+        following = last and Cursor(last[1], last[0])
     values["wanted"] = as_set(page := [each.id for each in picked[: asked.most]])
     fields = ", ".join((*table.fields, *table.more))
     rows = {row[0]: row for row in connection.execute(table.rows.format(scope=scope, fields=fields), values)}
