@@ -958,7 +958,7 @@ DECLARED: dict[str, Any] = {"campaign": "c", "sent": 1, "sent_at": "2026-11-24T0
     [
         ("campaign", "campaign: expected a name of 1 to 200 characters", ["", " "]),
         ("campaign", "campaign: expected", ["x" * 201, "a\nb"]),
-        ("sent", "sent: expected a number from 0 to 1,000,000,000", [-1, 10**9 + 1, 10**30]),
+        ("sent", "sent: expected a whole number from 0 to 1,000,000,000", [-1, 10**9 + 1, 10**30]),
         ("sent_at", "at: expected a time with its zone", ["yesterday", "2026-11-30T09:00:00"]),
         ("sent_at", "at: expected", [" ", "1970-01-01T00:00:00Z", "9999-12-31T23:59:59-12:00"]),
         ("sent_at", "at: expected", ["0001-01-01T00:00:00+14:00"]),
@@ -1138,7 +1138,7 @@ def test_an_answer_says_its_type_its_key_and_whether_it_was_changed_or_is_json_w
         ({"sent": 1}, "campaign: expected a name"),
         ({"campaign": 5, "sent": 1}, "campaign: expected text"),
         ({"campaign": "\ud800", "sent": 1}, "campaign: expected"),
-        *(({"campaign": "c", "sent": sent}, "sent: expected a number") for sent in (None, "1", True, 1.5)),
+        *(({"campaign": "c", "sent": sent}, "sent: expected a whole number") for sent in (None, "1", True, 1.5)),
         ({**DECLARED, "sent_at": 5}, "sent_at: expected text"),
         ({**DECLARED, "at": "now"}, "at: unknown field; expected some of campaign, sent, sent_at"),
     ],
