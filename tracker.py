@@ -7807,7 +7807,7 @@ def read_declaration(campaign: str, sent: int, at: str | None, name: str = "sent
     if campaign.strip(" ") in ("", *NO_CAMPAIGNS) or len(campaign) > MAX_CAMPAIGN or UNFIT.search(campaign):
         raise BadInput(f"campaign: expected a name of 1 to {MAX_CAMPAIGN} characters in one line, not . or ..")
     if not 0 <= sent <= MOST_SENT:
-        raise BadInput(f"sent: expected a number from 0 to {MOST_SENT:,}")
+        raise BadInput(f"sent: expected a whole number from 0 to {MOST_SENT:,}")
     return campaign.strip(" "), sent, None if at is None else read_iso_time(at, name)
 
 
