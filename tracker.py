@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-__version__ = "0.7.0.dev0"
+__version__ = "0.7.0"
 
 # The file this program came in, and what a person calls it: tracker.py, or the zip that holds it.
 PROGRAM_FILE = os.path.abspath(getattr(globals().get("__loader__"), "archive", __file__))
