@@ -24,6 +24,7 @@ import pytest
 import test_links
 from browser import CONTRASTS, HOSTILE_NAME, Chromium, Site, Tab
 from conftest import CHROME, ROOT
+from load import wait_until
 
 import tracker
 
@@ -71,6 +72,8 @@ def mailing(site: Site) -> Site:
     query = quote("?<img src=x onerror=console.error(5)>", safe="")
     for host, expected in (("acme.com", 302), ("elsewhere.example", 200)):
         assert site.request("GET", f"/{mail_id}/click/h2?url=https%3A%2F%2F{host}%2F{query}")[0] == expected
+    stats = f"/{site.initech['id']}/stats.json"
+    wait_until(lambda: json.loads(site.request("GET", stats)[1])["waiting_hits"] == 0, site.nginx.server)
     return site
 
 
