@@ -8683,7 +8683,7 @@ def dashboard_notices(view: View, stats: Stats, waiting: int) -> Iterator[Markup
     tenant, others, words = view.tenant, stats.unregistered, view.pages.words
 
     def notice(name: str, **values: object) -> Markup:
-        text, *commands = words[name].format(tenant=tenant, **values).split(" | ")
+        text, *commands = (part.format(tenant=tenant, **values) for part in words[name].split(" | "))
         more = tag("details", tag("summary", "For the operator"), *(tag("pre", tag("code", each)) for each in commands))
         return tag("div", tag("p", text), more if commands and not tenant.share else "", class_="notice")
 

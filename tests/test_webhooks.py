@@ -238,6 +238,10 @@ def test_what_fails_for_three_days_is_switched_off_and_the_dashboard_says_so(
     assert sent.turn() is None
     page = stage.web.get(f"/{stage.acme.id}/dashboard").text
     assert "Nothing is sent to" in page and "answered 500" in page
+    with stage.database.transaction() as connection:
+        connection.execute("update webhooks set trouble = 'no way | rm'")  # whatever it is, no part of it is a command
+    page = stage.web.get(f"/{stage.acme.id}/dashboard").text
+    assert "(no way | rm)" in page and "<code>rm" not in page
     receiver.answers = lambda *_: 200
     assert tracker.main(["--env", os.devnull, "tenant", "webhook", "add", "Acme", receiver.url]) == 0
     assert courier(stage, webhook).turn() == 0
