@@ -7713,9 +7713,7 @@ class CampaignStats:
     before_sums: Totals | None  # all of them as one, so that a small one weighs little: for rates
     hits: Counts
     reasons: list[dict[str, Any]]  # as those of Stats
-    half_after: (
-        int | None
-    )  # milliseconds after `begun` by which people had opened half of it; None if it is sent for days
+    half_after: int | None  # milliseconds after `begun` by which half of what people opened was; None: sent for days
     period: Period  # hours for the first two days, then its steps: days, or longer ones
     hours: int  # how many of the steps are hours
     steps: list[Counts]
@@ -7748,10 +7746,8 @@ def read_campaign(
     begun, ended = campaigns_sent(connection, number, [campaign]).get(campaign, (None, 0))
     if not rows or begun is None:
         return None
-    last, is_steady = (
-        max(rows[0]["last_hit_at"] or 0, ended * QUARTER_MS),
-        ended - begun > FIRST_HOURS * HOUR_MS // QUARTER_MS,
-    )
+    last = max(rows[0]["last_hit_at"] or 0, ended * QUARTER_MS)
+    is_steady = ended - begun > FIRST_HOURS * HOUR_MS // QUARTER_MS
     period, hours = read_campaign_period(zone, begun * QUARTER_MS, last, now, is_steady)
     is_alone = tenant.share is not None and tenant.share.campaign != ""  # then the others are not to be told of
     others = {} if is_alone else dict(campaigns_before(connection, number, begun, MOST_BEFORE))
@@ -8347,7 +8343,7 @@ def curve(view: View, period: Period, counts: Sequence[Counts], hours: int = 0) 
         numbers = {noun: [f"{step[noun][state]:,}" for state in states] for noun in PANELS}
         told = " · ".join(f"{'+'.join(some)} {noun}" for noun, some in numbers.items())
         rect = tag("rect", x=f"{round(n * width, 2)}%", width=f"{round(width, 2)}%")
-        steps.append(tag("a", rect, tag("text", f"{label}: {told}"), href=step_url(view, period, n, hours)))
+        steps.append(tag("a", rect, tag("text", f"{label}: {told}"), href=step_url(view, period, n)))
         if any(step[noun][state] for noun in PANELS for state in states):
             cells = (_CELL.render(text=each) for each in chain(*numbers.values()))
             rows.append(_LINE.render(label=label, cells=joined(*cells)))
@@ -8370,11 +8366,12 @@ def curve(view: View, period: Period, counts: Sequence[Counts], hours: int = 0) 
     )
 
 
-def step_url(view: View, period: Period, n: int, hours: int) -> str:
+def step_url(view: View, period: Period, n: int) -> str:
     """The dashboard of a step's day, or days; a campaign's curve leads nowhere, since no dashboard is of it alone."""
+    if view.campaign:
+        return ""
     begin, end = (str(period.day(at)) for at in (period.starts[n], [*period.starts, period.end][n + 1] - 1))
-    is_day = n < hours or period.step in ("hour", "day")
-    return "" if view.campaign else view.range_url(**({"on": begin} if is_day else {"from": begin, "to": end}))
+    return view.range_url(**({"on": begin} if period.step in ("hour", "day") else {"from": begin, "to": end}))
 
 
 def step_label(period: Period, n: int, hours: int) -> str:
@@ -11536,8 +11533,13 @@ def cmd_deliver(args: Namespace, settings: Settings) -> int:
             raise Busy("another `deliver` is at it")
         couriers: dict[tuple[Any, ...], Courier] = {}
         while True:
-            with contextlib.suppress(StoreError), database.reading() as connection:
-                webhooks = [each for each in webhooks_of(connection) if not each.off]
+            webhooks = list[Webhook]()
+            try:
+                with database.reading() as connection:
+                    webhooks = [each for each in webhooks_of(connection) if not each.off]
+            except StoreError:
+                if not args.follow:  # else it is looked again in a second
+                    raise
             for webhook in webhooks:
                 key = webhook[:2]
                 if key not in couriers or not couriers[key].is_alive():
